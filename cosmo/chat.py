@@ -1,0 +1,76 @@
+"""Talking to a model in the terminal, as in Cosmo's public demo: situation, role, then turns."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from cosmo import records
+from cosmo.engine import infer
+from cosmo.engine.decoding import DecodingConfig
+from tasks import formatting
+
+SITUATION = "Cosmo is having a friendly conversation with a friend."
+ROLE = "You are Cosmo, and you are talking to a friend."
+HELP = "[RESET] forgets the conversation, [END] leaves."
+
+
+def chat(
+    session: infer.Session,
+    separators: formatting.Separators,
+    decoding: DecodingConfig,
+    seed: int = 0,
+    situation: str | None = None,
+    role: str | None = None,
+    read: Callable[[str], str] = input,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Ask for situation and role (unless given), then answer line by line; the last history.
+
+    `[RESET]` clears the history and asks again, `[END]` or end of file leaves.
+    """
+    turns: list[str] = []
+    count = 0
+    try:
+        while True:
+            here = situation if situation is not None else _ask(read, "Situation", SITUATION)
+            who = role if role is not None else _ask(read, "Role", ROLE)
+            say(f"situation: {here}\nrole: {who}\n{HELP}\n")
+            turns = []
+            while True:
+                line = read("You: ").strip()
+                if line == "[END]":
+                    return turns
+                if line == "[RESET]":
+                    say("(conversation forgotten)\n")
+                    break
+                if not line:
+                    continue
+                turns.append(line)
+                record = {
+                    "id": f"{seed}-{count}",
+                    "narrative": here,
+                    "instruction": who,
+                    "turns": turns,
+                }
+                row = records.row(
+                    record, session.vocabulary, session.lengths["inputs"], separators
+                )
+                answer = next(iter(infer.predict(session, [row], decoding, seed)))
+                count += 1
+                reply = answer.predictions[0].strip() or "..."
+                turns.append(reply)
+                say(f"Cosmo: {reply}\n")
+    except EOFError:
+        return turns
+
+
+def _ask(read: Callable[[str], str], what: str, default: str) -> str:
+    return read(f"{what} [{default}]: ").strip() or default
+
+
+def warm_up(session: infer.Session, decoding: DecodingConfig) -> None:
+    """Compile before the first question, so that the first answer comes as fast as the next."""
+    began = time.monotonic()
+    row = records.row({"turns": ["Hello."]}, session.vocabulary, session.lengths["inputs"])
+    list(infer.predict(session, [row], decoding))
+    logging.getLogger("cosmo").info("ready after %.1f s", time.monotonic() - began)

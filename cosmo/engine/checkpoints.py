@@ -1,0 +1,190 @@
+"""Orbax checkpoints of a run: MODEL_DIR/checkpoints/STEP, saved in the background.
+
+Beside the arrays each holds a small JSON description (network, vocabulary), so that a checkpoint of
+another model or vocabulary is refused with the difference named, not with a stack trace.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from cosmo.engine.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreConfig:
+    """A checkpoint to start from: a run's MODEL_DIR (its latest) or one of its checkpoints.
+
+    Parameters and step number are taken; the optimizer starts fresh unless
+    `restore_optimizer_state`.
+    """
+
+    path: str | None = None
+    restore_optimizer_state: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all)."""
+
+    save_period: int | None = None
+    keep: int | None = 3
+    restore: RestoreConfig = RestoreConfig()
+
+
+def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False):
+    """An Orbax CheckpointManager over MODEL_DIR/checkpoints."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=not read_only, enable_async_checkpointing=True, read_only=read_only
+    )
+    return ocp.CheckpointManager(
+        epath.Path(model_dir).resolve() / FOLDER, options=options, item_names=("state", "description")
+    )
+
+
+def save(saver, step: int, state: Any, description: dict[str, Any]) -> None:
+    """Start saving `state`; returns once the arrays are copied, the writing goes on behind."""
+    import orbax.checkpoint as ocp
+
+    saver.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), description=ocp.args.JsonSave(description)
+        ),
+    )
+
+
+def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any:
+    """The state saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.
+
+    Raises UserError if vocabulary or shapes are not those of this run.
+    """
+    import orbax.checkpoint as ocp
+
+    where = f"{saver.directory}/{step}"
+    check(saver, step, abstract, description)
+    try:
+        restored = saver.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {where} cannot be read: {_first_line(error)}") from error
+    return restored["state"]
+
+
+def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
+    """Raise UserError naming the first difference between a checkpoint and what is wanted."""
+    where = f"{saver.directory}/{step}"
+    saved = _description(saver, step)
+    ours, theirs = description.get("vocabulary"), saved.get("vocabulary")
+    if ours and theirs and ours["fingerprint"] != theirs["fingerprint"]:
+        raise UserError(
+            f"vocabulary mismatch: {where} was trained with {theirs['path']} ({theirs['size']} "
+            f"pieces), this run has {ours['path']} ({ours['size']} pieces); every token id would "
+            "mean another word (gin: VOCABULARY_PATH)"
+        )
+    metadata = saver.item_metadata(step)["state"]
+    if metadata is None:
+        raise UserError(f"checkpoint {where} is incomplete: it holds no arrays")
+    found = {_path(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(metadata)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        name = _path(path)
+        if name not in found:
+            raise UserError(f"checkpoint {where} has no {name}: it is of another model or optimizer")
+        if found[name] != tuple(leaf.shape):
+            raise UserError(
+                f"checkpoint {where} is of another model size: {name} is {found[name]} there and "
+                f"{tuple(leaf.shape)} here (gin: MODEL, or the gin file of the model)"
+            )
+
+
+def locate(path: str) -> tuple[str, int]:
+    """(MODEL_DIR, step) of a run's folder (its latest checkpoint) or of one checkpoint in it."""
+    folder = epath.Path(path)
+    if not folder.exists():
+        raise UserError(f"no checkpoint at {path}: it does not exist")
+    if folder.name.isdigit() and folder.parent.name == FOLDER:
+        return str(folder.parent.parent), int(folder.name)
+    if (folder / "checkpoint").exists() or folder.name.startswith("checkpoint_"):
+        raise UserError(f"{path} is a T5X checkpoint; this version reads its own checkpoints only")
+    if (folder / "config.json").exists():
+        raise UserError(f"{path} is a HuggingFace folder; this version reads its own checkpoints only")
+    steps = completed_steps(path)
+    if not steps:
+        raise UserError(
+            f"no checkpoint in {path}: looked for {folder / FOLDER}/STEP; train there first, or give "
+            "another folder (gin: MODEL_DIR or INITIAL_CHECKPOINT_PATH)"
+        )
+    return path, steps[-1]
+
+
+def completed_steps(model_dir: str) -> list[int]:
+    """Steps with a finished checkpoint, ascending. Unfinished ones have another name."""
+    folder = epath.Path(model_dir) / FOLDER
+    if not folder.exists():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def abstract_like(abstract: Any, shardings: Any) -> Any:
+    """Shapes and types with the sharding that each array is to be restored to."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+
+
+def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
+    """(step, parameters) of the checkpoint at `path`, without its optimizer state."""
+    import orbax.checkpoint as ocp
+
+    model_dir, step = locate(path)
+    wanted = {"params": abstract_like(abstract, shardings)}
+    with manager(model_dir, read_only=True) as saver:
+        check(saver, step, wanted, description)
+    target = epath.Path(model_dir).resolve() / FOLDER / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        restored = reader.restore(
+            target,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    return step, restored["params"]
+
+
+def read_description(path: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: network, vocabulary, step."""
+    model_dir, step = locate(path)
+    with manager(model_dir, read_only=True) as saver:
+        return _description(saver, step)
+
+
+def _description(saver, step: int) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    restored = saver.restore(step, args=ocp.args.Composite(description=ocp.args.JsonRestore()))
+    return restored["description"] or {}
+
+
+def _path(path) -> str:
+    keys = (getattr(e, "key", getattr(e, "name", getattr(e, "idx", None))) for e in path)
+    return "/".join(str(key) for key in keys)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def host_copy(tree: Any) -> Any:
+    """Arrays as numpy, on the host."""
+    return jax.tree.map(np.asarray, tree)

@@ -1,0 +1,225 @@
+"""T5X's command line over gin: files, `--gin.NAME=value` overrides, and errors a person can use.
+
+The one module that imports gin. Gin files use dynamic registration, so they bind plain classes and
+functions; macros (MODEL_DIR, TRAIN_STEPS, ...) are what people override.
+"""
+
+import ast
+import difflib
+import logging
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gin
+from gin import config as gin_internals
+
+from cosmo.engine.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # gin files are named from here: gin/runs/...
+
+_MACRO_DEFINITION = re.compile(r"^([A-Za-z_]\w*)\s*=(?!=)", re.M)
+_MACRO_REFERENCE = re.compile(r"%([A-Za-z_][\w.]*)")
+_INCLUDE = re.compile(r"^include\s+['\"]([^'\"]+)['\"]", re.M)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(ordinary arguments, gin bindings): `--gin.NAME=value` becomes the binding `NAME = value`."""
+    rest, bindings = [], []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--gin."):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--gin.").partition("=")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"{argument} has no value; write {argument}=VALUE")
+            value = queue.pop(0)
+        bindings.append(f"{name.strip()} = {quote_bare(value)}")
+    return rest, bindings
+
+
+def quote_bare(value: str) -> str:
+    """A gin value as it is; anything that gin cannot read is taken for a string and quoted."""
+    value = value.strip()
+    if value.startswith(("@", "%")) or "@" in value and value[:1] in "[({":
+        return value
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return repr(value)
+    return value
+
+
+def load(
+    run_file: str,
+    gin_files: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    search_paths: Iterable[str] = (),
+) -> None:
+    """Parse `run_file` (the verb's defaults), then the user's files, then the overrides, in order.
+
+    Raises UserError, one line, for a missing file, an unknown name, an unknown or undefined macro,
+    or a macro that still has to be given.
+    """
+    gin.clear_config()
+    paths = [ROOT, *(pathlib.Path(p) for p in search_paths)]
+    for path in paths[1:]:
+        if not path.is_dir():
+            raise UserError(f"--gin_search_paths: {path} is not a folder")
+    # Gin tries the last added first: the working folder, then the user's paths, then the project.
+    for path in paths:
+        gin.add_config_file_search_path(str(path))
+    texts: dict[str, str] = {}
+    for file in (run_file, *gin_files):
+        texts.update(_read(str(file), [pathlib.Path("."), *paths[1:], ROOT]))
+    _check_macros(texts, bindings, run_file)
+    for file in (run_file, *gin_files):
+        _parse(lambda file=file: gin.parse_config_file(_find(str(file), paths)), str(file), texts)
+    for binding in bindings:
+        _parse(lambda binding=binding: gin.parse_config(binding), f"--gin.{binding}", texts)
+    gin.finalize()
+    _check_required(run_file, texts)
+
+
+def call(function: Callable[..., Any]) -> Any:
+    """Call `function` with the arguments that gin holds for it."""
+    try:
+        return gin.get_configurable(function)()
+    except (RuntimeError, ValueError, TypeError) as error:
+        # Gin wraps what a constructor raises; what the user needs is the first cause of it.
+        for cause in _chain(error):
+            if isinstance(cause, UserError):
+                raise cause from None
+        missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
+        if missing:
+            name, what = missing.group(1), missing.group(2).replace("'", "")
+            raise UserError(f"{name} needs a value for {what} (gin: {name}.{what})") from error
+        raise
+
+
+def query(name: str) -> Any:
+    """The value of a macro."""
+    return gin.query_parameter(f"%{name}")
+
+
+def operative_config() -> str:
+    """All bindings in use so far, as a gin file that repeats the run."""
+    return gin.operative_config_str()
+
+
+def _chain(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _find(file: str, paths: Iterable[pathlib.Path]) -> str:
+    for folder in [pathlib.Path("."), *reversed(list(paths))]:
+        if (folder / file).is_file():
+            return str(folder / file)
+    looked = ", ".join(str(p) for p in [pathlib.Path("."), *paths])
+    known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "gin").rglob("*.gin"))]
+    raise UserError(f"no gin file {file!r} in {looked}{_hint(file, known)}")
+
+
+def _read(file: str, paths: list[pathlib.Path]) -> dict[str, str]:
+    """The text of a gin file and of all it includes, comments blanked, by the name it was given."""
+    try:
+        text = pathlib.Path(_find(file, paths)).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read gin file {file}: {error}") from error
+    text = re.sub(r"#.*", "", text)
+    texts = {file: text}
+    for included in _INCLUDE.findall(text):
+        texts.update(_read(included, paths))
+    return texts
+
+
+def _run_files() -> str:
+    return "".join(re.sub(r"#.*", "", p.read_text()) for p in (ROOT / "gin/runs").glob("*.gin"))
+
+
+def _check_macros(texts: dict[str, str], bindings: Sequence[str], run_file: str) -> None:
+    """Every macro set must be used somewhere, every macro used must be set."""
+    everything = "".join(texts.values())
+    overrides = [b.split(" = ", 1) for b in bindings]
+    defined = set(_MACRO_DEFINITION.findall(everything)) | {n for n, _ in overrides if _plain(n)}
+    used = set(_MACRO_REFERENCE.findall(everything))
+    # One experiment file serves every verb: a macro that another verb's run file uses is known.
+    known = used | set(_MACRO_REFERENCE.findall(_run_files()))
+    origins = [(name, "the command line") for name, _ in overrides if _plain(name)]
+    origins += [(n, file) for file, text in texts.items() for n in _MACRO_DEFINITION.findall(text)]
+    for name, where in origins:
+        if name not in known:
+            raise UserError(f"unknown name {name} in {where}{_hint(name, known)}")
+    for file, text in texts.items():
+        for name in _MACRO_REFERENCE.findall(text):
+            if not name.startswith("gin.") and "." not in name and name not in defined:
+                raise UserError(
+                    f"macro {name} is used in {file} and set nowhere{_hint(name, defined)}; "
+                    f"give it with --gin.{name}=VALUE"
+                )
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z_]\w*", name) is not None
+
+
+def _check_required(run_file: str, texts: dict[str, str]) -> None:
+    missing = []
+    for name in dict.fromkeys(_MACRO_REFERENCE.findall(texts[run_file])):
+        if name.startswith("gin."):
+            continue
+        if "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
+            missing.append(name)
+    if missing:
+        flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
+        raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
+
+
+def _parse(parse: Callable[[], Any], where: str, texts: dict[str, str]) -> None:
+    try:
+        parse()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # gin raises whatever an import in the file raises
+        text = " ".join(str(error).split())
+        line = re.search(r"(?:In file|line)[^\d]*?(?:\"([^\"]+)\")?,? line (\d+)", text)
+        place = where
+        if line:
+            place = f"{line.group(1) or where}, line {line.group(2)}"
+        unknown = re.search(r"No configurable matching '([^']+)'", text)
+        if unknown:
+            name = unknown.group(1)
+            raise UserError(f"unknown name {name} in {place}{_hint(name, _selectors())}") from error
+        unknown = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
+        if unknown:
+            selector, name = unknown.groups()
+            known = _parameters(selector)
+            raise UserError(
+                f"unknown name {selector}.{name} in {place}{_hint(name, known)}"
+            ) from error
+        raise UserError(f"{place}: {text}") from error
+
+
+def _selectors() -> list[str]:
+    return [str(s) for s in gin_internals._REGISTRY._selector_map]  # noqa: SLF001
+
+
+def _parameters(selector: str) -> list[str]:
+    import inspect
+
+    target = gin_internals._REGISTRY.get_match(selector)  # noqa: SLF001
+    return list(inspect.signature(target.wrapped).parameters) if target else []
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+logging.getLogger("gin").setLevel(logging.ERROR)

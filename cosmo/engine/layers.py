@@ -1,0 +1,193 @@
+"""The building blocks of a T5: norm, attention, feed-forward, relative position bias, dropout.
+
+Every kernel is stored as a matrix, heads joined: `[M, H*K]`, as in T5X's minimal T5. Adafactor
+factors matrices, so the stored shape is part of the optimizer's behaviour, not only a layout.
+
+Shape suffixes: B batch, T and S query and key positions, M model, H heads, K head size,
+F feed-forward, J = H*K joined heads.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
+
+fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+
+
+def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]):
+    """A float32 parameter that carries the logical name of each of its axes."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, axis: int | None = -2):
+    """Inverted dropout; the mask is shared along `axis` (T5X shares it along the sequence).
+
+    `key=None` or `rate=0` returns `x` itself: inference is the absence of a key.
+    """
+    if key is None or rate == 0.0:
+        return x
+    shape = list(x.shape)
+    if axis is not None:
+        shape[axis] = 1
+    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` keys from one, or `count` Nones from None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class RMSNorm(nnx.Module):
+    """T5's layer norm: a root mean square without mean or bias, in float32. [..., M] -> [..., M]."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("embed",))
+
+    def __call__(self, x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+        return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def relative_position_bucket(
+    relative_position: np.ndarray | jax.Array,
+    *,
+    bidirectional: bool,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+) -> jax.Array:
+    """Bucket of (key position - query position) in tokens: int32, same shape.
+
+    Half of the buckets hold exact distances, half grow logarithmically up to `max_distance`; a
+    decoder sees only the past, so it spends no buckets on the future. Raffel et al. 2020, section
+    2.1.
+    """
+    distance = -jnp.asarray(relative_position)
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(distance < 0, num_buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(distance, 0)
+    exact = num_buckets // 2
+    # The epsilon keeps log finite at 0 and lies well under one bucket's width elsewhere.
+    ratio = jnp.log(distance.astype(jnp.float32) / exact + np.finfo(np.float32).eps)
+    large = exact + (ratio / math.log(max_distance / exact) * (num_buckets - exact)).astype(
+        jnp.int32
+    )
+    large = jnp.minimum(large, num_buckets - 1)
+    return (offset + jnp.where(distance < exact, distance, large)).astype(jnp.int32)
+
+
+class RelativePositionBias(nnx.Module):
+    """One learned scalar per head and bucket, shared by all layers of a stack."""
+
+    def __init__(self, num_heads: int, num_buckets: int = 32, *, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        self.rel_embedding = param(rngs, init, (num_heads, num_buckets), ("heads", "buckets"))
+
+    def __call__(
+        self, query_T: jax.Array, key_S: jax.Array, *, bidirectional: bool, max_distance: int
+    ) -> jax.Array:
+        """Bias to add to attention logits: float32 [1, H, T, S], from positions [T] and [S]."""
+        table_HN = self.rel_embedding[...]
+        buckets_TS = relative_position_bucket(
+            key_S[None, :] - query_T[:, None],
+            bidirectional=bidirectional,
+            num_buckets=table_HN.shape[1],
+            max_distance=max_distance,
+        )
+        return table_HN[:, buckets_TS][None].astype(jnp.float32)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention without biases; queries are not scaled (the initialiser is)."""
+
+    def __init__(self, emb_dim: int, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+        joined = num_heads * head_dim
+
+        # T5 folds the usual 1/sqrt(head_dim) of the logits into the query's initial scale.
+        def query_init(key, shape, dtype):
+            return fan_in(key, shape, dtype) / math.sqrt(head_dim)
+
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.query = param(rngs, query_init, (emb_dim, joined), ("embed", "joined_kv"))
+        self.key = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
+        self.value = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
+        self.out = param(rngs, fan_in, (joined, emb_dim), ("joined_kv", "embed"))
+
+    def project(self, x_BTM: jax.Array, kernel: nnx.Param) -> jax.Array:
+        """Split heads of a projection: [B, T, M] -> [B, T, H, K]."""
+        x_BTJ = x_BTM @ kernel[...].astype(x_BTM.dtype)
+        return x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
+
+    def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B, S, H, K]."""
+        return self.project(x_BSM, self.key), self.project(x_BSM, self.value)
+
+    def __call__(
+        self,
+        q_BTM: jax.Array,
+        k_BSHK: jax.Array,
+        v_BSHK: jax.Array,
+        bias: jax.Array,
+        *,
+        rate: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attend and project back: [B, T, M]. `bias` broadcasts to [B, H, T, S] (float32)."""
+        q_BTHK = self.project(q_BTM, self.query)
+        logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK).astype(jnp.float32) + bias
+        weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(q_BTM.dtype)
+        weights_BHTS = dropout(weights_BHTS, rate, key)
+        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+        mixed_BTJ = mixed_BTHK.reshape(*mixed_BTHK.shape[:-2], -1)
+        return mixed_BTJ @ self.out[...].astype(q_BTM.dtype)
+
+
+class MLP(nnx.Module):
+    """Feed-forward. Two activations make it gated: `gelu(x wi_0) * (x wi_1)` (Shazeer 2020)."""
+
+    def __init__(
+        self, emb_dim: int, mlp_dim: int, activations: tuple[str, ...], *, rngs: nnx.Rngs
+    ):
+        self.activations = activations
+        gated = len(activations) > 1
+        for i in range(len(activations)):
+            name = f"wi_{i}" if gated else "wi"
+            setattr(self, name, param(rngs, fan_in, (emb_dim, mlp_dim), ("embed", "mlp")))
+        self.wo = param(rngs, fan_in, (mlp_dim, emb_dim), ("mlp", "embed"))
+
+    def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
+        kernels = [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
+        hidden_BTF = None
+        for name, kernel in zip(self.activations, kernels, strict=True):
+            branch_BTF = ACTIVATIONS[name](x_BTM @ kernel[...].astype(x_BTM.dtype))
+            hidden_BTF = branch_BTF if hidden_BTF is None else hidden_BTF * branch_BTF
+        hidden_BTF = dropout(hidden_BTF, rate, key)
+        return hidden_BTF @ self.wo[...].astype(x_BTM.dtype)
+
+
+def segment_mask(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+    """Who may look at whom in a packed row: bool [B, 1, T, S]; segment 0 is padding."""
+    same = query_BT[:, :, None] == key_BS[:, None, :]
+    return (same & (key_BS > 0)[:, None, :])[:, None]
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """0 where `mask` holds, else a number that softmax turns into 0; float32."""
+    return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)

@@ -1,0 +1,168 @@
+"""What a model computes, as pure functions of (model, params, batch).
+
+A batch has SeqIO's feature names: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
+`decoder_target_tokens`, `decoder_loss_weights` [B, T], and for packed rows `*_segment_ids`.
+Parameters are a plain nested dict of arrays.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cosmo.engine import decoding, losses
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+
+
+class NetworkConfig(Protocol):
+    """Anything that builds a network; `t5.T5Config` is one."""
+
+    vocab_size: int
+    dtype: str
+    dropout_rate: float
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderModel:
+    """A network and how its loss is measured. Field names are T5X's `EncoderDecoderModel`'s."""
+
+    network: NetworkConfig
+    z_loss: float = 0.0001
+    label_smoothing: float = 0.0
+    loss_normalizing_factor: str | float | None = None
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(network: NetworkConfig):
+    module = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
+    return nnx.split(module)
+
+
+def init(model: EncoderDecoderModel, key: jax.Array) -> Params:
+    """Fresh parameters: a nested dict of float32 arrays. Safe to call under `jax.jit`."""
+    return nnx.to_pure_dict(nnx.state(model.network.build(nnx.Rngs(params=key)), nnx.Param))
+
+
+def abstract_params(model: EncoderDecoderModel) -> Params:
+    """Shapes and types of the parameters, computed without memory: `jax.ShapeDtypeStruct`s."""
+    return nnx.to_pure_dict(_abstract(model.network)[1])
+
+
+def logical_axes(model: EncoderDecoderModel) -> Params:
+    """The name of every axis of every parameter, as tuples; a stacked one starts with "layers"."""
+    _, state = _abstract(model.network)
+
+    def names(path, variable):
+        axes = variable.get_metadata("axes")
+        stacked = len(variable.get_value().shape) == len(axes) + 1
+        return ("layers", *axes) if stacked else axes
+
+    return nnx.to_pure_dict(nnx.map_state(names, state))
+
+
+def bind(model: EncoderDecoderModel, params: Params) -> nnx.Module:
+    """The network as a module over `params`."""
+    return nnx.merge(_abstract(model.network)[0], params)
+
+
+def logits(
+    model: EncoderDecoderModel, params: Params, batch: Batch, key: jax.Array | None = None
+) -> jax.Array:
+    """Teacher-forced logits, float32 [B, T, V]; `key` turns dropout on."""
+    return bind(model, params)(
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"],
+        batch.get("encoder_segment_ids"),
+        batch.get("decoder_segment_ids"),
+        key,
+    )
+
+
+def token_weights(batch: Batch) -> jax.Array:
+    """float32 [B, T]: 1 where a target token counts."""
+    weights = batch.get("decoder_loss_weights")
+    if weights is None:
+        weights = batch["decoder_target_tokens"] > 0
+    return weights.astype(jnp.float32)
+
+
+def loss(
+    model: EncoderDecoderModel, params: Params, batch: Batch, key: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted loss summed over the batch, and the sums that a caller divides.
+
+    The sums: `loss_weight` (divide the loss by it, after adding up microbatches), `cross_entropy`
+    (nats, no z-loss), `z_loss`, `num_tokens`, `num_correct` (target tokens).
+    """
+    logits_BTV = logits(model, params, batch, key)
+    targets_BT = batch["decoder_target_tokens"]
+    real_BT = token_weights(batch)
+    per_token_BT, z_BT = losses.cross_entropy(
+        logits_BTV, targets_BT, label_smoothing=model.label_smoothing, z_loss=model.z_loss
+    )
+    weights_BT, total = losses.loss_weights(
+        model.loss_normalizing_factor, real_BT, batch.get("decoder_segment_ids")
+    )
+    correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * real_BT
+    sums = {
+        "loss_weight": total,
+        "cross_entropy": jnp.sum((per_token_BT - z_BT) * real_BT),
+        "z_loss": jnp.sum(z_BT * real_BT),
+        "num_tokens": jnp.sum(real_BT),
+        "num_correct": jnp.sum(correct_BT),
+    }
+    return jnp.sum(per_token_BT * weights_BT), sums
+
+
+def score(model: EncoderDecoderModel, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """Per row: `score` (log-likelihood of the targets in nats), `num_tokens`, `num_correct` [B]."""
+    logits_BTV = logits(model, params, batch)
+    targets_BT = batch["decoder_target_tokens"]
+    weights_BT = token_weights(batch)
+    nll_BT, _ = losses.cross_entropy(logits_BTV, targets_BT)
+    correct_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
+    return {
+        "score": -jnp.sum(nll_BT * weights_BT, axis=-1),
+        "num_tokens": jnp.sum(weights_BT, axis=-1),
+        "num_correct": jnp.sum(correct_BT * weights_BT, axis=-1),
+    }
+
+
+def predict(
+    model: EncoderDecoderModel,
+    params: Params,
+    encoder_input_tokens: jax.Array,
+    config: decoding.DecodingConfig,
+    row_keys: jax.Array | None = None,
+) -> decoding.Decoded:
+    """Generate for each row of `encoder_input_tokens` [B, S]; see `decoding.decode`.
+
+    `row_keys` [B] are one random key a row, so that an answer does not depend on its batch.
+    """
+    # Cast and unstack once: inside the loop either would be paid for every token.
+    module = bind(model, _cast(params, model.network.dtype))
+    layers = [module.decoder.layer(i) for i in range(model.network.num_decoder_layers)]
+    cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
+
+    def step(tokens, index, cache):
+        return module.decode_step(layers, tokens, index, cache)
+
+    return decoding.decode(step, cache, encoder_input_tokens.shape[0], config, row_keys)
+
+
+def _cast(params: Params, dtype: str) -> Params:
+    """Parameters in the compute type, but for the relative bias: it is added in float32."""
+
+    def cast(path, array):
+        keep = any(getattr(entry, "key", None) == "relpos_bias" for entry in path)
+        return array if keep else array.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)

@@ -1,0 +1,123 @@
+"""One training step: loss, gradients, update. Built here once, for whoever runs or plans it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cosmo.engine import models, partitioning
+from cosmo.engine.errors import UserError
+from cosmo.engine.optimizer import Adafactor, AdamW
+from cosmo.engine.optimizer import build as build_optimizer
+from cosmo.engine.schedules import LearningRateSchedule
+
+Sums = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes, and everything that a checkpoint holds."""
+
+    step: jax.Array  # int32 scalar: steps done
+    params: models.Params
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """How a step turns gradients into an update. `num_microbatches` is T5X's: parts of a batch whose
+    gradients are added up one after another, to save memory."""
+
+    optimizer: Adafactor | AdamW = Adafactor()
+    learning_rate: LearningRateSchedule = LearningRateSchedule()
+    num_microbatches: int = 1
+    max_grad_norm: float | None = None
+
+    def __post_init__(self):
+        if self.num_microbatches < 1:
+            raise UserError(f"num_microbatches={self.num_microbatches}; it must be at least 1")
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer as optax sees it, at learning rate 1."""
+        return build_optimizer(self.optimizer, self.max_grad_norm)
+
+
+def init_state(model: models.EncoderDecoderModel, config: StepConfig, seed: int) -> TrainState:
+    """A fresh state from `seed`. Run it under `jax.jit` with `out_shardings` to build it in place."""
+    params = models.init(model, jax.random.key(seed))
+    return TrainState(jnp.int32(0), params, config.transformation().init(params))
+
+
+def state_shardings(
+    model: models.EncoderDecoderModel,
+    config: StepConfig,
+    partitioner: partitioning.Partitioner,
+    mesh: Mesh,
+) -> tuple[TrainState, TrainState]:
+    """(abstract state, the sharding of each of its arrays)."""
+    abstract = jax.eval_shape(lambda: init_state(model, config, 0))
+    params = partitioner.param_shardings(mesh, abstract.params, models.logical_axes(model))
+    opt_state = partitioning.state_shardings(mesh, abstract.opt_state, abstract.params, params)
+    return abstract, TrainState(partitioning.replicated(mesh), params, opt_state)
+
+
+def make_train_step(
+    model: models.EncoderDecoderModel, config: StepConfig, seed: int
+) -> Callable[[TrainState, models.Batch], tuple[TrainState, Sums]]:
+    """A pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
+
+    The batch's rows are split into microbatches, whose gradients add up before one update, so the
+    result is that of the whole batch. Dropout's randomness is a function of (seed, step,
+    microbatch) alone. Sums are those of `models.loss`, with `loss` (to be divided by
+    `loss_weight`), `grad_norm` and `learning_rate`.
+    """
+    num_microbatches = config.num_microbatches
+    transformation = config.transformation()
+
+    def gradients(params, batch, key):
+        def loss(params):
+            return models.loss(model, params, batch, key)
+
+        (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, {"loss": total, **sums}
+
+    def accumulate(params, batch, key):
+        if num_microbatches == 1:
+            return gradients(params, batch, key)
+
+        # Neighbouring rows go to different microbatches: a row stays on the device that has it.
+        def split(array):
+            rows = array.reshape(-1, num_microbatches, *array.shape[1:])
+            return rows.swapaxes(0, 1)
+
+        def body(carry, inputs):
+            index, microbatch = inputs
+            micro_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, carry, gradients(params, microbatch, micro_key)), None
+
+        microbatches = jax.tree.map(split, batch)
+        shapes = jax.eval_shape(
+            gradients, params, jax.tree.map(lambda m: m[0], microbatches), key
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        indices = jnp.arange(num_microbatches)
+        return jax.lax.scan(body, zeros, (indices, microbatches))[0]
+
+    def step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
+        key = None
+        if model.network.dropout_rate > 0.0:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, sums = accumulate(state.params, batch, key)
+        # A batch without a target would divide by zero.
+        weight = jnp.maximum(sums["loss_weight"], 1e-9)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        rate = config.learning_rate(state.step)
+        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        sums = {**sums, "grad_norm": optax.global_norm(grads), "learning_rate": rate}
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    return step

@@ -1,0 +1,243 @@
+"""The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cosmo.engine import checkpoints, data, evaluate, infer, metrics, models, partitioning, writer
+from cosmo.engine.errors import UserError
+from cosmo.engine.step import (
+    StepConfig,
+    Sums,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from cosmo.engine.writer import log
+
+TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+
+
+def train(
+    *,
+    model: models.EncoderDecoderModel,
+    vocabulary: infer.Vocabulary,
+    dataset: data.DatasetConfig,
+    model_dir: str,
+    total_steps: int,
+    step: StepConfig = StepConfig(),  # noqa: B008 - frozen, as all defaults here
+    evaluation: evaluate.EvalConfig | None = None,
+    checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),  # noqa: B008
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008
+    stats_period: int = 100,
+    random_seed: int = 0,
+    summarize_config: Callable[[], str] | None = None,
+) -> TrainState:
+    """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
+
+    A run that finds checkpoints in `model_dir` goes on from the latest. Leaves there checkpoints/,
+    metrics.jsonl, tensorboard/ and config.gin; returns the final state.
+    """
+    folder = writer.prepare_folder(model_dir)
+    infer.check_vocabulary(model, vocabulary)
+    mesh = partitioner.mesh()
+    partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
+    description = infer.describe(model, vocabulary)
+    saver = checkpoints.manager(model_dir, checkpoint.keep)
+    done = _first_step(saver, checkpoint.restore)
+    if done >= total_steps:
+        raise UserError(
+            f"{model_dir} is at step {done} already and TRAIN_STEPS={total_steps}: nothing to do"
+        )
+
+    # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
+    batches = data.Prefetcher(
+        lambda: data.train_batches(dataset, start_step=done, **data.process_shard())
+    )
+    abstract, shardings = state_shardings(model, step, partitioner, mesh)
+    run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
+    state = _start_state(
+        saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
+    )
+    first = next(batches)  # now all settings have been read, the reader's too
+    if summarize_config is not None and jax.process_index() == 0:
+        writer.write_atomic(folder / "config.gin", summarize_config())
+
+    board = writer.MetricWriter(model_dir, done)
+    progress = writer.Progress(total_steps, done)
+    pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
+    evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
+    save_period = checkpoint.save_period or (evaluation.period if evaluation else total_steps)
+    tokens, since = 0, time.monotonic()
+
+    if evaluation is not None and evaluation.run_before_training and done == 0:
+        board.write(done, evaluator.run(state.params, done))
+        since = time.monotonic()
+    try:
+        for batch in itertools.chain([first], batches):
+            if done >= total_steps:
+                break
+            tokens += sum(np.count_nonzero(batch[name]) for name in TOKEN_FEATURES)
+            state, sums = run_step(state, partitioning.put_batch(batch, mesh))
+            done += 1
+            pending.append((done, sums))
+            last = done == total_steps
+            evaluate_now = evaluation is not None and (done % evaluation.period == 0 or last)
+            save_now = done % save_period == 0 or last
+            if done % stats_period == 0 or evaluate_now or save_now:
+                values = _report(pending, saver)
+                elapsed = time.monotonic() - since
+                values["tokens_per_second"] = tokens * jax.process_count() / elapsed
+                values["steps_per_second"] = len(pending) / elapsed
+                board.write(done, {f"train/{name}": value for name, value in values.items()})
+                note = f"loss {values['loss']:.4f}, {values['tokens_per_second']:.0f} tokens/s,"
+                progress.update(done, note, force=done - len(pending) <= stats_period or last)
+                pending.clear()
+                tokens, since = 0, time.monotonic()
+            if evaluate_now:
+                progress.finish()
+                board.write(done, evaluator.run(state.params, done))
+            if save_now:
+                checkpoints.save(saver, done, state, description)
+            if evaluate_now or save_now:
+                since = time.monotonic()  # a rate is of training alone
+        saver.wait_until_finished()
+    finally:
+        progress.finish()
+        board.close()
+        batches.close()
+        saver.close()
+    return state
+
+
+def compile_step(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    dataset: data.DatasetConfig,
+    mesh: Mesh,
+    abstract: TrainState,
+    shardings: TrainState,
+    seed: int,
+) -> jax.stages.Compiled:
+    """The train step, compiled before there is a state or a batch; the old state is donated."""
+    rows = partitioning.batch_sharding(mesh)
+    jitted = jax.jit(
+        make_train_step(model, step, seed),
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, partitioning.replicated(mesh)),
+        donate_argnums=0,
+    )
+    began = time.monotonic()
+    compiled = jitted.lower(abstract, data.abstract_batch(dataset)).compile()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    log.info(
+        "%s parameters on %d %s device(s); train step compiled in %.1f s",
+        f"{count:,}",
+        mesh.size,
+        jax.default_backend(),
+        time.monotonic() - began,
+    )
+    return compiled
+
+
+def _first_step(saver, restore: checkpoints.RestoreConfig) -> int:
+    latest = saver.latest_step()
+    if latest is not None:
+        return latest
+    return checkpoints.locate(restore.path)[1] if restore.path else 0
+
+
+def _start_state(
+    saver, restore, model, step: StepConfig, abstract, shardings, description, seed
+) -> TrainState:
+    """The latest checkpoint of this run, else the one to start from, else fresh parameters."""
+    wanted = checkpoints.abstract_like(abstract, shardings)
+    latest = saver.latest_step()
+    if latest is not None:
+        log.info("resuming at step %d from %s", latest, saver.directory)
+        return checkpoints.restore(saver, latest, wanted, description)
+    if restore.path and restore.restore_optimizer_state:
+        model_dir, start = checkpoints.locate(restore.path)
+        log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
+        with checkpoints.manager(model_dir, read_only=True) as source:
+            return checkpoints.restore(source, start, wanted, description)
+    fresh = jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)
+    if not restore.path:
+        log.info("starting from fresh parameters (seed %d)", seed)
+        return fresh()
+    start, params = checkpoints.restore_params(
+        restore.path, abstract.params, shardings.params, description
+    )
+    log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
+    opt_state = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)(params)
+    count = jax.device_put(np.int32(start), shardings.step)
+    return TrainState(count, params, opt_state)
+
+
+def _report(pending: list[tuple[int, Sums]], saver) -> dict[str, float]:
+    """Numbers of the steps since the last report; raises UserError if a loss is not finite."""
+    window = jax.device_get(pending)
+    for number, sums in window:
+        if not math.isfinite(float(sums["loss"])) or not math.isfinite(float(sums["grad_norm"])):
+            saver.wait_until_finished()
+            kept = saver.latest_step()
+            good = "no checkpoint was saved yet" if kept is None else f"step {kept} is kept"
+            raise UserError(
+                f"loss is {float(sums['loss'])} and the gradient's norm "
+                f"{float(sums['grad_norm'])} at step {number}; stopped, {good} in "
+                f"{saver.directory}. Try a lower learning rate (gin: BASE_LEARNING_RATE), "
+                "max_grad_norm, or another RANDOM_SEED"
+            )
+    totals = metrics.total(sums for _, sums in window)
+    newest = window[-1][1]
+    return {
+        **metrics.language_model(totals),
+        "z_loss": totals["z_loss"] / max(totals["num_tokens"], 1.0),
+        "grad_norm": float(newest["grad_norm"]),
+        "learning_rate": float(newest["learning_rate"]),
+    }
+
+
+class _Evaluator:
+    """Evaluates on demand; reads each validation set once and keeps it."""
+
+    def __init__(self, config, model, vocabulary, mesh, seed):
+        self.config, self.model, self.vocabulary = config, model, vocabulary
+        self.mesh, self.seed = mesh, seed
+        self.packed: list[data.HostBatch] | None = None
+        self.tasks: list[data.EvalTask] | None = None
+
+    def run(self, params, step: int) -> dict[str, float]:
+        """{"eval/...": value}, also logged as a line."""
+        config, results = self.config, {}
+        if config.packed is not None:
+            if self.packed is None:
+                self.packed = list(
+                    data.eval_batches(
+                        config.packed, num_batches=config.steps, **data.process_shard()
+                    )
+                )
+            values = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
+            results.update({f"eval/{name}": value for name, value in values.items()})
+        if config.generated is not None:
+            if self.tasks is None:
+                self.tasks = data.eval_tasks(config.generated, config.num_examples)
+            session = infer.Session(
+                self.model,
+                params,
+                self.vocabulary,
+                self.mesh,
+                config.generated.batch_size,
+                config.generated.task_feature_lengths,
+            )
+            judged = evaluate.judge(session, self.tasks, config.decoding, self.seed)
+            results.update(evaluate.flatten(judged))
+        shown = ", ".join(f"{name.removeprefix('eval/')} {v:.4g}" for name, v in results.items())
+        log.info("evaluation at step %d: %s", step, shown)
+        return results

@@ -1,0 +1,121 @@
+"""How a dialogue becomes Cosmo's input text: pure Python, no other dependency.
+
+The format is that of the published Cosmo models (Kim et al. 2023, "SODA", section 4):
+`SITUATION <sep> ROLE <sep> TURN1 <turn> TURN2`. `seqio_tasks` repeats it on token ids inside
+tf.data; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.records import SodaDialogue
+
+
+@dataclass(frozen=True)
+class Separators:
+    """The texts between the parts of an input (`sep`) and between turns (`turn`).
+
+    The published models were trained with lower-case text, although the paper prints capitals.
+    Both must begin and end with white space: SentencePiece pieces never cross white space, so
+    parts tokenized one by one then join to the same ids as the joined text. Raises ValueError
+    otherwise.
+    """
+
+    sep: str = " <sep> "
+    turn: str = " <turn> "
+
+    def __post_init__(self) -> None:
+        for name, text in (("sep", self.sep), ("turn", self.turn)):
+            if not text or not (text[0].isspace() and text[-1].isspace()):
+                raise ValueError(
+                    f"Separators.{name}={text!r} must begin and end with white space, or words of "
+                    "two parts could melt into one token (gin: use.separators)"
+                )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One response to learn. `turns` (oldest first, at least one) is what was said before it.
+
+    `narrative` and `instruction` may be empty. `id` is unique and stable: the dialogue's id and
+    the position of the response in the dialogue.
+    """
+
+    id: str
+    narrative: str
+    instruction: str
+    turns: tuple[str, ...]
+    response: str
+
+
+def instruction(speaker: str, listener: str) -> str:
+    """The role instruction for `speaker`'s next utterance. Kim et al. 2023, section 4."""
+    return f"Imagine you are {speaker} and speak to {listener}"
+
+
+def cosmo_input(
+    narrative: str,
+    instruction: str,
+    turns: Sequence[str],
+    separators: Separators = Separators(),
+) -> str:
+    """Cosmo's input text. An empty part is left out together with its separator."""
+    parts = (narrative, instruction, separators.turn.join(turns))
+    return separators.sep.join(part for part in parts if part)
+
+
+def drop_oldest_turns(
+    narrative: str,
+    instruction: str,
+    turns: Sequence[str],
+    budget: int,
+    count_tokens: Callable[[str], int],
+    separators: Separators = Separators(),
+) -> tuple[str, ...]:
+    """The longest suffix of `turns` whose input fits `budget` tokens, one EOS included.
+
+    Whole turns go, oldest first: the narrative, the instruction and the latest turn always stay,
+    even when they alone are over the budget. `count_tokens(text)` counts without EOS.
+    """
+    turns = tuple(turns)
+    # Halving needs log2(n) tokenizations instead of n: dropping a turn never lengthens the input.
+    low, high = 0, max(len(turns) - 1, 0)
+    while low < high:
+        middle = (low + high) // 2
+        text = cosmo_input(narrative, instruction, turns[middle:], separators)
+        if count_tokens(text) + 1 <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    return turns[low:]
+
+
+def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:
+    """The examples of a dialogue: every utterance after the first is once the target.
+
+    The instruction goes from the target's speaker to the latest earlier speaker who is somebody
+    else, which with two speakers is the other one. A monologue has no listener, so its
+    instruction is empty. A dialogue of one utterance has no example.
+    """
+    for index in range(1, len(dialogue.dialogue)):
+        speaker = dialogue.speakers[index]
+        listener = _listener(dialogue.speakers, index)
+        yield Example(
+            id=f"{dialogue.id}-{index}",
+            narrative=dialogue.narrative,
+            instruction=instruction(speaker, listener) if listener else "",
+            turns=dialogue.dialogue[:index],
+            response=dialogue.dialogue[index],
+        )
+
+
+def _listener(speakers: Sequence[str], index: int) -> str:
+    """Whom the speaker at `index` addresses: the last other voice before, else the first after."""
+    for other in (*reversed(speakers[:index]), *speakers[index + 1 :]):
+        if other != speakers[index]:
+            return other
+    return ""

@@ -1,0 +1,101 @@
+"""ProsocialDialog in SODA's format: situations from rules of thumb, names drawn per dialogue.
+
+Kim et al. 2023 ("SODA"), appendix C: names come from a name list, the situation from the rules
+of thumb ("... is trying to gently convince a friend it's wrong to ..."), the instruction is
+SODA's. Only the guiding speaker's responses are learnt.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks.formatting import Example, instruction
+from tasks.records import ProsocialDialogue
+
+_NAMES_FILE = Path(__file__).with_name("names.txt")
+
+# First words that keep their capital inside a sentence although they are not all capitals.
+_PROPER = frozenset(
+    "African Africans Allah America American Americans Arab Arabs Asian Asians Australian Bible "
+    "Blacks Britain British Buddhist Buddhists Canada Canadian Catholic Catholics China Chinese "
+    "Christian Christianity Christians Christmas Christ Democrat Democrats Easter England English "
+    "Europe European Europeans Facebook French German Germans Germany God Google Halloween Hindu "
+    "Hindus Hispanic Hispanics Hitler Holocaust India Indian Indians Instagram Irish Islam Israel "
+    "Israeli Italian Italians Jesus Jew Jewish Jews Judaism Korean Koreans Latino Latinos Mexican "
+    "Mexicans Mexico Monday Mormon Mormons Mr Mrs Ms Muslim Muslims Nazi Nazis Netflix Obama "
+    "Palestinian Polish Quran Reddit Republican Republicans Russia Russian Russians Saturday "
+    "Spanish Sunday Thanksgiving Thursday Trump Tuesday Twitter Ukraine Wednesday YouTube".split()
+)
+
+
+@functools.cache
+def first_names() -> tuple[str, ...]:
+    """The names to draw from, in the order of `names.txt`."""
+    return tuple(_NAMES_FILE.read_text(encoding="utf-8").split())
+
+
+def draw_names(dialogue_id: str, seed: int = 0) -> tuple[str, str]:
+    """Two different names, (guiding speaker, other speaker), the same for one id and seed."""
+    names = first_names()
+    # hashlib, because Python's own hash of a string differs from run to run.
+    digest = hashlib.sha256(f"{seed}:{dialogue_id}".encode()).digest()
+    guide = int.from_bytes(digest[:8], "big") % len(names)
+    step = 1 + int.from_bytes(digest[8:16], "big") % (len(names) - 1)
+    return names[guide], names[(guide + step) % len(names)]
+
+
+def situation(name: str, rots: Sequence[str]) -> str:
+    """The narrative for a response of speaker `name` that was written from `rots`."""
+    clauses = list(dict.fromkeys(clause for rot in rots if (clause := _clause(rot))))
+    if not clauses:
+        return f"{name} is having a conversation with a friend."
+    return f"{name} is trying to gently convince a friend {' and '.join(clauses)}."
+
+
+def prosocial_examples(dialogue: ProsocialDialogue, seed: int = 0) -> Iterator[Example]:
+    """One example per response; its turns are all utterances of both speakers before it."""
+    guide, other = draw_names(dialogue.id, seed)
+    role = instruction(guide, other)
+    turns: tuple[str, ...] = ()
+    for index, turn in enumerate(dialogue.turns):
+        turns += (turn.context,)
+        yield Example(
+            id=f"{dialogue.id}-{index}",
+            narrative=situation(guide, turn.rots),
+            instruction=role,
+            turns=turns,
+            response=turn.response,
+        )
+        turns += (turn.response,)
+
+
+def _clause(rot: str) -> str:
+    """A rule of thumb as part of a sentence: no full stop, no sentence-initial capital."""
+    rot = rot.strip().rstrip(".!? ")
+    words = rot.split()
+    if not words or _keeps_capital(words):
+        return rot
+    return rot[0].lower() + rot[1:]
+
+
+def _keeps_capital(words: Sequence[str]) -> bool:
+    """Whether the first word is (by its looks) `I`, an acronym or a name."""
+    first = re.split(r"[^\w]", words[0], maxsplit=1)[0]
+    # "A" is the one capital letter that starts a sentence and is no name or acronym.
+    if first == "I" or (first.isupper() and first != "A"):
+        return True
+    if first in _PROPER or first in first_names():
+        return True
+    # A name of several words, as in "New York"; but "It's Bob's ..." and "The French ..." are not.
+    following = words[1] if len(words) > 1 else ""
+    return following[:1].isupper() and following[1:2].islower() and first not in _OPENERS
+
+
+_OPENERS = frozenset(
+    "A All An Any Being Every If In It Most No Not One Other Others People Saying Some That The "
+    "There They Thinking This To Using We When White You Your".split()
+)

@@ -1,0 +1,275 @@
+"""The SeqIO tasks: sources, preprocessing on token ids, metrics. Imports TensorFlow.
+
+The text form of an input is `tasks.formatting.cosmo_input`. Here the parts are tokenized one by
+one before SeqIO's cache and joined after it, so that a cached corpus still gets a fresh dropout
+each epoch and any sequence length. The joined ids are those of the joined text because pieces
+never cross white space and separators stand between white space.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from tasks import metrics
+from tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from tasks.errors import DataError
+from tasks.files import SPLITS, files_for_split, splits_of
+from tasks.formatting import Example, Separators
+from tasks.vocabularies import load, seqio_vocabulary
+
+TFDS_VERSION = "1.0.0"
+_TEXT_METRICS = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
+_TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
+
+_CHUNK = 64  # examples handed from Python to TensorFlow at once: the crossing is what costs
+_UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that crossing
+
+
+class _FilesSource(seqio.FunctionDataSource):
+    """SeqIO's function source, except that the splits are looked up when they are asked for.
+
+    Registering a task must not touch the data: it may lie on a bucket, or not be needed at all.
+    """
+
+    def __init__(self, dataset_fn: Callable[..., tf.data.Dataset], path: Any):
+        super().__init__(dataset_fn, splits=SPLITS)
+        self._path = path
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        # None at all: let get_dataset say why, which SeqIO's own "no splits" does not.
+        return tuple(splits_of(self._path)) or SPLITS
+
+
+def sources(
+    kind: str, soda_path: Any, prosocial_path: Any, tfds_data_dir: Any, seed: int
+) -> dict[str, seqio.DataSource]:
+    """The data sources of both tasks, of `kind` 'files' or 'tfds'."""
+    if kind == "tfds":
+        return {
+            name: seqio.TfdsDataSource(f"{name}:{TFDS_VERSION}", str(tfds_data_dir), read_only=True)
+            for name in ("soda", "prosocial_dialog")
+        }
+    readers = {
+        "soda": (soda_path, lambda split: soda_file_examples(soda_path, split)),
+        "prosocial_dialog": (
+            prosocial_path,
+            lambda split: prosocial_file_examples(prosocial_path, split, seed),
+        ),
+    }
+    return {
+        name: _FilesSource(functools.partial(_file_dataset, path, examples), path)
+        for name, (path, examples) in readers.items()
+    }
+
+
+def register(
+    sources: Mapping[str, seqio.DataSource],
+    vocabulary_path: Any,
+    separators: Separators,
+    narrative_dropout: float,
+    instruction_dropout: float,
+    rates: Mapping[str, float],
+    token_metrics: bool,
+    shuffle_buffer_size: int,
+) -> None:
+    """Registers a task per source and the mixture `cosmo` of them, in place of earlier ones."""
+    _check_splits_at_spaces(vocabulary_path, separators)
+    feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary_path), add_eos=True)
+    for name, source in sources.items():
+        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=source,
+            preprocessors=[
+                functools.partial(tokenize_parts, separators=separators),
+                seqio.CacheDatasetPlaceholder(),
+                functools.partial(
+                    drop_parts,
+                    narrative_dropout=narrative_dropout,
+                    instruction_dropout=instruction_dropout,
+                ),
+                functools.partial(join_parts, separators=separators),
+                seqio.preprocessors.append_eos_after_trim,
+            ],
+            output_features={"inputs": feature, "targets": feature},
+            metric_fns=[*_TEXT_METRICS, *(_TOKEN_METRICS if token_metrics else ())],
+            shuffle_buffer_size=shuffle_buffer_size,
+        )
+    seqio.MixtureRegistry.remove("cosmo")
+    seqio.MixtureRegistry.add("cosmo", [(name, rates[name]) for name in sources])
+
+
+def tokenize_parts(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    separators: Separators,
+) -> tf.data.Dataset:
+    """Adds the ids of every part, each with the separator that goes with it.
+
+    Takes the features of `Example` (strings; `turns` [N]) and `is_training` (int32). Adds int32
+    `narrative_tokens` and `instruction_tokens` (the separator after them, nothing when empty),
+    `turn_tokens` (all turns one after the other, the separator before each), `turn_lengths` [N]
+    and `targets`, the ids of the response. All are vectors, so SeqIO can cache them.
+    """
+    vocabulary = output_features["inputs"].vocabulary
+
+    def tokenize(batch):
+        def before_the_rest(text):
+            return tf.where(tf.equal(text, ""), "", tf.strings.join([text, separators.sep]))
+
+        turns = batch["turns"]
+        single = [
+            before_the_rest(batch["narrative"]),
+            before_the_rest(batch["instruction"]),
+            batch["response"],
+        ]
+        before_turns = tf.strings.join([separators.turn, turns.values])
+        ids = vocabulary.encode_tf(tf.concat([*single, before_turns], axis=0))
+        size = tf.size(batch["response"])
+        turn_ids = ids[3 * size :]
+        return {
+            **batch,
+            "narrative_tokens": ids[:size],  # ragged [batch, tokens], as the others
+            "instruction_tokens": ids[size : 2 * size],
+            "targets": ids[2 * size : 3 * size],
+            "turn_tokens": turns.with_values(turn_ids).merge_dims(1, 2),
+            "turn_lengths": turns.with_values(tf.cast(turn_ids.row_lengths(), tf.int32)),
+        }
+
+    # One call of the tokenizer costs more than tokenizing an example, so examples go in batches.
+    batches = dataset.ragged_batch(_CHUNK)
+    return batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+
+
+def drop_parts(
+    dataset: tf.data.Dataset, narrative_dropout: float, instruction_dropout: float
+) -> tf.data.Dataset:
+    """Empties narrative and instruction at random where `is_training`. Kim et al. 2023, section 4.
+
+    The two draws are independent and come from SeqIO's seeds: the same seed gives the same draws.
+    """
+    chances = {"narrative": narrative_dropout, "instruction": instruction_dropout}
+
+    @functools.partial(seqio.map_over_dataset, num_seeds=2)
+    def drop(example, seeds):
+        example = dict(example)
+        for (part, chance), seed in zip(chances.items(), seeds, strict=True):
+            dropped = tf.random.stateless_uniform([], seed) < chance
+            kept = tf.logical_not(tf.logical_and(dropped, example["is_training"] > 0))
+            tokens = f"{part}_tokens"
+            example[part] = tf.where(kept, example[part], "")
+            example[tokens] = example[tokens][: tf.size(example[tokens]) * tf.cast(kept, tf.int32)]
+        return example
+
+    return drop(dataset)
+
+
+def join_parts(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    separators: Separators,
+    sequence_length: Mapping[str, int] | None = None,
+) -> tf.data.Dataset:
+    """Joins the parts to `inputs`, leaving the oldest whole turns out to fit with EOS.
+
+    The ids are those of `cosmo_input` after `drop_oldest_turns`. Where narrative, instruction and
+    latest turn alone are too long, the front is cut: the newest words count most. Keeps `id`, and
+    the texts as `inputs_pretokenized` (whole, also where ids were cut) and
+    `targets_pretokenized`.
+    """
+    limit = (sequence_length or {}).get("inputs")
+    separator_length = len(output_features["inputs"].vocabulary.encode(separators.turn))
+
+    @seqio.map_over_dataset
+    def join(example):
+        lengths, turn_tokens = example["turn_lengths"], example["turn_tokens"]
+        fixed = tf.concat([example["narrative_tokens"], example["instruction_tokens"]], axis=0)
+        first = 0
+        if limit is not None:
+            # suffixes[i]: tokens of turns i and later; the separator before turn i goes away.
+            suffixes = tf.cumsum(lengths, reverse=True) - separator_length
+            fits = tf.size(fixed) + suffixes + 1 <= limit
+            too_long = tf.reduce_sum(tf.cast(tf.logical_not(fits), tf.int32))
+            first = tf.minimum(too_long, tf.size(lengths) - 1)
+        start = tf.reduce_sum(lengths[:first]) + separator_length
+        inputs = tf.concat([fixed, turn_tokens[start:]], axis=0)
+        if limit is not None:
+            inputs = inputs[tf.maximum(tf.size(inputs) - (limit - 1), 0) :]
+        history = tf.strings.reduce_join(example["turns"][first:], separator=separators.turn)
+        parts = tf.stack([example["narrative"], example["instruction"], history])
+        parts = tf.boolean_mask(parts, tf.not_equal(parts, ""))
+        return {
+            "id": example["id"],
+            "inputs": inputs,
+            "inputs_pretokenized": tf.strings.reduce_join(parts, separator=separators.sep),
+            "targets": example["targets"],
+            "targets_pretokenized": example["response"],
+        }
+
+    return join(dataset)
+
+
+def _file_dataset(
+    path: Any,
+    examples: Callable[[str], Iterator[Example]],
+    split: str,
+    shuffle_files: bool,
+    seed: int | None = None,
+) -> tf.data.Dataset:
+    """The examples of `split` as a tf.data dataset with the features `tokenize_parts` takes.
+
+    Files are read in the order of their names whatever `shuffle_files` says: ids count records in
+    that order, and SeqIO shuffles examples afterwards.
+    """
+    del shuffle_files, seed
+    files_for_split(path, split)  # a missing path is reported here, not from inside TensorFlow
+
+    def chunks() -> Iterator[dict[str, Any]]:
+        for chunk in _chunks(examples(split)):
+            yield {
+                "id": [example.id for example in chunk],
+                "narrative": [example.narrative for example in chunk],
+                "instruction": [example.instruction for example in chunk],
+                "turns": [_UNIT.join(t.replace(_UNIT, "") for t in e.turns) for e in chunk],
+                "response": [example.response for example in chunk],
+            }
+
+    texts = ("id", "narrative", "instruction", "turns", "response")
+    dataset = tf.data.Dataset.from_generator(
+        chunks, output_signature={name: tf.TensorSpec([None], tf.string) for name in texts}
+    ).unbatch()
+
+    def with_turns(example):
+        turns = tf.raw_ops.StringSplitV2(input=[example["turns"]], sep=_UNIT).values
+        return {**example, "turns": turns, "is_training": tf.constant(int(split == "train"))}
+
+    return dataset.map(with_turns, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    while chunk := list(itertools.islice(examples, _CHUNK)):
+        yield chunk
+
+
+def _check_splits_at_spaces(vocabulary_path: Any, separators: Separators) -> None:
+    """Raises DataError for a vocabulary whose pieces may cross white space."""
+    vocabulary = load(vocabulary_path)
+    parts = ("Nora feels fine.", separators.sep, "Hi, Ben!", separators.turn, "Hi")
+    if vocabulary.encode("".join(parts)) != [
+        id for part in parts for id in vocabulary.encode(part)
+    ]:
+        raise DataError.at(
+            vocabulary.path,
+            None,
+            "the vocabulary has pieces across white space",
+            got="other ids for a text than for its words one by one",
+            expected="a SentencePiece model trained with split_by_whitespace",
+            remedy="Use T5's vocabulary, or train one with that option (it is the default).",
+        )

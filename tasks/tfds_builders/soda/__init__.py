@@ -1,0 +1,1 @@
+"""A TensorFlow Datasets builder; see `tasks.tfds_builders`."""

@@ -1,0 +1,90 @@
+"""SentencePiece vocabularies without TensorFlow, and their SeqIO twin.
+
+T5's published vocabulary already holds its 100 sentinels, so nothing is added to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.errors import DataError
+from tasks.files import resolve
+
+# T5's vocabulary at its public home: 32,100 pieces.
+T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+
+_SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A SentencePiece model. `size` counts its pieces, `fingerprint` is its file's SHA-256."""
+
+    path: str
+    size: int
+    fingerprint: str
+    processor: Any = field(repr=False)
+    pad_id: int = _SPECIAL["pad"]
+    eos_id: int = _SPECIAL["eos"]
+    unk_id: int = _SPECIAL["unk"]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without EOS."""
+        return self.processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` up to the first EOS, padding left out.
+
+        An id past the pieces (a model's vocabulary is often padded to a round size) reads as
+        unknown.
+        """
+        kept = []
+        for id in map(int, ids):
+            if id == self.eos_id:
+                break
+            if id != self.pad_id:
+                kept.append(id if 0 <= id < self.size else self.unk_id)
+        return self.processor.decode(kept)
+
+
+def load(path: Any) -> Vocabulary:
+    """The vocabulary at `path`, read once per file. Raises DataError for what is none of ours."""
+    return _load(str(resolve(path)))
+
+
+def seqio_vocabulary(path: Any) -> Any:
+    """The same vocabulary as a `seqio.SentencePieceVocabulary`. Imports SeqIO."""
+    import seqio
+
+    return seqio.SentencePieceVocabulary(load(path).path, extra_ids=0)
+
+
+@functools.cache
+def _load(path: str) -> Vocabulary:
+    import sentencepiece
+
+    def wrong(problem: str, got: str, expected: str) -> DataError:
+        remedy = "Correct the path (gin: use.vocabulary_path)."
+        return DataError.at(path, None, problem, got=got, expected=expected, remedy=remedy)
+
+    try:
+        data = resolve(path).read_bytes()
+    except Exception as error:  # remote file systems raise errors of their own
+        found = f"{type(error).__name__}: {error}"
+        raise wrong("no vocabulary", found, "a SentencePiece model file") from error
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+        raise wrong("not a vocabulary", str(error), "a SentencePiece model") from None
+    ids = {
+        "pad": processor.pad_id(),
+        "eos": processor.eos_id(),
+        "unk": processor.unk_id(),
+    }
+    if ids != _SPECIAL:
+        raise wrong("the special pieces have other ids than T5's", str(ids), str(_SPECIAL))
+    return Vocabulary(path, processor.get_piece_size(), hashlib.sha256(data).hexdigest(), processor)

@@ -1,0 +1,1 @@
+"""Command-line helpers: the sample corpus, its vocabulary and other build steps."""

@@ -1,0 +1,208 @@
+"""Train a SentencePiece vocabulary on dialogue corpora.
+
+The result has the layout of T5's published vocabulary (pad 0, end 1, unknown 2, no begin) and is
+read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import os
+import string
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import DataError
+from tasks.files import files_for_split, resolve
+from tasks.formatting import soda_examples
+from tasks.prosocial import prosocial_examples
+from tasks.readers import read_prosocial, read_soda
+
+# Whatever an English speaker types has pieces, even if the corpus never uses the character.
+_REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+_LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
+
+
+def corpus_of(file: Any) -> str:
+    """ "soda" or "prosocial", told by the fields of the first record of `file`."""
+    if file.name.endswith(".parquet"):
+        import pyarrow.parquet
+
+        with file.open("rb") as raw:
+            fields = set(pyarrow.parquet.read_schema(raw).names)
+    else:
+        with file.open("rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
+            first = next((line for line in stream if line.strip()), b"").lstrip(b"\xef\xbb\xbf \t")
+        if first.startswith(b"["):
+            return "prosocial"  # only its direct download is a JSON list
+        try:
+            record = json.loads(first)
+        except ValueError:
+            record = None
+        fields = set(record) if isinstance(record, dict) else set()
+    if {"dialogue", "speakers"} <= fields:
+        return "soda"
+    if {"context", "response"} <= fields:
+        return "prosocial"
+    raise DataError.at(
+        file,
+        None,
+        "the corpus cannot be told from the first record",
+        got=f"the fields {sorted(fields)}",
+        expected="dialogue and speakers (SODA) or context and response (ProsocialDialog)",
+        remedy="Give files of these corpora.",
+    )
+
+
+def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
+    """Every text that a model reads or writes for `split` of `inputs`, each once per dialogue."""
+    for path in inputs:
+        # A file named on the command line is meant, whatever split its name tells.
+        files = [resolve(path)] if resolve(path).is_file() else files_for_split(path, split)
+        for file in files:
+            if corpus_of(file) == "soda":
+                dialogues = ((soda_examples(item), ()) for item in read_soda({split: file}, split))
+            else:
+                dialogues = (
+                    (
+                        prosocial_examples(item),
+                        [text for turn in item.turns for text in (turn.safety_label, *turn.rots)],
+                    )
+                    for item in read_prosocial({split: file}, split)
+                )
+            for examples, more in dialogues:
+                texts = list(more)
+                for example in examples:
+                    texts += [example.narrative, example.instruction]
+                    texts += [*example.turns, example.response]
+                yield from filter(None, dict.fromkeys(texts))
+
+
+def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
+    """The model file of a unigram vocabulary of at most `size` pieces, learned from `texts`.
+
+    The same texts give the same bytes. Raises RuntimeError where SentencePiece refuses.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=size,
+        hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        user_defined_symbols=list(symbols),
+        required_chars=_REQUIRED_CHARACTERS,
+        character_coverage=1.0,
+        byte_fallback=False,
+        normalization_rule_name="nmt_nfkc",
+        max_sentence_length=_LONGEST_TEXT,
+        num_threads=1,  # more threads sum in another order: other bytes
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
+    """(unknown pieces, all pieces) when the vocabulary encodes `texts`."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    unknown = total = 0
+    for text in texts:
+        ids = processor.encode(text)
+        unknown += ids.count(processor.unk_id())
+        total += len(ids)
+    return unknown, total
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp's files are private to their owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.train_vocabulary",
+        description="Train a SentencePiece unigram vocabulary on SODA and ProsocialDialog files. "
+        "It has T5's special pieces (pad 0, end 1, unknown 2), the separators as pieces, and all "
+        "printable ASCII characters. The same input gives the same bytes.",
+        epilog="Example: python -m tools.train_vocabulary --input tasks/sample/soda "
+        "tasks/sample/prosocial --output=tasks/sample/vocabulary.model --vocab_size=2000",
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files (JSON lines, JSON or Parquet, plain or gzipped) or folders of either corpus; "
+        "which one is told by the fields",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the model file to write")
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="pieces at most; fewer when the corpus has no more (default: 2000)",
+    )
+    parser.add_argument(
+        "--symbols",
+        default="<sep>,<turn>",
+        metavar="A,B",
+        help="texts that always become one piece, with commas between (default: <sep>,<turn>, "
+        "Cosmo's separators; empty for none)",
+    )
+    parser.add_argument(
+        "--split", default="train", help="the split to read of a folder (default: train)"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: train, write, and report the size and the share of unknown pieces."""
+    options = _parser().parse_args(arguments)
+    try:
+        texts = list(corpus_texts(options.input, options.split))
+        symbols = [symbol for symbol in options.symbols.split(",") if symbol]
+        model = train(texts, options.vocab_size, symbols)
+        unknown, total = unknown_rate(model, texts)
+        _write(Path(options.output), model)
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        message = " ".join(str(error).split())
+        if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have
+            message = f"--vocab_size={options.vocab_size} is less than the characters need"
+        print(f"train_vocabulary: {message}", file=sys.stderr)
+        return 1
+    from tasks.vocabularies import load
+
+    print(
+        f"{options.output}: {load(options.output).size} pieces from {len(texts)} texts; "
+        f"<unk> {unknown} of {total} pieces ({unknown / max(total, 1):.4%})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
