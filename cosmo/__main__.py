@@ -91,8 +91,9 @@ def _set_up_logging(quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("cosmo").setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("tasks").setLevel(logging.WARNING if quiet else logging.INFO)
+    # Orbax, SeqIO and TensorFlow speak through absl: their notes are not for our users.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def _set_up_jax() -> None:

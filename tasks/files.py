@@ -48,11 +48,32 @@ def files_for_split(path: Any, split: str) -> list[Any]:
     folders named by split. `valid`, `val` and `dev` are other names for `validation`. Raises
     DataError with what was looked for, where, and what was found.
     """
+    files, shared = _find(path, split)
+    if shared and split != "train" and (str(path), split) not in _warned:
+        _warned.add((str(path), split))
+        _log.warning("%s serves every split: split %r reads the same records", path, split)
+    return files
+
+
+def splits_of(path: Any) -> list[str]:
+    """The splits that `path` has files for, in the order of SPLITS; possibly none."""
+    splits = []
+    for split in SPLITS:
+        try:
+            _find(path, split)
+        except DataError:
+            continue
+        splits.append(split)
+    return splits
+
+
+def _find(path: Any, split: str) -> tuple[list[Any], bool]:
+    """(files of `split`, whether they serve every split)."""
     names = _names(split)
     if isinstance(path, Mapping):
         for name in names:
             if name in path:
-                return _expand(path[name], None, split)
+                return _expand(path[name], None, split)[0], False
         raise DataError.at(
             dict(path),
             None,
@@ -73,69 +94,63 @@ def files_for_split(path: Any, split: str) -> list[Any]:
     if "{split}" in str(path):
         for name in names:
             candidate = str(path).replace("{split}", name)
-            if _is_glob(candidate):
-                found = _glob(candidate)
+            place = resolve(candidate)
+            if place.is_dir():
+                found = _data_files(place)
+            elif place.exists():
+                found = [place]
             else:
-                found = [resolve(candidate)] if resolve(candidate).exists() else []
+                found = _glob(candidate) if _is_glob(candidate) else []
             if found:
-                return _one_format(found, path)
+                return _one_format(found, path), False
         raise _nothing(path, split, f"{[str(path).replace('{split}', name) for name in names]}")
     return _expand(path, names, split)
-
-
-def splits_of(path: Any) -> list[str]:
-    """The splits that `path` has files for, in the order of SPLITS; possibly none."""
-    splits = []
-    for split in SPLITS:
-        try:
-            files_for_split(path, split)
-        except DataError:
-            continue
-        splits.append(split)
-    return splits
 
 
 def _names(split: str) -> tuple[str, ...]:
     return _VALIDATION if split in _VALIDATION else (split,)
 
 
-def _expand(path: Any, names: tuple[str, ...] | None, split: str) -> list[Any]:
-    """Files of `path`; `names` are the split's names, or None when every file belongs to it."""
+def _expand(path: Any, names: tuple[str, ...] | None, split: str) -> tuple[list[Any], bool]:
+    """(files of `path`, whether they serve every split).
+
+    `names` are the names of the split, or None when every file of `path` belongs to it.
+    """
     if _is_glob(str(path)) and not resolve(path).exists():
         found = _glob(str(path))
         if not found:
             raise _nothing(path, split, "no file matches the glob")
-        return _one_format(_of_split(found, names, path, split), path)
+        files, shared = _of_split(found, names, path, split)
+        return _one_format(files, path), shared
     place = resolve(path)
     if place.is_dir():
         for name in names or ():
             if (place / name).is_dir() and (inside := _data_files(place / name)):
-                return _one_format(inside, path)
+                return _one_format(inside, path), False
         found = _data_files(place)
         chosen = found if names is None else _named(found, names)
         if not chosen:
             listed = sorted(child.name for child in place.iterdir())
             raise _nothing(path, split, f"the folder {place} holds {listed[:20]}")
-        return _one_format(chosen, path)
+        return _one_format(chosen, path), False
     if place.exists():
-        if names is not None:
-            _warn_shared(path, split)
-        return [place]
+        return [place], names is not None
     raise _nothing(path, split, _looked_at(path))
 
 
-def _of_split(found: list[Any], names: tuple[str, ...] | None, path: Any, split: str) -> list[Any]:
+def _of_split(
+    found: list[Any], names: tuple[str, ...] | None, path: Any, split: str
+) -> tuple[list[Any], bool]:
     """Of a glob's files those named after the split; all of them when no name tells a split."""
     if names is None:
-        return found
+        return found, False
     every_name = ("train", "test", *_VALIDATION)
     if not _named(found, every_name):
-        _warn_shared(path, split)
-        return found
+        return found, True
     chosen = _named(found, names)
     if not chosen:
         raise _nothing(path, split, f"the glob matches {[file.name for file in found][:20]}")
-    return chosen
+    return chosen, False
 
 
 def _named(files: list[Any], names: tuple[str, ...]) -> list[Any]:
@@ -208,9 +223,3 @@ def _nothing(path: Any, split: str, found: str) -> DataError:
         + " (or .json, .parquet, each plain or .gz)",
         remedy="Download the corpus or correct the path (gin: use.soda_path, use.prosocial_path).",
     )
-
-
-def _warn_shared(path: Any, split: str) -> None:
-    if split != "train" and (str(path), split) not in _warned:
-        _warned.add((str(path), split))
-        _log.warning("%s serves every split: split %r reads the same records", path, split)

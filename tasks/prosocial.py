@@ -19,7 +19,7 @@ from tasks.records import ProsocialDialogue
 _NAMES_FILE = Path(__file__).with_name("names.txt")
 
 # First words that keep their capital inside a sentence although they are not all capitals.
-_PROPER = frozenset(
+_PROPER_WORDS = (
     "African Africans Allah America American Americans Arab Arabs Asian Asians Australian Bible "
     "Blacks Britain British Buddhist Buddhists Canada Canadian Catholic Catholics China Chinese "
     "Christian Christianity Christians Christmas Christ Democrat Democrats Easter England English "
@@ -28,8 +28,16 @@ _PROPER = frozenset(
     "Israeli Italian Italians Jesus Jew Jewish Jews Judaism Korean Koreans Latino Latinos Mexican "
     "Mexicans Mexico Monday Mormon Mormons Mr Mrs Ms Muslim Muslims Nazi Nazis Netflix Obama "
     "Palestinian Polish Quran Reddit Republican Republicans Russia Russian Russians Saturday "
-    "Spanish Sunday Thanksgiving Thursday Trump Tuesday Twitter Ukraine Wednesday YouTube".split()
+    "Spanish Sunday Thanksgiving Thursday Trump Tuesday Twitter Ukraine Wednesday YouTube"
 )
+_PROPER = frozenset(_PROPER_WORDS.split())
+
+# First words that are never part of a name of several words.
+_OPENING_WORDS = (
+    "A All An Any Being Every If In It Most No Not One Other Others People Saying Some That The "
+    "There They Thinking This To Using We When White You Your"
+)
+_OPENERS = frozenset(_OPENING_WORDS.split())
 
 
 @functools.cache
@@ -93,9 +101,3 @@ def _keeps_capital(words: Sequence[str]) -> bool:
     # A name of several words, as in "New York"; but "It's Bob's ..." and "The French ..." are not.
     following = words[1] if len(words) > 1 else ""
     return following[:1].isupper() and following[1:2].islower() and first not in _OPENERS
-
-
-_OPENERS = frozenset(
-    "A All An Any Being Every If In It Most No Not One Other Others People Saying Some That The "
-    "There They Thinking This To Using We When White You Your".split()
-)

@@ -145,7 +145,9 @@ def tokenize_parts(
 
     # One call of the tokenizer costs more than tokenizing an example, so examples go in batches.
     batches = dataset.ragged_batch(_CHUNK)
-    return batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    examples = batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    # unbatch leaves ragged tensors of no ragged dimension; a map makes them plain vectors.
+    return examples.map(dict, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def drop_parts(
@@ -153,19 +155,21 @@ def drop_parts(
 ) -> tf.data.Dataset:
     """Empties narrative and instruction at random where `is_training`. Kim et al. 2023, section 4.
 
-    The two draws are independent and come from SeqIO's seeds: the same seed gives the same draws.
+    The two draws are independent and come from SeqIO's seed: the same seed gives the same draws.
     """
-    chances = {"narrative": narrative_dropout, "instruction": instruction_dropout}
 
-    @functools.partial(seqio.map_over_dataset, num_seeds=2)
-    def drop(example, seeds):
+    @functools.partial(seqio.map_over_dataset, num_seeds=1)
+    def drop(example, seed):
         example = dict(example)
-        for (part, chance), seed in zip(chances.items(), seeds, strict=True):
-            dropped = tf.random.stateless_uniform([], seed) < chance
-            kept = tf.logical_not(tf.logical_and(dropped, example["is_training"] > 0))
-            tokens = f"{part}_tokens"
-            example[part] = tf.where(kept, example[part], "")
-            example[tokens] = example[tokens][: tf.size(example[tokens]) * tf.cast(kept, tf.int32)]
+        draws = tf.random.stateless_uniform([2], seed)
+        dropped = tf.logical_and(
+            draws < [narrative_dropout, instruction_dropout], example["is_training"] > 0
+        )
+        for index, part in enumerate(("narrative", "instruction")):
+            text, tokens = example[part], example[f"{part}_tokens"]
+            example[part] = tf.where(dropped[index], "", text)
+            length = tf.where(dropped[index], 0, tf.size(tokens))
+            example[f"{part}_tokens"] = tokens[:length]
         return example
 
     return drop(dataset)

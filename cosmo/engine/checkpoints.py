@@ -45,7 +45,12 @@ def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False)
         max_to_keep=keep, create=not read_only, enable_async_checkpointing=True, read_only=read_only
     )
     return ocp.CheckpointManager(
-        epath.Path(model_dir).resolve() / FOLDER, options=options, item_names=("state", "description")
+        epath.Path(model_dir).resolve() / FOLDER,
+        options=options,
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(),
+            "description": ocp.JsonCheckpointHandler(),
+        },
     )
 
 

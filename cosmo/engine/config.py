@@ -89,11 +89,10 @@ def call(function: Callable[..., Any]) -> Any:
     """Call `function` with the arguments that gin holds for it."""
     try:
         return gin.get_configurable(function)()
+    except UserError as error:
+        # Gin appends where the call stood, which is of no use to whoever mends a setting.
+        raise UserError(str(error).split("\n  In call to configurable")[0]) from error
     except (RuntimeError, ValueError, TypeError) as error:
-        # Gin wraps what a constructor raises; what the user needs is the first cause of it.
-        for cause in _chain(error):
-            if isinstance(cause, UserError):
-                raise cause from None
         missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
         if missing:
             name, what = missing.group(1), missing.group(2).replace("'", "")
@@ -109,12 +108,6 @@ def query(name: str) -> Any:
 def operative_config() -> str:
     """All bindings in use so far, as a gin file that repeats the run."""
     return gin.operative_config_str()
-
-
-def _chain(error: BaseException | None):
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _find(file: str, paths: Iterable[pathlib.Path]) -> str:

@@ -4,10 +4,15 @@ SeqIO and TensorFlow are imported where a SeqIO task is read and nowhere else, s
 records never loads them.
 """
 
+import contextlib
 import dataclasses
+import difflib
 import importlib
+import os
 import queue
 import re
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -86,8 +91,6 @@ def resolve_name(config: DatasetConfig) -> str:
     name = name() if callable(name) else name
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
-        import difflib
-
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f" (registered: {sorted(known)})"
         raise UserError(f"no SeqIO task or mixture {name!r}{hint} (gin: MIXTURE_OR_TASK_NAME)")
@@ -125,44 +128,45 @@ def train_batches(
 
 def eval_batches(
     config: DatasetConfig, *, num_batches: int | None = None, shard: int = 0, num_shards: int = 1
-) -> Iterator[HostBatch]:
-    """One epoch (or `num_batches`) of packed batches; the last is filled up with empty rows.
+) -> dict[str, list[HostBatch]]:
+    """{task: one epoch (or `num_batches`) of packed batches}; the last is filled with empty rows.
 
-    Every shard yields the same number of batches, or the processes of a pod would not step
-    together: each reads every row and keeps its own share of every batch.
+    Task by task, because a mixture's rates are a way to train, not to measure. Every process reads
+    every row and keeps its share of each batch, so that all have equally many.
     """
-    seqio = _import_seqio()
-    name = resolve_name(config)
     share = config.batch_size // num_shards
-    with _plain_errors(name, config.split):
-        dataset = seqio.get_dataset(
-            name,
-            dict(config.task_feature_lengths),
-            seqio.EncDecFeatureConverter(pack=config.pack),
-            dataset_split=config.split,
-            use_cached=config.use_cached,
-            shuffle=False,
-            num_epochs=1,
-            seed=config.seed,
-            verbose=False,
-        )
-        dataset = dataset.batch(config.batch_size)
-        if num_batches is not None:
-            dataset = dataset.take(num_batches)
-        for batch in dataset.prefetch(4).as_numpy_iterator():
-            batch = {k: pad_rows(v, config.batch_size) for k, v in _as_int32(batch).items()}
-            yield {k: v[shard * share : (shard + 1) * share] for k, v in batch.items()}
+    batches = {}
+    for task, seqio in _subtasks(config):
+        with _plain_errors(task.name, config.split):
+            dataset = seqio.get_dataset(
+                task.name,
+                dict(config.task_feature_lengths),
+                seqio.EncDecFeatureConverter(pack=config.pack),
+                dataset_split=config.split,
+                use_cached=config.use_cached,
+                shuffle=False,
+                num_epochs=1,
+                seed=config.seed,
+                verbose=False,
+            ).batch(config.batch_size)
+            if num_batches is not None:
+                dataset = dataset.take(num_batches)
+            whole = [_as_int32(batch) for batch in dataset.as_numpy_iterator()]
+        batches[task.name] = [
+            {
+                name: pad_rows(rows, config.batch_size)[shard * share : (shard + 1) * share]
+                for name, rows in batch.items()
+            }
+            for batch in whole
+        ]
+    return batches
 
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
     """Every task of the mixture that has the split and metrics, with its rows in memory."""
-    seqio = _import_seqio()
-    name = resolve_name(config)
     lengths = dict(config.task_feature_lengths)
     tasks = []
-    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
-        if config.split not in task.splits:
-            continue
+    for task, _ in _subtasks(config):
         with _plain_errors(task.name, config.split):
             dataset = task.get_dataset(
                 sequence_length=lengths,
@@ -192,9 +196,19 @@ def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[E
                 postprocess if task.postprocess_fn else lambda text, row, *, is_target: text,
             )
         )
-    if not tasks:
-        raise UserError(f"{name!r} has no task with a split {config.split!r}")
     return tasks
+
+
+def _subtasks(config: DatasetConfig):
+    """(task, the seqio module) for each task of the mixture that has the split."""
+    seqio = _import_seqio()
+    name = resolve_name(config)
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
+    found = [(task, seqio) for task in tasks if config.split in task.splits]
+    if not found:
+        splits = sorted({split for task in tasks for split in task.splits})
+        raise UserError(f"no task of {name!r} has a split {config.split!r}; there are {splits}")
+    return found
 
 
 def make_batch(
@@ -283,13 +297,47 @@ class Prefetcher:
 
 
 def _import_seqio():
-    try:
-        import seqio
-    except ImportError as error:
-        raise UserError(
-            f"reading a SeqIO task needs the extra `seqio` ({error}): pip install -e '.[seqio]'"
-        ) from error
+    """SeqIO, with TensorFlow kept off the accelerators (JAX needs all of their memory)."""
+    if "seqio" not in sys.modules:
+        with _without_device_notes():
+            try:
+                import seqio
+                import tensorflow as tf
+            except ImportError as error:
+                raise UserError(
+                    f"reading a SeqIO task needs the extra `seqio` ({error}): "
+                    "pip install -e '.[seqio]'"
+                ) from error
+            tf.config.set_visible_devices([], "GPU")
+            tf.constant(0)  # starts its runtime, and what that has to say
+    import seqio
+
     return seqio
+
+
+@contextlib.contextmanager
+def _without_device_notes():
+    """Holds back what TensorFlow's C++ prints on loading about GPUs and oneDNN; all else passes.
+
+    It writes to file descriptor 2 before any log level applies, so the descriptor is set aside.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines(keepends=True):
+                if not _DEVICE_NOTE.search(line):
+                    sys.stderr.write(line)
+
+
+_DEVICE_NOTE = re.compile(r"absl::InitializeLog|oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard", re.I)
 
 
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:

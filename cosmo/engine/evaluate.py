@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from cosmo.engine.writer import Progress, log, prepare_folder, write_atomic
 class EvalConfig:
     """What is evaluated while training, every `period` steps (T5X's EVAL_PERIOD).
 
-    `packed` is teacher-forced for at most `steps` batches (EVAL_STEPS; None: all of them).
+    `packed` is teacher-forced for at most `steps` batches a task (EVAL_STEPS; None: all of them).
     `generated` is scored and answered example by example, `num_examples` a task
     (EVALUATOR_NUM_EXAMPLES; None: all). Either may be None.
     """
@@ -45,15 +44,19 @@ def _loss_sums_fn(model: models.EncoderDecoderModel, mesh: Mesh):
 def teacher_forced(
     model: models.EncoderDecoderModel,
     params: models.Params,
-    batches: Iterable[data.HostBatch],
+    batches: dict[str, list[data.HostBatch]],
     mesh: Mesh,
-) -> dict[str, float]:
-    """Loss (nats a token), perplexity and token accuracy over all target tokens of `batches`."""
+) -> dict[str, dict[str, float]]:
+    """{task: loss (nats a token), perplexity, accuracy}, and "all" over the tokens of all tasks."""
     run = _loss_sums_fn(model, mesh)
-    totals = metrics.total(
-        jax.device_get(run(params, partitioning.put_batch(batch, mesh))) for batch in batches
-    )
-    return metrics.language_model(totals)
+    sums = {
+        task: metrics.total(
+            jax.device_get(run(params, partitioning.put_batch(batch, mesh))) for batch in many
+        )
+        for task, many in batches.items()
+    }
+    sums["all"] = metrics.total(sums.values())
+    return {task: metrics.language_model(totals) for task, totals in sums.items()}
 
 
 def judge(
@@ -94,15 +97,6 @@ def judge(
                 keep[task.name] = [infer.record(answer, "predict") for answer in answers]
         results[task.name] = {name: float(np.asarray(value)) for name, value in values.items()}
     return results
-
-
-def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """{task: {metric: value}} -> {"eval/task/metric": value}."""
-    return {
-        f"eval/{task}/{metric}": value
-        for task, values in results.items()
-        for metric, value in values.items()
-    }
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -210,21 +210,18 @@ class _Evaluator:
     def __init__(self, config, model, vocabulary, mesh, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
         self.mesh, self.seed = mesh, seed
-        self.packed: list[data.HostBatch] | None = None
+        self.packed: dict[str, list[data.HostBatch]] | None = None
         self.tasks: list[data.EvalTask] | None = None
 
     def run(self, params, step: int) -> dict[str, float]:
-        """{"eval/...": value}, also logged as a line."""
+        """{"eval/TASK/METRIC": value}, also logged, a line a task."""
         config, results = self.config, {}
         if config.packed is not None:
             if self.packed is None:
-                self.packed = list(
-                    data.eval_batches(
-                        config.packed, num_batches=config.steps, **data.process_shard()
-                    )
+                self.packed = data.eval_batches(
+                    config.packed, num_batches=config.steps, **data.process_shard()
                 )
-            values = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
-            results.update({f"eval/{name}": value for name, value in values.items()})
+            results = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = data.eval_tasks(config.generated, config.num_examples)
@@ -237,7 +234,13 @@ class _Evaluator:
                 config.generated.task_feature_lengths,
             )
             judged = evaluate.judge(session, self.tasks, config.decoding, self.seed)
-            results.update(evaluate.flatten(judged))
-        shown = ", ".join(f"{name.removeprefix('eval/')} {v:.4g}" for name, v in results.items())
-        log.info("evaluation at step %d: %s", step, shown)
-        return results
+            for task, values in judged.items():
+                results[task] = {**results.get(task, {}), **values}
+        for task, values in results.items():
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            log.info("evaluation at step %d, %s: %s", step, task, shown)
+        return {
+            f"eval/{task}/{name}": value
+            for task, values in results.items()
+            for name, value in values.items()
+        }

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_WORDS = (
+_TEXT = (
     "hello there my friend how are you today I was thinking about our garden and the rain it's "
-    "wrong to be rude when people ask for help Imagine you are Nora and speak to Ben Mr Lee helps in . 0 1 2 3 4 5 6 7 8 9"
-).split()
+    "wrong to be rude when people ask for help Imagine you are Nora and speak to Ben Mr Lee "
+    "helps in . 0 1 2 3 4 5 6 7 8 9"
+)
 
 
 def train_vocabulary(prefix: Path, **options) -> Path:
     """A tiny SentencePiece model with T5's special ids."""
     import sentencepiece
 
-    sentences = [" ".join(_WORDS[i % 7 :: 1 + i % 3]) for i in range(60)]
+    words = _TEXT.split()
+    sentences = [" ".join(words[i % 7 :: 1 + i % 3]) for i in range(60)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_prefix=str(prefix),

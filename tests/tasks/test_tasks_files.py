@@ -33,6 +33,7 @@ def test_folders_named_by_split(tmp_path):
     _touch(tmp_path, "train/part-0.jsonl", "dev/part-0.jsonl", "dev/part-1.jsonl")
     assert _names(tmp_path, "train") == ["part-0.jsonl"]
     assert _names(tmp_path, "validation") == ["part-0.jsonl", "part-1.jsonl"]
+    assert _names(f"{tmp_path}/{{split}}", "validation") == ["part-0.jsonl", "part-1.jsonl"]
 
 
 def test_template_glob_and_mapping(tmp_path):
@@ -55,6 +56,7 @@ def test_one_file_serves_every_split_with_one_warning(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
     with caplog.at_level(logging.WARNING):
         assert _names(path, "train") == ["rows.jsonl"]
+        assert splits_of(path) == ["train", "validation", "test"]
         assert not caplog.records
         for _ in range(3):
             assert _names(str(path), "validation") == ["rows.jsonl"]
@@ -73,11 +75,11 @@ def test_missing_data_says_what_where_found_and_what_to_do(tmp_path):
         files_for_split(tmp_path, "train")
     with pytest.raises(DataError, match="no file matches the glob"):
         files_for_split(f"{tmp_path}/*.parquet", "train")
-    with pytest.raises(DataError, match="dev.txt"):
+    with pytest.raises(DataError, match=r"dev\.txt"):
         files_for_split(f"{tmp_path}/{{split}}.txt", "validation")
     with pytest.raises(DataError, match="not set"):
         files_for_split(None, "train")
-    with pytest.raises(DataError, match="nothing at .* nor at"):
+    with pytest.raises(DataError, match=r"nothing at .* nor at"):
         files_for_split("no/such/folder", "train")
 
 

@@ -87,6 +87,19 @@ def test_ids_equal_the_text_with_pieces_for_separators(corpora, vocabulary_path)
             _check_equal_to_text(task, examples, vocabulary, lengths, separators)
 
 
+def test_ids_equal_the_text_of_the_sample_corpus():
+    """Oracle: as above, with the corpus and the vocabulary that come with the repository."""
+    paths = {"soda_path": "tasks/sample/soda", "prosocial_path": "tasks/sample/prosocial"}
+    vocabulary = load("tasks/sample/vocabulary.model")
+    task = _use("soda", "tasks/sample/vocabulary.model", **paths)
+    lengths = {"inputs": 128, "targets": 48}
+    examples = soda_file_examples(paths["soda_path"], "validation")
+    _check_equal_to_text(task, examples, vocabulary, lengths)
+    task = seqio.get_mixture_or_task("prosocial_dialog")
+    examples = prosocial_file_examples(paths["prosocial_path"], "validation")
+    _check_equal_to_text(task, examples, vocabulary, lengths)
+
+
 def test_empty_parts_and_odd_characters(tmp_path, vocabulary_path):
     """Oracle: as above, on a narrative-less monologue and on texts with odd white space."""
     odd = ["hello\u00a0 there\tmy", "é café \u4f60\u597d", "a\x1fb", "rain \u200b rain"]

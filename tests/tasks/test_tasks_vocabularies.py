@@ -19,7 +19,7 @@ def _real_texts(shared):
 
 def test_equals_seqio_on_real_texts(shared, t5_vocabulary, vocabulary_path):
     """Oracle: seqio.SentencePieceVocabulary, whose decode stops after EOS as ours does."""
-    for path in (t5_vocabulary, vocabulary_path):
+    for path in (t5_vocabulary, vocabulary_path, "tasks/sample/vocabulary.model"):
         ours, theirs = load(path), seqio_vocabulary(path)
         assert (ours.size, ours.eos_id, ours.unk_id) == (
             theirs.vocab_size,

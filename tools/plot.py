@@ -1,0 +1,72 @@
+"""Loss curves of a run as a PNG: `python -m tools.plot MODEL_DIR --output=loss.png`."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl. Raises ValueError that names file and line."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; expected a run's metrics.jsonl") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+    return rows
+
+
+def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | None = None) -> None:
+    """Training and validation loss (nats a token) over steps; `baseline` is drawn as a level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    train = [(r["step"], r["train/loss"]) for r in rows if r.get("train/loss") is not None]
+    axes.plot(*zip(*train, strict=True), label="training", color="tab:blue")
+    names = sorted({k for r in rows for k in r if k.startswith("eval/") and k.endswith("/loss")})
+    for name in names:
+        points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+        style = {"linewidth": 2} if name == "eval/all/loss" else {"linewidth": 1, "alpha": 0.6}
+        label = f"validation, {name.split('/')[1]}"
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, **style)
+    if baseline is not None:
+        axes.axhline(baseline, color="grey", linestyle=":", label="unigram model, validation")
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = output.with_name(f".{output.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(output)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__)
+    parser.add_argument("model_dir", type=pathlib.Path, help="a run's folder, with metrics.jsonl")
+    parser.add_argument("--output", type=pathlib.Path, help="PNG; default MODEL_DIR/loss.png")
+    args = parser.parse_args(argv)
+    output = args.output or args.model_dir / "loss.png"
+    try:
+        rows = read_metrics(args.model_dir / "metrics.jsonl")
+        if not any(r.get("train/loss") is not None for r in rows):
+            raise ValueError(f"{args.model_dir}/metrics.jsonl holds no train/loss yet")
+        plot(rows, output, title=str(args.model_dir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
