@@ -15,7 +15,7 @@ verbs
 
 settings
   --gin_file=FILE         an experiment (gin/cosmo/tiny.gin); may be given several times, later wins
-  --gin.NAME=VALUE        override a macro (TRAIN_STEPS) or a parameter (train/data.DatasetConfig.seed)
+  --gin.NAME=VALUE        override a macro (TRAIN_STEPS) or a parameter (t5.T5Config.emb_dim)
   --gin_search_paths=A,B  folders in which gin files are looked for, after the working folder
 
 Without --gin_file, eval, infer and chat read MODEL_DIR/config.gin, which train leaves there.
@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, DataError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # Gin appends where the call stood, which is of no use to whoever mends a setting.
+        text = str(error).split("\n  In call to configurable")[0]
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

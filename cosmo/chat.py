@@ -52,9 +52,7 @@ def chat(
                     "instruction": who,
                     "turns": turns,
                 }
-                row = records.row(
-                    record, session.vocabulary, session.lengths["inputs"], separators
-                )
+                row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
                 answer = next(iter(infer.predict(session, [row], decoding, seed)))
                 count += 1
                 reply = answer.predictions[0].strip() or "..."

@@ -64,9 +64,9 @@ def answer_file_settings(
     checkpoint_path: str,
     task_feature_lengths: Mapping[str, int],
     batch_size: int,
-    separators: formatting.Separators = formatting.Separators(),  # noqa: B008 - frozen
-    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008 - frozen
+    separators: formatting.Separators = formatting.Separators(),
+    decoding: DecodingConfig = DecodingConfig(),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     mode: str = "predict",
     random_seed: int = 0,
 ) -> Callable[[str, str], None]:
@@ -106,9 +106,9 @@ def chat_settings(
     vocabulary: infer.Vocabulary,
     checkpoint_path: str,
     task_feature_lengths: Mapping[str, int],
-    separators: formatting.Separators = formatting.Separators(),  # noqa: B008 - frozen
-    decoding: DecodingConfig = DecodingConfig(temperature=1.0, top_p=0.95),  # noqa: B008
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008 - frozen
+    separators: formatting.Separators = formatting.Separators(),
+    decoding: DecodingConfig = DecodingConfig(temperature=1.0, top_p=0.95),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     random_seed: int = 0,
 ) -> Callable[[str | None, str | None], None]:
     """The settings of `chat`, bound by gin; returns the function that talks."""

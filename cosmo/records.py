@@ -21,7 +21,7 @@ def row(
     record: Mapping[str, Any],
     vocabulary: Vocabulary,
     inputs_length: int,
-    separators: formatting.Separators = formatting.Separators(),  # noqa: B008 - frozen
+    separators: formatting.Separators = formatting.Separators(),
     default_id: str = "0",
 ) -> Row:
     """A record {turns, narrative?, instruction?, response?, id?} as the model reads it.
@@ -68,7 +68,7 @@ def read_rows(
     separators: formatting.Separators,
     rejected: list[dict[str, Any]],
 ) -> Iterator[Row]:
-    """The rows of a JSON lines file; a line that cannot be used joins `rejected` with its reason."""
+    """The rows of a JSON lines file; a bad line joins `rejected` with its reason."""
     try:
         lines = epath.Path(path).open("r")
     except OSError as error:

@@ -102,7 +102,7 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = _path(path)
         if name not in found:
-            raise UserError(f"checkpoint {where} has no {name}: it is of another model or optimizer")
+            raise UserError(f"checkpoint {where} has no {name}: of another model or optimizer")
         if found[name] != tuple(leaf.shape):
             raise UserError(
                 f"checkpoint {where} is of another model size: {name} is {found[name]} there and "
@@ -120,11 +120,13 @@ def locate(path: str) -> tuple[str, int]:
     if (folder / "checkpoint").exists() or folder.name.startswith("checkpoint_"):
         raise UserError(f"{path} is a T5X checkpoint; this version reads its own checkpoints only")
     if (folder / "config.json").exists():
-        raise UserError(f"{path} is a HuggingFace folder; this version reads its own checkpoints only")
+        raise UserError(
+            f"{path} is a HuggingFace folder; this version reads its own checkpoints only"
+        )
     steps = completed_steps(path)
     if not steps:
         raise UserError(
-            f"no checkpoint in {path}: looked for {folder / FOLDER}/STEP; train there first, or give "
+            f"no checkpoint in {path}: looked for {folder / FOLDER}/STEP; train there, or give "
             "another folder (gin: MODEL_DIR or INITIAL_CHECKPOINT_PATH)"
         )
     return path, steps[-1]

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gin
-from gin import config as gin_internals
-
 from cosmo.engine.errors import UserError
+from gin import config as gin_internals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # gin files are named from here: gin/runs/...
 
@@ -45,7 +44,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def quote_bare(value: str) -> str:
     """A gin value as it is; anything that gin cannot read is taken for a string and quoted."""
     value = value.strip()
-    if value.startswith(("@", "%")) or "@" in value and value[:1] in "[({":
+    if value.startswith(("@", "%")) or ("@" in value and value[:1] in "[({"):
         return value
     try:
         ast.literal_eval(value)
@@ -81,7 +80,7 @@ def load(
         _parse(lambda file=file: gin.parse_config_file(_find(str(file), paths)), str(file), texts)
     for binding in bindings:
         _parse(lambda binding=binding: gin.parse_config(binding), f"--gin.{binding}", texts)
-    gin.finalize()
+    # Not gin.finalize: it would want the required macros of every verb, not of this one.
     _check_required(run_file, texts)
 
 
@@ -89,9 +88,6 @@ def call(function: Callable[..., Any]) -> Any:
     """Call `function` with the arguments that gin holds for it."""
     try:
         return gin.get_configurable(function)()
-    except UserError as error:
-        # Gin appends where the call stood, which is of no use to whoever mends a setting.
-        raise UserError(str(error).split("\n  In call to configurable")[0]) from error
     except (RuntimeError, ValueError, TypeError) as error:
         missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
         if missing:
@@ -103,6 +99,12 @@ def call(function: Callable[..., Any]) -> Any:
 def query(name: str) -> Any:
     """The value of a macro."""
     return gin.query_parameter(f"%{name}")
+
+
+def macro_value(name: str) -> Any:
+    """What a macro stands for, built: `MODEL` gives the model that it refers to."""
+    selector = f"{name}/gin.macro"
+    return gin.config.ConfigurableReference(selector, True).__deepcopy__({})
 
 
 def operative_config() -> str:
@@ -189,7 +191,9 @@ def _parse(parse: Callable[[], Any], where: str, texts: dict[str, str]) -> None:
         if unknown:
             name = unknown.group(1)
             raise UserError(f"unknown name {name} in {place}{_hint(name, _selectors())}") from error
-        unknown = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text)
+        unknown = re.search(
+            r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text
+        )
         if unknown:
             selector, name = unknown.groups()
             known = _parameters(selector)
@@ -200,13 +204,13 @@ def _parse(parse: Callable[[], Any], where: str, texts: dict[str, str]) -> None:
 
 
 def _selectors() -> list[str]:
-    return [str(s) for s in gin_internals._REGISTRY._selector_map]  # noqa: SLF001
+    return [str(s) for s in gin_internals._REGISTRY._selector_map]
 
 
 def _parameters(selector: str) -> list[str]:
     import inspect
 
-    target = gin_internals._REGISTRY.get_match(selector)  # noqa: SLF001
+    target = gin_internals._REGISTRY.get_match(selector)
     return list(inspect.signature(target.wrapped).parameters) if target else []
 
 

@@ -270,7 +270,7 @@ class Prefetcher:
                 if not self._put((item, None)):
                     return
             self._put((None, StopIteration()))
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
+        except BaseException as error:
             self._put((None, error))
 
     def _put(self, item) -> bool:
@@ -337,7 +337,9 @@ def _without_device_notes():
                     sys.stderr.write(line)
 
 
-_DEVICE_NOTE = re.compile(r"absl::InitializeLog|oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard", re.I)
+_DEVICE_NOTE = re.compile(
+    r"absl::InitializeLog|oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard", re.I
+)
 
 
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -374,7 +376,7 @@ def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
     return Row(name, text("inputs"), ids("inputs"), text("targets"), ids("targets"))
 
 
-class _plain_errors:  # noqa: N801 - reads as a function at its use
+class _plain_errors:  # noqa: N801
     """Turns TensorFlow's report of an error in a Python reader back into that error's one line."""
 
     _SOURCE = re.compile(r"(?:^|\s)([\w.]*(?:Error|Exception)): (.+?)(?:\nTraceback|\n\n|$)", re.S)

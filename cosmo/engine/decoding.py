@@ -54,7 +54,9 @@ class DecodingConfig:
                 " or num_samples > 1"
             )
         if self.temperature == 0.0 and self.num_samples > 1:
-            raise UserError("num_samples > 1 without temperature gives equal answers: set it above 0")
+            raise UserError(
+                "num_samples > 1 without temperature gives equal answers: set it above 0"
+            )
 
     @property
     def rows_per_input(self) -> int:

@@ -122,8 +122,8 @@ def evaluate(
     checkpoint_path: str,
     dataset: data.DatasetConfig,
     output: str,
-    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008 - frozen
+    decoding: DecodingConfig = DecodingConfig(),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     num_examples: int | None = None,
     random_seed: int = 0,
 ) -> dict[str, dict[str, float]]:

@@ -84,7 +84,7 @@ def open_session(
     checkpoint_path: str,
     task_feature_lengths: Mapping[str, int],
     batch_size: int,
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008 - frozen
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
 ) -> tuple[Session, int]:
     """(a session over the checkpoint, the step it was saved at)."""
     check_vocabulary(model, vocabulary)
@@ -118,7 +118,7 @@ def _score_fn(model, mesh: Mesh):
 def predict(
     session: Session, rows: Iterable[data.Row], decoding: DecodingConfig, seed: int = 0
 ) -> Iterator[Answer]:
-    """Generate for each row, in order. A sampled answer depends on (seed, row id), not its batch."""
+    """Generate for each row, in order; a sample depends on (seed, row id), not on the batch."""
     run = _predict_fn(session.model, decoding, session.mesh)
     for group in data.groups(rows, session.batch_size):
         batch = data.make_batch(group, session.batch_size, session.lengths["inputs"], None)
@@ -196,7 +196,7 @@ def write_answers(
     output: str,
     *,
     mode: str = "predict",
-    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
+    decoding: DecodingConfig = DecodingConfig(),
     seed: int = 0,
     total: int | None = None,
 ) -> int:
@@ -231,8 +231,8 @@ def infer(
     dataset: data.DatasetConfig,
     output: str,
     mode: str = "predict",
-    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008 - frozen
+    decoding: DecodingConfig = DecodingConfig(),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     num_examples: int | None = None,
     random_seed: int = 0,
 ) -> dict[str, int]:

@@ -111,7 +111,7 @@ def loss(
     weights_BT, total = losses.loss_weights(
         model.loss_normalizing_factor, real_BT, batch.get("decoder_segment_ids")
     )
-    correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * real_BT
+    correct_BT = _is_best(logits_BTV, targets_BT) * real_BT
     sums = {
         "loss_weight": total,
         "cross_entropy": jnp.sum((per_token_BT - z_BT) * real_BT),
@@ -122,13 +122,19 @@ def loss(
     return jnp.sum(per_token_BT * weights_BT), sums
 
 
+def _is_best(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Whether no token scores above the target: bool [B, T]. (Cheaper than an argmax.)"""
+    target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+    return target_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)
+
+
 def score(model: EncoderDecoderModel, params: Params, batch: Batch) -> dict[str, jax.Array]:
     """Per row: `score` (log-likelihood of the targets in nats), `num_tokens`, `num_correct` [B]."""
     logits_BTV = logits(model, params, batch)
     targets_BT = batch["decoder_target_tokens"]
     weights_BT = token_weights(batch)
     nll_BT, _ = losses.cross_entropy(logits_BTV, targets_BT)
-    correct_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
+    correct_BT = _is_best(logits_BTV, targets_BT)
     return {
         "score": -jnp.sum(nll_BT * weights_BT, axis=-1),
         "num_tokens": jnp.sum(weights_BT, axis=-1),

@@ -55,7 +55,9 @@ class AdamW:
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation at learning rate 1 (updates are to be added)."""
-        return optax.adamw(1.0, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+        return optax.adamw(
+            1.0, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
+        )
 
 
 def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:

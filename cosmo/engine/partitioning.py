@@ -28,7 +28,7 @@ AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How to lay a run over its devices. `num_partitions` is T5X's: devices a model is split over."""
+    """How to lay a run over its devices; `num_partitions` (T5X's) is how many share a model."""
 
     num_partitions: int = 1
     axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES

@@ -28,8 +28,11 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """How a step turns gradients into an update. `num_microbatches` is T5X's: parts of a batch whose
-    gradients are added up one after another, to save memory."""
+    """How a step turns gradients into an update.
+
+    `num_microbatches` is T5X's: parts of a batch whose gradients are added up one after another, to
+    save memory.
+    """
 
     optimizer: Adafactor | AdamW = Adafactor()
     learning_rate: LearningRateSchedule = LearningRateSchedule()
@@ -46,7 +49,7 @@ class StepConfig:
 
 
 def init_state(model: models.EncoderDecoderModel, config: StepConfig, seed: int) -> TrainState:
-    """A fresh state from `seed`. Run it under `jax.jit` with `out_shardings` to build it in place."""
+    """A fresh state from `seed`; run under `jax.jit` with `out_shardings` it is built in place."""
     params = models.init(model, jax.random.key(seed))
     return TrainState(jnp.int32(0), params, config.transformation().init(params))
 
@@ -99,9 +102,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, carry, gradients(params, microbatch, micro_key)), None
 
         microbatches = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(
-            gradients, params, jax.tree.map(lambda m: m[0], microbatches), key
-        )
+        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda m: m[0], microbatches), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         indices = jnp.arange(num_microbatches)
         return jax.lax.scan(body, zeros, (indices, microbatches))[0]

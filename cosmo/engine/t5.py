@@ -1,23 +1,15 @@
 """T5 1.0 and T5 1.1 (Raffel et al. 2020; Shazeer 2020) as one Flax NNX network.
 
-The layers of a stack live in one module whose every parameter has a leading axis of layers
-(`[L, ...]`), and run in one `lax.scan`: compile time does not grow with depth. A decoder's cache is
-an argument and a result, never hidden state.
+A decoder's cache is an argument and a result, never hidden state.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cosmo.engine.errors import UserError
 from cosmo.engine.layers import (
-    ACTIVATIONS,
-    MLP,
-    Attention,
     RelativePositionBias,
     RMSNorm,
     dropout,
@@ -27,73 +19,16 @@ from cosmo.engine.layers import (
     segment_mask,
     split_key,
 )
+from cosmo.engine.t5_layers import (
+    DecoderLayer,
+    EncoderLayer,
+    LayerCache,
+    T5Config,
+    scan_stack,
+    stack,
+)
 
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,  # keep every activation
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul results
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep only each layer's input
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class T5Config:
-    """Sizes and numerics; the names are T5X's (`t5x.examples.t5.network.T5Config`).
-
-    T5 1.1 is `mlp_activations=("gelu", "linear")`, `logits_via_embedding=False`; T5 1.0 is
-    `("relu",)` and `True`. `dtype` is the compute type; parameters, softmax, norms and logits stay
-    float32.
-    """
-
-    vocab_size: int
-    emb_dim: int = 512
-    num_heads: int = 8
-    num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
-    head_dim: int = 64
-    mlp_dim: int = 2048
-    mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    logits_via_embedding: bool = False
-    dropout_rate: float = 0.0
-    dtype: str = "bfloat16"
-    remat_policy: str = "none"
-    scan_layers: bool = True
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-
-    def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in self.mlp_activations:
-            if name not in ACTIVATIONS:
-                raise UserError(
-                    f"T5Config.mlp_activations has {name!r}; known are {sorted(ACTIVATIONS)}"
-                )
-        if self.remat_policy not in REMAT_POLICIES:
-            raise UserError(
-                f"T5Config.remat_policy={self.remat_policy!r}; known are {list(REMAT_POLICIES)}"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"T5Config.dtype={self.dtype!r}; T5 runs in 'float32' or 'bfloat16' "
-                "(float16 overflows in its feed-forward layers)"
-            )
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(
-                f"T5Config.dropout_rate={self.dropout_rate}; it is a probability under 1"
-                " (gin: DROPOUT_RATE)"
-            )
-
-    def build(self, rngs: nnx.Rngs) -> "T5":
-        """A network with fresh parameters."""
-        return T5(self, rngs=rngs)
-
-
-class LayerCache(NamedTuple):
-    """One decoder layer's keys and values: its own past, and the encoder's output."""
-
-    self_key_BHTK: jax.Array
-    self_value_BHTK: jax.Array
-    cross_key_BHSK: jax.Array
-    cross_value_BHSK: jax.Array
+__all__ = ["T5", "DecoderCache", "LayerCache", "T5Config"]
 
 
 class DecoderCache(NamedTuple):
@@ -128,138 +63,6 @@ class DecoderCache(NamedTuple):
         return self._replace(layers=layers)
 
 
-class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each normalised before and added after."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        c = config
-        self.config = config
-        self.pre_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
-        self.pre_mlp_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, rngs=rngs)
-
-    def __call__(self, x_BTM: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
-        rate = self.config.dropout_rate
-        k_attend, k_attended, k_mlp, k_out = split_key(key, 4)
-        y_BTM = self.pre_attention_layer_norm(x_BTM)
-        keys, values = self.attention.keys_values(y_BTM)
-        y_BTM = self.attention(y_BTM, keys, values, bias, rate=rate, key=k_attend)
-        x_BTM = x_BTM + dropout(y_BTM, rate, k_attended)
-        y_BTM = self.mlp(self.pre_mlp_layer_norm(x_BTM), rate=rate, key=k_mlp)
-        return x_BTM + dropout(y_BTM, rate, k_out)
-
-
-class DecoderLayer(nnx.Module):
-    """Causal self-attention, attention to the encoder, feed-forward."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        c = config
-        self.config = config
-        self.pre_self_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.self_attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
-        self.pre_cross_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.encoder_decoder_attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
-        self.pre_mlp_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, rngs=rngs)
-
-    def __call__(
-        self,
-        x_BTM: jax.Array,
-        encoded_BSM: jax.Array,
-        self_bias: jax.Array,
-        cross_bias: jax.Array,
-        key: jax.Array | None,
-    ) -> jax.Array:
-        rate = self.config.dropout_rate
-        k_self, k_selfed, k_cross, k_crossed, k_mlp, k_out = split_key(key, 6)
-        y_BTM = self.pre_self_attention_layer_norm(x_BTM)
-        keys, values = self.self_attention.keys_values(y_BTM)
-        y_BTM = self.self_attention(y_BTM, keys, values, self_bias, rate=rate, key=k_self)
-        x_BTM = x_BTM + dropout(y_BTM, rate, k_selfed)
-        y_BTM = self.pre_cross_attention_layer_norm(x_BTM)
-        attention = self.encoder_decoder_attention
-        keys, values = attention.keys_values(encoded_BSM)
-        y_BTM = attention(y_BTM, keys, values, cross_bias, rate=rate, key=k_cross)
-        x_BTM = x_BTM + dropout(y_BTM, rate, k_crossed)
-        y_BTM = self.mlp(self.pre_mlp_layer_norm(x_BTM), rate=rate, key=k_mlp)
-        return x_BTM + dropout(y_BTM, rate, k_out)
-
-    def step(
-        self, x_BM: jax.Array, index: jax.Array, cache: LayerCache, self_bias, cross_bias
-    ) -> tuple[jax.Array, LayerCache]:
-        """One token a row at position `index`: [B, M] -> [B, M] and the cache with it."""
-        y_BM = self.pre_self_attention_layer_norm(x_BM)
-        attention = self.self_attention
-        key_BHK = attention.project(y_BM, attention.key)
-        value_BHK = attention.project(y_BM, attention.value)
-
-        def put(cached_BHTK, new_BHK):
-            return jax.lax.dynamic_update_slice_in_dim(
-                cached_BHTK, new_BHK[:, :, None], index, axis=2
-            )
-
-        cache = cache._replace(
-            self_key_BHTK=put(cache.self_key_BHTK, key_BHK),
-            self_value_BHTK=put(cache.self_value_BHTK, value_BHK),
-        )
-        x_BM = x_BM + attend_one(
-            attention, y_BM, cache.self_key_BHTK, cache.self_value_BHTK, self_bias
-        )
-        y_BM = self.pre_cross_attention_layer_norm(x_BM)
-        x_BM = x_BM + attend_one(
-            self.encoder_decoder_attention,
-            y_BM,
-            cache.cross_key_BHSK,
-            cache.cross_value_BHSK,
-            cross_bias,
-        )
-        return x_BM + self.mlp(self.pre_mlp_layer_norm(x_BM)), cache
-
-
-def attend_one(attention: Attention, x_BM, keys_BHSK, values_BHSK, bias) -> jax.Array:
-    """Attention of a single query a row over cached keys: [B, M] -> [B, M]."""
-    q_BHK = attention.project(x_BM, attention.query)
-    logits_BHS = jnp.einsum("BHK,BHSK->BHS", q_BHK, keys_BHSK).astype(jnp.float32) + bias
-    weights_BHS = jax.nn.softmax(logits_BHS, axis=-1).astype(x_BM.dtype)
-    mixed_BHK = jnp.einsum("BHS,BHSK->BHK", weights_BHS, values_BHSK)
-    return mixed_BHK.reshape(x_BM.shape[0], -1) @ attention.out[...].astype(x_BM.dtype)
-
-
-def stack(layer: type, count: int, config: T5Config, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` layers with independent parameters in one module: leaves `[L, ...]`."""
-    keys = jax.random.split(rngs.params(), count)
-    return nnx.vmap(lambda key: layer(config, rngs=nnx.Rngs(params=key)))(keys)
-
-
-def scan_stack(
-    layers: nnx.Module,
-    count: int,
-    config: T5Config,
-    x: jax.Array,
-    key: jax.Array | None,
-    call: Callable[[nnx.Module, jax.Array, jax.Array | None], jax.Array],
-) -> jax.Array:
-    """Run `x` through all layers of a stack, recomputing activations as `remat_policy` says."""
-    graphdef, state = nnx.split(layers)
-    keys = None if key is None else jax.random.split(key, count)
-
-    def body(x, layer):
-        state, key = layer
-        return call(nnx.merge(graphdef, state), x, key), None
-
-    if config.remat_policy != "none":
-        # Inside a scan XLA cannot undo the recomputation, so its barrier would only cost.
-        body = jax.checkpoint(
-            body, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=not config.scan_layers
-        )
-    if config.scan_layers:
-        return jax.lax.scan(body, x, (state, keys))[0]
-    for i in range(count):
-        x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], (state, keys)))
-    return x
-
-
 class Encoder(nnx.Module):
     """Embedded tokens to contextual vectors."""
 
@@ -283,14 +86,13 @@ class Encoder(nnx.Module):
         )
         mask = mask_bias(segment_mask(segments_BT, segments_BT))
         x_BTM = dropout(x_BTM, c.dropout_rate, k_in)
-        # The two biases meet inside the layer: their sum over B and H is the largest array of all.
         x_BTM = scan_stack(
             self.layers,
             c.num_encoder_layers,
             c,
             x_BTM,
             k_layers,
-            lambda layer, x, k: layer(x, relative + mask, k),
+            lambda layer, x, k: layer(x, relative, mask, k),
         )
         return dropout(self.encoder_norm(x_BTM), c.dropout_rate, k_out)
 
@@ -334,7 +136,7 @@ class Decoder(nnx.Module):
             c,
             x_BTM,
             k_layers,
-            lambda layer, x, k: layer(x, encoded_BSM, relative + self_mask, cross_mask, k),
+            lambda layer, x, k: layer(x, encoded_BSM, relative, self_mask, cross_mask, k),
         )
         return dropout(self.decoder_norm(x_BTM), c.dropout_rate, k_out)
 
@@ -410,7 +212,6 @@ class T5(nnx.Module):
         for i in range(c.num_decoder_layers):
             attention = self.decoder.layer(i).encoder_decoder_attention
             keys, values = attention.keys_values(encoded_BSM)
-            keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
             layers.append(LayerCache(empty, empty, keys, values))
         cross_bias_B1S = mask_bias(tokens_BS > 0)[:, None]
         causal_TT = jnp.tril(jnp.ones((max_length, max_length), bool))

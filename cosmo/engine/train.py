@@ -31,10 +31,10 @@ def train(
     dataset: data.DatasetConfig,
     model_dir: str,
     total_steps: int,
-    step: StepConfig = StepConfig(),  # noqa: B008 - frozen, as all defaults here
+    step: StepConfig = StepConfig(),
     evaluation: evaluate.EvalConfig | None = None,
-    checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),  # noqa: B008
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),  # noqa: B008
+    checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], str] | None = None,

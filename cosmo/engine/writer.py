@@ -52,7 +52,9 @@ class MetricWriter:
     def __init__(self, model_dir: str, start_step: int = 0):
         self.path = epath.Path(model_dir) / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= start_step]
+            kept = [
+                line for line in self.path.read_text().splitlines() if _step(line) <= start_step
+            ]
             write_atomic(self.path, "".join(line + "\n" for line in kept))
         try:
             self.file = self.path.open("a")
@@ -94,14 +96,17 @@ def _tensorboard(model_dir: str, start_step: int) -> Any:
         return None
     # purge_step makes TensorBoard hide the same lines that metrics.jsonl dropped.
     return SummaryWriter(
-        str(epath.Path(model_dir) / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        str(epath.Path(model_dir) / "tensorboard"),
+        purge_step=start_step + 1 if start_step else None,
     )
 
 
 class Progress:
     """Rate and time left: rewritten in place on a terminal, a plain line now and then in a log."""
 
-    def __init__(self, total: int, start: int = 0, *, unit: str = "step", every_seconds: float = 30):
+    def __init__(
+        self, total: int, start: int = 0, *, unit: str = "step", every_seconds: float = 30
+    ):
         self.total, self.start, self.unit = total, start, unit
         self.began = self.printed = time.monotonic()
         self.every = every_seconds
@@ -116,7 +121,9 @@ class Progress:
         self.printed = now
         rate = (done - self.start) / max(now - self.began, 1e-9)
         left = (self.total - done) / rate if rate > 0 else math.inf
-        text = f"{self.unit} {done}/{self.total} {note} {rate:.2f} {self.unit}s/s, {_clock(left)} left"
+        text = (
+            f"{self.unit} {done}/{self.total} {note} {rate:.2f} {self.unit}s/s, {_clock(left)} left"
+        )
         if self.terminal:
             sys.stderr.write("\r\x1b[K" + text[:160])
             sys.stderr.flush()

@@ -1,6 +1,6 @@
 """Fixtures of the engine tests: one tiny network, packed rows, and jitted functions they share.
 
-Helpers are fixtures that return functions. Every batch is [6, 24] / [6, 16], so that the whole set
+Helpers are fixtures that return functions. Every batch is [8, 24] / [8, 16], so that the whole set
 compiles the loss once.
 """
 
@@ -23,7 +23,7 @@ from cosmo.engine import models, t5  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-ROWS, SOURCE, TARGET = 6, 24, 16
+ROWS, SOURCE, TARGET = 8, 24, 16
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +101,7 @@ def loss_and_grads():
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(model, params, batch, key=None):
-        return jax.value_and_grad(
-            lambda p: models.loss(model, p, batch, key), has_aux=True
-        )(params)
+        return jax.value_and_grad(lambda p: models.loss(model, p, batch, key), has_aux=True)(params)
 
     return run
 
@@ -116,10 +114,7 @@ def examples() -> list[tuple[np.ndarray, np.ndarray]]:
     def tokens(length):
         return np.append(rng.integers(2, 40, length - 1), 1).astype(np.int32)
 
-    return [
-        (tokens(s), tokens(t))
-        for s, t in [(7, 5), (4, 3), (9, 6), (11, 2), (3, 7), (8, 4)]
-    ]
+    return [(tokens(s), tokens(t)) for s, t in [(7, 5), (4, 3), (9, 6), (11, 2), (3, 7), (8, 4)]]
 
 
 @pytest.fixture(scope="session")
@@ -161,11 +156,11 @@ def pack():
 
 @pytest.fixture(scope="session")
 def packed(pack, examples) -> dict[str, jax.Array]:
-    """Two rows of three examples and four empty rows."""
+    """Two rows of three examples and six empty rows."""
     return pack([examples[:3], examples[3:]])
 
 
 @pytest.fixture(scope="session")
 def unpacked(pack, examples) -> dict[str, jax.Array]:
-    """The same examples, one a row."""
+    """The same examples, one a row, and two empty rows."""
     return pack([[example] for example in examples])

@@ -1,0 +1,40 @@
+"""One small training run, made by the command line, that the tests of all verbs share."""
+
+import pytest
+
+from cosmo.__main__ import main
+
+SMALL = (
+    "--gin_file=gin/cosmo/tiny.gin",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 32}",
+    "--gin.BATCH_SIZE=8",
+    "--gin.t5.T5Config.emb_dim=32",
+    "--gin.t5.T5Config.mlp_dim=32",
+    "--gin.t5.T5Config.num_heads=2",
+    "--gin.t5.T5Config.head_dim=16",
+    "--gin.EVAL_PERIOD=4",
+    "--gin.EVAL_STEPS=1",
+    "--gin.EVALUATOR_NUM_EXAMPLES=3",
+    "--gin.MAX_NEW_TOKENS=8",
+    "--gin.STATS_PERIOD=2",
+    "--gin.WARMUP_STEPS=1",
+    "--gin.BASE_LEARNING_RATE=0.05",
+)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Arguments of a run that takes seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A MODEL_DIR trained for 4 steps, then resumed to 8."""
+    folder = tmp_path_factory.mktemp("run")
+    for steps in (4, 8):
+        code = main(
+            ["train", *SMALL, f"--gin.MODEL_DIR={folder}", f"--gin.TRAIN_STEPS={steps}", "--quiet"]
+        )
+        assert code == 0
+    return folder

@@ -1,0 +1,78 @@
+"""The terminal chat, with a scripted person."""
+
+import pytest
+
+from cosmo import chat, commands
+from cosmo.engine import config
+from tasks.formatting import Separators
+
+
+@pytest.fixture(scope="module")
+def talk(trained, tmp_path_factory):
+    """`talk(lines, **kwargs)` -> (what was asked and said, last history)."""
+    monkeypatch = pytest.MonkeyPatch()
+    captured = {}
+
+    def keep(session, separators, decoding, *rest):
+        captured.update(session=session, decoding=decoding)
+        return []
+
+    monkeypatch.setattr(chat, "chat", keep)
+    monkeypatch.setattr(chat, "warm_up", lambda *rest: None)
+    config.load("gin/runs/infer.gin", [str(trained / "config.gin")])
+    config.call(commands.chat_settings)(None, None)
+    monkeypatch.undo()
+
+    def run(lines, **kwargs):
+        spoken, queue = [], list(lines)
+
+        def read(prompt):
+            spoken.append(prompt)
+            if not queue:
+                raise EOFError
+            return queue.pop(0)
+
+        history = chat.chat(
+            captured["session"], Separators(), captured["decoding"], read=read, say=spoken.append,
+            **kwargs,
+        )  # fmt: skip
+        return spoken, history
+
+    run.decoding = captured["decoding"]
+    return run
+
+
+def test_samples_as_the_demo(talk):
+    """Oracle: Cosmo's public demo: temperature 1.0, top-p 0.95."""
+    assert (talk.decoding.temperature, talk.decoding.top_p) == (1.0, 0.95)
+
+
+def test_asks_situation_and_role_first_with_defaults(talk):
+    """Enter accepts the default; [END] leaves; the history alternates."""
+    spoken, history = talk(["", "", "Hello!", "[END]"])
+    assert chat.SITUATION in spoken[0]
+    assert chat.ROLE in spoken[1]
+    assert len(history) == 2
+    assert history[0] == "Hello!"
+    assert spoken[-2].startswith("Cosmo: ")
+
+
+def test_reset_forgets_and_asks_again(talk):
+    """[RESET] clears the history."""
+    spoken, history = talk(["s", "r", "One.", "[RESET]", "s2", "r2", "Two.", "[END]"])
+    assert history[0] == "Two."
+    assert sum(line.startswith("Situation") for line in spoken) == 2
+
+
+def test_end_of_file_leaves(talk):
+    """Ctrl-D is as good as [END]; given situation and role are not asked for."""
+    spoken, history = talk(["Hi."], situation="At sea.", role="You are a captain.")
+    assert len(history) == 2
+    assert not any(line.startswith("Situation") for line in spoken)
+
+
+def test_the_seed_makes_the_talk_repeatable(talk):
+    """Property: same seed and lines, same answers; another seed, others."""
+    script = ["", "", "Tell me something.", "And more.", "[END]"]
+    assert talk(script, seed=3)[1] == talk(script, seed=3)[1]
+    assert talk(script, seed=3)[1] != talk(script, seed=4)[1]

@@ -1,0 +1,149 @@
+"""The command line: overrides, and one line for every mistake that a person makes."""
+
+import pytest
+
+from cosmo.__main__ import main
+from cosmo.engine import config
+from cosmo.engine.errors import UserError
+
+TINY = "gin/cosmo/tiny.gin"
+TRAIN = "gin/runs/train.gin"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("/tmp/run", "'/tmp/run'"),
+        ("gs://bucket/run", "'gs://bucket/run'"),
+        ("'/tmp/run'", "'/tmp/run'"),
+        ('"/tmp/run"', '"/tmp/run"'),
+        ("60", "60"),
+        ("1e-3", "1e-3"),
+        ("None", "None"),
+        ("True", "True"),
+        ("{'inputs': 8, 'targets': 4}", "{'inputs': 8, 'targets': 4}"),
+        ("('gelu', 'linear')", "('gelu', 'linear')"),
+        ("%BATCH_SIZE", "%BATCH_SIZE"),
+        ("@optimizer.AdamW()", "@optimizer.AdamW()"),
+        ("constant * linear_warmup", "'constant * linear_warmup'"),
+    ],
+)
+def test_bare_strings_are_quoted_and_gin_values_kept(given, read):
+    """Oracle: the rule of the command line, T5X's quoting accepted too."""
+    assert config.quote_bare(given) == read
+
+
+def test_arguments_are_split():
+    """Oracle: T5X's forms `--gin.A=b` and `--gin.A b`."""
+    rest, bindings = config.split_arguments(
+        ["train", "--gin.MODEL_DIR=/tmp/x", "--gin_file=a.gin", "--gin.TRAIN_STEPS", "7", "--quiet"]
+    )
+    assert rest == ["train", "--gin_file=a.gin", "--quiet"]
+    assert bindings == ["MODEL_DIR = '/tmp/x'", "TRAIN_STEPS = 7"]
+    with pytest.raises(UserError, match=r"--gin.TRAIN_STEPS has no value"):
+        config.split_arguments(["--gin.TRAIN_STEPS", "--quiet"])
+
+
+def test_the_last_word_wins(tmp_path):
+    """Property: run file < files in order < command line."""
+    later = tmp_path / "later.gin"
+    later.write_text("BATCH_SIZE = 24\nSTATS_PERIOD = 3\n")
+    config.load(TRAIN, [TINY, str(later)], ["MODEL_DIR = 'x'", "STATS_PERIOD = 4"])
+    assert config.query("BATCH_SIZE") == 24
+    assert config.query("STATS_PERIOD") == 4
+    assert config.query("EVAL_PERIOD") == 200
+
+
+def test_search_paths(tmp_path):
+    """A file found through --gin_search_paths, including another from there."""
+    (tmp_path / "inner.gin").write_text("BATCH_SIZE = 48\n")
+    (tmp_path / "outer.gin").write_text("include 'inner.gin'\nSTATS_PERIOD = 9\n")
+    config.load(TRAIN, [TINY, "outer.gin"], ["MODEL_DIR = 'x'"], [str(tmp_path)])
+    assert (config.query("BATCH_SIZE"), config.query("STATS_PERIOD")) == (48, 9)
+    with pytest.raises(UserError, match="is not a folder"):
+        config.load(TRAIN, [TINY], ["MODEL_DIR = 'x'"], [str(tmp_path / "none")])
+
+
+def message(gin_files, *bindings) -> str:
+    """The error of a load, checked to be one line."""
+    with pytest.raises(UserError) as caught:
+        config.load(TRAIN, gin_files, list(bindings))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_unknown_macro_on_the_command_line():
+    """It is named, with where it stood and the nearest valid name."""
+    text = message([TINY], "MODEL_DIR = 'x'", "TRAIN_STEP = 5")
+    assert "TRAIN_STEP " in text
+    assert "command line" in text
+    assert "did you mean 'TRAIN_STEPS'" in text
+
+
+def test_unknown_macro_in_a_file(tmp_path):
+    """A macro that nothing uses is a misspelling, not a silent no-op."""
+    path = tmp_path / "mine.gin"
+    path.write_text("BATCHSIZE = 4\n")
+    text = message([TINY, str(path)], "MODEL_DIR = 'x'")
+    assert "BATCHSIZE" in text
+    assert str(path) in text
+    assert "'BATCH_SIZE'" in text
+
+
+def test_undefined_macro(tmp_path):
+    """A macro that is used and never set."""
+    path = tmp_path / "mine.gin"
+    path.write_text("BATCH_SIZE = %MY_BATCH\n")
+    text = message([TINY, str(path)], "MODEL_DIR = 'x'")
+    assert "MY_BATCH" in text
+    assert "--gin.MY_BATCH=VALUE" in text
+
+
+def test_missing_required_macro():
+    """MODEL_DIR has no default: the message names it, the file that needs it and the flag."""
+    text = message([TINY])
+    assert "MODEL_DIR must be given" in text
+    assert TRAIN in text
+    assert "--gin.MODEL_DIR=VALUE" in text
+
+
+def test_unknown_configurable(tmp_path):
+    """The nearest class is offered, with file and line."""
+    path = tmp_path / "mine.gin"
+    path.write_text("\nt5.T5Confg.emb_dim = 3\n")
+    text = message([TINY, str(path)], "MODEL_DIR = 'x'")
+    assert "T5Confg" in text
+    assert str(path) in text
+    assert "T5Config" in text.replace("T5Confg", "")
+
+
+def test_unknown_parameter():
+    """The nearest parameter is offered."""
+    text = message([TINY], "MODEL_DIR = 'x'", "t5.T5Config.embdim = 3")
+    assert "embdim" in text
+    assert "'emb_dim'" in text
+
+
+def test_missing_gin_file():
+    """It is named, with where it was looked for and the nearest that exists."""
+    text = message(["gin/cosmo/tinny.gin"], "MODEL_DIR = 'x'")
+    assert "gin/cosmo/tinny.gin" in text
+    assert "'gin/cosmo/tiny.gin'" in text
+
+
+def test_syntax_error(tmp_path):
+    """File and line of what gin cannot read."""
+    path = tmp_path / "mine.gin"
+    path.write_text("BATCH_SIZE = 4\nTRAIN_STEPS = [1,\n")
+    text = message([TINY, str(path)], "MODEL_DIR = 'x'")
+    assert str(path) in text
+
+
+def test_errors_of_constructors_come_through_clean(capsys):
+    """A setting that a dataclass refuses is one line, without gin's call stack."""
+    code = main(["train", f"--gin_file={TINY}", "--gin.MODEL_DIR=/nowhere", "--gin.DTYPE=float16"])
+    assert code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: T5Config.dtype='float16'")
+    assert error.count("\n") == 1

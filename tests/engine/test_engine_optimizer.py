@@ -1,0 +1,184 @@
+"""Optimizers on stacked layers, against plain optax on the same layers in a list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cosmo.engine import optimizer
+from cosmo.engine.errors import UserError
+from cosmo.engine.optimizer import Adafactor, AdamW
+
+STEPS = 4
+DEPTH = {"encoder": 3, "decoder": 2}
+# Of each layer: a matrix that is factored, one that is too small, a vector.
+SHAPES = {"attention": {"query": (8, 12), "small": (2, 12)}, "norm": {"scale": (8,)}}
+
+
+def is_shape(x):
+    return isinstance(x, tuple)
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    """(parameters, STEPS gradients), layers stacked; each tensor and layer on a scale of its own."""
+    rng = np.random.default_rng(0)
+
+    def tree(scale):
+        def array(shape):
+            return jnp.asarray(scale * rng.lognormal() * rng.standard_normal(shape), jnp.float32)
+
+        def stack(depth):
+            layers = [jax.tree.map(array, SHAPES, is_leaf=is_shape) for _ in range(depth)]
+            return jax.tree.map(lambda *a: jnp.stack(a), *layers)
+
+        return {
+            "token_embedder": array((20, 8)),
+            "encoder": {"layers": stack(3), "encoder_norm": {"scale": array((8,))}},
+            "decoder": {"layers": stack(2), "logits_dense": array((8, 20))},
+        }
+
+    return tree(1.0), [tree(10.0 ** (1 - k)) for k in range(STEPS)]
+
+
+def unstack(tree):
+    """The same tree with a list of layers, as an unstacked network has them."""
+    return {
+        **tree,
+        **{
+            side: {
+                **tree[side],
+                "layers": [
+                    jax.tree.map(lambda a, i=i: a[i], tree[side]["layers"])
+                    for i in range(DEPTH[side])
+                ],
+            }
+            for side in DEPTH
+        },
+    }
+
+
+def run(transformation, params, gradients, rate=1.0, jit=True):
+    """Parameters after every step. `rate` multiplies the update, as the train step does."""
+    update = jax.jit(transformation.update) if jit else transformation.update
+    state, out = transformation.init(params), []
+    for grads in gradients:
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+        out.append(params)
+    return out
+
+
+def assert_same(ours, expected, rtol=2e-5):
+    ours, expected = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (ours, expected))
+    assert ours.keys() == expected.keys()
+    for path in expected:
+        scale = float(jnp.max(jnp.abs(expected[path])))
+        assert np.isfinite(scale), path
+        np.testing.assert_allclose(ours[path], expected[path], rtol=rtol, atol=rtol * scale)
+
+
+@pytest.mark.parametrize(
+    "fields, optax_fields",
+    [
+        ({}, {}),
+        ({"decay_rate": 0.6, "clipping_threshold": None}, {}),
+        ({"multiply_by_parameter_scale": False, "clipping_threshold": 0.3}, {}),
+        ({"step_offset": -3}, {"decay_offset": -3}),
+        ({"beta1": 0.9}, {"momentum": 0.9}),
+    ],
+    ids=["default", "decay", "unscaled", "offset", "momentum"],
+)
+def test_engine_optimizer_adafactor_per_layer(stacked, fields, optax_fields):
+    """Factoring, clipping and scale are each layer's own. Oracle: optax.adafactor on the layers."""
+    rate = 0.05
+    ours = optimizer.build(Adafactor(min_dim_size_to_factor=4, **fields))
+    own_names = {"step_offset", "beta1"}
+    theirs = optax.adafactor(
+        rate,
+        min_dim_size_to_factor=4,
+        **{k: v for k, v in fields.items() if k not in own_names},
+        **optax_fields,
+    )
+    params, gradients = stacked
+    expected = run(theirs, unstack(params), [unstack(g) for g in gradients])
+    for mine, plain in zip(run(ours, params, gradients, rate), expected, strict=True):
+        assert_same(unstack(mine), plain)
+
+
+def test_engine_optimizer_adafactor_factors_within_a_layer(stacked):
+    """Rows and columns are a layer's: [L, 8] and [L, 12], never the layer axis. By hand."""
+    params, _ = stacked
+    state = optimizer.build(Adafactor(min_dim_size_to_factor=3)).init(params)
+    shapes = {a.shape for a in jax.tree.leaves(state["stacks"]["encoder/layers"])}
+    assert {(3, 8), (3, 12), (3, 2, 12)} <= shapes
+    assert (3, 8, 12) not in shapes  # the factored matrix has no full second moment
+    assert (8, 12) not in shapes
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_engine_optimizer_adamw(stacked, decay):
+    """AdamW on stacks, its decay included. Oracle: optax.adamw on the list of layers."""
+    params, gradients = stacked
+    ours = optimizer.build(AdamW(b1=0.8, b2=0.95, eps=1e-6, weight_decay=decay))
+    theirs = optax.adamw(0.02, b1=0.8, b2=0.95, eps=1e-6, weight_decay=decay)
+    expected = run(theirs, unstack(params), [unstack(g) for g in gradients])
+    for mine, plain in zip(run(ours, params, gradients, 0.02), expected, strict=True):
+        assert_same(unstack(mine), plain)
+
+
+def test_engine_optimizer_adamw_weight_decay_by_hand():
+    """Without a gradient AdamW only decays: p * (1 - rate * decay) a step. Oracle: by hand."""
+    params = {"w": jnp.array([2.0, -4.0]), "a": {"layers": {"w": jnp.array([[1.0], [3.0]])}}}
+    none = jax.tree.map(jnp.zeros_like, params)
+    after = run(optimizer.build(AdamW(weight_decay=0.5)), params, [none] * 2, rate=0.1)[-1]
+    np.testing.assert_allclose(after["w"], [2 * 0.95**2, -4 * 0.95**2], rtol=1e-6)
+    np.testing.assert_allclose(after["a"]["layers"]["w"], [[0.95**2], [3 * 0.95**2]], rtol=1e-6)
+
+
+def test_engine_optimizer_max_grad_norm_is_global(stacked):
+    """Clipping scales all gradients, stacks too, by max / norm, and leaves a small norm alone.
+
+    Oracle: gradients clipped by hand in numpy, then the optimizer without clipping.
+    """
+    params, gradients = stacked
+    norms = [
+        np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads))) for grads in gradients
+    ]
+    limit = float(np.median(norms))
+    assert norms[0] > 2 * limit and norms[-1] < limit / 2
+    clipped = [
+        jax.tree.map(lambda g, n=n: g * min(1.0, limit / n), grads)
+        for grads, n in zip(gradients, norms, strict=True)
+    ]
+    config = AdamW(b1=0.5)
+    expected = run(optimizer.build(config), params, clipped)
+    unclipped = run(optimizer.build(config), params, gradients)
+    ours = run(optimizer.build(config, max_grad_norm=limit), params, gradients)
+    assert_same(ours[-1], expected[-1])
+    assert not np.allclose(ours[-1]["token_embedder"], unclipped[-1]["token_embedder"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0])
+def test_engine_optimizer_max_grad_norm_must_be_positive(norm):
+    """A limit of zero or less is refused, with its name and value. Oracle: DESIGN, habit 3."""
+    with pytest.raises(UserError, match=f"max_grad_norm={norm}"):
+        optimizer.build(AdamW(), max_grad_norm=norm)
+
+
+@pytest.mark.parametrize("config", [Adafactor(min_dim_size_to_factor=4), AdamW(weight_decay=0.1)])
+def test_engine_optimizer_rate_zero_changes_nothing(stacked, config):
+    """At learning rate 0 parameters stay exactly, decay or not. Property."""
+    params, gradients = stacked
+    for after in run(optimizer.build(config), params, gradients, rate=0.0):
+        jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_engine_optimizer_keeps_the_tree(stacked):
+    """Updates have the parameters' tree, shapes and key order, and move every tensor. Property."""
+    params, gradients = stacked
+    after = run(optimizer.build(Adafactor()), params, gradients[:1], rate=0.1)[0]
+    assert jax.tree.structure(after) == jax.tree.structure(params)
+    moved = jax.tree.map(lambda a, b: bool(np.all(np.any(a != b))), after, params)
+    assert all(jax.tree.leaves(moved))

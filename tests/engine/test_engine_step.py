@@ -1,0 +1,184 @@
+"""The train step: microbatches, dropout's randomness, what it reports."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosmo.engine import step
+from cosmo.engine.errors import UserError
+from cosmo.engine.optimizer import Adafactor
+from cosmo.engine.schedules import LearningRateSchedule
+
+SEED = 11
+CONFIG = step.StepConfig(
+    optimizer=Adafactor(min_dim_size_to_factor=8),
+    learning_rate=LearningRateSchedule(
+        factors="constant * linear_warmup", base_learning_rate=0.1, warmup_steps=10
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def averaged(model):
+    """The tiny model, its loss a mean over target tokens."""
+    return dataclasses.replace(model, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+
+
+@pytest.fixture(scope="module")
+def dropping(averaged):
+    network = dataclasses.replace(averaged.network, dropout_rate=0.3)
+    return dataclasses.replace(averaged, network=network)
+
+
+@pytest.fixture(scope="module")
+def jitted():
+    """`jitted(model, config)`: the step as a run has it, jitted with its state donated."""
+    cache = {}
+
+    def make(model, config=CONFIG):
+        if (model, config) not in cache:
+            cache[model, config] = jax.jit(
+                step.make_train_step(model, config, SEED), donate_argnums=0
+            )
+        return cache[model, config]
+
+    return make
+
+
+@pytest.fixture
+def state(params):
+    """`state(step=4)`: a state of its own at step 4, safe to donate."""
+
+    def make(number=4):
+        opt_state = jax.jit(CONFIG.transformation().init)(params)
+        fresh = step.TrainState(jnp.int32(number), params, opt_state)
+        return jax.tree.map(lambda a: jnp.array(a, copy=True), fresh)
+
+    return make
+
+
+def assert_same(ours, expected, rtol):
+    """Every tensor within `rtol` of its own largest number."""
+
+    def check(path, a, b):
+        assert np.all(np.isfinite(b)), path
+        scale = float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a, b, atol=rtol * scale, rtol=0, err_msg=str(path))
+
+    jax.tree_util.tree_map_with_path(check, ours, expected)
+
+
+def test_engine_step_is_gradient_optimizer_and_rate(
+    averaged, params, unpacked, loss_and_grads, jitted, state
+):
+    """params + rate * update(gradient of the mean loss). Oracle: the same put together by hand.
+
+    The rate at step 4 of 10 warm-up steps to 0.1 is 0.04; there are 27 target tokens.
+    """
+    (loss, _), grads = loss_and_grads(averaged, params, unpacked)
+    grads = jax.tree.map(lambda g: g / 27, grads)
+    before = state()
+    updates, _ = jax.jit(CONFIG.transformation().update)(grads, before.opt_state, before.params)
+    expected = jax.tree.map(lambda p, u: p + 0.04 * u, before.params, updates)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+
+    after, sums = jitted(averaged)(before, unpacked)
+    assert int(after.step) == 5
+    assert_same(after.params, expected, rtol=1e-5)
+    assert float(sums["learning_rate"]) == pytest.approx(0.04)
+    assert float(sums["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    assert float(sums["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(sums["loss_weight"]) == float(sums["num_tokens"]) == 27
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_engine_step_microbatches(averaged, unpacked, jitted, state, count):
+    """Two or four microbatches give the update of the whole batch. Oracle: num_microbatches=1.
+
+    Rows hold 2 to 7 target tokens and two none, so a mean of the parts' means would be wrong.
+    """
+    expected, expected_sums = jitted(averaged)(state(), unpacked)
+    config = dataclasses.replace(CONFIG, num_microbatches=count)
+    after, sums = jitted(averaged, config)(state(), unpacked)
+    assert_same(after, expected, rtol=1e-5)
+    assert sums.keys() == expected_sums.keys()
+    for name in sums:
+        assert float(sums[name]) == pytest.approx(float(expected_sums[name]), rel=1e-4), name
+
+
+def test_engine_step_donates_its_state(averaged, unpacked, jitted, state):
+    """The state that went in gives its memory to the one that comes out. Property of donation.
+
+    Only Adafactor's placeholders of one number, which the step does not read, may stay.
+    """
+    before = state()
+    after, _ = jitted(averaged)(before, unpacked)
+    for path, array in jax.tree_util.tree_leaves_with_path(before):
+        assert array.is_deleted() or array.shape[-1] == 1, path
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    again, _ = jitted(averaged)(after, unpacked)  # what came out goes in again
+    assert int(again.step) == 6
+
+
+def test_engine_step_learns(averaged, unpacked, jitted, state):
+    """Five steps on one batch lower its loss by a fifth. Property."""
+    now, losses = state(10), []
+    for _ in range(5):
+        now, sums = jitted(averaged)(now, unpacked)
+        losses.append(float(sums["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_engine_step_dropout_depends_on_seed_and_step_alone(
+    dropping, params, unpacked, jitted, state, loss_and_grads
+):
+    """The same step twice gives the same numbers to the bit, another step others.
+
+    Oracle of the seed: the loss under fold_in(key(seed), step).
+    """
+    run = jitted(dropping)
+    first, first_sums = run(state(), unpacked)
+    again, again_sums = run(state(), unpacked)
+    jax.tree.map(np.testing.assert_array_equal, (first, first_sums), (again, again_sums))
+    _, other_sums = run(state(5), unpacked)
+    assert float(other_sums["loss"]) != float(first_sums["loss"])
+    for number, sums in ((4, first_sums), (5, other_sums)):
+        key = jax.random.fold_in(jax.random.key(SEED), number)
+        (expected, _), _ = loss_and_grads(dropping, params, unpacked, key)
+        assert float(sums["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_engine_step_microbatches_drop_independently(dropping, examples, pack, jitted, state):
+    """Equal rows in two microbatches meet different masks. Property.
+
+    All rows are equal, so with one mask for all the two halves' losses would agree: then the sum
+    over both microbatches would be twice that of a batch with half of the rows.
+    """
+    config = dataclasses.replace(CONFIG, num_microbatches=2)
+    whole = pack([[examples[0]]] * 8)
+    _, sums = jitted(dropping, config)(state(), whole)
+    # Rows 0, 2, 4, 6 form the first microbatch: silence the second by its weights.
+    half = dict(whole)
+    half["decoder_loss_weights"] = whole["decoder_loss_weights"].at[1::2].set(0)
+    _, first = jitted(dropping, config)(state(), half)
+    assert float(first["num_tokens"]) == 20
+    assert abs(float(sums["loss"]) - 2 * float(first["loss"])) > 1e-2
+
+
+def test_engine_step_batch_without_targets(averaged, params, unpacked, jitted, state):
+    """A batch without one target token leaves the parameters as they are, not NaN. Property."""
+    empty = jax.tree.map(jnp.zeros_like, unpacked)
+    after, sums = jitted(averaged)(state(), empty)
+    assert float(sums["loss"]) == 0.0 and float(sums["loss_weight"]) == 0.0
+    assert float(sums["grad_norm"]) == 0.0
+    jax.tree.map(np.testing.assert_array_equal, after.params, params)
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(after))
+
+
+def test_engine_step_microbatches_must_be_positive():
+    """num_microbatches=0 is refused by name. Oracle: DESIGN, habit 3."""
+    with pytest.raises(UserError, match="num_microbatches=0"):
+        step.StepConfig(num_microbatches=0)

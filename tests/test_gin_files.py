@@ -1,0 +1,84 @@
+"""Every gin file parses, and builds the model that its name promises."""
+
+import math
+import pathlib
+
+import jax
+import pytest
+
+from cosmo.engine import config, models
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+VERBS = ("train", "eval", "infer")
+REQUIRED = (
+    "MODEL_DIR = '/nowhere'",
+    "MIXTURE_OR_TASK_NAME = 'cosmo'",
+    "TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 8}",
+    "VOCABULARY_PATH = 'tasks/sample/vocabulary.model'",
+)
+# Parameters of the published checkpoints: T5 1.1 as HuggingFace's model cards and T5X count them
+# (embedding and logits separate), T5 1.0 large 737.7M.
+PARAMETERS = {
+    "t5_1_1_small": 76_961_152,
+    "t5_1_1_base": 247_577_856,
+    "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184,
+    "t5_1_1_xxl": 11_135_332_352,
+    "t5_1_0_large": 737_668_096,
+}
+MODELS = sorted((ROOT / "gin/models").glob("*.gin"))
+EXPERIMENTS = sorted((ROOT / "gin/cosmo").glob("*.gin"))
+
+
+def build(gin_file: pathlib.Path, verb: str, *bindings: str) -> models.EncoderDecoderModel:
+    """The model that a gin file describes."""
+    name = str(gin_file.relative_to(ROOT))
+    config.load(f"gin/runs/{verb}.gin", [name], [*REQUIRED, "TRAIN_STEPS = 1", *bindings])
+    return config.macro_value("MODEL")
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_model_files_build_published_sizes(path):
+    """Oracle: the published numbers of parameters."""
+    shapes = models.abstract_params(build(path, "infer"))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert count == PARAMETERS.get(path.stem, count)
+    assert path.stem in PARAMETERS or path.stem == "t5_1_1_tiny"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiments_load_for_every_verb(path, verb):
+    """Property: one experiment file serves train, eval and infer."""
+    further = ["INITIAL_CHECKPOINT_PATH = '/nowhere'"] if verb == "train" else []
+    model = build(path, verb, *further)
+    assert models.abstract_params(model)
+
+
+@pytest.mark.parametrize(("name", "further"), [("cosmo_3b", 110_000), ("cosmo_11b", 130_000)])
+def test_paper_recipes(name, further):
+    """Oracle: Kim et al. 2023, section 4, and the step of the LM-adapted T5 1.1 checkpoints."""
+    build(ROOT / f"gin/cosmo/{name}.gin", "train", "INITIAL_CHECKPOINT_PATH = '/nowhere'")
+    config.load(
+        "gin/runs/train.gin",
+        [f"gin/cosmo/{name}.gin"],
+        ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"],
+    )
+    assert config.query("TRAIN_STEPS") == 1_100_000 + further
+    assert config.query("BATCH_SIZE") == 256
+    assert config.query("BASE_LEARNING_RATE") == 1e-3
+    assert config.query("LEARNING_RATE_FACTORS") == "constant"
+    assert config.query("NARRATIVE_DROPOUT") == 0.3
+    assert config.query("INSTRUCTION_DROPOUT") == 0.5
+    assert "Adafactor" in str(config.query("OPTIMIZER"))
+
+
+def test_runs_share_their_macros_with_t5x():
+    """Oracle: the macro names of T5X's run files that people pass on the command line."""
+    text = (ROOT / "gin/runs/train.gin").read_text()
+    for name in (
+        "MODEL_DIR MIXTURE_OR_TASK_NAME MIXTURE_OR_TASK_MODULE TASK_FEATURE_LENGTHS TRAIN_STEPS "
+        "BATCH_SIZE DROPOUT_RATE USE_CACHED_TASKS EVAL_STEPS EVAL_PERIOD RANDOM_SEED "
+        "INITIAL_CHECKPOINT_PATH LOSS_NORMALIZING_FACTOR EVALUATOR_NUM_EXAMPLES"
+    ).split():
+        assert f"\n{name} = " in text, name
