@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", metavar="FILE", help="infer --input: where the answers go")
     p.add_argument("--situation", help="chat: the situation, instead of being asked for it")
     p.add_argument("--role", help="chat: the role, instead of being asked for it")
+    p.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is set",
+    )
     p.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     return p
 
@@ -78,7 +83,7 @@ def _run(argv: list[str]) -> int:
     rest, bindings = config.split_arguments(argv)
     args = parser().parse_args(rest)
     _set_up_logging(args.quiet)
-    _set_up_jax()
+    _set_up_jax(args.distributed)
     from cosmo import commands
 
     search_paths = [p for p in args.gin_search_paths.split(",") if p]
@@ -98,14 +103,14 @@ def _set_up_logging(quiet: bool) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _set_up_jax() -> None:
+def _set_up_jax(distributed: bool) -> None:
     """Keep compiled programs between runs: a second start need not compile again."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "cosmo-jax"))
-    if os.environ.get("COORDINATOR_ADDRESS") or os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    if distributed:
         jax.distributed.initialize()
 
 

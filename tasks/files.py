@@ -89,7 +89,7 @@ def _find(path: Any, split: str) -> tuple[list[Any], bool]:
             "the path is not set",
             got=repr(path),
             expected="a file, a folder, a glob or a mapping from split to these",
-            remedy="Set it (gin: use.soda_path, use.prosocial_path).",
+            remedy="Set it (gin: SODA_PATH, PROSOCIAL_PATH).",
         )
     if "{split}" in str(path):
         for name in names:
@@ -221,5 +221,5 @@ def _nothing(path: Any, split: str, found: str) -> DataError:
         expected="a file, or a folder with files named "
         + ", ".join(f"{name}*.jsonl" for name in names)
         + " (or .json, .parquet, each plain or .gz)",
-        remedy="Download the corpus or correct the path (gin: use.soda_path, use.prosocial_path).",
+        remedy="Download the corpus or correct the path (gin: SODA_PATH, PROSOCIAL_PATH).",
     )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.errors import DataError
+
 if TYPE_CHECKING:
     from tasks.records import SodaDialogue
 
@@ -31,9 +33,9 @@ class Separators:
     def __post_init__(self) -> None:
         for name, text in (("sep", self.sep), ("turn", self.turn)):
             if not text or not (text[0].isspace() and text[-1].isspace()):
-                raise ValueError(
+                raise DataError(
                     f"Separators.{name}={text!r} must begin and end with white space, or words of "
-                    "two parts could melt into one token (gin: use.separators)"
+                    "two parts could melt into one token (gin: SEPARATOR, TURN_SEPARATOR)"
                 )
 
 

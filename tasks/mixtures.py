@@ -59,8 +59,8 @@ def use(
         shuffle_buffer_size: examples held to shuffle from.
 
     Raises:
-        DataError: `name` is neither ours nor registered, or the vocabulary cannot be used.
-        ValueError: a setting has an impossible value.
+        DataError: `name` is neither ours nor registered, the vocabulary cannot be used, or a
+            setting has an impossible value.
     """
     if name not in NAMES:
         import seqio
@@ -70,7 +70,7 @@ def use(
             return name
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise DataError.at(
-            "use.name",
+            "MIXTURE_OR_TASK_NAME",
             None,
             "no such task or mixture",
             got=repr(name),
@@ -84,16 +84,20 @@ def use(
         ("instruction_dropout", instruction_dropout),
     ):
         if not 0 <= value <= 1:
-            raise ValueError(f"{key}={value} is no probability: expected 0 to 1 (gin: use.{key})")
+            raise DataError(
+                f"{key}={value} is no probability: expected 0 to 1 (gin: {key.upper()})"
+            )
     if source not in ("files", "tfds"):
-        raise ValueError(f"source={source!r}: expected 'files' or 'tfds' (gin: use.source)")
+        raise DataError(f"source={source!r}: expected 'files' or 'tfds' (gin: mixtures.use.source)")
     if source == "tfds" and not tfds_data_dir:
-        raise ValueError("source='tfds' needs the folder of the datasets (gin: use.tfds_data_dir)")
+        raise DataError(
+            "source='tfds' needs the folder of the datasets (gin: mixtures.use.tfds_data_dir)"
+        )
     rates = {**RATES, **(rates or {})}
     if set(rates) != set(RATES) or min(rates.values()) < 0 or not sum(rates.values()):
-        raise ValueError(
+        raise DataError(
             f"rates={rates}: expected numbers from 0, not all 0, for {sorted(RATES)} "
-            "(gin: use.rates)"
+            "(gin: MIXTURE_RATES)"
         )
 
     from tasks import seqio_tasks

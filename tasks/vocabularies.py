@@ -68,7 +68,7 @@ def _load(path: str) -> Vocabulary:
     import sentencepiece
 
     def wrong(problem: str, got: str, expected: str) -> DataError:
-        remedy = "Correct the path (gin: use.vocabulary_path)."
+        remedy = "Correct the path (gin: VOCABULARY_PATH)."
         return DataError.at(path, None, problem, got=got, expected=expected, remedy=remedy)
 
     try:

@@ -76,7 +76,7 @@ def test_paper_recipes(name, further):
 def test_runs_share_their_macros_with_t5x():
     """Oracle: the macro names of T5X's run files that people pass on the command line."""
     text = (ROOT / "gin/runs/train.gin").read_text()
-    for name in (
+    for name in (  # noqa: SIM905
         "MODEL_DIR MIXTURE_OR_TASK_NAME MIXTURE_OR_TASK_MODULE TASK_FEATURE_LENGTHS TRAIN_STEPS "
         "BATCH_SIZE DROPOUT_RATE USE_CACHED_TASKS EVAL_STEPS EVAL_PERIOD RANDOM_SEED "
         "INITIAL_CHECKPOINT_PATH LOSS_NORMALIZING_FACTOR EVALUATOR_NUM_EXAMPLES"

@@ -203,19 +203,26 @@ def write_answers(
     """Answer `rows` and write one JSON line each to `output`, whole or not at all; the count."""
     if mode not in ("predict", "score"):
         raise UserError(f"mode={mode!r}; it is 'predict' or 'score' (gin: MODE)")
+    answers = predict(session, rows, decoding, seed) if mode == "predict" else score(session, rows)
+    progress = Progress(total, unit="record")
+
+    def answered():
+        for count, answer in enumerate(answers, 1):
+            progress.update(count)
+            yield answer
+
+    count = 0
+    if jax.process_index() != 0:  # of several processes, all compute and the first writes
+        return sum(1 for _ in answered())
     path = epath.Path(output)
     partial = path.parent / f".{path.name}.partial"
-    answers = predict(session, rows, decoding, seed) if mode == "predict" else score(session, rows)
-    count, progress = 0, Progress(total or 0, unit="record")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w") as file:
-            for answer in answers:
+            for answer in answered():
                 file.write(json.dumps(record(answer, mode), ensure_ascii=False) + "\n")
                 count += 1
-                progress.update(count)
-        if jax.process_index() == 0:
-            partial.replace(path)
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     progress.finish()

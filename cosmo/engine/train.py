@@ -69,7 +69,7 @@ def train(
     if summarize_config is not None and jax.process_index() == 0:
         writer.write_atomic(folder / "config.gin", summarize_config())
 
-    board = writer.MetricWriter(model_dir, done)
+    board = writer.MetricWriter(model_dir, done, enabled=jax.process_index() == 0)
     progress = writer.Progress(total_steps, done)
     pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)

@@ -36,8 +36,11 @@ def write_atomic(path: epath.PathLike, text: str) -> None:
     path = epath.Path(path)
     partial = path.parent / f".{path.name}.partial"
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        if is_remote(path):
+            path.write_text(text)  # an object appears whole or not at all
+        else:
+            partial.write_text(text)
+            partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -46,39 +49,50 @@ class MetricWriter:
     """Appends metrics to MODEL_DIR/metrics.jsonl and, if installed, to TensorBoard event files.
 
     On resumption at `start_step` the lines of later steps, from the part of the last run that its
-    checkpoint does not hold, are dropped: the file always tells one story.
+    checkpoint does not hold, are dropped: the file always tells one story. Of several processes
+    only the first writes (`enabled`).
     """
 
-    def __init__(self, model_dir: str, start_step: int = 0):
+    def __init__(self, model_dir: str, start_step: int = 0, *, enabled: bool = True):
+        self.enabled = enabled
+        if not enabled:
+            return
         self.path = epath.Path(model_dir) / "metrics.jsonl"
+        # An object store cannot append: there the file, which stays small, is written anew.
+        self.remote = is_remote(model_dir)
+        self.lines: list[str] = []
         if self.path.exists():
-            kept = [
-                line for line in self.path.read_text().splitlines() if _step(line) <= start_step
-            ]
-            write_atomic(self.path, "".join(line + "\n" for line in kept))
-        try:
-            self.file = self.path.open("a")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+            self.lines = [x for x in self.path.read_text().splitlines() if _step(x) <= start_step]
+            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
         self.board = _tensorboard(model_dir, start_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line {"step": ..., name: value}; numbers that are not finite become null."""
+        if not self.enabled:
+            return
         clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
-        try:
-            self.file.write(json.dumps({"step": step, **clean}) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.lines.append(json.dumps({"step": step, **clean}))
+        if self.remote:
+            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+        else:
+            try:
+                with self.path.open("a") as file:
+                    file.write(self.lines[-1] + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self.file.close()
-        if self.board is not None:
+        """Flush and close; safe to call twice."""
+        if self.enabled and self.board is not None:
             self.board.close()
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether `path` lies in an object store (gs://, s3://)."""
+    return "://" in str(path)
 
 
 def _step(line: str) -> float:
@@ -95,17 +109,19 @@ def _tensorboard(model_dir: str, start_step: int) -> Any:
         log.info("tensorboardX is not installed: metrics go to metrics.jsonl only")
         return None
     # purge_step makes TensorBoard hide the same lines that metrics.jsonl dropped.
-    return SummaryWriter(
-        str(epath.Path(model_dir) / "tensorboard"),
-        purge_step=start_step + 1 if start_step else None,
-    )
+    purge = start_step + 1 if start_step else None
+    try:
+        return SummaryWriter(f"{model_dir}/tensorboard", purge_step=purge)
+    except (ImportError, OSError) as error:  # a bucket needs its own client library
+        log.warning("no TensorBoard files (%s): metrics go to metrics.jsonl only", error)
+        return None
 
 
 class Progress:
     """Rate and time left: rewritten in place on a terminal, a plain line now and then in a log."""
 
     def __init__(
-        self, total: int, start: int = 0, *, unit: str = "step", every_seconds: float = 30
+        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 30
     ):
         self.total, self.start, self.unit = total, start, unit
         self.began = self.printed = time.monotonic()
@@ -120,10 +136,11 @@ class Progress:
             return
         self.printed = now
         rate = (done - self.start) / max(now - self.began, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else math.inf
-        text = (
-            f"{self.unit} {done}/{self.total} {note} {rate:.2f} {self.unit}s/s, {_clock(left)} left"
-        )
+        of, left = "", ""
+        if self.total is not None:
+            seconds = (self.total - done) / rate if rate > 0 else math.inf
+            of, left = f"/{self.total}", f", {_clock(seconds)} left"
+        text = f"{self.unit} {done}{of} {note} {rate:.2f} {self.unit}s/s{left}"
         if self.terminal:
             sys.stderr.write("\r\x1b[K" + text[:160])
             sys.stderr.flush()

@@ -17,6 +17,7 @@ SMALL = (
     "--gin.EVALUATOR_NUM_EXAMPLES=3",
     "--gin.MAX_NEW_TOKENS=8",
     "--gin.STATS_PERIOD=2",
+    "--gin.SHUFFLE_BUFFER_SIZE=100",
     "--gin.WARMUP_STEPS=1",
     "--gin.BASE_LEARNING_RATE=0.05",
 )

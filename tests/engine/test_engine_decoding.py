@@ -38,9 +38,9 @@ class ToyCache(NamedTuple):
 class Toy:
     """Random logits for every prefix of up to `length - 1` tokens; PAD is never likely."""
 
-    def __init__(self, inputs, vocab, length, seed=0, scale=1.5):
+    def __init__(self, jit, inputs, vocab, length, seed=0, scale=1.5):
         rng = np.random.default_rng(seed)
-        self.inputs, self.vocab, self.length = inputs, vocab, length
+        self.jit, self.inputs, self.vocab = jit, inputs, vocab
         self.offsets = np.cumsum([0] + [vocab**i for i in range(length)])
         shape = (inputs, self.offsets[-1], vocab)
         self.logits = (scale * rng.standard_normal(shape)).astype(np.float32)
@@ -55,7 +55,7 @@ class Toy:
             return logits_RV, cache._replace(prefix_R=prefix_R)
 
         start = ToyCache(jnp.arange(self.inputs), jnp.zeros(self.inputs, jnp.int32))
-        run = jax.jit(lambda keys: decoding.decode(step, start, self.inputs, config, keys))
+        run = self.jit(lambda keys: decoding.decode(step, start, self.inputs, config, keys))
         return jax.device_get(run(keys))
 
     def logp(self, i, prefix):
@@ -68,6 +68,12 @@ class Toy:
         return sum(self.logp(i, sequence[:t])[token] for t, token in enumerate(sequence))
 
 
+@pytest.fixture(scope="module")
+def toy(jit):
+    """`toy(inputs=..., vocab=..., length=...)`: a toy language model."""
+    return functools.partial(Toy, jit)
+
+
 def padded(sequence, length):
     return list(sequence) + [PAD] * (length - len(sequence))
 
@@ -77,22 +83,24 @@ def penalty(length, alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
-def test_engine_decoding_wide_beam_is_exhaustive_search(alpha):
+def test_engine_decoding_wide_beam_is_exhaustive_search(toy, alpha):
     """A beam as wide as there are prefixes finds the best of all sequences, in order.
 
     Oracle: every sequence that ends within four tokens, scored in float64 (Wu et al. 2016).
     """
     length, width = 4, 54  # 2 * 54 candidates are all that 27 prefixes of 3 tokens can have
-    toy = Toy(inputs=3, vocab=4, length=length)
-    ours = toy.decode(DecodingConfig(max_new_tokens=length, beam_size=width, length_penalty=alpha))
-    for i in range(toy.inputs):
+    language = toy(inputs=3, vocab=4, length=length)
+    ours = language.decode(
+        DecodingConfig(max_new_tokens=length, beam_size=width, length_penalty=alpha)
+    )
+    for i in range(language.inputs):
         every = [
             (*prefix, EOS)
             for n in range(length)
-            for prefix in itertools.product(range(2, toy.vocab), repeat=n)
+            for prefix in itertools.product(range(2, language.vocab), repeat=n)
         ]
         ranked = sorted(
-            ((toy.likelihood(i, s) / penalty(len(s), alpha), s) for s in every), reverse=True
+            ((language.likelihood(i, s) / penalty(len(s), alpha), s) for s in every), reverse=True
         )
         assert len(ranked) == 15
         scores, sequences = zip(*ranked, strict=True)
@@ -121,16 +129,16 @@ def beam_by_hand(toy, i, n, length, alpha):
 
 
 @pytest.mark.parametrize("n, alpha", [(2, 0.0), (2, 0.6), (3, 1.0), (4, 2.0)])
-def test_engine_decoding_narrow_beam(n, alpha):
+def test_engine_decoding_narrow_beam(toy, n, alpha):
     """A narrow beam, which prunes and stops early. Oracle: a list-based search that never stops.
 
     So stopping loses nothing. Among 40 inputs some end at once and others not at all.
     """
-    toy = Toy(inputs=40, vocab=5, length=5, seed=3, scale=3.0)
-    toy.logits[30:, :, EOS] = NEVER
-    ours = toy.decode(DecodingConfig(max_new_tokens=5, beam_size=n, length_penalty=alpha))
-    for i in range(toy.inputs):
-        expected = beam_by_hand(toy, i, n, 5, alpha)
+    language = toy(inputs=40, vocab=5, length=5, seed=3, scale=3.0)
+    language.logits[30:, :, EOS] = NEVER
+    ours = language.decode(DecodingConfig(max_new_tokens=5, beam_size=n, length_penalty=alpha))
+    for i in range(language.inputs):
+        expected = beam_by_hand(language, i, n, 5, alpha)
         count = len(expected)
         assert count >= 1
         tokens = [padded(s, 5) for _, s in expected]
@@ -141,15 +149,15 @@ def test_engine_decoding_narrow_beam(n, alpha):
     assert np.all(np.diff(ours.scores, axis=1) <= 0)  # the best first
 
 
-def test_engine_decoding_beam_is_no_worse_than_greedy():
+def test_engine_decoding_beam_is_no_worse_than_greedy(toy):
     """Without a length penalty the best of a beam is at least as likely as the greedy answer.
 
     A theorem for a beam that prunes nothing; only ended answers are compared, since a beam prefers
     them to unfinished ones.
     """
-    toy = Toy(inputs=200, vocab=4, length=4, seed=5)
-    greedy = toy.decode(DecodingConfig(max_new_tokens=4))
-    beam = toy.decode(DecodingConfig(max_new_tokens=4, beam_size=54, length_penalty=0.0))
+    language = toy(inputs=200, vocab=4, length=4, seed=5)
+    greedy = language.decode(DecodingConfig(max_new_tokens=4))
+    beam = language.decode(DecodingConfig(max_new_tokens=4, beam_size=54, length_penalty=0.0))
     ended = np.any(greedy.tokens[:, 0] == EOS, axis=-1)
     assert 50 < np.sum(ended) < 200
     gain = (beam.scores[:, 0] - greedy.scores[:, 0])[ended]
@@ -157,18 +165,18 @@ def test_engine_decoding_beam_is_no_worse_than_greedy():
     assert np.any(gain > 0.1)  # it does find better ones
 
 
-def test_engine_decoding_greedy_on_the_toy():
+def test_engine_decoding_greedy_on_the_toy(toy):
     """The likeliest token each time, padding after EOS, the sum of log p. Oracle: a Python loop."""
-    toy = Toy(inputs=30, vocab=4, length=4, seed=9)
-    ours = toy.decode(DecodingConfig(max_new_tokens=4))
+    language = toy(inputs=30, vocab=4, length=4, seed=9)
+    ours = language.decode(DecodingConfig(max_new_tokens=4))
     lengths = set()
-    for i in range(toy.inputs):
+    for i in range(language.inputs):
         sequence: tuple[int, ...] = ()
         while len(sequence) < 4 and EOS not in sequence:
-            sequence += (int(np.argmax(toy.logp(i, sequence))),)
+            sequence += (int(np.argmax(language.logp(i, sequence))),)
         lengths.add(len(sequence))
         np.testing.assert_array_equal(ours.tokens[i, 0], padded(sequence, 4))
-        assert ours.scores[i, 0] == pytest.approx(toy.likelihood(i, sequence), rel=1e-5)
+        assert ours.scores[i, 0] == pytest.approx(language.likelihood(i, sequence), rel=1e-5)
     assert lengths == {1, 2, 3, 4}
 
 
@@ -238,7 +246,7 @@ def test_engine_decoding_truncate_edges():
     ],
     ids=["plain", "temperature", "top_k", "top_p", "samples"],
 )
-def test_engine_decoding_sampling_frequencies(fields, probabilities):
+def test_engine_decoding_sampling_frequencies(jit, fields, probabilities):
     """Sampled tokens have the right frequencies, alone and in pairs of neighbours.
 
     Oracle: the probabilities, by hand. Chi-square over 16 pairs of 2,000 rows: its mean is at most
@@ -250,7 +258,7 @@ def test_engine_decoding_sampling_frequencies(fields, probabilities):
     config = DecodingConfig(max_new_tokens=2, **fields)
     keys = jax.random.split(jax.random.key(1), rows // n)
     ours = jax.device_get(
-        jax.jit(
+        jit(
             lambda keys: decoding.decode(
                 lambda tokens, index, cache: (jnp.tile(logits_V, (rows, 1)), cache),
                 ToyCache(jnp.zeros(rows // n, jnp.int32), jnp.zeros(rows // n, jnp.int32)),
@@ -276,25 +284,25 @@ def test_engine_decoding_sampling_frequencies(fields, probabilities):
         assert abs(same - np.sum(np.square(probabilities))) < 0.08
 
 
-def test_engine_decoding_sampling_depends_on_the_row_s_key_alone():
+def test_engine_decoding_sampling_depends_on_the_row_s_key_alone(toy):
     """An input with its key gets the same samples in any batch and any place. Property."""
-    toy = Toy(inputs=6, vocab=5, length=5, seed=4)
+    language = toy(inputs=6, vocab=5, length=5, seed=4)
     keys = jax.random.split(jax.random.key(0), 6)
     config = DecodingConfig(max_new_tokens=5, temperature=1.3, top_p=0.95, num_samples=3)
-    together = toy.decode(config, keys)
+    together = language.decode(config, keys)
     for order in ([4, 1, 5, 0, 3, 2], [3, 3, 3, 3, 3, 3], [2, 5]):
-        other = Toy(inputs=len(order), vocab=5, length=5)
-        other.logits = toy.logits[order]
+        other = toy(inputs=len(order), vocab=5, length=5)
+        other.logits = language.logits[order]
         again = other.decode(config, keys[jnp.array(order)])
         np.testing.assert_array_equal(again.tokens, together.tokens[order])
         np.testing.assert_allclose(again.scores, together.scores[order], rtol=1e-6)
     assert len({tuple(row) for row in together.tokens.reshape(-1, 5)}) > 6  # not all alike
 
 
-def test_engine_decoding_sampling_needs_keys():
+def test_engine_decoding_sampling_needs_keys(toy):
     """Sampling without keys is an error, not a silent default. Property."""
     with pytest.raises(ValueError, match="row_keys"):
-        Toy(inputs=1, vocab=4, length=2).decode(DecodingConfig(max_new_tokens=2, temperature=1.0))
+        toy(inputs=1, vocab=4, length=2).decode(DecodingConfig(max_new_tokens=2, temperature=1.0))
 
 
 # The cached T5.
@@ -309,9 +317,9 @@ def speaker(params):
 
 
 @pytest.fixture(scope="module")
-def predict(model, speaker):
+def predict(model, speaker, jit):
     """`predict(inputs, config, keys=None)` -> Decoded in numpy."""
-    run = jax.jit(models.predict, static_argnums=(0, 3))
+    run = jit(models.predict, static_argnums=(0, 3))
 
     def call(inputs, config, keys=None):
         return jax.device_get(run(model, speaker, inputs, config, keys))
@@ -321,7 +329,7 @@ def predict(model, speaker):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_engine_decoding_cached_steps_equal_teacher_forcing(
-    model, make_params, unpacked, logits_of, tied
+    model, make_params, unpacked, logits_of, jit, tied
 ):
     """start_cache and decode_step give the logits of the whole sequence at every position.
 
@@ -339,7 +347,7 @@ def test_engine_decoding_cached_steps_equal_teacher_forcing(
     }
     expected = logits_of(model, params, batch)
 
-    @jax.jit
+    @jit
     def stepwise(params, batch):
         module = models.bind(model, params)
         layers = [module.decoder.layer(i) for i in range(model.network.num_decoder_layers)]
@@ -390,13 +398,13 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_engine_decoding_scores_are_models_score(model, speaker, unpacked, predict, name):
+def test_engine_decoding_scores_are_models_score(model, speaker, unpacked, predict, jit, name):
     """A generated answer's score, and padding after its EOS. Oracle: models.score of the answer."""
     inputs, config = unpacked["encoder_input_tokens"], CONFIGS[name]
     keys = jax.random.split(jax.random.key(2), 8)
     ours = predict(inputs, config, keys)
     assert np.any(ours.tokens == EOS)
-    score = jax.jit(models.score, static_argnums=0)
+    score = jit(models.score, static_argnums=0)
     for n in range(config.rows_per_input):
         tokens = ours.tokens[:, n]
         ends = np.cumsum(tokens == EOS, axis=1)

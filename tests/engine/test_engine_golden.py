@@ -62,7 +62,7 @@ def worst(ours: dict, theirs: dict) -> tuple[float, str]:
 
 
 @pytest.fixture(scope="module", params=["t5_1_1_tiny", "t5_1_0_tiny"])
-def case(request, golden):
+def case(request, golden, jit):
     """One network: T5X's numbers, and ours after every step of the same training."""
     sizes = json.loads((golden / f"{request.param}.json").read_text())
     with np.load(golden / f"{request.param}.npz") as file:
@@ -75,7 +75,7 @@ def case(request, golden):
 
     transformation = optimizer.build(optimizer.Adafactor())
 
-    @jax.jit
+    @jit
     def step(params, state):
         def loss(params):
             return models.loss(model, params, batch)
@@ -162,20 +162,20 @@ def test_engine_golden_adafactor_losses(case):
     np.testing.assert_allclose(case.losses, theirs, rtol=1e-2)
 
 
-def test_engine_golden_scores(case):
+def test_engine_golden_scores(case, jit):
     """Log-likelihood of each row's targets after five steps. Oracle: T5X's score_batch."""
-    ours = jax.jit(models.score, static_argnums=0)(case.model, case.params[5], case.batch)
+    ours = jit(models.score, static_argnums=0)(case.model, case.params[5], case.batch)
     np.testing.assert_allclose(ours["score"], case.theirs["score_batch"], rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def decoded(case):
+def decoded(case, jit):
     """`decoded(beam_size)`: ours, from the parameters after five steps."""
     inputs = jnp.asarray(case.theirs["decode/encoder_input_tokens"])
 
     def run(beam_size):
         config = DecodingConfig(max_new_tokens=DECODED, beam_size=beam_size)
-        predict = jax.jit(models.predict, static_argnums=(0, 3))
+        predict = jit(models.predict, static_argnums=(0, 3))
         return jax.device_get(predict(case.model, case.params[5], inputs, config))
 
     return run

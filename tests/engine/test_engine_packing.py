@@ -16,14 +16,8 @@ def spans(row):
         start += len(targets)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"loss_normalizing_factor": "AVERAGE_PER_SEQUENCE"}], ids=["sum", "sequences"]
-)
-def test_engine_packing_loss_and_gradients(
-    model, params, packed, unpacked, loss_and_grads, changes
-):
+def test_engine_packing_loss_and_gradients(model, params, packed, unpacked, loss_and_grads):
     """Three dialogues a row cost and teach what they do a row each. Oracle: the unpacked batch."""
-    model = dataclasses.replace(model, **changes)
     (together, sums), grads = loss_and_grads(model, params, packed)
     (apart, expected), expected_grads = loss_and_grads(model, params, unpacked)
     assert float(together) == pytest.approx(float(apart), rel=1e-5)
@@ -36,6 +30,15 @@ def test_engine_packing_loss_and_gradients(
         grads,
         expected_grads,
     )
+
+
+def test_engine_packing_average_per_sequence(model, params, packed, unpacked, loss_of):
+    """A mean over dialogues counts six of them, packed or not. Oracle: the unpacked batch."""
+    model = dataclasses.replace(model, loss_normalizing_factor="AVERAGE_PER_SEQUENCE")
+    (together, sums), (apart, expected) = (loss_of(model, params, b) for b in (packed, unpacked))
+    assert float(together) == pytest.approx(float(apart), rel=1e-5)
+    assert float(sums["loss_weight"]) == pytest.approx(6.0)
+    assert float(expected["loss_weight"]) == pytest.approx(6.0)
 
 
 def test_engine_packing_logits(model, params, packed, unpacked, examples, logits_of):

@@ -82,7 +82,9 @@ def run_on_eight_devices(out: str) -> None:
         state, losses = jax.device_put(start, shardings), []
         for batch in batches:
             batch = partitioning.put_batch(batch, mesh)
-            rows = [shard.data.shape[0] for shard in batch["decoder_target_tokens"].addressable_shards]
+            rows = [
+                shard.data.shape[0] for shard in batch["decoder_target_tokens"].addressable_shards
+            ]
             state, sums = run(state, batch)
             losses.append(float(sums["loss"] / sums["loss_weight"]))
         report[name] = {
@@ -128,7 +130,7 @@ def eight(tmp_path_factory):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-        " --xla_backend_optimization_level=0",
+        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
     }
     done = subprocess.run(
         [sys.executable, __file__, out],

@@ -34,26 +34,26 @@ def dropping(averaged):
 
 
 @pytest.fixture(scope="module")
-def jitted():
+def jitted(jit):
     """`jitted(model, config)`: the step as a run has it, jitted with its state donated."""
     cache = {}
 
     def make(model, config=CONFIG):
         if (model, config) not in cache:
-            cache[model, config] = jax.jit(
-                step.make_train_step(model, config, SEED), donate_argnums=0
-            )
+            cache[model, config] = jit(step.make_train_step(model, config, SEED), donate_argnums=0)
         return cache[model, config]
 
     return make
 
 
-@pytest.fixture
-def state(params):
+@pytest.fixture(scope="module")
+def state(params, jit):
     """`state(step=4)`: a state of its own at step 4, safe to donate."""
 
+    init = jit(CONFIG.transformation().init)
+
     def make(number=4):
-        opt_state = jax.jit(CONFIG.transformation().init)(params)
+        opt_state = init(params)
         fresh = step.TrainState(jnp.int32(number), params, opt_state)
         return jax.tree.map(lambda a: jnp.array(a, copy=True), fresh)
 
@@ -72,7 +72,7 @@ def assert_same(ours, expected, rtol):
 
 
 def test_engine_step_is_gradient_optimizer_and_rate(
-    averaged, params, unpacked, loss_and_grads, jitted, state
+    averaged, params, unpacked, loss_and_grads, jitted, state, jit
 ):
     """params + rate * update(gradient of the mean loss). Oracle: the same put together by hand.
 
@@ -81,7 +81,7 @@ def test_engine_step_is_gradient_optimizer_and_rate(
     (loss, _), grads = loss_and_grads(averaged, params, unpacked)
     grads = jax.tree.map(lambda g: g / 27, grads)
     before = state()
-    updates, _ = jax.jit(CONFIG.transformation().update)(grads, before.opt_state, before.params)
+    updates, _ = jit(CONFIG.transformation().update)(grads, before.opt_state, before.params)
     expected = jax.tree.map(lambda p, u: p + 0.04 * u, before.params, updates)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
 
@@ -132,40 +132,43 @@ def test_engine_step_learns(averaged, unpacked, jitted, state):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_engine_step_dropout_depends_on_seed_and_step_alone(
-    dropping, params, unpacked, jitted, state, loss_and_grads
+@pytest.fixture(scope="module")
+def dropped(dropping, examples, pack, jitted, state):
+    """(batch, `run(number)` -> the state after step `number` on it, and its sums).
+
+    Two microbatches with dropout; all rows of the batch are equal, so that nothing but the masks
+    tells the microbatches apart.
+    """
+    batch = pack([[examples[0]]] * 8)
+    step_fn = jitted(dropping, dataclasses.replace(CONFIG, num_microbatches=2))
+    return batch, lambda number: step_fn(state(number), batch)
+
+
+def test_engine_step_dropout_repeats_itself(dropped):
+    """The same state and batch give the same result to the bit; another step drops others."""
+    _, run = dropped
+    first, again, other = run(4), run(4), run(5)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert float(other[1]["loss"]) != float(first[1]["loss"])
+
+
+def test_engine_step_dropout_depends_on_seed_step_and_microbatch(
+    dropping, params, loss_of, dropped
 ):
-    """The same step twice gives the same numbers to the bit, another step others.
+    """Every microbatch of every step has a mask of its own, from the seed alone.
 
-    Oracle of the seed: the loss under fold_in(key(seed), step).
+    Oracle: models.loss of each half under fold_in(fold_in(key(seed), step), microbatch).
     """
-    run = jitted(dropping)
-    first, first_sums = run(state(), unpacked)
-    again, again_sums = run(state(), unpacked)
-    jax.tree.map(np.testing.assert_array_equal, (first, first_sums), (again, again_sums))
-    _, other_sums = run(state(5), unpacked)
-    assert float(other_sums["loss"]) != float(first_sums["loss"])
-    for number, sums in ((4, first_sums), (5, other_sums)):
+    batch, run = dropped
+    half = {name: array[::2] for name, array in batch.items()}
+    for number in (4, 5):
         key = jax.random.fold_in(jax.random.key(SEED), number)
-        (expected, _), _ = loss_and_grads(dropping, params, unpacked, key)
-        assert float(sums["loss"]) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_engine_step_microbatches_drop_independently(dropping, examples, pack, jitted, state):
-    """Equal rows in two microbatches meet different masks. Property.
-
-    All rows are equal, so with one mask for all the two halves' losses would agree: then the sum
-    over both microbatches would be twice that of a batch with half of the rows.
-    """
-    config = dataclasses.replace(CONFIG, num_microbatches=2)
-    whole = pack([[examples[0]]] * 8)
-    _, sums = jitted(dropping, config)(state(), whole)
-    # Rows 0, 2, 4, 6 form the first microbatch: silence the second by its weights.
-    half = dict(whole)
-    half["decoder_loss_weights"] = whole["decoder_loss_weights"].at[1::2].set(0)
-    _, first = jitted(dropping, config)(state(), half)
-    assert float(first["num_tokens"]) == 20
-    assert abs(float(sums["loss"]) - 2 * float(first["loss"])) > 1e-2
+        losses = [
+            float(loss_of(dropping, params, half, jax.random.fold_in(key, part))[0])
+            for part in (0, 1)
+        ]
+        assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+        assert float(run(number)[1]["loss"]) == pytest.approx(sum(losses), rel=1e-5)
 
 
 def test_engine_step_batch_without_targets(averaged, params, unpacked, jitted, state):

@@ -68,7 +68,7 @@ def test_missing_data_says_what_where_found_and_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         files_for_split(tmp_path / "nowhere", "train")
     message = str(error.value)
-    for word in ("nowhere", "no data for split 'train'", "nothing there", "use.soda_path"):
+    for word in ("nowhere", "no data for split 'train'", "nothing there", "SODA_PATH"):
         assert word in message
     _touch(tmp_path, "rows.csv", "notes.md")
     with pytest.raises(DataError, match=r"holds \['notes.md', 'rows.csv'\]"):

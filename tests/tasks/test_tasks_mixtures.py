@@ -259,11 +259,11 @@ def test_a_bad_record_keeps_its_words_through_tensorflow(tmp_path, vocabulary_pa
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"narrative_dropout": 1.5}, "use.narrative_dropout"),
+        ({"narrative_dropout": 1.5}, "NARRATIVE_DROPOUT"),
         ({"source": "web"}, "use.source"),
         ({"source": "tfds"}, "use.tfds_data_dir"),
-        ({"rates": {"soda": -1}}, "use.rates"),
-        ({"rates": {"other": 1}}, "use.rates"),
+        ({"rates": {"soda": -1}}, "MIXTURE_RATES"),
+        ({"rates": {"other": 1}}, "MIXTURE_RATES"),
     ],
 )
 def test_impossible_settings(vocabulary_path, settings, words):
