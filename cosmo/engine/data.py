@@ -9,11 +9,9 @@ import dataclasses
 import difflib
 import importlib
 import os
-import queue
 import re
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -250,50 +248,6 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
-
-
-class Prefetcher:
-    """Runs an iterator in a thread, `depth` items ahead; its errors are raised by `next`.
-
-    Reading starts at once, so that a slow start (importing TensorFlow) overlaps with compilation.
-    """
-
-    def __init__(self, make: Callable[[], Iterator[Any]], depth: int = 2):
-        self._items: queue.Queue = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(make,), daemon=True)
-        self._thread.start()
-
-    def _run(self, make):
-        try:
-            for item in make():
-                if not self._put((item, None)):
-                    return
-            self._put((None, StopIteration()))
-        except BaseException as error:
-            self._put((None, error))
-
-    def _put(self, item) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._items.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        item, error = self._items.get()
-        if error is not None:
-            raise error
-        return item
-
-    def close(self) -> None:
-        """Stop reading ahead; safe to call twice."""
-        self._stop.set()
 
 
 def _import_seqio():

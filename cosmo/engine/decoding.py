@@ -44,6 +44,7 @@ class DecodingConfig:
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             "num_samples": (self.num_samples >= 1, "at least 1"),
             "beam_size": (self.beam_size >= 1, "at least 1"),
+            "length_penalty": (self.length_penalty >= 0.0, "0 or above"),
         }
         for name, (good, rule) in rules.items():
             if not good:

@@ -19,11 +19,13 @@ class Adafactor:
     """Adafactor (Shazeer and Stern 2018) with T5X's defaults and field names.
 
     Matrices with both sides of at least `min_dim_size_to_factor` keep their second moments as a row
-    and a column. The rate is relative to each parameter's root mean square.
+    and a column. The rate is relative to each parameter's root mean square. Two things differ from
+    T5X where they are used: `weight_decay_rate` is multiplied by the learning rate, and `beta1`
+    averages updates before the rate. T5X's `step_offset` is not needed: the decay counts the steps
+    of the optimizer's state, which starts fresh, or goes on, with that state.
     """
 
     decay_rate: float = 0.8
-    step_offset: int = 0
     clipping_threshold: float | None = 1.0
     multiply_by_parameter_scale: bool = True
     min_dim_size_to_factor: int = 128
@@ -36,7 +38,6 @@ class Adafactor:
             learning_rate=1.0,
             min_dim_size_to_factor=self.min_dim_size_to_factor,
             decay_rate=self.decay_rate,
-            decay_offset=self.step_offset,
             multiply_by_parameter_scale=self.multiply_by_parameter_scale,
             clipping_threshold=self.clipping_threshold,
             momentum=self.beta1,

@@ -73,9 +73,14 @@ def state_shardings(mesh: Mesh, abstract_state: Any, params: Any, shardings: Any
 
     def sharding(path, leaf):
         names = _names(path)
-        for start in range(len(names)):
-            if names[start:] in known:
-                return NamedSharding(mesh, _project(leaf.shape, *known[names[start:]]))
+        # per_layer keeps the state of a stack under the stack's path: (stack, moment, parameter).
+        cut = names.index("layers") + 1 if "layers" in names else 0
+        for head in range(cut + 1):
+            for start in range(cut, len(names)):
+                name = names[head:cut] + names[start:]
+                if name in known:
+                    lost_first = "v_col" in names  # of a square matrix the column loses the first
+                    return NamedSharding(mesh, _project(leaf.shape, *known[name], lost_first))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
@@ -90,11 +95,12 @@ def _names(path) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _project(shape, param_shape, spec) -> PartitionSpec:
+def _project(shape, param_shape, spec, lost_first: bool) -> PartitionSpec:
     sides = (*spec, *[None] * (len(param_shape) - len(spec)))
     if shape == param_shape:
         return PartitionSpec(*sides)
-    for lost in reversed(range(len(param_shape))):
+    axes = range(len(param_shape))
+    for lost in axes if lost_first else reversed(axes):
         if shape == param_shape[:lost] + param_shape[lost + 1 :]:
             return PartitionSpec(*sides[:lost], *sides[lost + 1 :])
     return PartitionSpec()

@@ -3,6 +3,7 @@
 A decoder's cache is an argument and a result, never hidden state.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -169,7 +170,7 @@ class T5(nnx.Module):
         """
         c = self.config
         if c.logits_via_embedding:
-            x = x * (c.emb_dim**-0.5)
+            x = x / math.sqrt(c.emb_dim)
             kernel = self.token_embedder[...].T
         else:
             kernel = self.decoder.logits_dense[...]

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from cosmo.engine import checkpoints, data, evaluate, infer, metrics, models, partitioning, writer
 from cosmo.engine.errors import UserError
+from cosmo.engine.prefetch import Prefetcher
 from cosmo.engine.step import (
     StepConfig,
     Sums,
@@ -57,7 +58,7 @@ def train(
         )
 
     # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-    batches = data.Prefetcher(
+    batches = Prefetcher(
         lambda: data.train_batches(dataset, start_step=done, **data.process_shard())
     )
     abstract, shardings = state_shardings(model, step, partitioner, mesh)

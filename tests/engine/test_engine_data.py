@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cosmo.engine.data import Prefetcher, Row, groups, make_batch, pad_rows
+from cosmo.engine.data import Row, groups, make_batch, pad_rows
 from cosmo.engine.errors import UserError
+from cosmo.engine.prefetch import Prefetcher
 from cosmo.engine.writer import MetricWriter, Progress, prepare_folder, write_atomic
 
 SOON = 10.0  # seconds; nothing here waits as long unless it hangs
@@ -276,3 +277,15 @@ def test_engine_data_progress_before_the_first_step(clock, caplog):
     progress.terminal = False
     progress.update(0, force=True)
     assert "0.00 steps/s, ? left" in caplog.messages[0]
+
+
+def test_prefetcher_stays_ended():
+    """Property of iterators: after the end, an error or `close`, `next` raises again at once."""
+    prefetcher = Prefetcher(lambda: iter([1]))
+    assert list(prefetcher) == [1]
+    with pytest.raises(StopIteration):
+        next(prefetcher)
+    closed = Prefetcher(lambda: iter(range(100)))
+    closed.close()
+    with pytest.raises(StopIteration):
+        next(closed)

@@ -46,7 +46,8 @@ class Toy:
         self.logits = (scale * rng.standard_normal(shape)).astype(np.float32)
         self.logits[..., PAD] = NEVER
 
-    def decode(self, config, keys=None):
+    def decode(self, config, keys=None, alone=False):
+        """All inputs in one batch, or each in a loop of its own, which stops when it is done."""
         table, offsets = jnp.asarray(self.logits), jnp.asarray(self.offsets)
 
         def step(tokens_R, index, cache):
@@ -54,9 +55,15 @@ class Toy:
             logits_RV = table[cache.input_R, offsets[index] + prefix_R]
             return logits_RV, cache._replace(prefix_R=prefix_R)
 
-        start = ToyCache(jnp.arange(self.inputs), jnp.zeros(self.inputs, jnp.int32))
-        run = self.jit(lambda keys: decoding.decode(step, start, self.inputs, config, keys))
-        return jax.device_get(run(keys))
+        def run(inputs_B, keys):
+            start = ToyCache(inputs_B, jnp.zeros_like(inputs_B))
+            return decoding.decode(step, start, len(inputs_B), config, keys)
+
+        inputs_B = jnp.arange(self.inputs)
+        if not alone:
+            return jax.device_get(self.jit(run)(inputs_B, keys))
+        each = self.jit(jax.vmap(lambda i: run(i[None], None)))(inputs_B)
+        return jax.device_get(jax.tree.map(lambda a: a[:, 0], each))
 
     def logp(self, i, prefix):
         """log p(next token | prefix) of input `i`, float64 [V]."""
@@ -128,24 +135,28 @@ def beam_by_hand(toy, i, n, length, alpha):
     return ended
 
 
-@pytest.mark.parametrize("n, alpha", [(2, 0.0), (2, 0.6), (3, 1.0), (4, 2.0)])
-def test_engine_decoding_narrow_beam(toy, n, alpha):
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
+@pytest.mark.parametrize("n, alpha", [(2, 0.0), (2, 0.6), (2, 2.0), (3, 1.0)])
+def test_engine_decoding_narrow_beam(toy, n, alpha, alone):
     """A narrow beam, which prunes and stops early. Oracle: a list-based search that never stops.
 
-    So stopping loses nothing. Among 40 inputs some end at once and others not at all.
+    So stopping loses nothing. Ten of 200 inputs never end, others at once; together they stop
+    with the last, alone each as soon as it may.
     """
-    language = toy(inputs=40, vocab=5, length=5, seed=3, scale=3.0)
-    language.logits[30:, :, EOS] = NEVER
-    ours = language.decode(DecodingConfig(max_new_tokens=5, beam_size=n, length_penalty=alpha))
+    language = toy(inputs=200, vocab=4, length=5, seed=3, scale=6.0)
+    language.logits[:10, :, EOS] = NEVER
+    config = DecodingConfig(max_new_tokens=5, beam_size=n, length_penalty=alpha)
+    ours = language.decode(config, alone=alone)
     for i in range(language.inputs):
         expected = beam_by_hand(language, i, n, 5, alpha)
         count = len(expected)
         assert count >= 1
         tokens = [padded(s, 5) for _, s in expected]
         np.testing.assert_array_equal(ours.tokens[i, :count], tokens, err_msg=str(i))
-        np.testing.assert_allclose(ours.scores[i, :count], [e[0] for e in expected], rtol=1e-5)
+        scores = [score for score, _ in expected]
+        np.testing.assert_allclose(ours.scores[i, :count], scores, rtol=1e-5, atol=1e-6)
         assert np.all(ours.scores[i, count:] <= decoding.IMPOSSIBLE / 10)
-    assert np.all(ours.tokens[30:] > EOS)  # the unfinished ones fill all positions
+    assert np.all(ours.tokens[:10] > EOS)  # the unfinished ones fill all positions
     assert np.all(np.diff(ours.scores, axis=1) <= 0)  # the best first
 
 

@@ -62,7 +62,7 @@ def worst(ours: dict, theirs: dict) -> tuple[float, str]:
 
 
 @pytest.fixture(scope="module", params=["t5_1_1_tiny", "t5_1_0_tiny"])
-def case(request, golden, jit):
+def case(request, golden):
     """One network: T5X's numbers, and ours after every step of the same training."""
     sizes = json.loads((golden / f"{request.param}.json").read_text())
     with np.load(golden / f"{request.param}.npz") as file:
@@ -75,7 +75,8 @@ def case(request, golden, jit):
 
     transformation = optimizer.build(optimizer.Adafactor())
 
-    @jit
+    # Not the fast compiler of the other tests: its rounding grows in twenty steps.
+    @jax.jit
     def step(params, state):
         def loss(params):
             return models.loss(model, params, batch)
@@ -138,28 +139,23 @@ def test_engine_golden_adafactor_first_step(case):
 
 
 def test_engine_golden_adafactor_twenty_steps(case):
-    """Where twenty steps lead. Oracle: T5X's parameters, tensor by tensor.
+    """Every tensor after twenty steps. Oracle: T5X's, 1e-3 of the tensor's largest entry.
 
-    The distance is measured against the way travelled. Training amplifies rounding (a ReLU opens
-    in one run and not in the other): between two levels of LLVM optimisation this code ends up to
-    8% of the way apart in T5 1.0, while 0.7 for Adafactor's decay_rate ends LATER% off.
+    But for the first kernel of T5 1.0's feed-forward: training amplifies rounding where a ReLU
+    opens in one run and not in the other. It ends 1.2e-3 apart, and 2e-3 is allowed.
     """
-    theirs = flat(case.convert(subtree(case.theirs, "adafactor_step20/params")))
-    start, ours = flat(case.params[0]), flat(case.params[STEPS])
-    for name in theirs:
-        travelled = np.linalg.norm(theirs[name] - start[name])
-        assert np.linalg.norm(ours[name] - theirs[name]) <= 0.15 * travelled, name
+    ours = flat(case.params[STEPS])
+    for name, theirs in flat(case.convert(subtree(case.theirs, "adafactor_step20/params"))).items():
+        error = np.max(np.abs(ours[name] - theirs)) / np.max(np.abs(theirs))
+        assert error <= (2e-3 if name.endswith("mlp/wi") else 1e-3), name
 
 
 def test_engine_golden_adafactor_losses(case):
-    """The loss before each of twenty steps. Oracle: T5X's.
-
-    Six steps agree to float32 rounding; after them rounding grows (see above).
-    """
+    """The loss before each of twenty steps, to 1e-3; the first six to rounding. Oracle: T5X's."""
     theirs = case.theirs["adafactor_losses"]
     assert theirs[-1] < 0.5 * theirs[0]  # it did learn, so the trace can tell runs apart
     np.testing.assert_allclose(case.losses[:6], theirs[:6], rtol=2e-5)
-    np.testing.assert_allclose(case.losses, theirs, rtol=1e-2)
+    np.testing.assert_allclose(case.losses, theirs, rtol=1e-3)
 
 
 def test_engine_golden_scores(case, jit):

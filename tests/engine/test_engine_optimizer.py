@@ -88,16 +88,15 @@ def assert_same(ours, expected, rtol=2e-5):
         ({}, {}),
         ({"decay_rate": 0.6, "clipping_threshold": None}, {}),
         ({"multiply_by_parameter_scale": False, "clipping_threshold": 0.3}, {}),
-        ({"step_offset": -3}, {"decay_offset": -3}),
         ({"beta1": 0.9}, {"momentum": 0.9}),
     ],
-    ids=["default", "decay", "unscaled", "offset", "momentum"],
+    ids=["default", "decay", "unscaled", "momentum"],
 )
 def test_engine_optimizer_adafactor_per_layer(stacked, fields, optax_fields):
     """Factoring, clipping and scale are each layer's own. Oracle: optax.adafactor on the layers."""
     rate = 0.05
     ours = optimizer.build(Adafactor(min_dim_size_to_factor=4, **fields))
-    own_names = {"step_offset", "beta1"}
+    own_names = {"beta1"}
     theirs = optax.adafactor(
         rate,
         min_dim_size_to_factor=4,

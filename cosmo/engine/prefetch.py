@@ -1,0 +1,53 @@
+"""Reading ahead in a thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Prefetcher:
+    """Runs an iterator in a thread, `depth` items ahead; its errors are raised by `next`.
+
+    Reading starts at once, so that a slow start (importing TensorFlow) overlaps with compilation.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Any]], depth: int = 2):
+        self._items: queue.Queue = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(make,), daemon=True)
+        self._thread.start()
+
+    def _run(self, make):
+        try:
+            for item in make():
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, item) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._ended is None:
+            item, self._ended = self._items.get()
+            if self._ended is None:
+                return item
+        raise self._ended
+
+    def close(self) -> None:
+        """Stop reading ahead; safe to call twice. Nothing can be taken afterwards."""
+        self._stop.set()
+        self._ended = self._ended or StopIteration()
