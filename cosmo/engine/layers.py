@@ -56,10 +56,15 @@ class RMSNorm(nnx.Module):
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.scale = param(rngs, nnx.initializers.ones, (dim,), ("embed",))
 
-    def __call__(self, x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
-        return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...])
+
+
+def rms_norm(x: jax.Array, scale_M: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """x over its root mean square along the last axis, times `scale_M`; computed in float32."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (x32 * inverse).astype(x.dtype) * scale_M.astype(x.dtype)
 
 
 def relative_position_bucket(
@@ -206,14 +211,20 @@ class MLP(nnx.Module):
             setattr(self, name, param(rngs, fan_in, (emb_dim, mlp_dim), ("embed", "mlp")))
         self.wo = param(rngs, fan_in, (mlp_dim, emb_dim), ("mlp", "embed"))
 
+    def kernels(self) -> list[nnx.Param]:
+        """The kernel of each activation's branch."""
+        return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
+
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
-        kernels = [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
-        hidden_BTF = None
-        for name, kernel in zip(self.activations, kernels, strict=True):
-            branch_BTF = ACTIVATIONS[name](x_BTM @ kernel[...].astype(x_BTM.dtype))
-            hidden_BTF = branch_BTF if hidden_BTF is None else hidden_BTF * branch_BTF
-        hidden_BTF = dropout(hidden_BTF, rate, key)
+        branches = [x_BTM @ kernel[...].astype(x_BTM.dtype) for kernel in self.kernels()]
+        hidden_BTF = dropout(activate(self.activations, branches), rate, key)
         return hidden_BTF @ self.wo[...].astype(x_BTM.dtype)
+
+
+def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:
+    """The product of every branch under its activation."""
+    parts = [ACTIVATIONS[n](branch) for n, branch in zip(activations, branches, strict=True)]
+    return math.prod(parts[1:], start=parts[0])
 
 
 def segment_mask(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:

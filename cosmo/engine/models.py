@@ -155,7 +155,7 @@ def predict(
     """
     # Cast and unstack once: inside the loop either would be paid for every token.
     module = bind(model, _cast(params, model.network.dtype))
-    layers = [module.decoder.layer(i) for i in range(model.network.num_decoder_layers)]
+    layers = module.step_layers()
     cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
 
     def step(tokens, index, cache):

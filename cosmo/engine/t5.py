@@ -24,9 +24,12 @@ from cosmo.engine.t5_layers import (
     DecoderLayer,
     EncoderLayer,
     LayerCache,
+    StepWeights,
     T5Config,
+    decode_layer,
     scan_stack,
     stack,
+    step_weights,
 )
 
 __all__ = ["T5", "DecoderCache", "LayerCache", "T5Config"]
@@ -219,20 +222,24 @@ class T5(nnx.Module):
         bias_HTT = self.decoder.relative_bias(max_length)[0] + mask_bias(causal_TT)
         return DecoderCache(layers, cross_bias_B1S, bias_HTT.swapaxes(0, 1))
 
+    def step_layers(self) -> list[StepWeights]:
+        """The decoder's layers one by one, as `decode_step` wants them."""
+        return [step_weights(self.decoder.layer(i)) for i in range(self.config.num_decoder_layers)]
+
     def decode_step(
-        self, layers: list[DecoderLayer], tokens_B, index, cache: DecoderCache
+        self, layers: list[StepWeights], tokens_B, index, cache: DecoderCache
     ) -> tuple[jax.Array, DecoderCache]:
         """Logits [B, V] for the token after position `index`, which holds `tokens_B`.
 
-        `layers` are the decoder's layers unstacked (`[decoder.layer(i) ...]`): sliced once outside
-        the loop, or every step would copy every weight.
+        `layers` come from `step_layers`, called once outside the loop, or every step would copy
+        every weight.
         """
         x_BM = self.embed(tokens_B)
         self_bias_1HT = jax.lax.dynamic_index_in_dim(cache.self_bias_THT, index)
         new = []
         for layer, layer_cache in zip(layers, cache.layers, strict=True):
-            x_BM, layer_cache = layer.step(
-                x_BM, index, layer_cache, self_bias_1HT, cache.cross_bias_B1S
+            x_BM, layer_cache = decode_layer(
+                self.config, layer, x_BM, index, layer_cache, self_bias_1HT, cache.cross_bias_B1S
             )
             new.append(layer_cache)
         return self.logits(self.decoder.decoder_norm(x_BM)), cache._replace(layers=new)

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosmo.engine.errors import UserError
-from cosmo.engine.layers import ACTIVATIONS, MLP, Attention, RMSNorm, dropout, split_key
+from cosmo.engine.layers import (
+    ACTIVATIONS,
+    MLP,
+    Attention,
+    RMSNorm,
+    activate,
+    dropout,
+    rms_norm,
+    split_key,
+)
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep every activation
@@ -147,39 +156,79 @@ class DecoderLayer(nnx.Module):
         y_BTM = self.mlp(self.pre_mlp_layer_norm(x_BTM), rate=rate, key=k_mlp)
         return x_BTM + dropout(y_BTM, rate, k_out)
 
-    def step(
-        self, x_BM: jax.Array, index: jax.Array, cache: LayerCache, self_bias, cross_bias
-    ) -> tuple[jax.Array, LayerCache]:
-        """One token a row at position `index`: [B, M] -> [B, M] and the cache with it."""
-        y_BM = self.pre_self_attention_layer_norm(x_BM)
-        attention = self.self_attention
-        key_BH1K, value_BH1K = attention.keys_values(y_BM[:, None])
-        put = jax.lax.dynamic_update_slice_in_dim
-        cache = cache._replace(
-            self_key_BHTK=put(cache.self_key_BHTK, key_BH1K, index, axis=2),
-            self_value_BHTK=put(cache.self_value_BHTK, value_BH1K, index, axis=2),
-        )
-        x_BM = x_BM + attend_one(
-            attention, y_BM, cache.self_key_BHTK, cache.self_value_BHTK, self_bias
-        )
-        y_BM = self.pre_cross_attention_layer_norm(x_BM)
-        x_BM = x_BM + attend_one(
-            self.encoder_decoder_attention,
-            y_BM,
-            cache.cross_key_BHSK,
-            cache.cross_value_BHSK,
-            cross_bias,
-        )
-        return x_BM + self.mlp(self.pre_mlp_layer_norm(x_BM)), cache
+
+class StepWeights(NamedTuple):
+    """A decoder layer's weights as a decoding step wants them: projections of one input joined.
+
+    A step of few rows is bound by reading weights and by the number of operations, so queries, keys
+    and values are one product [M, 3J], and the branches of the feed-forward another [M, 2F].
+    """
+
+    self_norm_M: jax.Array
+    self_qkv_MN: jax.Array
+    self_out_JM: jax.Array
+    cross_norm_M: jax.Array
+    cross_query_MJ: jax.Array
+    cross_out_JM: jax.Array
+    mlp_norm_M: jax.Array
+    mlp_in_MN: jax.Array
+    mlp_out_FM: jax.Array
 
 
-def attend_one(attention: Attention, x_BM, keys_BHSK, values_BHSK, bias) -> jax.Array:
-    """Attention of a single query a row over cached keys: [B, M] -> [B, M]."""
-    q_BHK = attention.heads(x_BM[:, None], attention.query)[:, :, 0]
-    logits_BHS = jnp.einsum("BHK,BHSK->BHS", q_BHK, keys_BHSK).astype(jnp.float32) + bias
-    weights_BHS = jax.nn.softmax(logits_BHS, axis=-1).astype(x_BM.dtype)
-    mixed_BHK = jnp.einsum("BHS,BHSK->BHK", weights_BHS, values_BHSK)
-    return mixed_BHK.reshape(x_BM.shape[0], -1) @ attention.out[...].astype(x_BM.dtype)
+def step_weights(layer: DecoderLayer) -> StepWeights:
+    """The weights of `layer` for `decode_layer`; to be made once, outside the decoding loop."""
+    own, cross = layer.self_attention, layer.encoder_decoder_attention
+    joined = [own.query[...], own.key[...], own.value[...]]
+    return StepWeights(
+        layer.pre_self_attention_layer_norm.scale[...],
+        jnp.concatenate(joined, axis=1),
+        own.out[...],
+        layer.pre_cross_attention_layer_norm.scale[...],
+        cross.query[...],
+        cross.out[...],
+        layer.pre_mlp_layer_norm.scale[...],
+        jnp.concatenate([kernel[...] for kernel in layer.mlp.kernels()], axis=1),
+        layer.mlp.wo[...],
+    )
+
+
+def decode_layer(
+    config: T5Config,
+    w: StepWeights,
+    x_BM: jax.Array,
+    index: jax.Array,
+    cache: LayerCache,
+    self_bias: jax.Array,
+    cross_bias: jax.Array,
+) -> tuple[jax.Array, LayerCache]:
+    """One token a row at position `index`: [B, M] -> [B, M], and the cache with it."""
+    heads = (x_BM.shape[0], config.num_heads, config.head_dim)
+    qkv_BN = rms_norm(x_BM, w.self_norm_M) @ w.self_qkv_MN
+    query, key, value = (part.reshape(heads) for part in jnp.split(qkv_BN, 3, axis=1))
+    put = jax.lax.dynamic_update_slice_in_dim
+    cache = cache._replace(
+        self_key_BHTK=put(cache.self_key_BHTK, key[:, :, None], index, axis=2),
+        self_value_BHTK=put(cache.self_value_BHTK, value[:, :, None], index, axis=2),
+    )
+    mixed_BJ = attend_one(query, cache.self_key_BHTK, cache.self_value_BHTK, self_bias)
+    x_BM = x_BM + mixed_BJ @ w.self_out_JM
+    query = (rms_norm(x_BM, w.cross_norm_M) @ w.cross_query_MJ).reshape(heads)
+    mixed_BJ = attend_one(query, cache.cross_key_BHSK, cache.cross_value_BHSK, cross_bias)
+    x_BM = x_BM + mixed_BJ @ w.cross_out_JM
+    branches_BN = rms_norm(x_BM, w.mlp_norm_M) @ w.mlp_in_MN
+    activations = config.mlp_activations
+    hidden_BF = activate(activations, jnp.split(branches_BN, len(activations), axis=1))
+    return x_BM + hidden_BF @ w.mlp_out_FM, cache
+
+
+def attend_one(q_BHK, keys_BHSK, values_BHSK, bias) -> jax.Array:
+    """Attention of a single query a row over cached keys: [B, J]. `bias` fits [B, H, S]."""
+    # One query a row is written as a matrix of one: XLA's CPU backend then finds the fast product.
+    logits_BH1S = jnp.einsum("BHTK,BHSK->BHTS", q_BHK[:, :, None], keys_BHSK)
+    logits_BHS = logits_BH1S[:, :, 0].astype(jnp.float32) + bias
+    weights_BHS = jax.nn.softmax(logits_BHS, axis=-1).astype(q_BHK.dtype)
+    mixed_BH1K = jnp.einsum("BHTS,BHSK->BHTK", weights_BHS[:, :, None], values_BHSK)
+    return mixed_BH1K.reshape(q_BHK.shape[0], -1)
 
 
 def stack(layer: type, count: int, config: T5Config, rngs: nnx.Rngs) -> nnx.Module:
