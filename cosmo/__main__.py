@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 EPILOG = """\
 verbs
   train   train, or go on from the latest checkpoint in MODEL_DIR
@@ -114,5 +115,17 @@ def _set_up_jax(distributed: bool) -> None:
         jax.distributed.initialize()
 
 
+def _use_huge_pages() -> None:
+    """Start again once with memory in huge pages, which only a variable set before start turns on.
+
+    On a CPU it makes training about a tenth and generation about a twentieth faster: buffers of
+    hundreds of megabytes, made anew at every step, are no longer mapped 4 KiB at a time.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    _use_huge_pages()
     sys.exit(main())

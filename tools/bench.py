@@ -2,7 +2,8 @@
 
 Each side runs in processes of its own, in turn, and the medians are compared. T5 1.1 small (77M
 parameters), float32, full batches of random tokens. The peer is HuggingFace transformers on
-PyTorch: it is measured if it can be imported here, or by --hf_python in another environment.
+PyTorch: it is measured if it can be imported here, or by --hf_python in another environment. Ours
+runs with huge pages, as `python -m cosmo` starts itself.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from cosmo.__main__ import HUGE_PAGES
 
 SIZES = {"batch": 8, "inputs": 256, "targets": 64}
 VOCAB, EMB, HEADS, LAYERS, HEAD, MLP = 32128, 512, 6, 8, 64, 1024
@@ -142,7 +145,10 @@ def measure(side: str, python: str, args: argparse.Namespace) -> dict | None:
     command += [f"--dropout_rate={args.dropout_rate}"]
     command += [f"--top_p={args.top_p}"] if args.top_p is not None else []
     command += ["--scan_layers"] if args.scan_layers else []
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if side == "ours":
+        environment["GLIBC_TUNABLES"] = HUGE_PAGES
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         if "ModuleNotFoundError" in done.stderr:
             return None

@@ -361,7 +361,7 @@ def test_engine_decoding_cached_steps_equal_teacher_forcing(
     @jit
     def stepwise(params, batch):
         module = models.bind(model, params)
-        layers = [module.decoder.layer(i) for i in range(model.network.num_decoder_layers)]
+        layers = module.step_layers()
         cache = module.start_cache(batch["encoder_input_tokens"], 16)
 
         def body(cache, inputs):
