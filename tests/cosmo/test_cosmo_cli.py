@@ -183,6 +183,21 @@ def test_input_and_mixture_agree(trained, predictions, tmp_path):
     assert [r["prediction"] for r in ours] == [r["prediction"] for r in theirs]
 
 
+@pytest.mark.parametrize("optimizer_state", [False, True])
+def test_training_starts_from_another_run(trained, small, tmp_path, optimizer_state):
+    """Property: step numbers go on from the checkpoint, and the loss is a trained model's."""
+    assert run(
+        "train", *small, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=10",
+        f"--gin.INITIAL_CHECKPOINT_PATH={trained / 'checkpoints' / '8'}",
+        f"--gin.RESTORE_OPTIMIZER_STATE={optimizer_state}", "--gin.STATS_PERIOD=1",
+    ) == 0  # fmt: skip
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows if "train/loss" in r] == [9, 10]
+    first_ever, *_, last = [r for r in lines(trained / "metrics.jsonl") if "train/loss" in r]
+    assert abs(rows[0]["train/loss"] - last["train/loss"]) < 0.5
+    assert rows[0]["train/loss"] < first_ever["train/loss"] - 0.3
+
+
 # Bad input: one line, what, where and what to do; exit code 1.
 
 
@@ -274,6 +289,19 @@ def test_no_checkpoint(tmp_path, small, capsys):
     assert f"no checkpoint in {tmp_path}" in text
     text = refusal(capsys, "infer", f"--gin.MODEL_DIR={tmp_path / 'none'}")
     assert "config.gin" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [("checkpoint", "T5X"), ("config.json", "HuggingFace")]
+)
+def test_checkpoints_of_other_formats_are_refused_by_name(small, tmp_path, capsys, content, name):
+    """A T5X or HuggingFace folder is told apart from a folder with nothing in it."""
+    (tmp_path / content).write_text("{}")
+    text = refusal(
+        capsys, "train", *small, f"--gin.MODEL_DIR={tmp_path / 'run'}",
+        f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path}",
+    )  # fmt: skip
+    assert name in text
 
 
 def test_model_dir_not_writable(small, tmp_path, capsys):

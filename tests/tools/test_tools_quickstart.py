@@ -1,0 +1,80 @@
+"""The quickstart's arithmetic, its verdict, and the plot."""
+
+import json
+import math
+
+import pytest
+
+from tasks import vocabularies
+from tasks.formatting import Example
+from tools import plot, quickstart
+
+
+def example(response: str) -> Example:
+    return Example("x", "", "", ("hi",), response)
+
+
+def test_unigram_perplexity_by_hand():
+    """Oracle: add-one smoothed counts on paper. Training tokens a a EOS, held out a EOS."""
+    vocabulary = vocabularies.load("tasks/sample/vocabulary.model")
+    (token,) = vocabulary.encode("the")
+    assert token > 2
+    total = 3 + vocabulary.size
+    expected = math.exp(-(math.log(3 / total) + math.log(2 / total)) / 2)
+    found = quickstart.unigram_perplexity([example("the the")], [example("the")], vocabulary)
+    assert found == pytest.approx(expected)
+
+
+def run_folder(tmp_path, perplexity: float, echo: bool):
+    """What a run leaves, with answers that are right (`echo`) or all wrong."""
+    rows = [
+        {"step": 0, "eval/all/loss": 8.0, "eval/all/perplexity": 3000.0},
+        {"step": 5, "train/loss": 4.0},
+        {"step": 9, "eval/all/loss": math.log(perplexity), "eval/all/perplexity": perplexity},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "eval").mkdir()
+    for task in ("soda", "prosocial_dialog"):
+        lines = [
+            {
+                "inputs": "A story. <sep> Imagine <sep> One. <turn> Two.",
+                "targets": f"answer {i}",
+                "prediction": f"answer {i}" if echo else "zzz",
+            }
+            for i in range(9)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "eval" / f"{task}-predictions.jsonl").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "echo", "learnt"),
+    [(5.0, True, True), (200.0, True, False), (5.0, False, False)],
+    ids=["learnt", "perplexity too high", "answers no better than a constant"],
+)
+def test_the_verdict(tmp_path, capsys, perplexity, echo, learnt):
+    """Property: it fails loudly unless perplexity and F1 both show learning."""
+    folder = run_folder(tmp_path, perplexity, echo)
+    assert quickstart.report(folder, 1.0) is learnt
+    captured = capsys.readouterr()
+    assert ("FAILED" in captured.err) is not learnt
+    assert "- One." in captured.out
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    """Nothing but an earlier run is ever emptied."""
+    (tmp_path / "precious").write_text("x")
+    assert quickstart.main([f"--output={tmp_path}"]) == 1
+    assert (tmp_path / "precious").exists()
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_plot_names_what_is_missing(tmp_path, capsys):
+    """One line: which file, what is wrong with it."""
+    assert plot.main([str(tmp_path)]) == 1
+    assert "metrics.jsonl" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nbroken\n')
+    assert plot.main([str(tmp_path)]) == 1
+    assert "metrics.jsonl:2" in capsys.readouterr().err
