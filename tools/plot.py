@@ -30,7 +30,7 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     train = [(r["step"], r["train/loss"]) for r in rows if r.get("train/loss") is not None]
-    axes.plot(*zip(*train, strict=True), label="training", color="tab:blue")
+    axes.plot(*zip(*train, strict=True), label="training", color="black")
     names = sorted({k for r in rows for k in r if k.startswith("eval/") and k.endswith("/loss")})
     for name in names:
         points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
