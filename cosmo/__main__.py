@@ -69,13 +69,25 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, DataError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
+        _wait_for_stderr()
         # Gin appends where the call stood, which is of no use to whoever mends a setting.
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        _wait_for_stderr()
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        _wait_for_stderr()
+
+
+def _wait_for_stderr() -> None:
+    """Wait until nobody keeps stderr from being seen (see cosmo.engine.data)."""
+    data = sys.modules.get("cosmo.engine.data")
+    if data is not None:
+        with data.STDERR_HELD:
+            pass
 
 
 def _run(argv: list[str]) -> int:
@@ -112,7 +124,14 @@ def _set_up_jax(distributed: bool) -> None:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "cosmo-jax"))
     if distributed:
-        jax.distributed.initialize()
+        from cosmo.engine.errors import UserError
+
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--distributed: {error}; run on a TPU pod or Slurm, or set JAX_COORDINATOR_ADDRESS"
+            ) from error
 
 
 def _use_huge_pages() -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
 from cosmo import chat as chat_module
@@ -49,8 +50,8 @@ def run_infer(args: argparse.Namespace) -> None:
         if args.output:
             raise UserError("--output goes with --input; for a mixture set --gin.INFER_OUTPUT_DIR")
         counts = config.call(infer.infer)
-        for task, count in counts.items():
-            print(f"{task}: {count} records in {config.query('INFER_OUTPUT_DIR')}")
+        for path, count in counts.items():
+            print(f"{count} records in {path}")
         return
     if not args.output:
         raise UserError("--input needs --output=FILE")
@@ -84,14 +85,17 @@ def answer_file_settings(
         log.info("checkpoint %s at step %d", checkpoint_path, step)
         rejected: list[dict[str, Any]] = []
         rows = records.read_rows(
-            source, vocabulary, task_feature_lengths["inputs"], separators, rejected
+            source, vocabulary, task_feature_lengths["inputs"], separators, rejected, mode
         )
         count = infer.write_answers(
             session, rows, output, mode=mode, decoding=decoding, seed=random_seed
         )
+        if jax.process_index() != 0:
+            return
         print(f"{count} records answered in {output}")
+        path = f"{output}.rejected.jsonl"
+        epath.Path(path).unlink(missing_ok=True)  # an earlier run's
         if rejected:
-            path = f"{output}.rejected.jsonl"
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in rejected))
             print(f"{len(rejected)} records could not be used, with reasons in {path}")
         if not count:

@@ -67,27 +67,31 @@ def read_rows(
     inputs_length: int,
     separators: formatting.Separators,
     rejected: list[dict[str, Any]],
+    mode: str = "predict",
 ) -> Iterator[Row]:
-    """The rows of a JSON lines file; a bad line joins `rejected` with its reason."""
+    """The rows of a JSON lines file; a bad line joins `rejected` with its reason.
+
+    With `mode="score"` a record needs a response to score.
+    """
     try:
-        lines = epath.Path(path).open("r")
+        lines = epath.Path(path).open("rb")
     except OSError as error:
         raise UserError(f"--input={path} cannot be read: {error.strerror or error}") from error
     with lines:
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = lines.readline()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 text ({error})") from error
-            if not line:
-                return
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield row(json.loads(line), vocabulary, inputs_length, separators, str(number - 1))
-            except ValueError as error:
+                # Bytes are decoded line by line: one bad line is not the file's end.
+                record = json.loads(line.decode("utf-8"))
+                found = row(record, vocabulary, inputs_length, separators, str(number - 1))
+                if mode == "score" and found.target_ids is None:
+                    raise ValueError("field 'response': missing, and MODE=score needs it")
+                found.id.encode("utf-8")
+            except (ValueError, RecursionError) as error:
                 reason = f"{path}:{number}: {error}"
                 log.warning("rejected: %s", reason)
-                rejected.append({"line": number, "reason": reason, "record": line.rstrip("\n")})
+                text = line.decode("utf-8", errors="backslashreplace").rstrip("\n")
+                rejected.append({"line": number, "reason": reason, "record": text})
+            else:
+                yield found

@@ -133,11 +133,15 @@ def locate(path: str) -> tuple[str, int]:
 
 
 def completed_steps(model_dir: str) -> list[int]:
-    """Steps with a finished checkpoint, ascending. Unfinished ones have another name."""
+    """Steps with a finished checkpoint, ascending: Orbax marks them with a file of their own."""
     folder = epath.Path(model_dir) / FOLDER
     if not folder.exists():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return sorted(
+        int(p.name)
+        for p in folder.iterdir()
+        if p.name.isdigit() and (p / "commit_success.txt").exists()
+    )
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:
@@ -156,15 +160,20 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     with manager(model_dir, read_only=True) as saver:
         check(saver, step, wanted, description)
     target = epath.Path(model_dir).resolve() / FOLDER / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        restored = reader.restore(
-            target,
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            restored = reader.restore(
+                target,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {target.parent} cannot be read: {_first_line(error)}"
+        ) from error
     return step, restored["params"]
 
 

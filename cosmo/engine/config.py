@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from etils import epath
+
 import gin
 from cosmo.engine.errors import UserError
 from gin import config as gin_internals
@@ -20,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]  # gin files are named from h
 
 _MACRO_DEFINITION = re.compile(r"^([A-Za-z_]\w*)\s*=(?!=)", re.M)
 _MACRO_REFERENCE = re.compile(r"%([A-Za-z_][\w.]*)")
+_STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+_IMPORT = re.compile(r"^(?:from|import)\s.+$", re.M)
 _INCLUDE = re.compile(r"^include\s+['\"]([^'\"]+)['\"]", re.M)
 
 
@@ -44,8 +48,10 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def quote_bare(value: str) -> str:
     """A gin value as it is; anything that gin cannot read is taken for a string and quoted."""
     value = value.strip()
-    if value.startswith(("@", "%")) or ("@" in value and value[:1] in "[({"):
+    if value.startswith(("@", "%")) or (value[:1] in "[({" and re.search("[@%]", value)):
         return value
+    if value.lower() in ("true", "false", "none"):
+        return value.capitalize()  # `false` as a string would count as true
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -65,21 +71,25 @@ def load(
     or a macro that still has to be given.
     """
     gin.clear_config()
-    paths = [ROOT, *(pathlib.Path(p) for p in search_paths)]
-    for path in paths[1:]:
+    gin_internals._LOCATION_PREFIXES[:] = [""]  # gin would keep those of earlier loads
+    user_paths = [pathlib.Path(p) for p in search_paths]
+    for path in user_paths:
         if not path.is_dir():
             raise UserError(f"--gin_search_paths: {path} is not a folder")
-    # Gin tries the last added first: the working folder, then the user's paths, then the project.
+    # The working folder, then the user's paths, then the project: gin looks in this order too.
+    paths = [*user_paths, ROOT]
     for path in paths:
         gin.add_config_file_search_path(str(path))
     texts: dict[str, str] = {}
     for file in (run_file, *gin_files):
-        texts.update(_read(str(file), [pathlib.Path("."), *paths[1:], ROOT]))
-    _check_macros(texts, bindings, run_file)
+        _read(str(file), paths, texts)
+    _check_macros(texts, bindings)
     for file in (run_file, *gin_files):
-        _parse(lambda file=file: gin.parse_config_file(_find(str(file), paths)), str(file), texts)
+        _parse(lambda file=file: _parse_file(str(file), paths), str(file))
+    # Overrides may name whatever the files import.
+    imports = "\n".join(dict.fromkeys(_IMPORT.findall("".join(texts.values()))))
     for binding in bindings:
-        _parse(lambda binding=binding: gin.parse_config(binding), f"--gin.{binding}", texts)
+        _parse(lambda binding=binding: gin.parse_config(f"{imports}\n{binding}\n"), "", binding)
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
     _check_required(run_file, texts)
 
@@ -112,61 +122,73 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
-def _find(file: str, paths: Iterable[pathlib.Path]) -> str:
-    for folder in [pathlib.Path("."), *reversed(list(paths))]:
-        if (folder / file).is_file():
-            return str(folder / file)
-    looked = ", ".join(str(p) for p in [pathlib.Path("."), *paths])
+def _find(file: str, paths: Iterable[pathlib.Path]) -> epath.Path:
+    if "://" in file and epath.Path(file).exists():
+        return epath.Path(file)
+    for folder in ("", *paths):
+        if (epath.Path(folder) / file).is_file():
+            return epath.Path(folder) / file
+    looked = ", ".join(str(p) for p in (".", *paths))
     known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "gin").rglob("*.gin"))]
     raise UserError(f"no gin file {file!r} in {looked}{_hint(file, known)}")
 
 
-def _read(file: str, paths: list[pathlib.Path]) -> dict[str, str]:
-    """The text of a gin file and of all it includes, comments blanked, by the name it was given."""
+def _parse_file(file: str, paths: Iterable[pathlib.Path]) -> None:
+    found = _find(file, paths)
+    if "://" in file:
+        gin.parse_config(found.read_text())
+    else:
+        gin.parse_config_file(str(found))
+
+
+def _read(file: str, paths: list[pathlib.Path], texts: dict[str, str]) -> None:
+    """Add to `texts` a gin file and all that it includes, by name, without comments."""
+    if file in texts:
+        return
     try:
-        text = pathlib.Path(_find(file, paths)).read_text()
+        text = _find(file, paths).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read gin file {file}: {error}") from error
-    text = re.sub(r"#.*", "", text)
-    texts = {file: text}
-    for included in _INCLUDE.findall(text):
-        texts.update(_read(included, paths))
-    return texts
+    texts[file] = re.sub(r"#.*", "", text)
+    for included in _INCLUDE.findall(texts[file]):
+        if included == file:
+            raise UserError(f"gin file {file} includes itself")
+        _read(included, paths, texts)
 
 
 def _run_files() -> str:
     return "".join(re.sub(r"#.*", "", p.read_text()) for p in (ROOT / "gin/runs").glob("*.gin"))
 
 
-def _check_macros(texts: dict[str, str], bindings: Sequence[str], run_file: str) -> None:
+def _references(text: str) -> list[str]:
+    """Macros that a gin text refers to; a % inside a string is not one."""
+    return _MACRO_REFERENCE.findall(_STRING.sub("''", text))
+
+
+def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
     """Every macro set must be used somewhere, every macro used must be set."""
-    everything = "".join(texts.values())
-    overrides = [b.split(" = ", 1) for b in bindings]
-    defined = set(_MACRO_DEFINITION.findall(everything)) | {n for n, _ in overrides if _plain(n)}
-    used = set(_MACRO_REFERENCE.findall(everything))
+    given = "\n".join(bindings)
+    sources = {**texts, "the command line": given}
+    everything = "\n".join(sources.values())
+    defined = set(_MACRO_DEFINITION.findall(everything))
     # One experiment file serves every verb: a macro that another verb's run file uses is known.
-    known = used | set(_MACRO_REFERENCE.findall(_run_files()))
-    origins = [(name, "the command line") for name, _ in overrides if _plain(name)]
-    origins += [(n, file) for file, text in texts.items() for n in _MACRO_DEFINITION.findall(text)]
-    for name, where in origins:
-        if name not in known:
-            raise UserError(f"unknown name {name} in {where}{_hint(name, known)}")
-    for file, text in texts.items():
-        for name in _MACRO_REFERENCE.findall(text):
+    known = {*_references(everything), *_references(_run_files())}
+    for where in ("the command line", *texts):
+        for name in _MACRO_DEFINITION.findall(sources[where]):
+            if name not in known:
+                raise UserError(f"unknown name {name} in {where}{_hint(name, known)}")
+    for where, text in sources.items():
+        for name in _references(text):
             if not name.startswith("gin.") and "." not in name and name not in defined:
                 raise UserError(
-                    f"macro {name} is used in {file} and set nowhere{_hint(name, defined)}; "
+                    f"macro {name} is used in {where} and set nowhere{_hint(name, defined)}; "
                     f"give it with --gin.{name}=VALUE"
                 )
 
 
-def _plain(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z_]\w*", name) is not None
-
-
 def _check_required(run_file: str, texts: dict[str, str]) -> None:
     missing = []
-    for name in dict.fromkeys(_MACRO_REFERENCE.findall(texts[run_file])):
+    for name in dict.fromkeys(_references(texts[run_file])):
         if name.startswith("gin."):
             continue
         if "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
@@ -176,7 +198,9 @@ def _check_required(run_file: str, texts: dict[str, str]) -> None:
         raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
 
 
-def _parse(parse: Callable[[], Any], where: str, texts: dict[str, str]) -> None:
+def _parse(parse: Callable[[], Any], file: str, binding: str = "") -> None:
+    """Run a parser of gin's; its errors become one line with a place and the nearest valid name."""
+    where = file or f"--gin.{binding.replace(' = ', '=', 1)}"
     try:
         parse()
     except (UserError, KeyboardInterrupt):
@@ -185,9 +209,9 @@ def _parse(parse: Callable[[], Any], where: str, texts: dict[str, str]) -> None:
         text = " ".join(str(error).split())
         line = re.search(r"(?:In file|line)[^\d]*?(?:\"([^\"]+)\")?,? line (\d+)", text)
         place = where
-        if line:
+        if line and file:
             place = f"{line.group(1) or where}, line {line.group(2)}"
-        unknown = re.search(r"No configurable matching '([^']+)'", text)
+        unknown = re.search(r"No configurable matching (?:reference )?'@?([^'(]+)", text)
         if unknown:
             name = unknown.group(1)
             raise UserError(f"unknown name {name} in {place}{_hint(name, _selectors())}") from error

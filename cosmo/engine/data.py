@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -84,7 +85,12 @@ def resolve_name(config: DatasetConfig) -> str:
     """Import what registers the task, and return its name. Loads SeqIO."""
     seqio = _import_seqio()
     if config.module:
-        importlib.import_module(config.module)
+        try:
+            importlib.import_module(config.module)
+        except ImportError as error:
+            raise UserError(
+                f"cannot import {config.module}: {error} (gin: MIXTURE_OR_TASK_MODULE)"
+            ) from error
     name = config.mixture_or_task_name
     name = name() if callable(name) else name
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
@@ -158,6 +164,11 @@ def eval_batches(
             for batch in whole
         ]
     return batches
+
+
+def check_split(config: DatasetConfig) -> None:
+    """Raise UserError, before any data is read, if no task has the split that is wanted."""
+    _subtasks(config)
 
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
@@ -269,6 +280,10 @@ def _import_seqio():
     return seqio
 
 
+# Held while descriptor 2 is set aside: whoever must be heard waits for it.
+STDERR_HELD = threading.Lock()
+
+
 @contextlib.contextmanager
 def _without_device_notes():
     """Holds back what TensorFlow's C++ prints on loading about GPUs and oneDNN; all else passes.
@@ -277,7 +292,7 @@ def _without_device_notes():
     """
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with STDERR_HELD, tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -291,8 +306,10 @@ def _without_device_notes():
                     sys.stderr.write(line)
 
 
+# TensorFlow's own lines only: another thread may be writing in the meantime.
 _DEVICE_NOTE = re.compile(
-    r"absl::InitializeLog|oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard", re.I
+    r"^WARNING: All log messages before absl::InitializeLog"
+    r"|^[IWE]\d{4} .*(oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard)"
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 from typing import Any
 
@@ -10,27 +11,40 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from cosmo.engine import data, infer, metrics, models, partitioning
+from cosmo.engine import checkpoints, data, infer, metrics, models, partitioning
 from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.errors import UserError
 from cosmo.engine.writer import Progress, log, prepare_folder, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated while training, every `period` steps (T5X's EVAL_PERIOD).
+    """What is evaluated while training, every `period` steps (T5X's EVAL_PERIOD; None: never).
 
     `packed` is teacher-forced for at most `steps` batches a task (EVAL_STEPS; None: all of them).
     `generated` is scored and answered example by example, `num_examples` a task
     (EVALUATOR_NUM_EXAMPLES; None: all). Either may be None.
     """
 
-    period: int = 1000
+    period: int | None = 1000
     packed: data.DatasetConfig | None = None
     steps: int | None = 20
     generated: data.DatasetConfig | None = None
     num_examples: int | None = None
     decoding: DecodingConfig = DecodingConfig()
     run_before_training: bool = False
+
+    def __post_init__(self):
+        for name, gin_name in (
+            ("period", "EVAL_PERIOD"),
+            ("steps", "EVAL_STEPS"),
+            ("num_examples", "EVALUATOR_NUM_EXAMPLES"),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(
+                    f"EvalConfig.{name}={value!r}; give 1 or more, or None (gin: {gin_name})"
+                )
 
 
 @functools.lru_cache(maxsize=8)
@@ -79,7 +93,9 @@ def judge(
             }
             scores = [answer.scores[0] for answer in scored]
             for metric in task.score_metric_fns:
-                values.update(metric(targets, scores, counts))
+                # SeqIO's plain form has two parameters; a third is for numbers of tokens.
+                counted = len(inspect.signature(metric).parameters) > 2
+                values.update(metric(targets, scores, *([counts] if counted else [])))
         if task.predict_metric_fns:
             progress = Progress(len(task.rows), unit="record")
             answers = []
@@ -121,7 +137,7 @@ def evaluate(
     vocabulary: infer.Vocabulary,
     checkpoint_path: str,
     dataset: data.DatasetConfig,
-    output: str,
+    output: str | None = None,
     decoding: DecodingConfig = DecodingConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     num_examples: int | None = None,
@@ -129,8 +145,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Evaluate a checkpoint on every task of a mixture; print a table.
 
-    Writes `output`/metrics.json and `output`/TASK-predictions.jsonl, and returns the metrics.
+    Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
+    folder), and returns the metrics.
     """
+    output = output or f"{checkpoints.locate(checkpoint_path)[0]}/eval"
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     session, step = infer.open_session(
         model=model,

@@ -215,6 +215,8 @@ def write_answers(
     if jax.process_index() != 0:  # of several processes, all compute and the first writes
         return sum(1 for _ in answered())
     path = epath.Path(output)
+    if path.is_dir():
+        raise UserError(f"cannot write {output}: it is a folder")
     partial = path.parent / f".{path.name}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +227,8 @@ def write_answers(
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
     progress.finish()
     log.info("wrote %d records to %s", count, output)
     return count
@@ -236,7 +240,7 @@ def infer(
     vocabulary: Vocabulary,
     checkpoint_path: str,
     dataset: data.DatasetConfig,
-    output: str,
+    output: str | None = None,
     mode: str = "predict",
     decoding: DecodingConfig = DecodingConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
@@ -245,8 +249,9 @@ def infer(
 ) -> dict[str, int]:
     """Answer every example of a SeqIO mixture's split: `output`/TASK-predict.jsonl (or -score).
 
-    Returns the records written for each task.
+    `output` is inferences/ in the run's folder if None. Returns {file: records in it}.
     """
+    output = output or f"{checkpoints.locate(checkpoint_path)[0]}/inferences"
     session, step = open_session(
         model=model,
         vocabulary=vocabulary,
@@ -259,7 +264,7 @@ def infer(
     counts = {}
     for task in data.eval_tasks(dataset, num_examples):
         path = epath.Path(output) / f"{task.name}-{mode}.jsonl"
-        counts[task.name] = write_answers(
+        counts[str(path)] = write_answers(
             session,
             task.rows,
             str(path),

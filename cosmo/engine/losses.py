@@ -40,6 +40,11 @@ def cross_entropy(
     return loss_BT + z_BT, z_BT
 
 
+def is_constant(normalization: str | float | None) -> bool:
+    """Whether the divisor is a number that does not depend on the batch."""
+    return normalization is None or isinstance(normalization, int | float)
+
+
 def loss_weights(
     normalization: str | float | None, weights_BT: jax.Array, segments_BT: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -48,8 +53,8 @@ def loss_weights(
     None: the plain sum. A number: divide by it. NUM_REAL_TARGET_TOKENS: the mean over target
     tokens. NUM_TOTAL_TARGET_TOKENS: over all positions, padding too. AVERAGE_PER_SEQUENCE: the mean
     over sequences (segments, where rows are packed) of each one's mean. T5X's
-    `SpecialLossNormalizingFactor`. The divisor is a sum, so microbatches and devices may add theirs
-    and divide once.
+    `SpecialLossNormalizingFactor`. A divisor that is not constant is a sum over tokens, so
+    microbatches may add theirs and divide once.
     """
     if normalization is None:
         return weights_BT, jnp.float32(1.0)

@@ -5,6 +5,7 @@ optimizer's state; `model` splits heads, feed-forward and vocabulary (tensor par
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -41,6 +42,13 @@ class Partitioner:
                 f"num_partitions={self.num_partitions} does not divide {len(devices)} devices"
                 " (gin: NUM_PARTITIONS)"
             )
+        if jax.process_count() > 1 and jax.local_device_count() % self.num_partitions:
+            raise UserError(
+                f"num_partitions={self.num_partitions} must divide the {jax.local_device_count()} "
+                "devices of each host: hosts feed rows of their own (gin: NUM_PARTITIONS)"
+            )
+        # A host's devices stand together, so that it owns one run of the batch's rows.
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         grid = np.asarray(devices).reshape(-1, self.num_partitions)
         return Mesh(grid, ("data", "model"))
 
@@ -118,7 +126,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: str) -> None:
     """Raise UserError unless `batch_size` divides over data shards times microbatches."""
-    shards = mesh.shape["data"]
+    shards = math.lcm(mesh.shape["data"], jax.process_count())
     if batch_size < 1 or batch_size % (shards * num_microbatches):
         parts = f"{shards} data shard{'s' if shards > 1 else ''}"
         if num_microbatches > 1:

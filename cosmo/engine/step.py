@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cosmo.engine import models, partitioning
+from cosmo.engine import losses, models, partitioning
 from cosmo.engine.errors import UserError
 from cosmo.engine.optimizer import Adafactor, AdamW
 from cosmo.engine.optimizer import build as build_optimizer
@@ -105,7 +105,10 @@ def make_train_step(
         shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda m: m[0], microbatches), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         indices = jnp.arange(num_microbatches)
-        return jax.lax.scan(body, zeros, (indices, microbatches))[0]
+        grads, sums = jax.lax.scan(body, zeros, (indices, microbatches))[0]
+        if losses.is_constant(model.loss_normalizing_factor):  # it was added up N times
+            sums = {**sums, "loss_weight": sums["loss_weight"] / num_microbatches}
+        return grads, sums
 
     def step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
         key = None

@@ -1,5 +1,6 @@
 """The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -45,75 +46,81 @@ def train(
     A run that finds checkpoints in `model_dir` goes on from the latest. Leaves there checkpoints/,
     metrics.jsonl, tensorboard/ and config.gin; returns the final state.
     """
+    for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = writer.prepare_folder(model_dir)
     infer.check_vocabulary(model, vocabulary)
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
-    saver = checkpoints.manager(model_dir, checkpoint.keep)
-    done = _first_step(saver, checkpoint.restore)
-    if done >= total_steps:
-        raise UserError(
-            f"{model_dir} is at step {done} already and TRAIN_STEPS={total_steps}: nothing to do"
-        )
-
-    # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-    batches = Prefetcher(
-        lambda: data.train_batches(dataset, start_step=done, **data.process_shard())
-    )
-    abstract, shardings = state_shardings(model, step, partitioner, mesh)
-    run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
-    state = _start_state(
-        saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
-    )
-    first = next(batches)  # now all settings have been read, the reader's too
-    if summarize_config is not None and jax.process_index() == 0:
-        writer.write_atomic(folder / "config.gin", summarize_config())
-
-    board = writer.MetricWriter(model_dir, done, enabled=jax.process_index() == 0)
-    progress = writer.Progress(total_steps, done)
-    pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
+    evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
-    save_period = checkpoint.save_period or (evaluation.period if evaluation else total_steps)
-    tokens, since = 0, time.monotonic()
+    with contextlib.ExitStack() as closing:
+        saver = checkpoints.manager(model_dir, checkpoint.keep)
+        closing.callback(saver.close)  # waits for what is still being written
+        resuming = saver.latest_step() is not None
+        done = saver.latest_step() if resuming else _starting_step(checkpoint.restore)
+        if done >= total_steps:
+            whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
+            raise UserError(
+                f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
+            )
 
-    if evaluation is not None and evaluation.run_before_training and done == 0:
-        board.write(done, evaluator.run(state.params, done))
-        since = time.monotonic()
-    try:
+        # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
+        batches = Prefetcher(
+            lambda: data.train_batches(dataset, start_step=done, **data.process_shard())
+        )
+        closing.callback(batches.close)
+        abstract, shardings = state_shardings(model, step, partitioner, mesh)
+        run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
+        state = _start_state(
+            saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
+        )
+        first = next(batches)  # now all settings have been read, the reader's too
+        if summarize_config is not None and jax.process_index() == 0:
+            writer.write_atomic(folder / "config.gin", summarize_config())
+
+        board = writer.MetricWriter(model_dir, done, enabled=jax.process_index() == 0)
+        closing.callback(board.close)
+        progress = writer.Progress(total_steps, done)
+        closing.callback(progress.finish)
+        if evaluating:
+            evaluator.check()
+            if evaluation.run_before_training and not resuming:
+                board.write(done, evaluator.run(state.params, done))
+
+        pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
+        save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
+        tokens, since = 0, time.monotonic()
         for batch in itertools.chain([first], batches):
-            if done >= total_steps:
-                break
             tokens += sum(np.count_nonzero(batch[name]) for name in TOKEN_FEATURES)
             state, sums = run_step(state, partitioning.put_batch(batch, mesh))
             done += 1
             pending.append((done, sums))
             last = done == total_steps
-            evaluate_now = evaluation is not None and (done % evaluation.period == 0 or last)
             save_now = done % save_period == 0 or last
-            if done % stats_period == 0 or evaluate_now or save_now:
+            evaluate_now = evaluating and (done % evaluation.period == 0 or last)
+            if done % stats_period == 0 or save_now or evaluate_now:
                 values = _report(pending, saver)
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens * jax.process_count() / elapsed
                 values["steps_per_second"] = len(pending) / elapsed
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
                 note = f"loss {values['loss']:.4f}, {values['tokens_per_second']:.0f} tokens/s,"
-                progress.update(done, note, force=done - len(pending) <= stats_period or last)
+                progress.update(done, note, force=last)
                 pending.clear()
                 tokens, since = 0, time.monotonic()
+            if save_now:  # before evaluation: whatever happens there, the steps are kept
+                checkpoints.save(saver, done, state, description)
             if evaluate_now:
                 progress.finish()
                 board.write(done, evaluator.run(state.params, done))
-            if save_now:
-                checkpoints.save(saver, done, state, description)
-            if evaluate_now or save_now:
+            if save_now or evaluate_now:
                 since = time.monotonic()  # a rate is of training alone
-        saver.wait_until_finished()
-    finally:
-        progress.finish()
-        board.close()
-        batches.close()
-        saver.close()
+            if last:
+                break
+        saver.wait_until_finished()  # a save that failed in the background is an error here
     return state
 
 
@@ -147,10 +154,7 @@ def compile_step(
     return compiled
 
 
-def _first_step(saver, restore: checkpoints.RestoreConfig) -> int:
-    latest = saver.latest_step()
-    if latest is not None:
-        return latest
+def _starting_step(restore: checkpoints.RestoreConfig) -> int:
     return checkpoints.locate(restore.path)[1] if restore.path else 0
 
 
@@ -213,6 +217,12 @@ class _Evaluator:
         self.mesh, self.seed = mesh, seed
         self.packed: dict[str, list[data.HostBatch]] | None = None
         self.tasks: list[data.EvalTask] | None = None
+
+    def check(self) -> None:
+        """Raise UserError if a validation set does not exist: at the start, not after hours."""
+        for dataset in (self.config.packed, self.config.generated):
+            if dataset is not None:
+                data.check_split(dataset)
 
     def run(self, params, step: int) -> dict[str, float]:
         """{"eval/TASK/METRIC": value}, also logged, a line a task."""

@@ -3,9 +3,9 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
+import uuid
 from typing import Any
 
 from etils import epath
@@ -18,7 +18,7 @@ log = logging.getLogger("cosmo")
 def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
     """Create a folder that can be written to, or raise UserError (before hours of work)."""
     folder = epath.Path(path)
-    probe = folder / f".writable-{os.getpid()}"
+    probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
@@ -61,7 +61,9 @@ class MetricWriter:
         # An object store cannot append: there the file, which stays small, is written anew.
         self.remote = is_remote(model_dir)
         self.lines: list[str] = []
-        if self.path.exists():
+        if self.path.exists() and start_step == 0:
+            write_atomic(self.path, "")  # of a run that left no checkpoint
+        elif self.path.exists():
             self.lines = [x for x in self.path.read_text().splitlines() if _step(x) <= start_step]
             write_atomic(self.path, "".join(line + "\n" for line in self.lines))
         self.board = _tensorboard(model_dir, start_step)

@@ -291,6 +291,44 @@ def test_no_checkpoint(tmp_path, small, capsys):
     assert "config.gin" in text
 
 
+def test_an_early_error_is_seen(trained, small):
+    """While TensorFlow loads in a thread its notes are held back; an error must not be."""
+    command = [sys.executable, "-m", "cosmo", "train", *small, f"--gin.MODEL_DIR={trained}"]
+    command += ["--gin.TRAIN_STEPS=9", "--gin.t5.T5Config.mlp_dim=48"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is of another model size" in done.stderr
+
+
+def test_missing_validation_set_is_said_before_training(small, tmp_path, capsys):
+    """A corpus with a training split alone: an error at once, or EVAL_PERIOD=None trains."""
+    for corpus_name in ("soda", "prosocial"):
+        (tmp_path / corpus_name).mkdir()
+        shutil.copy(
+            f"tasks/sample/{corpus_name}/test.jsonl", tmp_path / corpus_name / "train.jsonl"
+        )
+    arguments = [
+        "train", *small, f"--gin.MODEL_DIR={tmp_path / 'run'}", "--gin.TRAIN_STEPS=1",
+        f"--gin.SODA_PATH={tmp_path}/soda", f"--gin.PROSOCIAL_PATH={tmp_path}/prosocial",
+    ]  # fmt: skip
+    assert "'validation'" in refusal(capsys, *arguments)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert run(*arguments, "--gin.EVAL_PERIOD=none") == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["EVAL_PERIOD=0", "STATS_PERIOD=0", "TRAIN_STEPS=100k", "MIXTURE_OR_TASK_MODULE=no.such"],
+)
+def test_impossible_settings(small, tmp_path, capsys, setting):
+    """One line that names the setting."""
+    text = refusal(
+        capsys, "train", *small, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=1",
+        f"--gin.{setting}",
+    )  # fmt: skip
+    assert setting.split("=")[0] in text
+
+
 @pytest.mark.parametrize(
     ("content", "name"), [("checkpoint", "T5X"), ("config.json", "HuggingFace")]
 )

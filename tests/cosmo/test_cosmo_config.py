@@ -21,6 +21,9 @@ TRAIN = "gin/runs/train.gin"
         ("1e-3", "1e-3"),
         ("None", "None"),
         ("True", "True"),
+        ("false", "False"),
+        ("none", "None"),
+        ("{'inputs': %L}", "{'inputs': %L}"),
         ("{'inputs': 8, 'targets': 4}", "{'inputs': 8, 'targets': 4}"),
         ("('gelu', 'linear')", "('gelu', 'linear')"),
         ("%BATCH_SIZE", "%BATCH_SIZE"),
@@ -52,6 +55,15 @@ def test_the_last_word_wins(tmp_path):
     assert config.query("BATCH_SIZE") == 24
     assert config.query("STATS_PERIOD") == 4
     assert config.query("EVAL_PERIOD") == 200
+
+
+def test_overrides_may_use_macros_and_whatever_the_files_import(tmp_path):
+    """A macro of one's own, another optimizer, a per cent sign in a string."""
+    bindings = ["MODEL_DIR = '100%sure'", "MINE = 24", "BATCH_SIZE = %MINE"]
+    bindings += ["OPTIMIZER = @optimizer.AdamW()", "optimizer.AdamW.weight_decay = 0.1"]
+    config.load(TRAIN, [TINY], bindings)
+    assert "AdamW" in str(config.query("OPTIMIZER"))
+    assert "BSIZE" in message([TINY], "MODEL_DIR = 'x'", "BATCH_SIZE = %BSIZE")
 
 
 def test_search_paths(tmp_path):

@@ -94,12 +94,23 @@ def test_engine_step_is_gradient_optimizer_and_rate(
     assert float(sums["loss_weight"]) == float(sums["num_tokens"]) == 27
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_engine_step_microbatches(averaged, unpacked, jitted, state, count):
+@pytest.mark.parametrize(
+    ("count", "normalization"),
+    [
+        (2, "NUM_REAL_TARGET_TOKENS"),
+        (4, "NUM_REAL_TARGET_TOKENS"),
+        (2, "AVERAGE_PER_SEQUENCE"),
+        (2, "NUM_TOTAL_TARGET_TOKENS"),
+        (2, None),
+        (4, 7.0),
+    ],
+)
+def test_engine_step_microbatches(averaged, unpacked, jitted, state, count, normalization):
     """Two or four microbatches give the update of the whole batch. Oracle: num_microbatches=1.
 
     Rows hold 2 to 7 target tokens and two none, so a mean of the parts' means would be wrong.
     """
+    averaged = dataclasses.replace(averaged, loss_normalizing_factor=normalization)
     expected, expected_sums = jitted(averaged)(state(), unpacked)
     config = dataclasses.replace(CONFIG, num_microbatches=count)
     after, sums = jitted(averaged, config)(state(), unpacked)
