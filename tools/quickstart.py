@@ -111,8 +111,8 @@ Files in {folder}:
   eval/                metrics and predictions for the whole validation set
   answers.jsonl        answers to the records of {SAMPLE}/questions.jsonl
 
-Talk to it:
-  {pathlib.Path(sys.executable)} -m cosmo chat --gin.MODEL_DIR={folder}
+Talk to it, from {pathlib.Path.cwd()}:
+  {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}
 """)
     if not learnt:
         print(
@@ -133,7 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     if folder.exists() and not (folder / "config.gin").exists() and any(folder.iterdir()):
         print(f"error: {folder} holds something else; give another --output", file=sys.stderr)
         return 1
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        print(f"removing the earlier quickstart in {folder} (--output=FOLDER keeps it)")
+        shutil.rmtree(folder)
     where = f"--gin.MODEL_DIR={folder}"
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     run("train", f"--gin_file={GIN_FILE}", where, "--gin.RUN_EVAL_BEFORE_TRAINING=True", *steps)

@@ -99,6 +99,10 @@ def call(function: Callable[..., Any]) -> Any:
     try:
         return gin.get_configurable(function)()
     except (RuntimeError, ValueError, TypeError) as error:
+        place = re.search(r"In call to configurable '(\w+)'", str(error))
+        if isinstance(error, TypeError) and place and place.group(1) != function.__name__:
+            first = str(error).splitlines()[0]
+            raise UserError(f"{place.group(1)} has a setting of the wrong type: {first}") from error
         missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
         if missing:
             name, what = missing.group(1), missing.group(2).replace("'", "")

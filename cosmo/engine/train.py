@@ -225,14 +225,19 @@ class _Evaluator:
                 data.check_split(dataset)
 
     def run(self, params, step: int) -> dict[str, float]:
-        """{"eval/TASK/METRIC": value}, also logged, a line a task."""
-        config, results = self.config, {}
+        """Metrics by name, also logged, a line a task.
+
+        "eval/TASK/..." is teacher-forced over the packed validation set, "infer_eval/TASK/..." is
+        measured on its first `num_examples` examples one by one.
+        """
+        config = self.config
+        results: dict[str, dict[str, dict[str, float]]] = {}
         if config.packed is not None:
             if self.packed is None:
                 self.packed = data.eval_batches(
                     config.packed, num_batches=config.steps, **data.process_shard()
                 )
-            results = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
+            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = data.eval_tasks(config.generated, config.num_examples)
@@ -244,14 +249,16 @@ class _Evaluator:
                 config.generated.batch_size,
                 config.generated.task_feature_lengths,
             )
-            judged = evaluate.judge(session, self.tasks, config.decoding, self.seed)
-            for task, values in judged.items():
-                results[task] = {**results.get(task, {}), **values}
-        for task, values in results.items():
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            log.info("evaluation at step %d, %s: %s", step, task, shown)
+            results["infer_eval"] = evaluate.judge(session, self.tasks, config.decoding, self.seed)
+        sizes = {task.name: len(task.rows) for task in self.tasks or ()}
+        for kind, tasks in results.items():
+            for task, values in tasks.items():
+                what = task if kind == "eval" else f"{task}, {sizes[task]} examples"
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                log.info("step %d, %s, %s: %s", step, kind, what, shown)
         return {
-            f"eval/{task}/{name}": value
-            for task, values in results.items()
+            f"{kind}/{task}/{name}": value
+            for kind, tasks in results.items()
+            for task, values in tasks.items()
             for name, value in values.items()
         }

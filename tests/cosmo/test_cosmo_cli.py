@@ -42,7 +42,10 @@ def test_train_leaves_what_the_readme_says(trained):
     assert [r["step"] for r in rows if "eval/all/loss" in r] == [4, 8]
     last = rows[-1]
     for name in ("soda/f1", "soda/bleu4", "soda/perplexity", "prosocial_dialog/token_accuracy"):
-        assert np.isfinite(last[f"eval/{name}"])
+        assert np.isfinite(last[f"infer_eval/{name}"])
+    for task in ("soda", "prosocial_dialog", "all"):  # one line tells one story
+        loss, perplexity = last[f"eval/{task}/loss"], last[f"eval/{task}/perplexity"]
+        assert perplexity == pytest.approx(np.exp(loss))
 
 
 def test_loss_falls(trained):
@@ -73,7 +76,7 @@ def test_eval_needs_only_the_folder(trained, tmp_path, capsys):
     logged = lines(trained / "metrics.jsonl")[-1]
     for task, values in report["metrics"].items():
         for name, value in values.items():
-            assert value == pytest.approx(logged[f"eval/{task}/{name}"], rel=1e-4), name
+            assert value == pytest.approx(logged[f"infer_eval/{task}/{name}"], rel=1e-4), name
     assert len(lines(tmp_path / "soda-predictions.jsonl")) == 3
     assert "perplexity" in capsys.readouterr().out
 
@@ -119,7 +122,7 @@ def test_score_mode_agrees_with_perplexity(trained, tmp_path):
     ) == 0  # fmt: skip
     rows = lines(tmp_path / "soda-score.jsonl")
     perplexity = np.exp(-sum(r["score"] for r in rows) / sum(r["num_tokens"] for r in rows))
-    logged = lines(trained / "metrics.jsonl")[-1]["eval/soda/perplexity"]
+    logged = lines(trained / "metrics.jsonl")[-1]["infer_eval/soda/perplexity"]
     assert perplexity == pytest.approx(logged, rel=1e-4)
 
 
