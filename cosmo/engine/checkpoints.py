@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from cosmo.engine.errors import UserError
@@ -177,13 +176,6 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     return step, restored["params"]
 
 
-def read_description(path: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: network, vocabulary, step."""
-    model_dir, step = locate(path)
-    with manager(model_dir, read_only=True) as saver:
-        return _description(saver, step)
-
-
 def _description(saver, step: int) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
@@ -199,8 +191,3 @@ def _path(path) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def host_copy(tree: Any) -> Any:
-    """Arrays as numpy, on the host."""
-    return jax.tree.map(np.asarray, tree)
