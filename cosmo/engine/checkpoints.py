@@ -1,11 +1,12 @@
 """Orbax checkpoints of a run: MODEL_DIR/checkpoints/STEP, saved in the background.
 
 Beside the arrays each holds a small JSON description (network, vocabulary), so that a checkpoint of
-another model or vocabulary is refused with the difference named, not with a stack trace.
+another model or vocabulary is refused with the difference named, not with a stack trace. Those of
+T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.interop`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -17,7 +18,8 @@ FOLDER = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class RestoreConfig:
-    """A checkpoint to start from: a run's MODEL_DIR (its latest) or one of its checkpoints.
+    """A checkpoint to start from: a run's MODEL_DIR (its latest) or one of its checkpoints, a T5X
+    checkpoint, or a HuggingFace folder.
 
     Parameters and step number are taken; the optimizer starts fresh unless
     `restore_optimizer_state`.
@@ -34,6 +36,24 @@ class CheckpointConfig:
     save_period: int | None = None
     keep: int | None = 3
     restore: RestoreConfig = RestoreConfig()
+
+
+# Fields of a network's config that change what it computes, but no shape.
+BEHAVIOUR = (
+    "num_heads",
+    "mlp_activations",
+    "relative_attention_max_distance",
+    "scale_decoder_outputs",
+)
+CHUNK_BYTES = 64 * 2**20  # of one file chunk: a conversion reads a checkpoint chunk by chunk
+
+
+class Located(NamedTuple):
+    """A checkpoint that was found: its folder (of ours, MODEL_DIR), step and format."""
+
+    folder: str
+    step: int
+    format: str  # "cosmo", "t5x" or "huggingface"
 
 
 def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False):
@@ -57,10 +77,14 @@ def save(saver, step: int, state: Any, description: dict[str, Any]) -> None:
     """Start saving `state`; returns once the arrays are copied, the writing goes on behind."""
     import orbax.checkpoint as ocp
 
+    def chunked(array):
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if array.ndim else ())
+
     saver.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), description=ocp.args.JsonSave(description)
+            state=ocp.args.StandardSave(state, jax.tree.map(chunked, state)),
+            description=ocp.args.JsonSave(description),
         ),
     )
 
@@ -94,6 +118,7 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
             f"pieces), this run has {ours['path']} ({ours['size']} pieces); every token id would "
             "mean another word (gin: VOCABULARY_PATH)"
         )
+    check_network(where, saved, description)
     metadata = saver.item_metadata(step)["state"]
     if metadata is None:
         raise UserError(f"checkpoint {where} is incomplete: it holds no arrays")
@@ -109,26 +134,46 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
             )
 
 
-def locate(path: str) -> tuple[str, int]:
-    """(MODEL_DIR, step) of a run's folder (its latest checkpoint) or of one checkpoint in it."""
+def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise UserError if two descriptions of a network with equal shapes compute differently."""
+    saved, wanted = saved.get("config", {}), wanted.get("config", {})
+    for name in BEHAVIOUR:
+        theirs, ours = saved.get(name), wanted.get(name)
+        if name in saved and name in wanted and None not in (theirs, ours) and theirs != ours:
+            raise UserError(
+                f"checkpoint {where} is of another network: {name} is {theirs} there and {ours} "
+                "here (gin: the gin file of the model)"
+            )
+
+
+def locate(path: str) -> Located:
+    """The checkpoint at `path`, in whichever of the three formats.
+
+    Ours is a run's folder (its latest checkpoint) or one checkpoint in it; T5X's is one checkpoint
+    or the folder over several (the latest). Raises UserError if there is none.
+    """
+    from cosmo.engine.interop import huggingface, t5x
+
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
     if folder.name.isdigit() and folder.parent.name == FOLDER:
-        return str(folder.parent.parent), int(folder.name)
-    if (folder / "checkpoint").exists() or folder.name.startswith("checkpoint_"):
-        raise UserError(f"{path} is a T5X checkpoint; this version reads its own checkpoints only")
-    if (folder / "config.json").exists():
-        raise UserError(
-            f"{path} is a HuggingFace folder; this version reads its own checkpoints only"
-        )
+        return Located(str(folder.parent.parent), int(folder.name), "cosmo")
     steps = completed_steps(path)
-    if not steps:
-        raise UserError(
-            f"no checkpoint in {path}: looked for {folder / FOLDER}/STEP; train there, or give "
-            "another folder (gin: MODEL_DIR or INITIAL_CHECKPOINT_PATH)"
-        )
-    return path, steps[-1]
+    if steps:
+        return Located(path, steps[-1], "cosmo")
+    if t5x.is_checkpoint(folder):
+        return Located(path, t5x.open_checkpoint(path)[0], "t5x")
+    below = sorted(t5x.checkpoints_in(folder))
+    if below:
+        return Located(str(folder / f"checkpoint_{below[-1]}"), below[-1], "t5x")
+    if huggingface.is_checkpoint(folder):
+        return Located(path, 0, "huggingface")
+    raise UserError(
+        f"no checkpoint in {path}: looked for {FOLDER}/STEP (ours), checkpoint_STEP/{t5x.INDEX} "
+        f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
+        "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
+    )
 
 
 def completed_steps(model_dir: str) -> list[int]:
@@ -151,10 +196,17 @@ def abstract_like(abstract: Any, shardings: Any) -> Any:
 
 
 def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
-    """(step, parameters) of the checkpoint at `path`, without its optimizer state."""
+    """(step, parameters) of the checkpoint at `path`, without its optimizer state.
+
+    T5X's and HuggingFace's are converted on the way.
+    """
     import orbax.checkpoint as ocp
 
-    model_dir, step = locate(path)
+    model_dir, step, format = locate(path)
+    if format != "cosmo":
+        from cosmo.engine.interop import sources
+
+        return step, sources.restore_params(path, abstract, shardings, description)
     wanted = {"params": abstract_like(abstract, shardings)}
     with manager(model_dir, read_only=True) as saver:
         check(saver, step, wanted, description)

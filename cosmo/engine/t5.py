@@ -3,7 +3,6 @@
 A decoder's cache is an argument and a result, never hidden state.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosmo.engine.layers import (
-    RelativePositionBias,
     RMSNorm,
     dropout,
     fan_in,
@@ -27,6 +25,7 @@ from cosmo.engine.t5_layers import (
     StepWeights,
     T5Config,
     decode_layer,
+    relative_bias,
     scan_stack,
     stack,
     step_weights,
@@ -38,12 +37,13 @@ __all__ = ["T5", "DecoderCache", "LayerCache", "T5Config"]
 class DecoderCache(NamedTuple):
     """All that a decoding step needs beside the parameters and the tokens.
 
-    `self_bias_THT` holds the relative and causal bias of every query position.
+    `self_bias_THT` holds the relative and causal bias of every query position: one for all layers,
+    or one for each.
     """
 
     layers: list[LayerCache]
     cross_bias_B1S: jax.Array
-    self_bias_THT: jax.Array
+    self_bias_THT: list[jax.Array]
 
     def repeat(self, count: int) -> "DecoderCache":
         """Every row `count` times, neighbours in memory."""
@@ -72,22 +72,16 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
-        self.relpos_bias = RelativePositionBias(
-            config.num_heads, config.relative_attention_num_buckets, rngs=rngs
-        )
+        if not config.relative_attention_per_layer:
+            self.relpos_bias = relative_bias(config, rngs)
         self.layers = stack(EncoderLayer, config.num_encoder_layers, config, rngs)
         self.encoder_norm = RMSNorm(config.emb_dim, rngs=rngs)
 
     def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array, key=None) -> jax.Array:
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
-        positions = jnp.arange(x_BTM.shape[1])
-        relative = self.relpos_bias(
-            positions,
-            positions,
-            bidirectional=True,
-            max_distance=c.relative_attention_max_distance,
-        )
+        length = x_BTM.shape[1]
+        relative = None if c.relative_attention_per_layer else self.relative_bias(self, length)
         mask = mask_bias(segment_mask(segments_BT, segments_BT))
         x_BTM = dropout(x_BTM, c.dropout_rate, k_in)
         x_BTM = scan_stack(
@@ -96,9 +90,20 @@ class Encoder(nnx.Module):
             c,
             x_BTM,
             k_layers,
-            lambda layer, x, k: layer(x, relative, mask, k),
+            lambda layer, x, k: layer(
+                x, self.relative_bias(layer, length) if relative is None else relative, mask, k
+            ),
         )
         return dropout(self.encoder_norm(x_BTM), c.dropout_rate, k_out)
+
+    def relative_bias(self, owner: nnx.Module, length: int) -> jax.Array:
+        """Relative bias of every pair of positions by the table of `owner`: float32 [1, H, T, T].
+
+        The owner is a layer if each has its own table, else the encoder.
+        """
+        positions = jnp.arange(length)
+        distance = self.config.relative_attention_max_distance
+        return owner.relpos_bias(positions, positions, bidirectional=True, max_distance=distance)
 
 
 class Decoder(nnx.Module):
@@ -107,29 +112,24 @@ class Decoder(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         self.config = config
-        self.relpos_bias = RelativePositionBias(
-            c.num_heads, c.relative_attention_num_buckets, rngs=rngs
-        )
+        if not c.relative_attention_per_layer:
+            self.relpos_bias = relative_bias(c, rngs)
         self.layers = stack(DecoderLayer, c.num_decoder_layers, c, rngs)
         self.decoder_norm = RMSNorm(c.emb_dim, rngs=rngs)
         if not c.logits_via_embedding:
             self.logits_dense = param(rngs, fan_in, (c.emb_dim, c.vocab_size), ("embed", "vocab"))
 
-    def relative_bias(self, length: int) -> jax.Array:
-        """Relative bias of every pair of positions: float32 [1, H, T, T]."""
+    def relative_bias(self, owner: nnx.Module, length: int) -> jax.Array:
+        """As `Encoder.relative_bias`, but a decoder's buckets tell apart the past alone."""
         positions = jnp.arange(length)
-        return self.relpos_bias(
-            positions,
-            positions,
-            bidirectional=False,
-            max_distance=self.config.relative_attention_max_distance,
-        )
+        distance = self.config.relative_attention_max_distance
+        return owner.relpos_bias(positions, positions, bidirectional=False, max_distance=distance)
 
     def __call__(self, x_BTM, encoded_BSM, segments_BT, encoder_segments_BS, key=None):
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
         length = x_BTM.shape[1]
-        relative = self.relative_bias(length)
+        relative = None if c.relative_attention_per_layer else self.relative_bias(self, length)
         causal_TT = jnp.tril(jnp.ones((length, length), bool))
         self_mask = mask_bias(segment_mask(segments_BT, segments_BT) & causal_TT)
         cross_mask = mask_bias(segment_mask(segments_BT, encoder_segments_BS))
@@ -140,7 +140,14 @@ class Decoder(nnx.Module):
             c,
             x_BTM,
             k_layers,
-            lambda layer, x, k: layer(x, encoded_BSM, relative, self_mask, cross_mask, k),
+            lambda layer, x, k: layer(
+                x,
+                encoded_BSM,
+                self.relative_bias(layer, length) if relative is None else relative,
+                self_mask,
+                cross_mask,
+                k,
+            ),
         )
         return dropout(self.decoder_norm(x_BTM), c.dropout_rate, k_out)
 
@@ -168,12 +175,12 @@ class T5(nnx.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Hidden states to float32 logits: [..., M] -> [..., V].
 
-        Tied logits are scaled by M ** -0.5 (T5 1.0). Operands stay in the compute type, products
-        are summed in float32.
+        Operands stay in the compute type, products are summed in float32.
         """
         c = self.config
+        if c.logits_scale != 1.0:
+            x = x * c.logits_scale
         if c.logits_via_embedding:
-            x = x / math.sqrt(c.emb_dim)
             kernel = self.token_embedder[...].T
         else:
             kernel = self.decoder.logits_dense[...]
@@ -219,8 +226,14 @@ class T5(nnx.Module):
             layers.append(LayerCache(empty, empty, keys, values))
         cross_bias_B1S = mask_bias(tokens_BS > 0)[:, None]
         causal_TT = jnp.tril(jnp.ones((max_length, max_length), bool))
-        bias_HTT = self.decoder.relative_bias(max_length)[0] + mask_bias(causal_TT)
-        return DecoderCache(layers, cross_bias_B1S, bias_HTT.swapaxes(0, 1))
+        owners = [self.decoder]
+        if c.relative_attention_per_layer:
+            owners = [self.decoder.layer(i) for i in range(c.num_decoder_layers)]
+        biases_HTT = [
+            self.decoder.relative_bias(owner, max_length)[0] + mask_bias(causal_TT)
+            for owner in owners
+        ]
+        return DecoderCache(layers, cross_bias_B1S, [b.swapaxes(0, 1) for b in biases_HTT])
 
     def step_layers(self) -> list[StepWeights]:
         """The decoder's layers one by one, as `decode_step` wants them."""
@@ -235,11 +248,13 @@ class T5(nnx.Module):
         every weight.
         """
         x_BM = self.embed(tokens_B)
-        self_bias_1HT = jax.lax.dynamic_index_in_dim(cache.self_bias_THT, index)
+        biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
+        if len(biases_1HT) == 1:
+            biases_1HT = biases_1HT * len(layers)
         new = []
-        for layer, layer_cache in zip(layers, cache.layers, strict=True):
+        for layer, layer_cache, bias_1HT in zip(layers, cache.layers, biases_1HT, strict=True):
             x_BM, layer_cache = decode_layer(
-                self.config, layer, x_BM, index, layer_cache, self_bias_1HT, cache.cross_bias_B1S
+                self.config, layer, x_BM, index, layer_cache, bias_1HT, cache.cross_bias_B1S
             )
             new.append(layer_cache)
         return self.logits(self.decoder.decoder_norm(x_BM)), cache._replace(layers=new)

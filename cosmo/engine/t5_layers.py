@@ -17,6 +17,7 @@ from cosmo.engine.layers import (
     ACTIVATIONS,
     MLP,
     Attention,
+    RelativePositionBias,
     RMSNorm,
     activate,
     dropout,
@@ -37,7 +38,9 @@ class T5Config:
 
     T5 1.1 is `mlp_activations=("gelu", "linear")`, `logits_via_embedding=False`; T5 1.0 is
     `("relu",)` and `True`. `dtype` is the compute type; parameters, softmax, norms and logits stay
-    float32.
+    float32. In T5X's scanned network (`scalable_t5`) every layer has a relative bias of its own
+    (`relative_attention_per_layer`). `scale_decoder_outputs`, HuggingFace's name, multiplies the
+    decoder's output by M ** -0.5; None does so where the logits are tied, as T5 1.0.
     """
 
     vocab_size: int
@@ -55,6 +58,8 @@ class T5Config:
     scan_layers: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
+    scale_decoder_outputs: bool | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -78,11 +83,24 @@ class T5Config:
                 " (gin: DROPOUT_RATE)"
             )
 
+    @property
+    def logits_scale(self) -> float:
+        """What the decoder's output is multiplied by before the product with the logits' kernel."""
+        scaled = self.scale_decoder_outputs
+        if scaled is None:
+            scaled = self.logits_via_embedding
+        return self.emb_dim**-0.5 if scaled else 1.0
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A network with fresh parameters."""
         from cosmo.engine.t5 import T5
 
         return T5(self, rngs=rngs)
+
+
+def relative_bias(config: T5Config, rngs: nnx.Rngs) -> RelativePositionBias:
+    """A table of relative biases: one a stack, or one a layer (`relative_attention_per_layer`)."""
+    return RelativePositionBias(config.num_heads, config.relative_attention_num_buckets, rngs=rngs)
 
 
 class LayerCache(NamedTuple):
@@ -100,6 +118,8 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         self.config = config
+        if c.relative_attention_per_layer:
+            self.relpos_bias = relative_bias(c, rngs)
         self.pre_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
         self.attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
         self.pre_mlp_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
@@ -124,6 +144,8 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         self.config = config
+        if c.relative_attention_per_layer:
+            self.relpos_bias = relative_bias(c, rngs)
         self.pre_self_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
         self.self_attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
         self.pre_cross_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from cosmo.engine import checkpoints, data, evaluate, infer, metrics, models, partitioning, writer
 from cosmo.engine.errors import UserError
+from cosmo.engine.interop import sources
 from cosmo.engine.prefetch import Prefetcher
 from cosmo.engine.step import (
     StepConfig,
@@ -155,7 +156,7 @@ def compile_step(
 
 
 def _starting_step(restore: checkpoints.RestoreConfig) -> int:
-    return checkpoints.locate(restore.path)[1] if restore.path else 0
+    return checkpoints.locate(restore.path).step if restore.path else 0
 
 
 def _start_state(
@@ -168,8 +169,15 @@ def _start_state(
         log.info("resuming at step %d from %s", latest, saver.directory)
         return checkpoints.restore(saver, latest, wanted, description)
     if restore.path and restore.restore_optimizer_state:
-        model_dir, start = checkpoints.locate(restore.path)
+        model_dir, start, format = checkpoints.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
+        if format != "cosmo":
+            args = restore.path, abstract.params, shardings.params, description
+            _, params = checkpoints.restore_params(*args)
+            opt_state = sources.restore_adafactor(
+                restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
+            )
+            return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
         with checkpoints.manager(model_dir, read_only=True) as source:
             return checkpoints.restore(source, start, wanted, description)
     fresh = jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)

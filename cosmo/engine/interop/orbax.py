@@ -1,0 +1,130 @@
+"""Our own checkpoints as lazy arrays: read part by part, written part by part.
+
+Training saves and restores whole states (`cosmo.engine.checkpoints`); conversions come here, so
+that a model larger than memory can pass through.
+"""
+
+import json
+import logging
+import pathlib
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from cosmo.engine import checkpoints
+from cosmo.engine.errors import UserError
+from cosmo.engine.interop.lazy import LazyArray
+
+Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
+
+
+class _LazyHandler(ocp.type_handlers.NumpyHandler):
+    """Teaches Orbax to save a LazyArray: one piece is in memory at a time, and is a chunk."""
+
+    def __init__(self, on_piece: Callable[[int], None]):
+        super().__init__(deepcopy_host_arrays=False)
+        self.on_piece = on_piece
+
+    async def _open_and_write(self, value, tspec, ts_context):
+        metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
+        spec = ts.Spec({**tspec, "metadata": metadata})
+        target = await ts.open(spec, create=True, open=True, context=ts_context)
+        for index in value.places():
+            # Waiting here, not by await, keeps the arrays of a state from being read all at once.
+            piece = value.read(index)
+            target[index].write(piece).result()
+            self.on_piece(piece.nbytes)
+
+
+def write(
+    output: str,
+    step: int,
+    state: Any,
+    description: dict[str, Any],
+    on_piece: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write a checkpoint of `step` to `output`/checkpoints/STEP, whole or not at all.
+
+    `state` is a tree with LazyArrays for leaves; `on_piece` is told the bytes of each piece.
+    Raises UserError if there is such a checkpoint already.
+    """
+    if step in checkpoints.completed_steps(output):
+        raise UserError(
+            f"{output} has a checkpoint of step {step} already: give another --output, or remove it"
+        )
+    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    folder = epath.Path(output).resolve() / checkpoints.FOLDER
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    handlers = {"state": handler, "description": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
+        )
+        saver.save(step, args=args)
+
+
+def read(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:
+    """(arrays by path, description) of the checkpoint that Orbax wrote at `step`."""
+    folder = epath.Path(model_dir).resolve() / checkpoints.FOLDER / str(step)
+    state = folder / "state"
+    try:
+        description = json.loads((folder / "description" / "metadata").read_text())
+        metadata = json.loads((state / "_METADATA").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    ocdbt = (state / "manifest.ocdbt").exists()
+    arrays = {}
+    context = caching(0)  # `write` and training both leave chunks of about one piece
+    for entry in metadata["tree_metadata"].values():
+        path = tuple(str(key["key"]) for key in entry["key_metadata"])
+        if entry["value_metadata"].get("value_type") == "None":
+            continue
+        name = ".".join(path)
+        if ocdbt:
+            kvstore = {"driver": "ocdbt", "base": f"{url(state)}/", "path": f"{name}/"}
+        else:
+            kvstore = f"{url(state)}/{name}/"
+        arrays[path] = open_array(
+            {"driver": driver, "kvstore": kvstore}, f"{state}: {name}", context
+        )
+    return arrays, description
+
+
+def caching(count: int) -> ts.Context:
+    """A context that keeps `count` bytes of decoded chunks, so that parts of one cost it once."""
+    return ts.Context({"cache_pool": {"total_bytes_limit": count}})
+
+
+def open_array(spec: dict[str, Any], where: str, context: ts.Context) -> LazyArray:
+    """An array that TensorStore finds by `spec`."""
+    spec = {**spec, "recheck_cached_data": "open"}
+    try:
+        store = ts.open(spec, open=True, read=True, context=context).result()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def fetch(index):
+        try:
+            return np.asarray(store[index].read().result())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+
+    return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), fetch)
+
+
+def url(folder: epath.Path) -> str:
+    """What TensorStore calls a folder: local or gs://."""
+    text = str(folder)
+    if "://" in text:
+        return text
+    return "file://" + urllib.parse.quote(str(pathlib.Path(text).resolve()))
+
+
+logging.getLogger("orbax").setLevel(logging.ERROR)
