@@ -33,7 +33,7 @@ class LazyArray:
         return self.read(tuple(slice(0, n) for n in self.shape))
 
     def pieces(self) -> Iterator[tuple[Index, np.ndarray]]:
-        """Consecutive parts of about PIECE_BYTES, in C order, with the place of each."""
+        """Consecutive parts of at most about PIECE_BYTES, in C order, with the place of each."""
         for index in self.places():
             yield index, self.read(index)
 
@@ -47,9 +47,12 @@ class LazyArray:
             )
 
     def piece_shape(self) -> tuple[int, ...]:
-        """The shape of a piece: whole rows of the first axis that is too long to take at once."""
+        """The shape of a piece: one layer of a stack, or as many rows of it as may be taken."""
         shape = list(self.shape)
-        for axis in range(len(shape)):
+        stack = len(shape) > 2
+        if stack:
+            shape[0] = 1
+        for axis in range(stack, len(shape)):
             row = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
             shape[axis] = min(self.shape[axis], max(1, PIECE_BYTES // max(row, 1)))
             if row <= PIECE_BYTES:

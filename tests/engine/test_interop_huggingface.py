@@ -1,0 +1,237 @@
+"""HuggingFace folders in and out, against those that transformers wrote (../shared/golden/hf)."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from cosmo.engine import models
+from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.errors import UserError
+from cosmo.engine.interop import convert, huggingface, lazy, sources
+
+GOLDEN = ("t5_v1_1", "t5_v1_0")
+
+
+def nested(source: sources.Source):
+    """A source's parameters in memory."""
+    return convert._nested({path: array.whole() for path, array in source.params.items()})
+
+
+@pytest.fixture(params=GOLDEN)
+def case(request, golden):
+    """(model in float32, its parameters, what transformers computed from the same folder)."""
+    source = sources.open_source(str(golden / "hf" / request.param), "huggingface")
+    model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
+    with np.load(golden / "hf" / request.param / "golden.npz") as file:
+        theirs = {name: file[name] for name in file.files}
+    theirs["tokens"] = (theirs["input_ids"] * theirs["attention_mask"]).astype(np.int32)
+    return model, nested(source), theirs
+
+
+def test_logits(case):
+    """T5 1.0 (tied, scaled) and a 1.1 with tied, unscaled logits. Oracle: transformers, to 1e-4.
+
+    The latter's logits reach tens, where float32 sums in another order differ by 1e-5 of them.
+    """
+    model, params, theirs = case
+    inputs = jnp.asarray(theirs["decoder_input_ids"], jnp.int32)
+
+    def logits(params):
+        return models.bind(model, params)(theirs["tokens"], inputs, jnp.ones_like(inputs))
+
+    # Not the fast compiler of the other tests, which rounds more.
+    np.testing.assert_allclose(jax.jit(logits)(params), theirs["logits"], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "beams"), [("greedy", 1), ("beam4", 4)])
+def test_tokens(case, jit, name, beams):
+    """Sixteen new tokens. Oracle: transformers' `generate`, greedy and with four beams."""
+    model, params, theirs = case
+    config = DecodingConfig(max_new_tokens=16, beam_size=beams)
+    predict = jit(models.predict, static_argnums=(0, 3))
+    ours = np.asarray(predict(model, params, theirs["tokens"], config).tokens)
+    np.testing.assert_array_equal(ours[:, 0], theirs[name][:, 1:])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_round_trip(golden, name, tmp_path):
+    """HF -> ours -> HF. Oracle: every tensor's bits, and the config that transformers wrote."""
+    folder = golden / "hf" / name
+    convert.import_checkpoint(str(folder), str(tmp_path / "ours"))
+    convert.export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "back"), format="huggingface")
+    theirs, ours = (
+        load_file(folder / "model.safetensors"),
+        load_file(tmp_path / "back/model.safetensors"),
+    )
+    assert sorted(ours) == sorted(theirs)
+    for key, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[key], tensor)
+    before = json.loads((folder / "config.json").read_text())
+    after = json.loads((tmp_path / "back/config.json").read_text())
+    unneeded = {"transformers_version", "classifier_dropout", "is_decoder", "dtype"}
+    assert {k: v for k, v in before.items() if k not in unneeded} == {
+        k: after[k] for k in before if k not in unneeded
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, make_params):
+    """`folder(dtype, max_shard_bytes)`: (an exported untied T5 1.1, its parameters by our path)."""
+
+    def make(dtype="float32", max_shard_bytes=10**9, **changes):
+        config = tiny_config(**changes)
+        params = make_params(models.EncoderDecoderModel(config))
+        arrays = {k: np.asarray(a) for k, a in sources.flat(params).items()}
+        sources_ = {path: lazy.from_array(array) for path, array in arrays.items()}
+        out = epath.Path(tmp_path / "model")
+        out.mkdir()
+        huggingface.write(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
+        return pathlib.Path(out), arrays
+
+    return make
+
+
+def test_sharded_folder(folder):
+    """Oracle: the parameters that were written, by the safetensors library; no shard too large."""
+    out, arrays = folder(max_shard_bytes=8000)
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in arrays.values())
+    for file in files:
+        with safe_open(file, "numpy") as content:
+            assert content.metadata() == {"format": "pt"}
+            tensors = [content.get_tensor(name) for name in content.keys()]  # noqa: SIM118
+            assert {index["weight_map"][name] for name in content.keys()} == {file.name}  # noqa: SIM118
+        assert sum(t.nbytes for t in tensors) <= 8000 or len(tensors) == 1
+    source = sources.open_source(str(out))
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(source.params[path].whole(), array)
+    assert not source.network.logits_via_embedding
+
+
+def test_bfloat16(folder):
+    """Oracle: ml_dtypes' rounding of every parameter, stored as BF16."""
+    out, arrays = folder("bfloat16")
+    tensors = load_file(out / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    source = sources.open_source(str(out))
+    for path, array in arrays.items():
+        rounded = array.astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(source.params[path].whole(), rounded)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_float16_is_refused(tmp_path):
+    """Oracle: the reason in the message."""
+    with pytest.raises(UserError, match="overflow"):
+        convert.export_checkpoint("unused", str(tmp_path), format="huggingface", dtype="float16")
+
+
+def edit(out: pathlib.Path, change) -> None:
+    tensors = load_file(out / "model.safetensors")
+    change(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("decoder.block.2.layer.1.EncDecAttention.v.weight"), "EncDecAttention.v"),
+        (lambda t: t.update(extra=np.zeros(3, "f4")), "has extra"),
+        (lambda t: t.update({"shared.weight": np.zeros((39, 16), "f4")}), r"\(39, 16\)"),
+        (lambda t: t.pop("lm_head.weight"), "no lm_head.weight"),
+        (
+            lambda t: t.update({"encoder.embed_tokens.weight": np.zeros((40, 16), "f4")}),
+            "differs from shared.weight",
+        ),
+    ],
+)
+def test_every_tensor_is_accounted_for(folder, change, words):
+    """Oracle: the name of what was taken away, added or reshaped, in the message."""
+    out, _ = folder()
+    edit(out, change)
+    with pytest.raises(UserError, match=words):
+        sources.open_source(str(out))
+
+
+def test_copies_of_the_embedding_are_accepted(folder):
+    """Older files repeat the embedding. Oracle: the parameters without the copies."""
+    out, arrays = folder(mlp_activations=("relu",), logits_via_embedding=True)
+    names = (*huggingface.COPIES, "lm_head.weight")
+    edit(out, lambda t: t.update({name: t["shared.weight"].copy() for name in names}))
+    source = sources.open_source(str(out))
+    assert source.network.logits_via_embedding
+    assert source.params.keys() == arrays.keys()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "bart"),
+        ("feed_forward_proj", "gated-tanh"),
+        ("layer_norm_epsilon", 1e-5),
+        ("pad_token_id", 3),
+    ],
+)
+def test_other_networks_are_refused(folder, field, value):
+    """Oracle: the config field in the message."""
+    out, _ = folder()
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(UserError, match=field):
+        sources.open_source(str(out))
+
+
+def test_pytorch_weights_are_refused_with_a_way(folder):
+    """Oracle: the conversion command in the message."""
+    out, _ = folder()
+    (out / "model.safetensors").unlink()
+    (out / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(UserError, match=r"save_pretrained"):
+        sources.open_source(str(out))
+
+
+def test_version_4_configs(folder):
+    """Without `scale_decoder_outputs`. Oracle: version 4's rule, tied logits are scaled."""
+    out, _ = folder(mlp_activations=("relu",), logits_via_embedding=True)
+    config = json.loads((out / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    (out / "config.json").write_text(json.dumps(config))
+    assert sources.open_source(str(out)).network.logits_scale == 16**-0.5
+
+
+def test_broken_files(folder):
+    """Oracle: the file's name in the message."""
+    out, _ = folder()
+    data = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        sources.open_source(str(out))
+
+
+def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
+    """HuggingFace's layers share one relative bias. Oracle: a UserError that says so, no folder."""
+    config = tiny_config(relative_attention_per_layer=True)
+    params = sources.flat(make_params(models.EncoderDecoderModel(config)))
+    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
+    from cosmo.engine.interop import orbax
+
+    description = {
+        "network": "T5Config",
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+    orbax.write(str(tmp_path / "run"), 1, {"params": convert._nested(arrays)}, description)
+    with pytest.raises(UserError, match="relative bias"):
+        convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

@@ -1,0 +1,354 @@
+"""T5X checkpoints in and out, against those that T5X wrote (../shared/golden)."""
+
+import dataclasses
+import filecmp
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import serialization
+
+from cosmo.engine import checkpoints, models, optimizer, partitioning, step, t5
+from cosmo.engine.errors import UserError
+from cosmo.engine.interop import convert, lazy, names, orbax, sources, t5x, t5x_adafactor
+
+PLAIN = ("t5_1_1_tiny", "t5_1_0_tiny")
+CASES = (*PLAIN, "t5_1_1_scan")
+
+
+def checkpoint(golden: pathlib.Path, name: str) -> str:
+    """The folder over a network's checkpoint: its only one is the latest."""
+    return str(golden / f"{name}_t5x_ckpt")
+
+
+def recorded(golden: pathlib.Path, name: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """T5X's recorded arrays whose name starts with `prefix`, without it."""
+    with np.load(golden / f"{name}.npz") as file:
+        return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
+
+
+def on_one_device(source: sources.Source, settings: step.StepConfig):
+    """(model in float32, abstract state, its shardings) for a source's network."""
+    model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
+    partitioner = partitioning.Partitioner()
+    mesh = partitioner.mesh(jax.devices()[:1])
+    return model, *step.state_shardings(model, settings, partitioner, mesh)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_network_is_read_from_shapes(golden, name):
+    """Oracle: the sizes that T5X's network was built with."""
+    source = sources.open_source(checkpoint(golden, name), "t5x")
+    sizes = json.loads((golden / f"{name}.json").read_text())
+    found = json.loads(json.dumps(dataclasses.asdict(source.network)))
+    assert {k: found[k] for k in sizes if k in found and k != "scan_layers"} == {
+        k: v for k, v in sizes.items() if k in found and k != "scan_layers"
+    }
+    assert source.network.relative_attention_per_layer == (name == "t5_1_1_scan")
+    assert source.step == (0 if name == "t5_1_1_scan" else 5)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_scores_of_an_imported_checkpoint(golden, name, jit):
+    """Log-likelihoods after five steps. Oracle: T5X's `score_batch`, from the same checkpoint."""
+    source = sources.open_source(checkpoint(golden, name))
+    model, abstract, shardings = on_one_device(source, step.StepConfig())
+    _, params = checkpoints.restore_params(source.path, abstract.params, shardings.params, {})
+    batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
+    ours = jit(models.score, static_argnums=0)(model, params, batch)
+    np.testing.assert_allclose(ours["score"], recorded(golden, name)["score_batch"], rtol=1e-5)
+
+
+def test_logits_of_the_scanned_network(golden, jit):
+    """Layers on axis 1, heads apart, a relative bias a layer. Oracle: T5X's logits, to 1e-4."""
+    source = sources.open_source(checkpoint(golden, "t5_1_1_scan"))
+    model, abstract, shardings = on_one_device(source, step.StepConfig())
+    params = sources.restore_params(source.path, abstract.params, shardings.params, {})
+    batch = {k: jnp.asarray(v) for k, v in recorded(golden, "t5_1_1_scan", "batch/").items()}
+    ours = jit(models.logits, static_argnums=0)(model, params, batch)
+    assert np.max(np.abs(ours - recorded(golden, "t5_1_1_scan")["logits"])) <= 1e-4
+
+
+def test_decoding_with_a_bias_a_layer(tiny_config, make_params, jit):
+    """Oracle: the same network's teacher-forced logits, position by position."""
+    config = tiny_config(relative_attention_per_layer=True)
+    model = models.EncoderDecoderModel(config)
+    params = make_params(model)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(2, 40, (2, 6)), jnp.int32)
+    inputs = jnp.asarray([[0, 5, 9, 3], [0, 8, 2, 7]], jnp.int32)
+
+    def stepwise(params):
+        module = models.bind(model, params)
+        cache, out = module.start_cache(tokens, 4), []
+        for i in range(4):
+            logits, cache = module.decode_step(module.step_layers(), inputs[:, i], i, cache)
+            out.append(logits)
+        return jnp.stack(out, axis=1)
+
+    def forced(params):
+        return models.bind(model, params)(tokens, inputs, jnp.ones_like(inputs))
+
+    np.testing.assert_allclose(jit(stepwise)(params), jit(forced)(params), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_training_goes_on_as_t5x_would(golden, name):
+    """Fifteen steps from step 5 with Adafactor's state. Oracle: T5X's losses and parameters at 20.
+
+    With a fresh optimizer the trace is another one, so the test can tell. T5 1.0 is followed as
+    far as its ReLUs open in the same places: rounding then grows tenfold in three steps.
+    """
+    source = sources.open_source(checkpoint(golden, name))
+    settings = step.StepConfig()
+    model, abstract, shardings = on_one_device(source, settings)
+    args = abstract.opt_state, shardings.opt_state, {}
+    _, params = checkpoints.restore_params(source.path, abstract.params, shardings.params, {})
+    state = sources.restore_adafactor(source.path, abstract.params, *args)
+    batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
+    transformation = settings.transformation()
+
+    # Not the fast compiler of the other tests: its rounding grows from step to step.
+    @jax.jit
+    def update(params, state):
+        total, grads = jax.value_and_grad(lambda p: models.loss(model, p, batch)[0])(params)
+        updates, state = transformation.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p + 1e-3 * u, params, updates), state, total
+
+    def run(params, state):
+        losses = []
+        for _ in range(5, 20):
+            params, state, total = update(params, state)
+            losses.append(float(total))
+        return params, losses
+
+    fresh = transformation.init(params)
+    ended, losses = run(params, state)
+    theirs = recorded(golden, name, "adafactor_losses")[""][5:]
+    np.testing.assert_allclose(losses[:11], theirs[:11], rtol=1e-4)
+    _, other = run(params, fresh)
+    assert np.max(np.abs(np.array(other) / theirs - 1)[:11]) > 1e-2
+    if name == "t5_1_0_tiny":
+        return
+    np.testing.assert_allclose(losses, theirs, rtol=1e-3)
+    arrays = recorded(golden, name, "adafactor_step20/params/")
+    target = {f"target/{k}": lazy.from_array(v) for k, v in arrays.items()}
+    for path, array in t5x.read("recorded", target, source.network).items():
+        ours = sources.flat(ended)[path]
+        error = np.max(np.abs(ours - array.whole())) / np.max(np.abs(array.whole()))
+        assert error <= 1e-3, path
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_round_trip_is_the_same_files(golden, name, tmp_path):
+    """T5X -> ours -> T5X, Adafactor's state included. Oracle: the bytes of every file."""
+    convert.import_checkpoint(
+        checkpoint(golden, name), str(tmp_path / "ours"), optimizer_state=True
+    )
+    convert.export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "back"), format="t5x")
+    ours, theirs = tmp_path / "back/checkpoint_5", golden / f"{name}_t5x_ckpt/checkpoint_5"
+    files = sorted(str(p.relative_to(theirs)) for p in theirs.rglob("*") if p.is_file())
+    assert sorted(str(p.relative_to(ours)) for p in ours.rglob("*") if p.is_file()) == files
+    assert len(files) > 100
+    _, differ, broken = filecmp.cmpfiles(ours, theirs, files, shallow=False)
+    assert not differ
+    assert not broken
+
+
+def test_round_trip_of_the_scanned_network(golden, tmp_path):
+    """Oracle: every parameter's bits, under T5X's names."""
+    path = checkpoint(golden, "t5_1_1_scan")
+    convert.import_checkpoint(path, str(tmp_path / "ours"))
+    convert.export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "back"), format="t5x")
+    _, ours = t5x.open_checkpoint(str(tmp_path / "back/checkpoint_0"))
+    _, theirs = t5x.open_checkpoint(f"{path}/checkpoint_0")
+    wanted = [name for name in theirs if name.startswith("target/")]
+    assert sorted(ours) == sorted(wanted)
+    for name in wanted:
+        np.testing.assert_array_equal(ours[name].whole(), theirs[name].whole())
+
+
+def test_adafactor_of_the_scanned_network(golden):
+    """Which side is the row, and where the layers are. Oracle: the shapes that T5X wrote.
+
+    And that reading gives back what was written, for a network that is wide and one that is narrow.
+    """
+    _, theirs = t5x.open_checkpoint(checkpoint(golden, "t5_1_1_scan") + "/checkpoint_0")
+    config = t5x.network("recorded", theirs)
+    for network, recorded_shapes in (
+        (config, True),
+        (dataclasses.replace(config, mlp_dim=32), False),
+    ):
+        model = models.EncoderDecoderModel(network)
+        settings = step.StepConfig(optimizer.Adafactor(min_dim_size_to_factor=16))
+        abstract = jax.eval_shape(lambda: step.init_state(model, settings, 0)).opt_state  # noqa: B023
+        rng = np.random.default_rng(0)
+        values = {}
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
+            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            values[path] = lazy.from_array(rng.random(leaf.shape).astype(np.float32))
+        states = t5x_adafactor.write(values, network)
+        arrays = {
+            f"state/param_states/{name}/{kind}": lazy.from_array(array)
+            for name, kinds in states.items()
+            for kind, array in kinds.items()
+        }
+        if recorded_shapes:
+            compared = 0
+            for name, array in arrays.items():
+                if name.endswith("kernel/v_row") and "logits" not in name:
+                    for kind in ("v_row", "v_col"):
+                        key = name.replace("v_row", kind)
+                        assert arrays[key].shape == theirs[key].shape, key
+                        compared += 1
+                elif name.endswith("scale/v"):
+                    assert array.shape == theirs[name].shape, name
+            assert compared == 2 * (7 + 11)
+        arrays |= {f"target/{side}/{side}/x": lazy.from_array(np.zeros(1)) for side in t5x.SIDES}
+        back = t5x_adafactor.read("written", arrays, network, 3, abstract)
+        for keys, array in jax.tree_util.tree_flatten_with_path(back)[0]:
+            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            kind, _ = t5x_adafactor.meaning(path)
+            unused = array.shape[-1:] == (1,)
+            wanted = 3 if kind == "count" else 0 if unused else values[path].whole()
+            np.testing.assert_array_equal(array.whole(), np.broadcast_to(wanted, array.shape))
+
+
+@pytest.fixture
+def written(tmp_path, tiny_config, make_params):
+    """`written(change)`: a T5X checkpoint whose msgpack index went through `change`."""
+
+    def make(change=lambda optimizer: None, version=3):
+        config = tiny_config()
+        params = make_params(models.EncoderDecoderModel(config))
+        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in sources.flat(params).items()}
+        folder = epath.Path(tmp_path / "checkpoint_7")
+        folder.mkdir()
+        t5x.write(folder, 7, arrays, config, None, lambda count: None)
+        index = serialization.msgpack_restore((folder / t5x.INDEX).read_bytes())
+        change(index["optimizer"])
+        (folder / t5x.INDEX).write_bytes(serialization.msgpack_serialize(index))
+        return str(folder)
+
+    return make
+
+
+def drop(optimizer):
+    del optimizer["target"]["decoder"]["layers_2"]["mlp"]["wo"]
+
+
+def add(optimizer):
+    optimizer["target"]["decoder"]["layers_2"]["mlp"]["gate"] = np.zeros((2, 2), np.float32)
+
+
+def misshape(optimizer):
+    optimizer["target"]["encoder"]["layers_1"]["mlp"]["wi_0"]["kernel"] = np.zeros((16, 25), "f4")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop, ["lacks decoder/layers_2/mlp/wo/kernel"]),
+        (add, ["decoder/layers_2/mlp/gate", "no place"]),
+        (misshape, ["encoder/layers_1/mlp/wi_0/kernel", "(16, 25)", "(16, 24)"]),
+        (lambda optimizer: optimizer.pop("target"), ["no optimizer/target"]),
+        (lambda optimizer: optimizer["target"].pop("token_embedder"), ["token_embedder/embedding"]),
+    ],
+)
+def test_every_tensor_is_accounted_for(written, change, words):
+    """Oracle: the name of the tensor that was taken away, added or reshaped, in the message."""
+    with pytest.raises(UserError) as caught:
+        sources.open_source(written(change))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_untouched_checkpoint_is_accepted(written):
+    """The checks above refuse the change, not the checkpoint. Oracle: the step that was written."""
+    assert sources.open_source(written()).step == 7
+
+
+def test_broken_index(tmp_path):
+    """Oracle: a UserError that names the file's folder."""
+    folder = tmp_path / "checkpoint_3"
+    folder.mkdir()
+    (folder / "checkpoint").write_bytes(b"\x93garbage")
+    with pytest.raises(UserError, match="checkpoint_3"):
+        sources.open_source(str(folder))
+
+
+def test_missing_array_file(written):
+    """An array that the index promises and the folder lacks. Oracle: its name in the message."""
+    folder = written()
+    for path in (epath.Path(folder) / "target.encoder.encoder_norm.scale").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"target/encoder/encoder_norm/scale"):
+        sources.open_source(folder)
+
+
+def test_optimizer_state_must_be_there(written, golden):
+    """Oracle: UserErrors that say what is missing or different."""
+    with pytest.raises(UserError, match="no Adafactor state"):
+        convert.import_checkpoint(written(), "unused", optimizer_state=True)
+    _, arrays = t5x.open_checkpoint(checkpoint(golden, "t5_1_1_tiny") + "/checkpoint_5")
+    config = t5x.network("recorded", arrays)
+    model = models.EncoderDecoderModel(config)
+    settings = step.StepConfig(optimizer.Adafactor(min_dim_size_to_factor=256))
+    abstract = jax.eval_shape(lambda: step.init_state(model, settings, 0)).opt_state
+    with pytest.raises(UserError, match="min_dim_size_to_factor"):
+        t5x_adafactor.read("recorded", arrays, config, 5, abstract)
+    momentum = {
+        k: lazy.from_array(np.zeros((4, 4))) if k.endswith("/m") else v for k, v in arrays.items()
+    }
+    with pytest.raises(UserError, match="momentum"):
+        t5x_adafactor.read("recorded", momentum, config, 5, abstract)
+
+
+def test_names_cover_every_parameter(tiny_config):
+    """Property: each parameter of each kind of network has one name of T5X's, none twice."""
+    for changes in (
+        {},
+        {"mlp_activations": ("relu",), "logits_via_embedding": True},
+        {"relative_attention_per_layer": True},
+    ):
+        config = tiny_config(**changes)
+        parameters = names.parameters(config)
+        leaves = sources.flat(models.abstract_params(models.EncoderDecoderModel(config)))
+        assert [p.path for p in parameters] == list(leaves)
+        stored = [name for p in parameters for name in t5x.stored(p, None)]
+        assert len(set(stored)) == len(stored)
+
+
+def test_orbax_round_trip_in_pieces(tmp_path, monkeypatch):
+    """Arrays larger than a piece. Oracle: the values that were written, and TrainState's reader."""
+    monkeypatch.setattr(lazy, "PIECE_BYTES", 1000)
+    rng = np.random.default_rng(0)
+    values = {"a": rng.random((7, 5, 30), np.float32), "b": rng.random((1000,), np.float32)}
+    values |= {"c": np.float32(3), "d": rng.random((3, 2), np.float32)}
+    tree = {"params": {k: lazy.from_array(np.asarray(v)) for k, v in values.items()}}
+    sizes = []
+    orbax.write(str(tmp_path), 4, tree, {"network": "T5Config"}, sizes.append)
+    assert max(sizes) <= 1000
+    assert sum(sizes) == sum(np.asarray(v).nbytes for v in values.values())
+    arrays, description = orbax.read(str(tmp_path), 4)
+    assert description == {"network": "T5Config"}
+    for name, value in values.items():
+        np.testing.assert_array_equal(arrays["params", name].whole(), value)
+        part = tuple(slice(n // 3, n) for n in np.shape(value))
+        np.testing.assert_array_equal(arrays["params", name].read(part), np.asarray(value)[part])
+    assert checkpoints.completed_steps(str(tmp_path)) == [4]
+    with pytest.raises(UserError, match="step 4 already"):
+        orbax.write(str(tmp_path), 4, tree, {}, sizes.append)
+
+
+def test_config_knows_the_scale_of_logits():
+    """Oracle: T5 1.0 scales tied logits (Raffel et al.), T5 1.1 has untied ones and does not."""
+    assert t5.T5Config(vocab_size=8, emb_dim=16, logits_via_embedding=True).logits_scale == 0.25
+    assert t5.T5Config(vocab_size=8, emb_dim=16).logits_scale == 1.0
+    tied = t5.T5Config(
+        vocab_size=8, emb_dim=16, logits_via_embedding=True, scale_decoder_outputs=False
+    )
+    assert tied.logits_scale == 1.0
