@@ -81,7 +81,9 @@ def load(
     for path in paths:
         gin.add_config_file_search_path(str(path))
     texts: dict[str, str] = {}
-    for file in (run_file, *gin_files):
+    _read(run_file, paths, texts)
+    needed = _references("".join(texts.values()))
+    for file in gin_files:
         _read(str(file), paths, texts)
     _check_macros(texts, bindings)
     for file in (run_file, *gin_files):
@@ -91,7 +93,7 @@ def load(
     for binding in bindings:
         _parse(lambda binding=binding: gin.parse_config(f"{imports}\n{binding}\n"), "", binding)
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
-    _check_required(run_file, texts)
+    _check_required(run_file, needed)
 
 
 def call(function: Callable[..., Any]) -> Any:
@@ -190,9 +192,9 @@ def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
                 )
 
 
-def _check_required(run_file: str, texts: dict[str, str]) -> None:
+def _check_required(run_file: str, needed: Sequence[str]) -> None:
     missing = []
-    for name in dict.fromkeys(_references(texts[run_file])):
+    for name in dict.fromkeys(needed):
         if name.startswith("gin."):
             continue
         if "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
