@@ -108,6 +108,15 @@ def test_a_missing_model_is_named():
         config.load("gin/runs/train.gin", [], [*REQUIRED, "TRAIN_STEPS = 1"])
 
 
+def test_a_parameter_set_itself_needs_no_macro():
+    """A run's config.gin holds what was in use: sizes that were set as parameters have no macro."""
+    sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim")
+    sizes += ("num_encoder_layers", "num_decoder_layers")
+    given = [f"t5.T5Config.{name} = 16" for name in sizes]
+    config.load("gin/runs/infer.gin", [], [*REQUIRED, *given])
+    assert config.macro_value("MODEL").network.emb_dim == 16
+
+
 def test_runs_share_their_macros_with_t5x():
     """Oracle: the macro names of T5X's run files that people pass on the command line."""
     files = ("runs/train", "defaults/common", "defaults/train")

@@ -193,15 +193,33 @@ def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
 
 
 def _check_required(run_file: str, needed: Sequence[str]) -> None:
+    in_use = _macros_in_use()
     missing = []
     for name in dict.fromkeys(needed):
-        if name.startswith("gin."):
-            continue
-        if "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
+        if name in in_use and "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
             missing.append(name)
     if missing:
         flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
         raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
+
+
+def _macros_in_use() -> set[str]:
+    """Macros that parameters refer to; one set in a scope too, as config.gin does, needs none."""
+    config = gin_internals._CONFIG
+    scoped = {
+        (selector, parameter)
+        for (scope, selector), parameters in config.items()
+        for parameter in parameters
+        if scope
+    }
+    return {
+        reference.scopes[-1]
+        for (scope, selector), parameters in config.items()
+        for parameter, value in parameters.items()
+        if scope or (selector, parameter) not in scoped
+        for reference in gin_internals.iterate_references(value)
+        if reference.selector == "gin.macro"
+    }
 
 
 def _parse(parse: Callable[[], Any], file: str, binding: str = "") -> None:
