@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from cosmo.engine import config, models
+from cosmo.engine.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERBS = ("train", "eval", "infer")
@@ -73,9 +74,53 @@ def test_paper_recipes(name, further):
     assert "Adafactor" in str(config.query("OPTIMIZER"))
 
 
+def test_another_architecture_overrides_the_network(tmp_path):
+    """Property: a later file may bind MODEL, or the network alone; the sizes are still macros."""
+    path = tmp_path / "other.gin"
+    path.write_text(
+        "from __gin__ import dynamic_registration\nfrom cosmo.engine import models\n"
+        "from cosmo.engine import t5\nMODEL = @other/models.EncoderDecoderModel()\n"
+        "other/models.EncoderDecoderModel.network = @other/t5.T5Config()\n"
+        "other/t5.T5Config.mlp_dim = 7\n"
+    )
+    config.load("gin/runs/infer.gin", ["gin/cosmo/tiny.gin", str(path)], ["MODEL_DIR = 'x'"])
+    network = config.macro_value("MODEL").network
+    assert (network.mlp_dim, network.emb_dim) == (7, config.query("EMB_DIM"))
+
+
+def test_a_model_file_after_an_experiment_wins():
+    """Oracle: gin's rule that the last word wins; tools/bench.py gives files in this order."""
+    model = build(ROOT / "gin/cosmo/tiny.gin", "train")
+    config.load(
+        "gin/runs/train.gin",
+        ["gin/cosmo/tiny.gin", "gin/models/t5_1_1_small.gin"],
+        ["MODEL_DIR = 'x'"],
+    )
+    small = config.macro_value("MODEL").network
+    assert (small.vocab_size, small.emb_dim, small.num_heads) == (32128, 512, 6)
+    assert model.network.emb_dim != small.emb_dim
+    assert small.dtype == "float32"  # tiny's, which a model file leaves alone
+
+
+def test_a_missing_model_is_named():
+    """The sizes have no default: the message names them and the file that needs them."""
+    with pytest.raises(UserError, match=r"EMB_DIM.* must be given \(gin/runs/train.gin needs it\)"):
+        config.load("gin/runs/train.gin", [], [*REQUIRED, "TRAIN_STEPS = 1"])
+
+
+def test_a_parameter_set_itself_needs_no_macro():
+    """A run's config.gin holds what was in use: sizes that were set as parameters have no macro."""
+    sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim")
+    sizes += ("num_encoder_layers", "num_decoder_layers")
+    given = [f"t5.T5Config.{name} = 16" for name in sizes]
+    config.load("gin/runs/infer.gin", [], [*REQUIRED, *given])
+    assert config.macro_value("MODEL").network.emb_dim == 16
+
+
 def test_runs_share_their_macros_with_t5x():
     """Oracle: the macro names of T5X's run files that people pass on the command line."""
-    text = (ROOT / "gin/runs/train.gin").read_text()
+    files = ("runs/train", "defaults/common", "defaults/train")
+    text = "".join((ROOT / f"gin/{file}.gin").read_text() for file in files)
     for name in (  # noqa: SIM905
         "MODEL_DIR MIXTURE_OR_TASK_NAME MIXTURE_OR_TASK_MODULE TASK_FEATURE_LENGTHS TRAIN_STEPS "
         "BATCH_SIZE DROPOUT_RATE USE_CACHED_TASKS EVAL_STEPS EVAL_PERIOD RANDOM_SEED "

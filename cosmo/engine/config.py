@@ -81,7 +81,9 @@ def load(
     for path in paths:
         gin.add_config_file_search_path(str(path))
     texts: dict[str, str] = {}
-    for file in (run_file, *gin_files):
+    _read(run_file, paths, texts)
+    needed = _references("".join(texts.values()))
+    for file in gin_files:
         _read(str(file), paths, texts)
     _check_macros(texts, bindings)
     for file in (run_file, *gin_files):
@@ -91,7 +93,7 @@ def load(
     for binding in bindings:
         _parse(lambda binding=binding: gin.parse_config(f"{imports}\n{binding}\n"), "", binding)
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
-    _check_required(run_file, texts)
+    _check_required(run_file, needed)
 
 
 def call(function: Callable[..., Any]) -> Any:
@@ -190,16 +192,34 @@ def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
                 )
 
 
-def _check_required(run_file: str, texts: dict[str, str]) -> None:
+def _check_required(run_file: str, needed: Sequence[str]) -> None:
+    in_use = _macros_in_use()
     missing = []
-    for name in dict.fromkeys(_references(texts[run_file])):
-        if name.startswith("gin."):
-            continue
-        if "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
+    for name in dict.fromkeys(needed):
+        if name in in_use and "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
             missing.append(name)
     if missing:
         flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
         raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
+
+
+def _macros_in_use() -> set[str]:
+    """Macros that parameters refer to; one set in a scope too, as config.gin does, needs none."""
+    config = gin_internals._CONFIG
+    scoped = {
+        (selector, parameter)
+        for (scope, selector), parameters in config.items()
+        for parameter in parameters
+        if scope
+    }
+    return {
+        reference.scopes[-1]
+        for (scope, selector), parameters in config.items()
+        for parameter, value in parameters.items()
+        if scope or (selector, parameter) not in scoped
+        for reference in gin_internals.iterate_references(value)
+        if reference.selector == "gin.macro"
+    }
 
 
 def _parse(parse: Callable[[], Any], file: str, binding: str = "") -> None:

@@ -1,0 +1,253 @@
+"""The recipes on upstream T5X, as far as that can be seen without it: see t5x_driver.py."""
+
+import ast
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import gin
+from cosmo.engine import checkpoints, config, data, evaluate, models, partitioning, step
+from tasks import mixtures
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+T5X_FILES = sorted((ROOT / "gin/t5x").rglob("*.gin"))
+EXPERIMENTS = {"tiny": "cosmo_tiny", "cosmo_3b": "cosmo_3b", "cosmo_11b": "cosmo_11b"}
+TRAIN = ['MODEL_DIR = "/run"', 'INITIAL_CHECKPOINT_PATH = "/start/checkpoint_7"']
+EVAL = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'EVAL_OUTPUT_DIR = "/out"']
+INFER = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'INFER_OUTPUT_DIR = "/out"']
+NOTHING_TRAINED = "INITIAL_CHECKPOINT_PATH = None"
+
+# Macros that T5X has no use for, and why.
+NOT_USED = {
+    "SCAN_LAYERS": "t5x.examples.t5 does not scan its layers",
+    "REMAT_POLICY": "t5x.examples.t5 does not rematerialize",
+    "MIXTURE_OR_TASK_MODULE": "deprecated there: import the module in a gin file",
+    "NUM_SAMPLES": "T5X keeps one answer",
+    "BEAM_SIZE": "decode_fn is bound to temperature_sample",
+    "LENGTH_PENALTY": "decode_fn is bound to temperature_sample",
+}
+
+
+def read(script: str, *files: str, bindings: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "tests/t5x_driver.py", script, *files, "--", *bindings]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def built(script: str, *files: str, bindings: list[str]) -> dict:
+    """What the script's function is called with, references built."""
+    done = read(script, *files, bindings=bindings)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def given(record: dict, *names: str) -> list:
+    return [record[name] for name in names]
+
+
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
+@pytest.fixture(params=EXPERIMENTS)
+def experiment(request) -> str:
+    """An experiment's name; this engine has read it for training."""
+    further = ["MODEL_DIR = '/run'", "INITIAL_CHECKPOINT_PATH = '/start/checkpoint_7'"]
+    config.load("gin/runs/train.gin", [f"gin/cosmo/{request.param}.gin"], further)
+    return request.param
+
+
+def test_train_gets_the_values_of_this_engine(experiment):
+    """Oracle: the settings that this engine builds from the same experiment file.
+
+    That T5X's files parse, name real parameters and leave out none that is required is checked on
+    the way: gin and the stubs, which have upstream's signatures, raise otherwise.
+    """
+    theirs = built("train", f"gin/t5x/{EXPERIMENTS[experiment]}.gin", bindings=TRAIN)
+    model = config.macro_value("MODEL")
+    assert isinstance(model, models.EncoderDecoderModel)
+    network = theirs["model"]["module"]["config"]
+    assert len(network) == 12  # with the name of what was called
+    for name in set(network) - {"called"}:
+        assert network[name] == as_json(getattr(model.network, name)), name
+    for name in ("z_loss", "label_smoothing", "loss_normalizing_factor"):
+        assert theirs["model"][name] == getattr(model, name)
+
+    evaluation = config.call(evaluate.EvalConfig)
+    with gin.config_scope("train"):
+        train = config.call(data.DatasetConfig)
+    names = ("split", "batch_size", "shuffle", "seed", "use_cached", "pack")
+    names += ("task_feature_lengths",)
+    for key, ours in (
+        ("train_dataset_cfg", train),
+        ("train_eval_dataset_cfg", evaluation.packed),
+        ("infer_eval_dataset_cfg", evaluation.generated),
+    ):
+        assert given(theirs[key], *names) == [getattr(ours, name) for name in names]
+        task = dict(theirs[key]["mixture_or_task_name"])
+        assert task.pop("called") == "tasks.mixtures.use"
+        assert task.pop("token_metrics") is False
+        separators = task.pop("separators")
+        bound = gin.get_bindings(mixtures.use)
+        assert separators == vars(bound.pop("separators"))
+        assert task == as_json(bound)
+
+    assert theirs["eval_period"] == evaluation.period
+    assert theirs["eval_steps"] == evaluation.steps
+    assert theirs["inference_evaluator_cls"]["num_examples"] == evaluation.num_examples
+    assert theirs["run_eval_before_training"] == evaluation.run_before_training
+    ours, theirs_decoding = evaluation.decoding, theirs["model"]["decode_fn"]
+    assert given(theirs_decoding, "temperature", "topk", "topp", "max_decode_steps") == [
+        ours.temperature,
+        ours.top_k,
+        ours.top_p,
+        ours.max_new_tokens,
+    ]
+
+    settings = config.call(step.StepConfig)
+    assert theirs["trainer_cls"]["num_microbatches"] == settings.num_microbatches
+    schedule = dict(theirs["trainer_cls"]["learning_rate_fn"])
+    assert schedule.pop("called") == "t5x.utils.create_learning_rate_scheduler"
+    assert len(schedule) == 3
+    for name, value in schedule.items():
+        assert value == getattr(settings.learning_rate, name)
+    clip = theirs["model"]["optimizer_def"]["global_norm_clip_threshold"]
+    assert clip == settings.max_grad_norm
+    parts = config.call(partitioning.Partitioner).num_partitions
+    assert theirs["partitioner"]["num_partitions"] == parts
+
+    saving = config.call(checkpoints.CheckpointConfig)
+    assert given(theirs["checkpoint_cfg"]["save"], "period", "keep") == [
+        saving.save_period,
+        saving.keep,
+    ]
+    assert theirs["checkpoint_cfg"]["restore"]["path"] == saving.restore.path
+    for key, name in (
+        ("total_steps", "TRAIN_STEPS"),
+        ("stats_period", "STATS_PERIOD"),
+        ("random_seed", "RANDOM_SEED"),
+        ("model_dir", "MODEL_DIR"),
+    ):
+        assert theirs[key] == config.query(name)
+
+
+@pytest.mark.parametrize("experiment_file", EXPERIMENTS)
+def test_eval_and_infer_get_the_values_of_this_engine(experiment_file):
+    """Oracle: the settings that this engine builds from the same experiment file."""
+    shared = f"gin/cosmo/{experiment_file}.gin"
+    for script, verb, bindings in (("evaluate", "eval", EVAL), ("infer", "infer", INFER)):
+        run_file = f"gin/t5x/runs/{verb}.gin"
+        theirs = built(script, run_file, shared, bindings=[*bindings, NOTHING_TRAINED])
+        config.load(f"gin/runs/{verb}.gin", [shared], ["MODEL_DIR = '/run'"])
+        with gin.config_scope(verb):
+            ours = config.call(data.DatasetConfig)
+        for name in ("split", "batch_size", "shuffle", "pack", "task_feature_lengths"):
+            assert theirs["dataset_cfg"][name] == getattr(ours, name)
+        assert theirs["output_dir"] == "/out"
+        restore = theirs["restore_checkpoint_cfg"]
+        assert given(restore, "path", "mode") == ["/run/checkpoint_9", "specific"]
+        vocabulary = theirs["model"]["input_vocabulary"]
+        assert vocabulary == theirs["model"]["output_vocabulary"]
+        assert vocabulary["path"] == config.query("VOCABULARY_PATH")
+        if verb == "infer":
+            assert theirs["mode"] == config.query("MODE")
+            assert theirs["checkpoint_ds_iter"] is False
+        else:
+            count = config.query("EVAL_NUM_EXAMPLES")
+            assert theirs["inference_evaluator_cls"]["num_examples"] == count
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.values()))
+def test_train_takes_no_none_for_eval_steps(name):
+    """Oracle: t5x/utils.py multiplies EVAL_STEPS by the batch size; decoding is bounded by targets.
+
+    `temperature_sample` raises for more steps than the targets have positions.
+    """
+    theirs = built("train", f"gin/t5x/{name}.gin", bindings=TRAIN)
+    assert isinstance(theirs["eval_steps"], int)
+    steps = theirs["model"]["decode_fn"]["max_decode_steps"]
+    assert steps <= theirs["infer_eval_dataset_cfg"]["task_feature_lengths"]["targets"]
+    # T5X refuses periods of which neither divides the other.
+    periods = sorted([theirs["eval_period"], theirs["checkpoint_cfg"]["save"]["period"]])
+    assert periods[1] % periods[0] == 0
+
+
+def test_documented_commands_and_overrides_load():
+    """Oracle: WORKSPACE.md, its commands run with all the overrides that its text names."""
+    text = (ROOT / "WORKSPACE.md").read_text().replace("\\\n", "")
+    commands = re.findall(r"^python -m t5x\.(\w+) (.+)$", text, re.M)
+    assert [name for name, _ in commands] == ["train", "eval", "infer"]
+    section = text[text.index("## The recipes on upstream T5X") :]
+    overrides = re.findall(r"`--gin\.([\w./]+)=(\w+)`", section)
+    assert len(overrides) == 3
+    for name, arguments in commands:
+        words = shlex.split(arguments)
+        files = [w.removeprefix("--gin_file=") for w in words if w.startswith("--gin_file=")]
+        bindings = [w.removeprefix("--gin.") for w in words if w.startswith("--gin.")]
+        if name == "train":
+            bindings += [f"{key} = {value}" for key, value in overrides]
+        record = built({"eval": "evaluate"}.get(name, name), *files, bindings=bindings)
+    assert record["output_dir"] == "/tmp/x/inferences"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("network.T5Config.embdim = 3", "embdim"),
+        ("MODEL_DIR = %gin.REQUIRED", "not subsequently overridden"),
+        ("models.EncoderDecoderModel.module = %NOWHERE", "NOWHERE"),
+    ],
+)
+def test_the_stubs_refuse_what_t5x_refuses(wrong, said):
+    """Oracle: gin's own errors; without them the tests above would prove nothing."""
+    done = read("train", "gin/t5x/cosmo_tiny.gin", bindings=[*TRAIN, wrong])
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_a_required_parameter_left_out_is_an_error(tmp_path):
+    """Oracle: upstream's `train` has no default for `model_dir`."""
+    text = (ROOT / "gin/t5x/runs/train.gin").read_text()
+    (tmp_path / "train.gin").write_text(text.replace("  model_dir = %MODEL_DIR\n", ""))
+    shared = "gin/cosmo/tiny.gin"
+    done = read("train", str(tmp_path / "train.gin"), shared, bindings=TRAIN)
+    assert done.returncode != 0
+    assert "model_dir" in done.stderr
+
+
+def references(paths) -> set[str]:
+    text = "".join(re.sub(r"#.*", "", path.read_text()) for path in paths)
+    return set(re.findall(r"%([A-Z_]+)", text))
+
+
+def test_every_macro_is_used_or_excused():
+    """Property: NOT_USED lists all macros that T5X ignores, and none that it reads."""
+    folders = ("defaults", "models", "cosmo")
+    shared = [path for name in folders for path in (ROOT / "gin" / name).glob("*.gin")]
+    shared.append(ROOT / "gin/runs/finetune.gin")
+    text = "".join(path.read_text() for path in shared)
+    macros = set(re.findall(r"^([A-Z][A-Z_]*) = ", text, re.M))
+    used = references([*T5X_FILES, *shared, ROOT / "gin/runs/tasks.gin"])
+    assert macros - used == set(NOT_USED)
+    said = (ROOT / "WORKSPACE.md").read_text()
+    assert all(f"`{name}`" in said for name in NOT_USED)
+
+
+def test_no_number_stands_in_t5x_files():
+    """Property: their numbers are macros of gin/defaults, gin/models and gin/cosmo.
+
+    The exceptions are T5X's alone, or a seed that nothing depends on (evaluation draws nothing).
+    """
+    numbers = set()
+    for path in T5X_FILES:
+        for line in re.sub(r"#.*", "", path.read_text()).splitlines():
+            name, _, value = (part.strip() for part in line.partition(" = "))
+            if value and not value.startswith(("@", "%", "[@")):
+                literal = ast.literal_eval(value)
+                if not isinstance(literal, bool | str | None):
+                    numbers.add((name, literal))
+    assert numbers == {("seed", 0), ("INFER_FLUSH_PERIOD", 100)}
