@@ -199,7 +199,7 @@ def _answered(
     progress: "_Progress",
 ) -> Iterator[tuple[shards.Span, list[infer.Answer], list[shards.Rejected]]]:
     """Each window with the answers to its rows and what was rejected; the next is read ahead."""
-    if session is None:
+    if not todo:
         return
     if config.mode == "predict":
         work = infer.generation(session, config.decoding, config.random_seed)
