@@ -154,8 +154,9 @@ def _lines(path: str) -> Iterator[BinaryIO]:
 
 def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
     """The row of one line; raises ValueError. Bytes are decoded line by line: one may be bad."""
-    found = row(json.loads(line.decode()), vocabulary, inputs_length, separators, default_id)
+    record = json.loads(line.decode())
+    json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
+    found = row(record, vocabulary, inputs_length, separators, default_id)
     if mode == "score" and found.target_ids is None:
         raise ValueError("field 'response': missing, and MODE=score needs it")
-    found.id.encode()  # a lone surrogate could not be written
     return found

@@ -65,6 +65,13 @@ class SessionConfig:
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bucketed: bool = True
 
+    def __post_init__(self):
+        data.check_lengths(self.task_feature_lengths)
+        if self.batch_size < 1:
+            raise UserError(
+                f"batch_size={self.batch_size}; it must be at least 1 (gin: BATCH_SIZE)"
+            )
+
     def open(self) -> tuple[Session, int]:
         """(a session over the checkpoint, the step it was saved at). Raises UserError."""
         check_vocabulary(self.model, self.vocabulary)

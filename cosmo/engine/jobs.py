@@ -115,7 +115,7 @@ def answer_source(
         log.info("%d of %d windows of %d records to do", len(todo), len(windows), window)
     writes = jax.process_index() == 0
     if writes:
-        shards.begin(layout, settings, window)
+        shards.begin(layout, settings, window, overwrite=sharding.overwrite)
 
     def assemble(shard: int) -> None:
         shards.check(layout, settings)
@@ -177,11 +177,15 @@ def _plan(
     """(records a window, all windows of the chosen shards, those still to be worked through)."""
     first = jax.process_index() == 0
     window = sharding.window or infer.WINDOW_BATCHES * config.session.batch_size
-    if first:
-        window = shards.prepare(layout, settings, window, overwrite=sharding.overwrite)
+    if first and sharding.overwrite:
+        shards.check_writable(layout)
+    elif first:
+        window = shards.prepare(layout, settings, window)
     window = int(_of_the_first(np.int32(window)))
     windows = shards.spans(source.count, sharding.num_shards, window, chosen)
-    missing = shards.missing(layout, windows) if first else [False] * len(windows)
+    missing = [True] * len(windows)
+    if first and not sharding.overwrite:
+        missing = shards.missing(layout, windows)
     missing = _of_the_first(np.array(missing, bool))
     return window, windows, [windows[i] for i in np.flatnonzero(missing)]
 

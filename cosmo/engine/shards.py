@@ -135,18 +135,15 @@ def spans(count: int, num_shards: int, window: int, chosen: Iterable[int]) -> li
     ]
 
 
-def prepare(layout: Layout, settings: Mapping[str, Any], window: int, *, overwrite: bool) -> int:
+def prepare(layout: Layout, settings: Mapping[str, Any], window: int) -> int:
     """Make the folders; the window that the run began with, or `window` if it begins now.
 
     Raises UserError if the output cannot be written to, if what it holds was made with other
-    settings, or was not made by this module. `overwrite` removes what it holds instead.
+    settings, or was not made by this module.
     """
     outputs = (*layout.shards, layout.rejected)
-    with explained(layout.work, "give another --output"):
-        if layout.shards[0].is_dir():
-            raise UserError(f"cannot write {layout.shards[0]}: it is a folder")
-        if overwrite:
-            _remove(layout)
+    check_writable(layout)
+    with explained(layout.work):
         kept = _read_manifest(layout)
         if kept is None:
             there = next((path for path in outputs if path.exists()), None)
@@ -155,18 +152,31 @@ def prepare(layout: Layout, settings: Mapping[str, Any], window: int, *, overwri
                     f"{there} exists and is of no run that could go on; give another --output, or "
                     "--overwrite to replace it"
                 )
-        layout.work.mkdir(parents=True, exist_ok=True)
-        probe = layout.work / f"partial-{uuid.uuid4().hex}"
-        probe.write_text("")
-        probe.unlink()
     if kept is None:
         return window
     _check_settings(layout, kept, settings)
     return kept["window"]
 
 
-def begin(layout: Layout, settings: Mapping[str, Any], window: int) -> None:
-    """Write the manifest unless it is there."""
+def check_writable(layout: Layout) -> None:
+    """Make the folders, or raise UserError, before a model is loaded for nothing."""
+    with explained(layout.work, "give another --output"):
+        if layout.shards[0].is_dir():
+            raise UserError(f"cannot write {layout.shards[0]}: it is a folder")
+        layout.work.mkdir(parents=True, exist_ok=True)
+        probe = layout.work / f"partial-{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
+
+
+def begin(
+    layout: Layout, settings: Mapping[str, Any], window: int, *, overwrite: bool = False
+) -> None:
+    """Write the manifest unless it is there; `overwrite` removes an earlier run's files first."""
+    if overwrite:
+        with explained(layout.work):
+            _remove(layout)
+            layout.work.mkdir(parents=True, exist_ok=True)
     if _read_manifest(layout) is not None:
         check(layout, settings)
         return
