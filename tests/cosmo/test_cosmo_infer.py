@@ -169,7 +169,7 @@ def refusal(capsys, trained, *arguments) -> str:
         (["--input={source}", "--num_samples=2"], "num_samples > 1 without temperature"),
         (["--input={source}", "--top_p=2", "--temperature=1"], "top_p=2.0; it must be"),
         (["--input={source}", "--mode=guess"], "mode='guess'"),
-        (["--input={source}", "--batch_size=0"], "batch_size=0; give 1 or more"),
+        (["--input={source}", "--batch_size=0"], "batch_size=0; it must be"),
         (["--input={source}", "--seed=1"], "seed=0, this command has 1"),
         (["--input={source}", "--overwrite", "--shards=0"], "without --shards"),
         (["--input={source}", "--overwrite", "--gin.CHECKPOINT_PATH=/none"], "/none"),
