@@ -98,7 +98,7 @@ def source(
             if warned <= WARNINGS:
                 log.warning("rejected: %s:%d: %s", path, number + 1, error)
             if warned == WARNINGS:
-                log.warning("further rejected lines are only counted")
+                log.warning("further rejected lines are written and not logged")
             text = line.decode("utf-8", errors="backslashreplace").rstrip("\r\n")
             return shards.Rejected(number + 1, str(error), text)
 
