@@ -1,62 +1,12 @@
 """The command line: `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
 
-import argparse
+import importlib
 import logging
 import os
 import pathlib
 import sys
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-EPILOG = """\
-verbs
-  train   train, or go on from the latest checkpoint in MODEL_DIR
-  eval    measure a checkpoint on validation data; prints a table, writes metrics and predictions
-  infer   answer a SeqIO mixture's examples, or the records of --input, as JSON lines
-  chat    talk to a checkpoint in the terminal
-
-settings
-  --gin_file=FILE         an experiment (gin/cosmo/tiny.gin); may be given several times, later wins
-  --gin.NAME=VALUE        override a macro (TRAIN_STEPS) or a parameter (t5.T5Config.emb_dim)
-  --gin_search_paths=A,B  folders in which gin files are looked for, after the working folder
-
-Without --gin_file, eval, infer and chat read MODEL_DIR/config.gin, which train leaves there.
-
-examples
-  python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run
-  python -m cosmo eval  --gin.MODEL_DIR=/tmp/run
-  python -m cosmo infer --gin.MODEL_DIR=/tmp/run --input=records.jsonl --output=answers.jsonl
-  python -m cosmo chat  --gin.MODEL_DIR=/tmp/run
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments beside --gin.NAME=VALUE."""
-    p = argparse.ArgumentParser(
-        prog="python -m cosmo",
-        description="Train, evaluate and question dialogue models.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("verb", choices=["train", "eval", "infer", "chat"], metavar="VERB")
-    p.add_argument("--gin_file", action="append", default=[], metavar="FILE")
-    p.add_argument("--gin_search_paths", default="", metavar="A,B")
-    p.add_argument(
-        "--input",
-        metavar="FILE",
-        help="infer: JSON lines of {narrative, instruction, turns}, all but turns optional; "
-        "needs no SeqIO task",
-    )
-    p.add_argument("--output", metavar="FILE", help="infer --input: where the answers go")
-    p.add_argument("--situation", help="chat: the situation, instead of being asked for it")
-    p.add_argument("--role", help="chat: the role, instead of being asked for it")
-    p.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is set",
-    )
-    p.add_argument("--quiet", action="store_true", help="log warnings and errors only")
-    return p
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,9 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _wait_for_stderr()
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return 130
     finally:
         _wait_for_stderr()
@@ -91,20 +41,42 @@ def _wait_for_stderr() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    from cosmo import verbs
     from cosmo.engine import config
+    from cosmo.engine.errors import UserError
 
     rest, bindings = config.split_arguments(argv)
-    args = parser().parse_args(rest)
+    args = verbs.parse(rest)
+    verb = verbs.VERBS[args.verb]
     _set_up_logging(args.quiet)
+    if bindings and verb.gin_file is None:
+        raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{bindings[0]}")
     _set_up_jax(args.distributed)
-    from cosmo import commands
-
-    search_paths = [p for p in args.gin_search_paths.split(",") if p]
-    gin_files = args.gin_file or commands.saved_config(args.verb, bindings)
-    run = "infer" if args.verb == "chat" else args.verb
-    config.load(f"gin/runs/{run}.gin", gin_files, bindings, search_paths)
-    commands.VERBS[args.verb](args)
+    if verb.gin_file is not None:
+        bindings += verbs.macros(args)
+        search_paths = [path for path in args.gin_search_paths.split(",") if path]
+        gin_files = args.gin_file or _saved_settings(args.verb, verb.saved_settings, bindings)
+        config.load(verb.gin_file, gin_files, bindings, search_paths)
+    module, function = verb.run.split(":")
+    getattr(importlib.import_module(module), function)(args)
     return 0
+
+
+def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:
+    """MODEL_DIR/config.gin, for a verb that was given no gin file."""
+    from etils import epath
+
+    from cosmo.engine.errors import UserError
+
+    if not saved:
+        raise UserError(f"{verb} needs --gin_file, such as --gin_file=gin/cosmo/tiny.gin")
+    values = dict(binding.split(" = ", 1) for binding in bindings)
+    if "MODEL_DIR" not in values:
+        raise UserError(f"{verb} needs --gin_file=FILE, or --gin.MODEL_DIR=DIR of a trained run")
+    path = epath.Path(values["MODEL_DIR"].strip("'\"")) / "config.gin"
+    if not path.exists():
+        raise UserError(f"no {path}: give the run's --gin_file, or a MODEL_DIR that train has left")
+    return [str(path)]
 
 
 def _set_up_logging(quiet: bool) -> None:

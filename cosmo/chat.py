@@ -1,5 +1,6 @@
 """Talking to a model in the terminal, as in Cosmo's public demo: situation, role, then turns."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -12,6 +13,26 @@ from tasks import formatting
 SITUATION = "Cosmo is having a friendly conversation with a friend."
 ROLE = "You are Cosmo, and you are talking to a friend."
 HELP = "[RESET] forgets the conversation, [END] leaves."
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """Who answers, and how; the defaults sample as the demo does."""
+
+    session: infer.SessionConfig
+    separators: formatting.Separators = formatting.Separators()
+    decoding: DecodingConfig = DecodingConfig(temperature=1.0, top_p=0.95)
+    random_seed: int = 0
+
+
+def talk(config: ChatConfig, situation: str | None = None, role: str | None = None) -> None:
+    """Open the model and chat in the terminal."""
+    # The smallest batch that the devices allow, in one shape: nobody should wait for a compiler.
+    shards = config.session.partitioner.mesh().shape["data"]
+    session_config = dataclasses.replace(config.session, batch_size=shards, bucketed=False)
+    session, _ = session_config.open()
+    warm_up(session, config.decoding)
+    chat(session, config.separators, config.decoding, config.random_seed, situation, role)
 
 
 def chat(

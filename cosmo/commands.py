@@ -1,36 +1,16 @@
-"""What each verb does, between the command line and the engine."""
+"""What each verb does, between the command line and the engine. Loads JAX."""
 
 import argparse
-import json
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
-from etils import epath
 
-from cosmo import chat as chat_module
-from cosmo import records
-from cosmo.engine import config, evaluate, infer, models, partitioning, train
-from cosmo.engine.decoding import DecodingConfig
+from cosmo import chat, records
+from cosmo.engine import config, evaluate, jobs, shards, train
 from cosmo.engine.errors import UserError
-from cosmo.engine.writer import write_atomic
 from tasks import formatting
 
 log = logging.getLogger("cosmo")
-
-
-def saved_config(verb: str, bindings: list[str]) -> list[str]:
-    """MODEL_DIR/config.gin, for a verb that was given no gin file."""
-    if verb == "train":
-        raise UserError("train needs --gin_file, such as --gin_file=gin/cosmo/tiny.gin")
-    values = dict(binding.split(" = ", 1) for binding in bindings)
-    if "MODEL_DIR" not in values:
-        raise UserError(f"{verb} needs --gin_file=FILE, or --gin.MODEL_DIR=DIR of a trained run")
-    path = epath.Path(values["MODEL_DIR"].strip("'\"")) / "config.gin"
-    if not path.exists():
-        raise UserError(f"no {path}: give the run's --gin_file, or a MODEL_DIR that train has left")
-    return [str(path)]
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -45,103 +25,31 @@ def run_eval(args: argparse.Namespace) -> None:
 
 
 def run_infer(args: argparse.Namespace) -> None:
-    """`infer`: a SeqIO mixture, or with --input plain records."""
+    """`infer`: the records of --input, or a SeqIO mixture."""
+    sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
-        if args.output:
-            raise UserError("--output goes with --input; for a mixture set --gin.INFER_OUTPUT_DIR")
-        counts = config.call(infer.infer)
-        for path, count in counts.items():
-            print(f"{count} records in {path}")
-        return
-    if not args.output:
-        raise UserError("--input needs --output=FILE")
-    config.call(answer_file_settings)(args.input, args.output)
-
-
-def answer_file_settings(
-    *,
-    model: models.EncoderDecoderModel,
-    vocabulary: infer.Vocabulary,
-    checkpoint_path: str,
-    task_feature_lengths: Mapping[str, int],
-    batch_size: int,
-    separators: formatting.Separators = formatting.Separators(),
-    decoding: DecodingConfig = DecodingConfig(),
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-    mode: str = "predict",
-    random_seed: int = 0,
-) -> Callable[[str, str], None]:
-    """The settings of `infer --input`, bound by gin; returns the function that does the work."""
-
-    def answer_file(source: str, output: str) -> None:
-        session, step = infer.open_session(
-            model=model,
-            vocabulary=vocabulary,
-            checkpoint_path=checkpoint_path,
-            task_feature_lengths=task_feature_lengths,
-            batch_size=batch_size,
-            partitioner=partitioner,
+        given = {"output": args.output} if args.output else {}
+        reports = config.call(jobs.infer_mixture, sharding=sharding, **given)
+    else:
+        if not args.output:
+            raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
+        layout = shards.output_layout(args.output, args.num_shards)
+        asked = config.call(jobs.InferConfig)
+        source = records.source(
+            args.input,
+            asked.session.vocabulary,
+            asked.session.task_feature_lengths["inputs"],
+            config.call(formatting.Separators),
+            asked.mode,
         )
-        log.info("checkpoint %s at step %d", checkpoint_path, step)
-        rejected: list[dict[str, Any]] = []
-        rows = records.read_rows(
-            source, vocabulary, task_feature_lengths["inputs"], separators, rejected, mode
-        )
-        count = infer.write_answers(
-            session, rows, output, mode=mode, decoding=decoding, seed=random_seed
-        )
-        if jax.process_index() != 0:
-            return
-        print(f"{count} records answered in {output}")
-        path = f"{output}.rejected.jsonl"
-        epath.Path(path).unlink(missing_ok=True)  # an earlier run's
-        if rejected:
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in rejected))
-            print(f"{len(rejected)} records could not be used, with reasons in {path}")
-        if not count:
-            raise UserError(f"no record of {source} could be used")
-
-    return answer_file
-
-
-def chat_settings(
-    *,
-    model: models.EncoderDecoderModel,
-    vocabulary: infer.Vocabulary,
-    checkpoint_path: str,
-    task_feature_lengths: Mapping[str, int],
-    separators: formatting.Separators = formatting.Separators(),
-    decoding: DecodingConfig = DecodingConfig(temperature=1.0, top_p=0.95),
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-    random_seed: int = 0,
-) -> Callable[[str | None, str | None], None]:
-    """The settings of `chat`, bound by gin; returns the function that talks."""
-
-    def talk(situation: str | None, role: str | None) -> None:
-        shards = partitioner.mesh().shape["data"]
-        session, step = infer.open_session(
-            model=model,
-            vocabulary=vocabulary,
-            checkpoint_path=checkpoint_path,
-            task_feature_lengths=task_feature_lengths,
-            batch_size=shards,
-            partitioner=partitioner,
-        )
-        log.info("checkpoint %s at step %d", checkpoint_path, step)
-        chat_module.warm_up(session, decoding)
-        chat_module.chat(session, separators, decoding, random_seed, situation, role)
-
-    return talk
+        reports = {args.output: jobs.answer_source(asked, source, layout, sharding)}
+        if reports[args.output].rejected and jax.process_index() == 0:
+            print(f"rejected records, with reasons: {layout.rejected}")
+    for where, report in reports.items():
+        if jax.process_index() == 0:
+            print(f"{where}: {report}")
 
 
 def run_chat(args: argparse.Namespace) -> None:
     """`chat`: in the terminal."""
-    config.call(chat_settings)(args.situation, args.role)
-
-
-VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "train": run_train,
-    "eval": run_eval,
-    "infer": run_infer,
-    "chat": run_chat,
-}
+    chat.talk(config.call(chat.ChatConfig), args.situation, args.role)

@@ -1,12 +1,19 @@
 """Plain dialogue records to rows that the engine answers, without SeqIO or TensorFlow."""
 
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
+from cosmo.engine import shards
 from cosmo.engine.data import Row
 from cosmo.engine.errors import UserError
 from cosmo.engine.infer import Vocabulary
@@ -15,6 +22,8 @@ from tasks import formatting
 log = logging.getLogger("cosmo")
 
 FIELDS = "{narrative, instruction, turns}"
+INDEX_EVERY = 1024  # lines between the places that reading can begin at
+WARNINGS = 10  # rejected lines that are also logged
 
 
 def row(
@@ -58,40 +67,96 @@ def row(
     # What even one turn cannot fit loses its front: the newest words and EOS stay.
     ids = (*ids[-(inputs_length - 1) :], 1) if len(ids) >= inputs_length else (*ids, 1)
     target_ids = None if response is None else (*vocabulary.encode(response), 1)
-    return Row(str(record.get("id", default_id)), text, tuple(ids), response, target_ids)
+    name = record.get("id")
+    return Row(default_id if name is None else str(name), text, tuple(ids), response, target_ids)
 
 
-def read_rows(
+def source(
     path: str,
     vocabulary: Vocabulary,
     inputs_length: int,
-    separators: formatting.Separators,
-    rejected: list[dict[str, Any]],
+    separators: formatting.Separators = formatting.Separators(),
     mode: str = "predict",
-) -> Iterator[Row]:
-    """The rows of a JSON lines file; a bad line joins `rejected` with its reason.
+) -> shards.Source:
+    """The records of a JSON lines file, plain or `.gz`, for `jobs.answer_source`.
 
-    With `mode="score"` a record needs a response to score.
+    The file is read once to count and to fingerprint it. A line that cannot be used is rejected,
+    a blank one skipped; with `mode="score"` a record needs a response to score. Raises UserError if
+    the file cannot be read or has no lines.
     """
+    index = _index(path)
+    if not index.lines:
+        raise UserError(f"--input={path} is empty; give JSON lines of {FIELDS}")
+    warned = 0
+
+    def item(number: int, line: bytes) -> Row | shards.Rejected:
+        nonlocal warned
+        try:
+            return _line_row(line, vocabulary, inputs_length, separators, mode, str(number))
+        except (ValueError, RecursionError) as error:
+            warned += 1
+            if warned <= WARNINGS:
+                log.warning("rejected: %s:%d: %s", path, number + 1, error)
+            if warned == WARNINGS:
+                log.warning("further rejected lines are written and not logged")
+            text = line.decode("utf-8", errors="backslashreplace").rstrip("\r\n")
+            return shards.Rejected(number + 1, str(error), text)
+
+    def read(spans: Sequence[shards.Span]) -> Iterator[list[Row | shards.Rejected]]:
+        with _lines(path) as lines:
+            position = 0
+            for span in spans:
+                if span.start != position:
+                    lines.seek(index.starts[span.start // INDEX_EVERY])
+                    for _ in range(span.start % INDEX_EVERY):
+                        next(lines)
+                position = span.stop
+                numbered = zip(range(span.start, span.stop), lines, strict=False)
+                yield [item(number, line) for number, line in numbered if line.strip()]
+
+    identity = {
+        "lines": index.lines,
+        "sha256": index.sha256,
+        "separators": dataclasses.asdict(separators),
+    }
+    return shards.Source(str(path), index.lines, identity, read)
+
+
+class _Index(NamedTuple):
+    lines: int
+    sha256: str  # of the bytes, of a .gz file those inside
+    starts: list[int]  # where in the bytes every INDEX_EVERYth line starts
+
+
+def _index(path: str) -> _Index:
+    digest, starts, count, position = hashlib.sha256(), [], 0, 0
+    with _lines(path) as lines:
+        for line in lines:
+            if count % INDEX_EVERY == 0:
+                starts.append(position)
+            digest.update(line)
+            count += 1
+            position += len(line)
+    return _Index(count, digest.hexdigest(), starts)
+
+
+@contextlib.contextmanager
+def _lines(path: str) -> Iterator[BinaryIO]:
+    """The file, decompressed if it is `.gz`; an error in reading it is the user's to mend."""
     try:
-        lines = epath.Path(path).open("rb")
-    except OSError as error:
-        raise UserError(f"--input={path} cannot be read: {error.strerror or error}") from error
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                # Bytes are decoded line by line: one bad line is not the file's end.
-                record = json.loads(line.decode("utf-8"))
-                found = row(record, vocabulary, inputs_length, separators, str(number - 1))
-                if mode == "score" and found.target_ids is None:
-                    raise ValueError("field 'response': missing, and MODE=score needs it")
-                found.id.encode("utf-8")
-            except (ValueError, RecursionError) as error:
-                reason = f"{path}:{number}: {error}"
-                log.warning("rejected: %s", reason)
-                text = line.decode("utf-8", errors="backslashreplace").rstrip("\n")
-                rejected.append({"line": number, "reason": reason, "record": text})
-            else:
-                yield found
+        with epath.Path(path).open("rb") as file:
+            packed = str(path).endswith(".gz")
+            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--input={path} cannot be read: {reason}") from error
+
+
+def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
+    """The row of one line; raises ValueError. Bytes are decoded line by line: one may be bad."""
+    record = json.loads(line.decode())
+    json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
+    found = row(record, vocabulary, inputs_length, separators, default_id)
+    if mode == "score" and found.target_ids is None:
+        raise ValueError("field 'response': missing, and MODE=score needs it")
+    return found

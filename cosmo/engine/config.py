@@ -96,10 +96,10 @@ def load(
     _check_required(run_file, needed)
 
 
-def call(function: Callable[..., Any]) -> Any:
-    """Call `function` with the arguments that gin holds for it."""
+def call(function: Callable[..., Any], **given: Any) -> Any:
+    """Call `function` with the arguments that gin holds for it, and those `given`, which win."""
     try:
-        return gin.get_configurable(function)()
+        return gin.get_configurable(function)(**given)
     except (RuntimeError, ValueError, TypeError) as error:
         place = re.search(r"In call to configurable '(\w+)'", str(error))
         if isinstance(error, TypeError) and place and place.group(1) != function.__name__:

@@ -51,12 +51,7 @@ class DatasetConfig:
     module: str | None = None
 
     def __post_init__(self):
-        lengths = self.task_feature_lengths
-        if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= set(lengths):
-            raise UserError(
-                f"task_feature_lengths={lengths!r}; give tokens of both features, such as "
-                "{'inputs': 512, 'targets': 128} (gin: TASK_FEATURE_LENGTHS)"
-            )
+        check_lengths(self.task_feature_lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +74,15 @@ class EvalTask:
     predict_metric_fns: tuple[Callable, ...] = ()
     score_metric_fns: tuple[Callable, ...] = ()
     postprocess: Callable[[str, Row], Any] = lambda text, row: text
+
+
+def check_lengths(lengths: Any) -> None:
+    """Raise UserError unless `lengths` gives tokens of both features."""
+    if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= set(lengths):
+        raise UserError(
+            f"task_feature_lengths={lengths!r}; give tokens of both features, such as "
+            "{'inputs': 512, 'targets': 128} (gin: TASK_FEATURE_LENGTHS)"
+        )
 
 
 def resolve_name(config: DatasetConfig) -> str:

@@ -133,13 +133,10 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 def evaluate(
     *,
-    model: models.EncoderDecoderModel,
-    vocabulary: infer.Vocabulary,
-    checkpoint_path: str,
+    session: infer.SessionConfig,
     dataset: data.DatasetConfig,
     output: str | None = None,
     decoding: DecodingConfig = DecodingConfig(),
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     num_examples: int | None = None,
     random_seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -148,26 +145,19 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder), and returns the metrics.
     """
-    output = output or f"{checkpoints.locate(checkpoint_path)[0]}/eval"
+    output = output or f"{checkpoints.locate(session.checkpoint_path)[0]}/eval"
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
-    session, step = infer.open_session(
-        model=model,
-        vocabulary=vocabulary,
-        checkpoint_path=checkpoint_path,
-        task_feature_lengths=dataset.task_feature_lengths,
-        batch_size=dataset.batch_size,
-        partitioner=partitioner,
-    )
+    opened, step = session.open()
     tasks = data.eval_tasks(dataset, num_examples)
     counts = ", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks)
-    log.info("checkpoint %s at step %d; %s", checkpoint_path, step, counts)
+    log.info("%s", counts)
     answers: dict[str, list[dict[str, Any]]] = {}
-    results = judge(session, tasks, decoding, random_seed, keep=answers)
+    results = judge(opened, tasks, decoding, random_seed, keep=answers)
     if jax.process_index() == 0:
         for task, lines in answers.items():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(epath.Path(folder) / f"{task}-predictions.jsonl", text)
-        report = {"step": step, "checkpoint": str(checkpoint_path), "metrics": results}
+        report = {"step": step, "checkpoint": str(session.checkpoint_path), "metrics": results}
         write_atomic(epath.Path(folder) / "metrics.json", json.dumps(report, indent=1) + "\n")
         print(table(results))
         print(f"written to {folder}")

@@ -1,21 +1,25 @@
-"""Rows in, answers out: batched generation and scoring, streamed in input order."""
+"""Rows in, answers out: generation and scoring in batches, answers in the order of the rows."""
 
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
-from cosmo.engine import checkpoints, data, models, partitioning
+from cosmo.engine import batching, checkpoints, data, models, partitioning
 from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
-from cosmo.engine.writer import Progress, log
+from cosmo.engine.writer import log
+
+# Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
+# full, which over this many costs little.
+WINDOW_BATCHES = 64
 
 
 class Vocabulary(Protocol):
@@ -31,7 +35,11 @@ class Vocabulary(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A model ready to answer: parameters on devices, its vocabulary, the batch shape."""
+    """A model ready to answer: parameters on devices, its vocabulary, the batch shape.
+
+    `lengths` are the most tokens of "inputs" and "targets". With `bucketed`, batches are padded to
+    the lengths of their rows (see `batching`): faster over many rows, more shapes to compile.
+    """
 
     model: models.EncoderDecoderModel
     params: models.Params
@@ -39,11 +47,62 @@ class Session:
     mesh: Mesh
     batch_size: int
     lengths: Mapping[str, int]
+    bucketed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """What a session needs, in plain Python; gin binds it once for every verb that answers.
+
+    `checkpoint_path` is a run's folder (its latest checkpoint is taken) or one of its checkpoints.
+    """
+
+    model: models.EncoderDecoderModel
+    vocabulary: Vocabulary
+    checkpoint_path: str
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int
+    partitioner: partitioning.Partitioner = partitioning.Partitioner()
+    bucketed: bool = True
+
+    def __post_init__(self):
+        data.check_lengths(self.task_feature_lengths)
+        if self.batch_size < 1:
+            raise UserError(
+                f"batch_size={self.batch_size}; it must be at least 1 (gin: BATCH_SIZE)"
+            )
+
+    def open(self) -> tuple[Session, int]:
+        """(a session over the checkpoint, the step it was saved at). Raises UserError."""
+        check_vocabulary(self.model, self.vocabulary)
+        mesh = self.partitioner.mesh()
+        partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
+        abstract = models.abstract_params(self.model)
+        axes = models.logical_axes(self.model)
+        shardings = self.partitioner.param_shardings(mesh, abstract, axes)
+        step, params = checkpoints.restore_params(
+            self.checkpoint_path, abstract, shardings, describe(self.model, self.vocabulary)
+        )
+        log.info("checkpoint %s at step %d", self.checkpoint_path, step)
+        session = Session(
+            self.model,
+            params,
+            self.vocabulary,
+            mesh,
+            self.batch_size,
+            dict(self.task_feature_lengths),
+            self.bucketed,
+        )
+        return session, step
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said to a row: texts with their scores (nats; see DecodingConfig)."""
+    """What a model said to a row: texts with their scores (nats; see DecodingConfig).
+
+    `num_tokens` counts the tokens of the predictions, or of the targets that were scored, with
+    EOS; `num_correct`, of scored ones, those that the model found likeliest.
+    """
 
     row: data.Row
     predictions: tuple[str, ...] = ()
@@ -77,27 +136,6 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
         )
 
 
-def open_session(
-    *,
-    model: models.EncoderDecoderModel,
-    vocabulary: Vocabulary,
-    checkpoint_path: str,
-    task_feature_lengths: Mapping[str, int],
-    batch_size: int,
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-) -> tuple[Session, int]:
-    """(a session over the checkpoint, the step it was saved at)."""
-    check_vocabulary(model, vocabulary)
-    mesh = partitioner.mesh()
-    partitioning.check_batch_size(batch_size, mesh, 1, "BATCH_SIZE")
-    abstract = models.abstract_params(model)
-    shardings = partitioner.param_shardings(mesh, abstract, models.logical_axes(model))
-    step, params = checkpoints.restore_params(
-        checkpoint_path, abstract, shardings, describe(model, vocabulary)
-    )
-    return Session(model, params, vocabulary, mesh, batch_size, dict(task_feature_lengths)), step
-
-
 @functools.lru_cache(maxsize=32)
 def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
     # Replicated results: on a pod every process then holds all answers.
@@ -115,52 +153,125 @@ def _score_fn(model, mesh: Mesh):
     return jax.jit(score, out_shardings=partitioning.replicated(mesh))
 
 
-def predict(
-    session: Session, rows: Iterable[data.Row], decoding: DecodingConfig, seed: int = 0
-) -> Iterator[Answer]:
-    """Generate for each row, in order; a sample depends on (seed, row id), not on the batch."""
+class Work(NamedTuple):
+    """How a batch is answered: `start` sends it to the devices, `finish` reads what came back."""
+
+    start: Callable[[batching.Group], Any]
+    finish: Callable[[batching.Group, Any], list[Answer]]
+    targets: bool  # whether targets are read
+
+
+def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
+    """Answers by generation; a sample depends on (seed, row id), not on the batch."""
     run = _predict_fn(session.model, decoding, session.mesh)
-    for group in data.groups(rows, session.batch_size):
-        batch = data.make_batch(group, session.batch_size, session.lengths["inputs"], None)
+
+    def start(group):
+        batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
         tokens = _put(session, batch)["encoder_input_tokens"]
-        keys = jax.vmap(jax.random.key)(
-            np.array([row_seed(seed, row.id) for row in group] + [0] * _missing(session, group))
-        )
-        decoded = run(session.params, tokens, keys)
+        missing = session.batch_size - len(group.rows)
+        seeds = [row_seed(seed, row.id) for row in group.rows] + [0] * missing
+        return run(session.params, tokens, jax.vmap(jax.random.key)(np.array(seeds)))
+
+    def finish(group, decoded):
         tokens_BNT, scores_BN = np.asarray(decoded.tokens), np.asarray(decoded.scores)
-        for i, row in enumerate(group):
-            texts = tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_BNT[i])
-            yield Answer(row, texts, tuple(float(s) for s in scores_BN[i]))
+        return [
+            Answer(
+                row,
+                tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
+                tuple(float(score) for score in scores_N),
+                int(np.count_nonzero(tokens_NT)),
+            )
+            for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
+        ]
+
+    return Work(start, finish, targets=False)
 
 
-def score(session: Session, rows: Iterable[data.Row]) -> Iterator[Answer]:
-    """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
+def scoring(session: Session) -> Work:
+    """The log-likelihood (nats) of each row's targets. Raises UserError if a row has none."""
     run = _score_fn(session.model, session.mesh)
-    for group in data.groups(rows, session.batch_size):
-        for row in group:
+
+    def start(group):
+        for row in group.rows:
             if row.target_ids is None:
                 raise UserError(f"record {row.id!r} has no targets to score")
         batch = data.make_batch(
-            group, session.batch_size, session.lengths["inputs"], session.lengths["targets"]
+            group.rows, session.batch_size, group.inputs_length, group.targets_length
         )
-        out = {k: np.asarray(v) for k, v in run(session.params, _put(session, batch)).items()}
-        for i, row in enumerate(group):
-            yield Answer(
+        return run(session.params, _put(session, batch))
+
+    def finish(group, results):
+        out = {name: np.asarray(values) for name, values in results.items()}
+        return [
+            Answer(
                 row,
                 scores=(float(out["score"][i]),),
                 num_tokens=int(out["num_tokens"][i]),
                 num_correct=int(out["num_correct"][i]),
             )
+            for i, row in enumerate(group.rows)
+        ]
+
+    return Work(start, finish, targets=True)
+
+
+def answer(
+    session: Session,
+    rows: Sequence[data.Row],
+    work: Work,
+    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+) -> list[Answer]:
+    """Answers to `rows`, in order; all are at hand, so batches are made of rows of like length.
+
+    `on_batch` is told of every finished batch: `batching.counts` and `new_tokens`.
+    """
+    answers: list[Any] = [None] * len(rows)
+    groups = batching.groups(
+        rows,
+        session.batch_size,
+        session.lengths,
+        targets=work.targets,
+        bucketed=session.bucketed,
+    )
+    for group, sent in _one_ahead((group, work.start(group)) for group in groups):
+        finished = work.finish(group, sent)
+        for place, found in zip(group.places, finished, strict=True):
+            answers[place] = found
+        counts = batching.counts(group, session.batch_size)
+        on_batch(counts + Counter(new_tokens=sum(found.num_tokens for found in finished)))
+    return answers
+
+
+def predict(
+    session: Session, rows: Iterable[data.Row], decoding: DecodingConfig, seed: int = 0
+) -> Iterator[Answer]:
+    """Generate for each row, in order, reading WINDOW_BATCHES batches of rows at a time."""
+    return _stream(session, rows, generation(session, decoding, seed))
+
+
+def score(session: Session, rows: Iterable[data.Row]) -> Iterator[Answer]:
+    """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
+    return _stream(session, rows, scoring(session))
+
+
+def _stream(session: Session, rows: Iterable[data.Row], work: Work) -> Iterator[Answer]:
+    for window in data.groups(rows, session.batch_size * WINDOW_BATCHES):
+        yield from answer(session, window, work)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each given out once the next is made: devices work while results are read."""
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
 
 
 def row_seed(seed: int, row_id: str) -> int:
     """A 32-bit seed of a record's own, the same wherever and in whatever batch it is answered."""
     digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
-
-
-def _missing(session: Session, group: list[data.Row]) -> int:
-    return session.batch_size - len(group)
 
 
 def _put(session: Session, batch: data.HostBatch) -> models.Batch:
@@ -188,89 +299,3 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
         line["score"] = answer.scores[0]
         line["num_tokens"] = answer.num_tokens
     return line
-
-
-def write_answers(
-    session: Session,
-    rows: Iterable[data.Row],
-    output: str,
-    *,
-    mode: str = "predict",
-    decoding: DecodingConfig = DecodingConfig(),
-    seed: int = 0,
-    total: int | None = None,
-) -> int:
-    """Answer `rows` and write one JSON line each to `output`, whole or not at all; the count."""
-    if mode not in ("predict", "score"):
-        raise UserError(f"mode={mode!r}; it is 'predict' or 'score' (gin: MODE)")
-    answers = predict(session, rows, decoding, seed) if mode == "predict" else score(session, rows)
-    progress = Progress(total, unit="record")
-
-    def answered():
-        for count, answer in enumerate(answers, 1):
-            progress.update(count)
-            yield answer
-
-    count = 0
-    if jax.process_index() != 0:  # of several processes, all compute and the first writes
-        return sum(1 for _ in answered())
-    path = epath.Path(output)
-    if path.is_dir():
-        raise UserError(f"cannot write {output}: it is a folder")
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w") as file:
-            for answer in answered():
-                file.write(json.dumps(record(answer, mode), ensure_ascii=False) + "\n")
-                count += 1
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    progress.finish()
-    log.info("wrote %d records to %s", count, output)
-    return count
-
-
-def infer(
-    *,
-    model: models.EncoderDecoderModel,
-    vocabulary: Vocabulary,
-    checkpoint_path: str,
-    dataset: data.DatasetConfig,
-    output: str | None = None,
-    mode: str = "predict",
-    decoding: DecodingConfig = DecodingConfig(),
-    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-    num_examples: int | None = None,
-    random_seed: int = 0,
-) -> dict[str, int]:
-    """Answer every example of a SeqIO mixture's split: `output`/TASK-predict.jsonl (or -score).
-
-    `output` is inferences/ in the run's folder if None. Returns {file: records in it}.
-    """
-    output = output or f"{checkpoints.locate(checkpoint_path)[0]}/inferences"
-    session, step = open_session(
-        model=model,
-        vocabulary=vocabulary,
-        checkpoint_path=checkpoint_path,
-        task_feature_lengths=dataset.task_feature_lengths,
-        batch_size=dataset.batch_size,
-        partitioner=partitioner,
-    )
-    log.info("checkpoint %s at step %d", checkpoint_path, step)
-    counts = {}
-    for task in data.eval_tasks(dataset, num_examples):
-        path = epath.Path(output) / f"{task.name}-{mode}.jsonl"
-        counts[str(path)] = write_answers(
-            session,
-            task.rows,
-            str(path),
-            mode=mode,
-            decoding=decoding,
-            seed=random_seed,
-            total=len(task.rows),
-        )
-    return counts

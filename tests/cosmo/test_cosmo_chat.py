@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosmo import chat, commands
+from cosmo import chat
 from cosmo.engine import config
 from tasks.formatting import Separators
 
@@ -20,7 +20,7 @@ def talk(trained, tmp_path_factory):
     monkeypatch.setattr(chat, "chat", keep)
     monkeypatch.setattr(chat, "warm_up", lambda *rest: None)
     config.load("gin/runs/infer.gin", [str(trained / "config.gin")])
-    config.call(commands.chat_settings)(None, None)
+    chat.talk(config.call(chat.ChatConfig))
     monkeypatch.undo()
 
     def run(lines, **kwargs):

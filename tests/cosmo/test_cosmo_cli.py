@@ -379,13 +379,6 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path, caps
     assert max(kept) < step
 
 
-def test_unknown_verb_option():
-    """argparse's own exit code and usage."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--no_such_flag"])
-    assert stopped.value.code == 2
-
-
 def test_no_gin_file(capsys):
     """A new user's first mistake."""
     assert "--gin_file=gin/cosmo/tiny.gin" in refusal(capsys, "train")

@@ -1,0 +1,81 @@
+"""Help pages and flags of the verbs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cosmo import verbs
+from cosmo.__main__ import main
+
+
+def output(capsys, *arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command that ends in argparse."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return stopped.value.code, *capsys.readouterr()
+
+
+def test_the_list_of_verbs(capsys):
+    """Property: every verb with its line."""
+    code, text, _ = output(capsys, "--help")
+    assert code == 0
+    for name, verb in verbs.VERBS.items():
+        assert name in text
+        assert verb.help.split()[0] in text
+
+
+@pytest.mark.parametrize("name", verbs.VERBS)
+def test_each_verb_has_a_page(capsys, name):
+    """Property: examples that parse, the common flags, and no other verb's."""
+    code, text, _ = output(capsys, name, "--help")
+    assert code == 0
+    assert all(flag in text for flag in ("--gin_file", "--gin.NAME=VALUE", "--quiet", "examples"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert ("--num_shards" in text) == (name == "infer")
+    assert ("--situation" in text) == (name == "chat")
+    examples = verbs.VERBS[name].examples.replace("\\\n", "").strip().splitlines()
+    for example in examples:
+        words = example.split()
+        assert words[:4] == ["python", "-m", "cosmo", name]
+        flags = [w for w in words[4:] if w.startswith("--") and not w.startswith("--gin.")]
+        assert verbs.parse([name, *flags]).verb == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: VERB"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--no_such_flag"], "train does not know --no_such_flag"),
+        (["train", "--num_shards=2"], "it belongs to infer"),
+        (["infer", "--temprature=1"], "did you mean --temperature?"),
+        (["infer", "--temperature=warm"], "--temperature: invalid float value: 'warm'"),
+        (["infer", "--num_shards=2.5"], "--num_shards: invalid int value: '2.5'"),
+        (["infer", "--temp=1"], "infer does not know --temp"),
+        (["chat", "hello"], "chat does not know hello"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, expected):
+    """What is wrong, and where to read on; exit code 2."""
+    code, text, error = output(capsys, *arguments)
+    assert (code, text) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert "--help" in error
+
+
+def test_flags_are_bindings():
+    """Oracle: by hand. Only what is given, with its type; other flags are none."""
+    args = verbs.parse(["infer", "--top_k=3", "--temperature=1", "--mode=score", "--num_shards=4"])
+    assert verbs.macros(args) == ["MODE = 'score'", "TEMPERATURE = 1.0", "TOP_K = 3"]
+
+
+def test_help_loads_neither_jax_nor_tensorflow():
+    """Property: a help page is there at once."""
+    program = (
+        "import sys; sys.modules['jax'] = sys.modules['tensorflow'] = None\n"
+        "from cosmo.__main__ import main\n"
+        "main(['infer', '--help'])"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
