@@ -2,9 +2,7 @@
 
 import argparse
 
-from etils import epath
-
-from cosmo.engine.interop import convert, sources, tokenizer
+from cosmo.engine.interop import convert, sources
 from tasks import vocabularies
 
 FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in the engine
@@ -12,9 +10,7 @@ FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in t
 
 def run_import(args: argparse.Namespace) -> None:
     """`import`: another system's checkpoint to one of ours."""
-    path = args.vocabulary
-    if path is None and (epath.Path(args.source) / tokenizer.SPIECE).exists():
-        path = str(epath.Path(args.source) / tokenizer.SPIECE)
+    path = args.vocabulary or sources.open_source(args.source).vocabulary_path
     source = convert.import_checkpoint(
         args.source,
         args.output,
@@ -34,8 +30,7 @@ def run_export(args: argparse.Namespace) -> None:
     """`export`: a checkpoint to HuggingFace's or T5X's format."""
     path = args.vocabulary
     if args.format == "hf" and path is None:
-        source = sources.open_source(args.checkpoint)
-        path = source.description.get("vocabulary", {}).get("path")
+        path = sources.open_source(args.checkpoint).vocabulary_path
     if path is not None:
         path = vocabularies.load(path).path
     source = convert.export_checkpoint(

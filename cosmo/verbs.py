@@ -225,8 +225,8 @@ VERBS = {
     "import": Verb(
         help="turn a T5X checkpoint or a HuggingFace folder into one of ours",
         description="Turn a T5X checkpoint or a HuggingFace T5 folder into one of ours, "
-        "tensor by tensor. The network is read from it; no gin file is needed. Memory does not grow with the "
-        "model. (Training and inference also take such paths as they are.)",
+        "tensor by tensor. The network is read from it; no gin file is needed. Memory does not "
+        "grow with the model. (Training and inference also take such paths as they are.)",
         examples="""\
   python -m cosmo import --format=t5x --output=/tmp/t5_xl_lm \\
     --source=gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xl/checkpoint_1100000

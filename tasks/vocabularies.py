@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,17 @@ from tasks.files import resolve
 # T5's vocabulary at its public home: 32,100 pieces.
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 
+_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A SentencePiece model. `size` counts its pieces, `fingerprint` is its file's SHA-256."""
+    """A SentencePiece model. `size` counts its pieces, `fingerprint` is a hash of them.
+
+    T5's sentinels at the end are left out of the hash: HuggingFace's copy of T5's vocabulary has
+    none in its file, and every other id means the same.
+    """
 
     path: str
     size: int
@@ -87,4 +93,8 @@ def _load(path: str) -> Vocabulary:
     }
     if ids != _SPECIAL:
         raise wrong("the special pieces have other ids than T5's", str(ids), str(_SPECIAL))
-    return Vocabulary(path, processor.get_piece_size(), hashlib.sha256(data).hexdigest(), processor)
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    while _SENTINEL.fullmatch(pieces[-1]):
+        pieces.pop()
+    fingerprint = hashlib.sha256("\n".join(pieces).encode()).hexdigest()
+    return Vocabulary(path, processor.get_piece_size(), fingerprint, processor)

@@ -14,6 +14,7 @@ from etils import epath
 from cosmo.engine.errors import UserError
 
 FOLDER = "checkpoints"
+VOCABULARY = "vocabulary.model"  # beside it: the SentencePiece model that token ids refer to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,21 @@ def locate(path: str) -> Located:
         f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
         "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
     )
+
+
+def beside(path: str, name: str, setting: str) -> str:
+    """Where results go by default: a folder in the run's own; a foreign checkpoint has none."""
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no run of ours to write into: give --gin.{setting}=FOLDER")
+    return f"{found.folder}/{name}"
+
+
+def keep_vocabulary(model_dir: str, path: str) -> None:
+    """Copy the vocabulary's file into MODEL_DIR, so that the folder says all about its model."""
+    source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
+    if source.exists() and source != target:
+        target.write_bytes(source.read_bytes())
 
 
 def completed_steps(model_dir: str) -> list[int]:

@@ -6,6 +6,7 @@ functions; macros (MODEL_DIR, TRAIN_STEPS, ...) are what people override.
 
 import ast
 import difflib
+import itertools
 import logging
 import pathlib
 import re
@@ -124,8 +125,29 @@ def macro_value(name: str) -> Any:
 
 
 def operative_config() -> str:
-    """All bindings in use so far, as a gin file that repeats the run."""
-    return gin.operative_config_str()
+    """All bindings in use so far, as a gin file that repeats the run.
+
+    gin writes what a macro builds in a scope of the macro's name (`MODEL/t5.T5Config.emb_dim`),
+    which would win over an override of the plain name: the scope is left out.
+    """
+    text = gin.operative_config_str()
+    macros = "|".join(set(_MACRO_DEFINITION.findall(text)))
+    return re.sub(rf"^({macros})/", "", text, flags=re.M) if macros else text
+
+
+def saved_macros(path: epath.PathLike) -> dict[str, Any]:
+    """The macros of a config.gin that stand for plain values; gin's own state is left alone."""
+    found: dict[str, Any] = {}
+    text = epath.Path(path).read_text().replace("\\\n", "")
+    places = [*(match.start() for match in _MACRO_DEFINITION.finditer(text)), len(text)]
+    for start, end in itertools.pairwise(places):
+        name, _, value = text[start:end].partition("=")
+        value = re.split(r"\n\s*\n|\n#", value)[0]
+        try:
+            found[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            continue  # a reference
+    return found
 
 
 def _find(file: str, paths: Iterable[pathlib.Path]) -> epath.Path:

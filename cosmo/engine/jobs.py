@@ -152,7 +152,8 @@ def answer_source(
 def _settings(config: InferConfig, source: shards.Source, num_shards: int) -> dict[str, Any]:
     """All that an answer depends on, but for the batch size: the manifest keeps it."""
     session = config.session
-    folder, step = checkpoints.locate(session.checkpoint_path)
+    found = checkpoints.locate(session.checkpoint_path)
+    path = str(epath.Path(found.folder).resolve())
     predicting = config.mode == "predict"
     return {
         "input": source.identity,
@@ -160,7 +161,7 @@ def _settings(config: InferConfig, source: shards.Source, num_shards: int) -> di
         "mode": config.mode,
         "seed": config.random_seed,
         "decoding": dataclasses.asdict(config.decoding) if predicting else None,
-        "checkpoint": {"path": str(epath.Path(folder).resolve()), "step": step},
+        "checkpoint": {"path": path, "step": found.step, "format": found.format},
         "task_feature_lengths": dict(session.task_feature_lengths),
         "model": infer.describe(session.model, session.vocabulary),
     }
@@ -253,7 +254,8 @@ def infer_mixture(
     Writes `output`/TASK-predict.jsonl (or -score), or TASK-predict-00000-of-0000N.jsonl; None is
     inferences/ in the run's folder.
     """
-    output = output or f"{checkpoints.locate(config.session.checkpoint_path)[0]}/inferences"
+    path = config.session.checkpoint_path
+    output = output or checkpoints.beside(path, "inferences", "INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in data.eval_tasks(dataset, num_examples):

@@ -55,6 +55,8 @@ def train(
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
+    if jax.process_index() == 0:
+        checkpoints.keep_vocabulary(model_dir, vocabulary.path)
     evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:

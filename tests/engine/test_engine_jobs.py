@@ -43,7 +43,7 @@ def records(count, bad=()):
 @pytest.fixture
 def config(model, monkeypatch):
     """`config(batch_size=4, **changes)`: settings of a run over a checkpoint of step 7."""
-    monkeypatch.setattr(checkpoints, "locate", lambda path: (path, 7))
+    monkeypatch.setattr(checkpoints, "locate", lambda path: checkpoints.Located(path, 7, "cosmo"))
 
     def make(batch_size=4, **changes):
         lengths = {"inputs": 48, "targets": 16}
@@ -289,7 +289,7 @@ def test_other_settings_are_refused_by_name(run, config, tmp_path):
 def test_a_newer_checkpoint_is_another_setting(run, config, tmp_path, monkeypatch):
     """Property: answers of two checkpoints are never mixed."""
     run(tmp_path, records(3))
-    monkeypatch.setattr(checkpoints, "locate", lambda path: (path, 8))
+    monkeypatch.setattr(checkpoints, "locate", lambda path: checkpoints.Located(path, 8, "cosmo"))
     with pytest.raises(UserError, match=r"checkpoint.step=7, this command has 8"):
         run(tmp_path, records(3))
 

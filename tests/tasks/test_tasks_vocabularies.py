@@ -49,10 +49,29 @@ def test_decode_cuts_at_eos_and_drops_padding(vocabulary_path):
 
 
 def test_fingerprint_and_cache(vocabulary_path):
-    """Oracle: hashlib over the file."""
-    digest = hashlib.sha256(vocabulary_path.read_bytes()).hexdigest()
-    assert load(vocabulary_path).fingerprint == digest
-    assert load(str(vocabulary_path)) is load(vocabulary_path)
+    """Oracle: hashlib over the pieces, without T5's sentinels at the end."""
+    vocabulary = load(vocabulary_path)
+    pieces = [vocabulary.processor.id_to_piece(i) for i in range(vocabulary.size)]
+    pieces = [piece for piece in pieces if "<extra_id_" not in piece]
+    assert vocabulary.fingerprint == hashlib.sha256("\n".join(pieces).encode()).hexdigest()
+    assert load(str(vocabulary_path)) is vocabulary
+
+
+def test_fingerprint_without_sentinels(shared, tmp_path):
+    """T5's vocabulary as HuggingFace keeps it: 32,000 pieces. Oracle: that of all 32,100."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    path = shared / "data/t5_cc_all.32000.100extra.model"
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    del model.pieces[32000:]
+    (tmp_path / "spiece.model").write_bytes(model.SerializeToString())
+    short = load(tmp_path / "spiece.model")
+    assert (short.size, load(path).size) == (32000, 32100)
+    assert short.fingerprint == load(path).fingerprint
+    model.pieces[500].piece = "another"
+    (tmp_path / "other.model").write_bytes(model.SerializeToString())
+    assert load(tmp_path / "other.model").fingerprint != short.fingerprint
 
 
 def test_what_is_no_vocabulary_of_ours(tmp_path):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from cosmo.engine import models
+from cosmo.engine import checkpoints, models
 from cosmo.engine.errors import UserError
 from cosmo.engine.infer import Vocabulary
 from cosmo.engine.interop import (
@@ -48,7 +48,7 @@ def import_checkpoint(
     Args:
         path: the checkpoint; `format` ("t5x", "huggingface") only checks what it is.
         output: a folder that then serves as INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH.
-        vocabulary: what its token ids mean; kept in the checkpoint's description.
+        vocabulary: what its token ids mean; its file is kept with the checkpoint.
         optimizer_state: whether to take over Adafactor's state (T5X only).
         step: the step to call it, instead of the checkpoint's own (HuggingFace's have none: 0).
 
@@ -79,6 +79,9 @@ def import_checkpoint(
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         try:
+            if vocabulary is not None:
+                epath.Path(output).mkdir(parents=True, exist_ok=True)
+                checkpoints.keep_vocabulary(output, vocabulary.path)
             orbax.write(output, step, state, json.loads(json.dumps(description)), on_piece)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from cosmo.engine import checkpoints, models, t5
 from cosmo.engine.errors import UserError
-from cosmo.engine.interop import huggingface, orbax, t5x, t5x_adafactor
+from cosmo.engine.interop import huggingface, orbax, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.interop.lazy import LazyArray
 from cosmo.engine.interop.orbax import Path
 from cosmo.engine.writer import log
@@ -35,6 +36,14 @@ class Source:
 
     def __str__(self) -> str:
         return f"{NAMES[self.format]} {self.path}, step {self.step}"
+
+    @property
+    def vocabulary_path(self) -> str | None:
+        """The SentencePiece model that is kept with the checkpoint, or that its run names."""
+        name = tokenizer.SPIECE if self.format == "huggingface" else checkpoints.VOCABULARY
+        if (epath.Path(self.path) / name).exists():
+            return str(epath.Path(self.path) / name)
+        return self.description.get("vocabulary", {}).get("path")
 
 
 def open_source(path: str, format: str | None = None) -> Source:

@@ -1,0 +1,162 @@
+"""The Python door: load a model from any checkpoint, then generate and score.
+
+import cosmo
+
+model = cosmo.load("/tmp/run")
+reply, = model.generate([["Hi, how was the exam?"]], temperature=1.0, top_p=0.95)
+print(reply.text)
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from cosmo import records
+from cosmo.engine import config, data, infer, models, partitioning
+from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.errors import UserError
+from cosmo.engine.interop import sources
+from tasks import formatting, vocabularies
+
+# A record {turns, narrative?, instruction?, response?, id?}, its turns alone, or one utterance.
+Record = Mapping[str, Any] | Sequence[str] | str
+
+LENGTHS = {"inputs": 512, "targets": 128}  # Cosmo's; those of a run of ours are its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer. With several samples or beams `text` is the first, and all are in `texts`.
+
+    A score is the text's log-likelihood in nats (with beams, over the length penalty).
+    """
+
+    text: str
+    score: float
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a record's response is: its log-likelihood in nats, EOS counted as a token."""
+
+    log_likelihood: float
+    num_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood of a token."""
+        return math.exp(-self.log_likelihood / self.num_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueModel:
+    """A model that answers dialogues; made by `load`."""
+
+    session: infer.Session
+    separators: formatting.Separators
+    step: int  # of its checkpoint
+
+    def generate(self, records: Iterable[Record], *, seed: int = 0, **sampling: Any) -> list[Reply]:
+        """A reply to each record, in order.
+
+        `sampling` are fields of `DecodingConfig`: max_new_tokens, temperature, top_k, top_p,
+        num_samples, beam_size, length_penalty; greedy without any. A sample depends on `seed` and
+        the record's id, its place in `records` if it has none. Raises UserError for a record that
+        cannot be used, before any is answered.
+        """
+        decoding = _decoding({"max_new_tokens": self.session.lengths["targets"], **sampling})
+        rows = self._rows(records)
+        found = infer.answer(self.session, rows, infer.generation(self.session, decoding, seed))
+        return [Reply(a.predictions[0], a.scores[0], a.predictions, a.scores) for a in found]
+
+    def score(self, records: Iterable[Record]) -> list[Score]:
+        """The log-likelihood of each record's `response`, in order; UserError if one has none."""
+        found = infer.answer(self.session, self._rows(records), infer.scoring(self.session))
+        return [Score(a.scores[0], a.num_tokens) for a in found]
+
+    def _rows(self, items: Iterable[Record]) -> list[data.Row]:
+        if isinstance(items, str | Mapping):
+            raise UserError("give a list of records: [record] for one")
+        rows = []
+        for place, item in enumerate(items):
+            record = item
+            if isinstance(item, str):
+                record = {"turns": [item]}
+            elif not isinstance(item, Mapping) and isinstance(item, Sequence):
+                record = {"turns": list(item)}
+            vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
+            try:
+                rows.append(records.row(record, vocabulary, length, self.separators, str(place)))
+            except ValueError as error:
+                raise UserError(f"record {place}: {error}") from error
+        return rows
+
+
+def load(
+    path: str,
+    *,
+    vocabulary: str | None = None,
+    lengths: Mapping[str, int] | None = None,
+    separators: formatting.Separators | None = None,
+    batch_size: int = 32,
+    dtype: str | None = None,
+    num_partitions: int = 1,
+) -> DialogueModel:
+    """A model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X one.
+
+    Args:
+        path: the checkpoint; its format is found out.
+        vocabulary: a SentencePiece model, if none is kept with the checkpoint.
+        lengths: the most tokens of "inputs" (oldest turns are left out) and "targets"; by default
+            the run's own, or Cosmo's 512 and 128.
+        separators: between the parts and the turns of an input; by default the run's, or Cosmo's.
+        batch_size: records at a time; rounded up to the number of devices.
+        dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16.
+        num_partitions: devices that one copy of the model is split over.
+
+    Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
+    """
+    source = sources.open_source(str(path))
+    vocabulary = vocabulary or source.vocabulary_path
+    if vocabulary is None:
+        raise UserError(f"{source} comes without a vocabulary: load(path, vocabulary=FILE)")
+    saved = epath.Path(source.path) / "config.gin"
+    settings = config.saved_macros(saved) if source.format == "cosmo" and saved.exists() else {}
+    if separators is None and "SEPARATOR" in settings:
+        separators = formatting.Separators(settings["SEPARATOR"], settings["TURN_SEPARATOR"])
+    on_cpu = jax.default_backend() == "cpu"
+    network = dataclasses.replace(
+        source.network,
+        dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+        dropout_rate=0.0,
+        scan_layers=not on_cpu,  # unrolled, a CPU is faster
+    )
+    partitioner = partitioning.Partitioner(num_partitions)
+    shards = partitioner.mesh().shape["data"]
+    session, step = infer.SessionConfig(
+        model=models.EncoderDecoderModel(network),
+        vocabulary=vocabularies.load(vocabulary),
+        checkpoint_path=str(path),
+        task_feature_lengths={
+            **LENGTHS,
+            **settings.get("TASK_FEATURE_LENGTHS", {}),
+            **(lengths or {}),
+        },
+        batch_size=-(-batch_size // shards) * shards,
+        partitioner=partitioner,
+    ).open()
+    return DialogueModel(session, separators or formatting.Separators(), step)
+
+
+def _decoding(settings: dict[str, Any]) -> DecodingConfig:
+    known = {field.name for field in dataclasses.fields(DecodingConfig)}
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
+    return DecodingConfig(**settings)
