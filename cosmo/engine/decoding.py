@@ -156,7 +156,7 @@ def _sampling(rows: int, config: DecodingConfig, row_keys_R: jax.Array | None) -
 
     def advance(state, logits_RV, index):
         if config.temperature == 0.0:
-            chosen_R = jnp.argmax(logits_RV, axis=-1).astype(jnp.int32)
+            chosen_R = first_best(logits_RV)
         else:
             allowed_RV = truncate(logits_RV / config.temperature, config.top_k, config.top_p)
             keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys_R, index)
@@ -179,6 +179,14 @@ def _sampling(rows: int, config: DecodingConfig, row_keys_R: jax.Array | None) -
         )
 
     return _Rule(start, advance, lambda state, index: jnp.all(state.ended_R), finish)
+
+
+def first_best(logits_RV: jax.Array) -> jax.Array:
+    """`argmax`, the first where several tie: int32 [R]. Two plain reductions vectorise better."""
+    best_R1 = jnp.max(logits_RV, axis=-1, keepdims=True)
+    places_RV = jnp.broadcast_to(jnp.arange(logits_RV.shape[-1], dtype=jnp.int32), logits_RV.shape)
+    last = logits_RV.shape[-1] - 1  # what a row of NaNs chooses
+    return jnp.min(jnp.where(logits_RV == best_R1, places_RV, last), axis=-1)
 
 
 def truncate(logits_RV: jax.Array, top_k: int, top_p: float) -> jax.Array:

@@ -60,11 +60,12 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...])
 
 
-def rms_norm(x: jax.Array, scale_M: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """x over its root mean square along the last axis, times `scale_M`; computed in float32."""
+def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1, epsilon: float = 1e-6) -> jax.Array:
+    """x over its root mean square along `axis` (0 or the last), times `scale_M`; in float32."""
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
-    return (x32 * inverse).astype(x.dtype) * scale_M.astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + epsilon)
+    scale = scale_M.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else scale_M
+    return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
 
 def relative_position_bucket(

@@ -155,11 +155,11 @@ def predict(
     """
     # Cast and unstack once: inside the loop either would be paid for every token.
     module = bind(model, _cast(params, model.network.dtype))
-    layers = module.step_layers()
+    weights = module.decoder_weights()
     cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
 
     def step(tokens, index, cache):
-        return module.decode_step(layers, tokens, index, cache)
+        return module.decode_step(weights, tokens, index, cache)
 
     return decoding.decode(step, cache, encoder_input_tokens.shape[0], config, row_keys)
 

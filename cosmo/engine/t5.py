@@ -15,6 +15,7 @@ from cosmo.engine.layers import (
     fan_in,
     mask_bias,
     param,
+    rms_norm,
     segment_mask,
     split_key,
 )
@@ -46,14 +47,15 @@ class DecoderCache(NamedTuple):
     self_bias_THT: list[jax.Array]
 
     def repeat(self, count: int) -> "DecoderCache":
-        """Every row `count` times, neighbours in memory."""
-
-        def repeated(array):
-            return jnp.repeat(array, count, axis=0)
-
-        return self._replace(
-            layers=jax.tree.map(repeated, self.layers), cross_bias_B1S=repeated(self.cross_bias_B1S)
-        )
+        """`count` rows for each input, neighbours in memory, that share its encoder side."""
+        layers = [
+            layer._replace(
+                self_key_BHTK=jnp.repeat(layer.self_key_BHTK, count, axis=0),
+                self_value_BHTK=jnp.repeat(layer.self_value_BHTK, count, axis=0),
+            )
+            for layer in self.layers
+        ]
+        return self._replace(layers=layers)
 
     def take(self, rows_R: jax.Array) -> "DecoderCache":
         """Rows by index, within one input: its encoder side is the same for all, and stays."""
@@ -65,6 +67,14 @@ class DecoderCache(NamedTuple):
             for layer in self.layers
         ]
         return self._replace(layers=layers)
+
+
+class DecoderWeights(NamedTuple):
+    """All that `T5.decode_step` multiplies by, laid out for it."""
+
+    layers: list[StepWeights]
+    norm_M: jax.Array
+    logits_VM: jax.Array
 
 
 class Encoder(nnx.Module):
@@ -177,14 +187,16 @@ class T5(nnx.Module):
 
         Operands stay in the compute type, products are summed in float32.
         """
-        c = self.config
-        if c.logits_scale != 1.0:
-            x = x * c.logits_scale
-        if c.logits_via_embedding:
+        if self.config.logits_via_embedding:
             kernel = self.token_embedder[...].T
         else:
             kernel = self.decoder.logits_dense[...]
+        x = self._scaled(x)
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        scale = self.config.logits_scale
+        return x if scale == 1.0 else x * scale
 
     def encode(self, tokens_BS: jax.Array, segments_BS=None, key=None) -> jax.Array:
         """Encoder output [B, S, M]; `segments_BS` defaults to one segment of non-zero tokens."""
@@ -223,7 +235,7 @@ class T5(nnx.Module):
         for i in range(c.num_decoder_layers):
             attention = self.decoder.layer(i).encoder_decoder_attention
             keys, values = attention.keys_values(encoded_BSM)
-            layers.append(LayerCache(empty, empty, keys, values))
+            layers.append(LayerCache(empty, empty, keys.swapaxes(2, 3), values))
         cross_bias_B1S = mask_bias(tokens_BS > 0)[:, None]
         causal_TT = jnp.tril(jnp.ones((max_length, max_length), bool))
         owners = [self.decoder]
@@ -235,29 +247,40 @@ class T5(nnx.Module):
         ]
         return DecoderCache(layers, cross_bias_B1S, [b.swapaxes(0, 1) for b in biases_HTT])
 
-    def step_layers(self) -> list[StepWeights]:
-        """The decoder's layers one by one, as `decode_step` wants them."""
-        return [step_weights(self.decoder.layer(i)) for i in range(self.config.num_decoder_layers)]
+    def decoder_weights(self) -> DecoderWeights:
+        """The decoder's weights as `decode_step` wants them; to be made once, before a loop.
+
+        Inside it, every step would copy every weight.
+        """
+        tied = self.config.logits_via_embedding
+        return DecoderWeights(
+            [step_weights(self.decoder.layer(i)) for i in range(self.config.num_decoder_layers)],
+            self.decoder.decoder_norm.scale[...],
+            self.token_embedder[...] if tied else self.decoder.logits_dense[...].T,
+        )
 
     def decode_step(
-        self, layers: list[StepWeights], tokens_B, index, cache: DecoderCache
+        self, weights: DecoderWeights, tokens_B, index, cache: DecoderCache
     ) -> tuple[jax.Array, DecoderCache]:
-        """Logits [B, V] for the token after position `index`, which holds `tokens_B`.
-
-        `layers` come from `step_layers`, called once outside the loop, or every step would copy
-        every weight.
-        """
-        x_BM = self.embed(tokens_B)
+        """Logits [B, V] for the token after position `index`, which holds `tokens_B`."""
+        x_MB = self.embed(tokens_B).T
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
         if len(biases_1HT) == 1:
-            biases_1HT = biases_1HT * len(layers)
+            biases_1HT = biases_1HT * len(weights.layers)
         new = []
-        for layer, layer_cache, bias_1HT in zip(layers, cache.layers, biases_1HT, strict=True):
-            x_BM, layer_cache = decode_layer(
-                self.config, layer, x_BM, index, layer_cache, bias_1HT, cache.cross_bias_B1S
+        for layer, layer_cache, bias_1HT in zip(
+            weights.layers, cache.layers, biases_1HT, strict=True
+        ):
+            x_MB, layer_cache = decode_layer(
+                self.config, layer, x_MB, index, layer_cache, bias_1HT, cache.cross_bias_B1S
             )
             new.append(layer_cache)
-        return self.logits(self.decoder.decoder_norm(x_BM)), cache._replace(layers=new)
+        # The barrier keeps the transpose out of the product: see `decode_layer`.
+        x_BM = jax.lax.optimization_barrier(self._scaled(rms_norm(x_MB.T, weights.norm_M)))
+        logits_BV = jnp.einsum(
+            "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
+        )
+        return logits_BV, cache._replace(layers=new)
 
 
 def _segments(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:

@@ -104,11 +104,11 @@ def relative_bias(config: T5Config, rngs: nnx.Rngs) -> RelativePositionBias:
 
 
 class LayerCache(NamedTuple):
-    """One decoder layer's keys and values: its own past, and the encoder's output."""
+    """One decoder layer's keys and values: each row's own past, and each input's encoder output."""
 
     self_key_BHTK: jax.Array
     self_value_BHTK: jax.Array
-    cross_key_BHSK: jax.Array
+    cross_key_BHKS: jax.Array
     cross_value_BHSK: jax.Array
 
 
@@ -180,77 +180,106 @@ class DecoderLayer(nnx.Module):
 
 
 class StepWeights(NamedTuple):
-    """A decoder layer's weights as a decoding step wants them: projections of one input joined.
+    """A decoder layer's weights as a decoding step wants them: joined, and output by input.
 
     A step of few rows is bound by reading weights and by the number of operations, so queries, keys
-    and values are one product [M, 3J], and the branches of the feed-forward another [M, 2F].
+    and values are one product [3J, M], and the branches of the feed-forward another [N, M], N being
+    F or 2F. A CPU streams a weight through a product with a few columns half as fast again as
+    through one with a few rows.
     """
 
     self_norm_M: jax.Array
-    self_qkv_MN: jax.Array
-    self_out_JM: jax.Array
+    self_qkv_NM: jax.Array
+    self_out_MJ: jax.Array
     cross_norm_M: jax.Array
-    cross_query_MJ: jax.Array
-    cross_out_JM: jax.Array
+    cross_query_JM: jax.Array
+    cross_out_MJ: jax.Array
     mlp_norm_M: jax.Array
-    mlp_in_MN: jax.Array
-    mlp_out_FM: jax.Array
+    mlp_in_NM: jax.Array
+    mlp_out_MF: jax.Array
 
 
 def step_weights(layer: DecoderLayer) -> StepWeights:
     """The weights of `layer` for `decode_layer`; to be made once, outside the decoding loop."""
     own, cross = layer.self_attention, layer.encoder_decoder_attention
-    joined = [own.query[...], own.key[...], own.value[...]]
+    joined = [own.query[...].T, own.key[...].T, own.value[...].T]
     return StepWeights(
         layer.pre_self_attention_layer_norm.scale[...],
-        jnp.concatenate(joined, axis=1),
-        own.out[...],
+        jnp.concatenate(joined),
+        own.out[...].T,
         layer.pre_cross_attention_layer_norm.scale[...],
-        cross.query[...],
-        cross.out[...],
+        cross.query[...].T,
+        cross.out[...].T,
         layer.pre_mlp_layer_norm.scale[...],
-        jnp.concatenate([kernel[...] for kernel in layer.mlp.kernels()], axis=1),
-        layer.mlp.wo[...],
+        jnp.concatenate([kernel[...].T for kernel in layer.mlp.kernels()]),
+        layer.mlp.wo[...].T,
     )
 
 
 def decode_layer(
     config: T5Config,
     w: StepWeights,
-    x_BM: jax.Array,
+    x_MB: jax.Array,
     index: jax.Array,
     cache: LayerCache,
     self_bias: jax.Array,
     cross_bias: jax.Array,
 ) -> tuple[jax.Array, LayerCache]:
-    """One token a row at position `index`: [B, M] -> [B, M], and the cache with it."""
-    heads = (x_BM.shape[0], config.num_heads, config.head_dim)
-    qkv_BN = rms_norm(x_BM, w.self_norm_M) @ w.self_qkv_MN
-    query, key, value = (part.reshape(heads) for part in jnp.split(qkv_BN, 3, axis=1))
-    put = jax.lax.dynamic_update_slice_in_dim
+    """One token a row at position `index`: [M, B] -> [M, B], and the cache with it."""
+    heads = (x_MB.shape[1], config.num_heads, config.head_dim)
+    qkv_NB = w.self_qkv_NM @ rms_norm(x_MB, w.self_norm_M, axis=0)
+    query, key, value = (part.T.reshape(heads) for part in jnp.split(qkv_NB, 3))
+    put, barrier = jax.lax.dynamic_update_slice_in_dim, jax.lax.optimization_barrier
     cache = cache._replace(
         self_key_BHTK=put(cache.self_key_BHTK, key[:, :, None], index, axis=2),
         self_value_BHTK=put(cache.self_value_BHTK, value[:, :, None], index, axis=2),
     )
-    mixed_BJ = attend_one(query, cache.self_key_BHTK, cache.self_value_BHTK, self_bias)
-    x_BM = x_BM + mixed_BJ @ w.self_out_JM
-    query = (rms_norm(x_BM, w.cross_norm_M) @ w.cross_query_MJ).reshape(heads)
-    mixed_BJ = attend_one(query, cache.cross_key_BHSK, cache.cross_value_BHSK, cross_bias)
-    x_BM = x_BM + mixed_BJ @ w.cross_out_JM
-    branches_BN = rms_norm(x_BM, w.mlp_norm_M) @ w.mlp_in_MN
+    mixed_BJ = attend_past(query, cache.self_key_BHTK, cache.self_value_BHTK, self_bias)
+    x_MB = x_MB + w.self_out_MJ @ mixed_BJ.T
+    # Without a barrier XLA would fold the transpose into the product, and lose the fast one.
+    query_JB = barrier(w.cross_query_JM @ rms_norm(x_MB, w.cross_norm_M, axis=0))
+    query = query_JB.T.reshape(heads)
+    mixed_BJ = attend_inputs(query, cache.cross_key_BHKS, cache.cross_value_BHSK, cross_bias)
+    x_MB = x_MB + w.cross_out_MJ @ mixed_BJ.T
+    branches_NB = w.mlp_in_NM @ rms_norm(x_MB, w.mlp_norm_M, axis=0)
     activations = config.mlp_activations
-    hidden_BF = activate(activations, jnp.split(branches_BN, len(activations), axis=1))
-    return x_BM + hidden_BF @ w.mlp_out_FM, cache
+    hidden_FB = activate(activations, jnp.split(branches_NB, len(activations)))
+    return x_MB + w.mlp_out_MF @ hidden_FB, cache
 
 
-def attend_one(q_BHK, keys_BHSK, values_BHSK, bias) -> jax.Array:
-    """Attention of a single query a row over cached keys: [B, J]. `bias` fits [B, H, S]."""
+def attend_past(q_BHK, keys_BHTK, values_BHTK, bias) -> jax.Array:
+    """Attention of a single query a row over the row's own past: [B, J]. `bias` fits [B, H, T]."""
     # One query a row is written as a matrix of one: XLA's CPU backend then finds the fast product.
-    logits_BH1S = jnp.einsum("BHTK,BHSK->BHTS", q_BHK[:, :, None], keys_BHSK)
-    logits_BHS = logits_BH1S[:, :, 0].astype(jnp.float32) + bias
-    weights_BHS = jax.nn.softmax(logits_BHS, axis=-1).astype(q_BHK.dtype)
-    mixed_BH1K = jnp.einsum("BHTS,BHSK->BHTK", weights_BHS[:, :, None], values_BHSK)
-    return mixed_BH1K.reshape(q_BHK.shape[0], -1)
+    logits_BH1T = jnp.einsum("BHTK,BHSK->BHTS", q_BHK[:, :, None], keys_BHTK)
+    weights_BHT = jax.nn.softmax(logits_BH1T[:, :, 0].astype(jnp.float32) + bias, axis=-1)
+    return _weighted(weights_BHT, values_BHTK, q_BHK.dtype)
+
+
+def attend_inputs(q_RHK, keys_BHKS, values_BHSK, bias_B1S) -> jax.Array:
+    """Attention of a single query a row over the encoder's output of its input: [R, J].
+
+    R is B times the samples or beams of an input, neighbours in memory, which share its keys.
+    """
+    rows, inputs = q_RHK.shape[0], keys_BHKS.shape[0]
+    if (
+        rows == inputs
+    ):  # sums, which a CPU divides over its cores as it does not with small products
+        logits_BHS = jnp.sum(_f32(q_RHK)[..., None] * _f32(keys_BHKS), axis=2) + bias_B1S
+        return _weighted(jax.nn.softmax(logits_BHS, axis=-1), values_BHSK, q_RHK.dtype)
+    q_BHNK = q_RHK.reshape(inputs, rows // inputs, *q_RHK.shape[1:]).swapaxes(1, 2)
+    logits_BHNS = jnp.einsum("BHNK,BHKS->BHNS", q_BHNK, keys_BHKS).astype(jnp.float32)
+    weights_BHNS = jax.nn.softmax(logits_BHNS + bias_B1S[:, :, None], axis=-1)
+    mixed_BHNK = jnp.einsum("BHNS,BHSK->BHNK", weights_BHNS.astype(q_RHK.dtype), values_BHSK)
+    return mixed_BHNK.swapaxes(1, 2).reshape(rows, -1)
+
+
+def _weighted(weights_BHS, values_BHSK, dtype) -> jax.Array:
+    mixed_BHK = jnp.sum(weights_BHS[..., None] * _f32(values_BHSK), axis=2)
+    return mixed_BHK.reshape(mixed_BHK.shape[0], -1).astype(dtype)
+
+
+def _f32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
 
 
 def stack(layer: type, count: int, config: T5Config, rngs: nnx.Rngs) -> nnx.Module:

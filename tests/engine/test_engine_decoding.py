@@ -361,12 +361,12 @@ def test_engine_decoding_cached_steps_equal_teacher_forcing(
     @jit
     def stepwise(params, batch):
         module = models.bind(model, params)
-        layers = module.step_layers()
+        weights = module.decoder_weights()
         cache = module.start_cache(batch["encoder_input_tokens"], 16)
 
         def body(cache, inputs):
             index, tokens = inputs
-            logits, cache = module.decode_step(layers, tokens, index, cache)
+            logits, cache = module.decode_step(weights, tokens, index, cache)
             return cache, logits
 
         tokens_TB = batch["decoder_input_tokens"].T

@@ -83,9 +83,9 @@ def test_decoding_with_a_bias_a_layer(tiny_config, make_params, jit):
 
     def stepwise(params):
         module = models.bind(model, params)
-        cache, out = module.start_cache(tokens, 4), []
+        cache, weights, out = module.start_cache(tokens, 4), module.decoder_weights(), []
         for i in range(4):
-            logits, cache = module.decode_step(module.step_layers(), inputs[:, i], i, cache)
+            logits, cache = module.decode_step(weights, inputs[:, i], i, cache)
             out.append(logits)
         return jnp.stack(out, axis=1)
 

@@ -1,0 +1,210 @@
+"""What `tools.bench` measures: one function for each library, run in a process of its own.
+
+Every function imports its own library, so that it runs where the others are not installed. It
+returns {"seconds": of each repetition after the first, "tokens": in each}.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+SIZES = {"batch": 8, "inputs": 256, "targets": 64}
+VOCAB, EMB, HEADS, LAYERS, HEAD, MLP = 32128, 512, 6, 8, 64, 1024
+PIECES = range(3, 2000)  # of the sample vocabulary, but for padding, EOS and unknown
+
+
+def random_batch() -> dict:
+    """Full rows of random pieces, as numpy."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    shape = {n: (SIZES["batch"], SIZES[n]) for n in ("inputs", "targets")}
+    return {
+        n: random.integers(PIECES.start, PIECES.stop, s).astype("int32") for n, s in shape.items()
+    }
+
+
+def timed(run: Callable[[], object], steps: int, tokens: int) -> dict:
+    """Seconds of `steps` calls, after one that is not counted."""
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.monotonic()
+        run()
+        seconds.append(time.monotonic() - began)
+    return {"seconds": seconds[1:], "tokens": tokens}
+
+
+def our_model(args: argparse.Namespace):
+    """T5 1.1 small in our engine."""
+    from cosmo.engine import models, t5
+
+    return models.EncoderDecoderModel(
+        t5.T5Config(
+            vocab_size=VOCAB,
+            emb_dim=EMB,
+            num_heads=HEADS,
+            num_encoder_layers=LAYERS,
+            num_decoder_layers=LAYERS,
+            head_dim=HEAD,
+            mlp_dim=MLP,
+            dtype="float32",
+            dropout_rate=args.dropout_rate,
+            scan_layers=args.scan_layers,
+        )
+    )
+
+
+def write_weights(folder: str) -> None:
+    """Fresh weights of T5 1.1 small as a HuggingFace folder, for all sides of `decode`."""
+    import argparse as a
+
+    import jax
+    import numpy as np
+    from etils import epath
+
+    from cosmo.engine import models
+    from cosmo.engine.interop import huggingface, lazy, sources, tokenizer
+
+    model = our_model(a.Namespace(dropout_rate=0.0, scan_layers=False))
+    params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
+    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in sources.flat(params).items()}
+    out = epath.Path(folder)
+    out.mkdir()
+    huggingface.write(out, arrays, model.network, "float32", 10**10, lambda count: None)
+    tokenizer.write(out, "tasks/sample/vocabulary.model")
+
+
+def ours_train(args: argparse.Namespace) -> dict:
+    import jax
+    import numpy as np
+
+    from cosmo.engine import step
+
+    model, settings, batch = our_model(args), step.StepConfig(), random_batch()
+    run = jax.jit(step.make_train_step(model, settings, seed=0), donate_argnums=0)
+    state = jax.jit(lambda: step.init_state(model, settings, 0))()
+    features = {
+        "encoder_input_tokens": batch["inputs"],
+        "decoder_input_tokens": np.pad(batch["targets"], ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": batch["targets"],
+    }
+
+    def one():
+        nonlocal state
+        state, sums = run(state, features)
+        jax.block_until_ready((state, sums))
+
+    return timed(one, args.steps, sum(array.size for array in batch.values()))
+
+
+def ours_decode(args: argparse.Namespace) -> dict:
+    import jax
+    import numpy as np
+
+    import cosmo
+    from cosmo.engine import decoding, models
+
+    session = cosmo.load(args.weights).session
+    settings = decoding.DecodingConfig(
+        max_new_tokens=SIZES["targets"],
+        temperature=0.0 if args.top_p is None else 1.0,
+        top_p=args.top_p or 1.0,
+    )
+    run = jax.jit(lambda p, x, k: models.predict(session.model, p, x, settings, k))
+    keys, inputs = jax.random.split(jax.random.key(1), SIZES["batch"]), random_batch()["inputs"]
+    out = {}
+
+    def one():
+        out["tokens"] = np.asarray(run(session.params, inputs, keys).tokens)
+
+    result = timed(one, args.steps, SIZES["batch"] * SIZES["targets"])
+    if not out["tokens"][..., -1].all():
+        raise SystemExit("a row ended before the last position: nothing to compare")
+    return {**result, "answer": out["tokens"][:, 0].tolist()}
+
+
+def huggingface_train(args: argparse.Namespace) -> dict:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers.optimization import Adafactor
+
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCAB,
+            d_model=EMB,
+            d_kv=HEAD,
+            d_ff=MLP,
+            num_layers=LAYERS,
+            num_decoder_layers=LAYERS,
+            num_heads=HEADS,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            dropout_rate=args.dropout_rate,
+            decoder_start_token_id=0,
+        )
+    )
+    batch = {name: torch.tensor(array).long() for name, array in random_batch().items()}
+    model.train()
+    optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, warmup_init=False)
+
+    def one():
+        model(input_ids=batch["inputs"], labels=batch["targets"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed(one, args.steps, sum(array.numel() for array in batch.values()))
+
+
+def huggingface_decode(args: argparse.Namespace) -> dict:
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.weights).eval()
+    inputs, new = torch.tensor(random_batch()["inputs"]).long(), SIZES["targets"]
+    sampling = {} if args.top_p is None else {"do_sample": True, "top_p": args.top_p, "top_k": 0}
+    out = {}
+
+    def one():
+        out["tokens"] = model.generate(inputs, max_new_tokens=new, min_new_tokens=new, **sampling)
+
+    result = timed(one, args.steps, SIZES["batch"] * new)
+    return {**result, "answer": out["tokens"][:, 1:].tolist()}
+
+
+def ctranslate2_decode(args: argparse.Namespace) -> dict:
+    import ctranslate2
+
+    folder = pathlib.Path(args.weights).with_name("ctranslate2")
+    if not folder.exists():
+        ctranslate2.converters.TransformersConverter(args.weights).convert(str(folder))
+    translator = ctranslate2.Translator(
+        str(folder), device="cpu", compute_type="float32", intra_threads=os.cpu_count()
+    )
+    pieces = json.loads((folder / "shared_vocabulary.json").read_text())
+    inputs = [[pieces[i] for i in row] for row in random_batch()["inputs"].tolist()]
+    new = SIZES["targets"]
+    sampling = {} if args.top_p is None else {"sampling_topk": 0, "sampling_topp": args.top_p}
+    out = {}
+
+    def one():
+        out["tokens"] = translator.translate_batch(
+            inputs, beam_size=1, max_decoding_length=new, min_decoding_length=new, **sampling
+        )
+
+    result = timed(one, args.steps, len(inputs) * new)
+    numbers = {piece: i for i, piece in enumerate(pieces)}
+    return {**result, "answer": [[numbers[t] for t in r.hypotheses[0]] for r in out["tokens"]]}
+
+
+SIDES = {
+    "train": {"ours": ours_train, "huggingface": huggingface_train},
+    "decode": {
+        "ours": ours_decode,
+        "huggingface": huggingface_decode,
+        "ctranslate2": ctranslate2_decode,
+    },
+}
