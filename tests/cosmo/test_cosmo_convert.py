@@ -149,3 +149,19 @@ def test_spare_rows_are_said(exported, tmp_path, caplog):
     args = [f"--source={exported['hf']}", f"--output={tmp_path / 'new'}"]
     assert main(["import", *args]) == 0
     assert "2,048 rows are 48 more than the vocabulary's 2,000 pieces" in caplog.text
+
+
+def test_transformers_says_what_infer_says(trained, exported):
+    """The exported folder in transformers. Oracle: our greedy text. Needs the extra `hf`."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    ours = cosmo.load(str(trained))
+    rows = ours._rows(DIALOGUES)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(exported["hf"]))
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(exported["hf"])).eval()
+    for row, reply in zip(rows, ours.generate(DIALOGUES, max_new_tokens=8), strict=True):
+        inputs = tokenizer(row.inputs, return_tensors="pt")
+        assert inputs.input_ids[0].tolist() == list(row.input_ids)
+        with torch.no_grad():
+            tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == reply.text
