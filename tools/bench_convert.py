@@ -1,0 +1,116 @@
+"""Time and memory of converting a large checkpoint: `python -m tools.bench_convert`.
+
+Makes a T5X checkpoint of random numbers in the shape of a published T5 1.1 (xl: 2.85 billion
+parameters, 11 GB), and sends it through `python -m cosmo import` and `export` in every direction.
+Each command's peak resident memory stands beside the bound of 1.5 times the largest tensor of its
+source plus 1 GiB. Takes four times the checkpoint's size on disk, and removes it.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+from etils import epath
+
+from cosmo.engine import t5
+from cosmo.engine.interop import lazy, names, t5x
+
+SIZES = {
+    "small": dict(emb_dim=512, num_heads=6, mlp_dim=1024, layers=8),
+    "large": dict(emb_dim=1024, num_heads=16, mlp_dim=2816, layers=24),
+    "xl": dict(emb_dim=2048, num_heads=32, mlp_dim=5120, layers=24),
+}
+STEP = 1_100_000
+MEASURE = """
+import json, resource, sys
+from cosmo.__main__ import main
+code = main(sys.argv[1:])
+print(json.dumps({"code": code, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def network(size: str) -> t5.T5Config:
+    """T5 1.1 of a published size."""
+    sizes = dict(SIZES[size])
+    layers = sizes.pop("layers")
+    depths = {"num_encoder_layers": layers, "num_decoder_layers": layers}
+    return t5.T5Config(vocab_size=32128, head_dim=64, **depths, **sizes)
+
+
+def write_random(folder: str, config: t5.T5Config) -> int:
+    """Write a T5X checkpoint of random numbers; the bytes of its largest tensor."""
+    noise = np.random.default_rng(0).standard_normal(2**22).astype(np.float32)
+    arrays, largest = {}, 0
+    for parameter in names.parameters(config):
+        stack = (parameter.layers,) if parameter.side else ()
+        seed = zlib.crc32("/".join(parameter.path).encode())
+
+        def read(index, seed=seed):
+            shape = tuple(part.stop - part.start for part in index)
+            start = (seed + 7919 * sum(part.start for part in index)) % (len(noise) // 2)
+            return np.resize(noise[start:], shape)
+
+        shape = (*stack, *parameter.shape)
+        arrays[parameter.path] = lazy.LazyArray(shape, np.dtype(np.float32), read)
+        largest = max(largest, 4 * int(np.prod(parameter.shape)))
+    out = epath.Path(folder) / f"checkpoint_{STEP}"
+    out.mkdir(parents=True)
+    t5x.write(out, STEP, arrays, config, None, lambda count: None)
+    return largest
+
+
+def measure(*arguments: str) -> tuple[float, int]:
+    """(seconds, peak resident bytes) of `python -m cosmo ARGUMENTS`."""
+    began = time.monotonic()
+    command = [sys.executable, "-c", MEASURE, *arguments, "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"code": done.returncode}
+    if result["code"]:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return time.monotonic() - began, result["kib"] * 1024
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; exit code 1 if a conversion took more memory than the bound."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench_convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="xl", help="of T5 1.1 (xl)")
+    parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.folder) as work:
+        at = {
+            name: str(pathlib.Path(work) / name) for name in ("t5x", "ours", "hf", "again", "out")
+        }
+        largest = write_random(at["t5x"], network(args.size))
+        bound = 1.5 * largest + 2**30
+        print(f"T5 1.1 {args.size}: largest tensor {largest / 2**20:.0f} MiB, bound {_mib(bound)}")
+        highest = 0
+        for name, arguments in (
+            ("T5X to ours", ["import", f"--source={at['t5x']}", f"--output={at['ours']}"]),
+            ("ours to HuggingFace", ["export", "--format=hf", f"--checkpoint={at['ours']}",
+                                     f"--output={at['hf']}"]),
+            ("HuggingFace to ours", ["import", f"--source={at['hf']}", f"--output={at['again']}"]),
+            ("ours to T5X", ["export", "--format=t5x", f"--checkpoint={at['again']}",
+                             f"--output={at['out']}"]),
+        ):  # fmt: skip
+            seconds, peak = measure(*arguments)
+            highest = max(highest, peak)
+            print(f"  {name:<20} {seconds:6.0f} s, peak {_mib(peak)}", flush=True)
+    return int(highest > bound)
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
