@@ -138,9 +138,16 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
 def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError if two descriptions of a network with equal shapes compute differently."""
     saved, wanted = saved.get("config", {}), wanted.get("config", {})
+
+    def value(config, name):
+        # T5Config's default: tied logits are scaled, others are not.
+        if name == "scale_decoder_outputs" and config.get(name) is None:
+            return config.get("logits_via_embedding")
+        return config.get(name)
+
     for name in BEHAVIOUR:
-        theirs, ours = saved.get(name), wanted.get(name)
-        if name in saved and name in wanted and None not in (theirs, ours) and theirs != ours:
+        theirs, ours = value(saved, name), value(wanted, name)
+        if None not in (theirs, ours) and theirs != ours:
             raise UserError(
                 f"checkpoint {where} is of another network: {name} is {theirs} there and {ours} "
                 "here (gin: the gin file of the model)"

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from flax import serialization
 
-from cosmo.engine import checkpoints, models, optimizer, partitioning, step, t5
+from cosmo.engine import checkpoints, infer, models, optimizer, partitioning, step, t5
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop import convert, lazy, names, orbax, sources, t5x, t5x_adafactor
 
@@ -352,3 +352,26 @@ def test_config_knows_the_scale_of_logits():
         vocab_size=8, emb_dim=16, logits_via_embedding=True, scale_decoder_outputs=False
     )
     assert tied.logits_scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({}, None),
+        ({"num_heads": 4, "head_dim": 4}, "num_heads"),
+        ({"mlp_activations": ("silu", "linear")}, "mlp_activations"),
+        ({"scale_decoder_outputs": True}, "scale_decoder_outputs"),
+        ({"scale_decoder_outputs": False, "dropout_rate": 0.5, "scan_layers": False}, None),
+        ({"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+    ],
+)
+def test_networks_of_equal_shape_are_told_apart(tiny_config, changes, field):
+    """What the shapes do not show. Oracle: the field that was changed; None: nothing computes
+    differently."""
+    saved = infer.describe(models.EncoderDecoderModel(tiny_config()), None)
+    wanted = infer.describe(models.EncoderDecoderModel(tiny_config(**changes)), None)
+    if field is None:
+        checkpoints.check_network("here", saved, wanted)
+        return
+    with pytest.raises(UserError, match=field):
+        checkpoints.check_network("here", saved, wanted)
