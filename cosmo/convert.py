@@ -21,15 +21,19 @@ def run_import(args: argparse.Namespace) -> None:
     )
     step = source.step if args.step is None else args.step
     count = sources.parameter_count(source.network)
-    print(f"{source}: {count:,} parameters, now {args.output}/checkpoints/{step}")
+    output = args.output.rstrip("/")
+    print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
     if path is None:
-        print("no vocabulary is known; --vocabulary=FILE would keep it with the checkpoint")
+        print(
+            "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
+            "HuggingFace model, its spiece.model)"
+        )
 
 
 def run_export(args: argparse.Namespace) -> None:
     """`export`: a checkpoint to HuggingFace's or T5X's format."""
     path = args.vocabulary
-    if args.format == "hf" and path is None:
+    if path is None:
         path = sources.open_source(args.checkpoint).vocabulary_path
     if path is not None:
         path = vocabularies.load(path).path
@@ -39,7 +43,7 @@ def run_export(args: argparse.Namespace) -> None:
         format=FORMATS[args.format],
         dtype=args.dtype,
         max_shard_gb=args.max_shard_gb,
-        vocabulary_path=path if args.format == "hf" else None,
+        vocabulary_path=path,
     )
     count = sources.parameter_count(source.network)
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output

@@ -8,6 +8,7 @@ print(reply.text)
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -77,7 +78,11 @@ class DialogueModel:
 
     def score(self, records: Iterable[Record]) -> list[Score]:
         """The log-likelihood of each record's `response`, in order; UserError if one has none."""
-        found = infer.answer(self.session, self._rows(records), infer.scoring(self.session))
+        rows = self._rows(records)
+        for row in rows:
+            if row.target_ids is None:
+                raise UserError(f"record {row.id!r}: field 'response': missing, and scores need it")
+        found = infer.answer(self.session, rows, infer.scoring(self.session))
         return [Score(a.scores[0], a.num_tokens) for a in found]
 
     def _rows(self, items: Iterable[Record]) -> list[data.Row]:
@@ -90,10 +95,12 @@ class DialogueModel:
                 record = {"turns": [item]}
             elif not isinstance(item, Mapping) and isinstance(item, Sequence):
                 record = {"turns": list(item)}
+            elif isinstance(item, Mapping) and isinstance(item.get("turns"), tuple):
+                record = {**item, "turns": list(item["turns"])}
             vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
             try:
                 rows.append(records.row(record, vocabulary, length, self.separators, str(place)))
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:  # SentencePiece's, for broken Unicode
                 raise UserError(f"record {place}: {error}") from error
         return rows
 
@@ -122,14 +129,21 @@ def load(
 
     Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
     source = sources.open_source(str(path))
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
-        raise UserError(f"{source} comes without a vocabulary: load(path, vocabulary=FILE)")
+        raise UserError(
+            f"{source} comes without a vocabulary: load(path, vocabulary=FILE), a SentencePiece "
+            "model (of a HuggingFace model, its spiece.model)"
+        )
     saved = epath.Path(source.path) / "config.gin"
     settings = config.saved_macros(saved) if source.format == "cosmo" and saved.exists() else {}
-    if separators is None and "SEPARATOR" in settings:
-        separators = formatting.Separators(settings["SEPARATOR"], settings["TURN_SEPARATOR"])
+    if separators is None:
+        usual = formatting.Separators()
+        separators = formatting.Separators(
+            settings.get("SEPARATOR", usual.sep), settings.get("TURN_SEPARATOR", usual.turn)
+        )
     on_cpu = jax.default_backend() == "cpu"
     network = dataclasses.replace(
         source.network,
@@ -151,7 +165,7 @@ def load(
         batch_size=-(-batch_size // shards) * shards,
         partitioner=partitioner,
     ).open()
-    return DialogueModel(session, separators or formatting.Separators(), step)
+    return DialogueModel(session, separators, step)
 
 
 def _decoding(settings: dict[str, Any]) -> DecodingConfig:

@@ -32,7 +32,7 @@ class Verb:
 SETTINGS_HELP = """\
 settings:
   --gin.NAME=VALUE      override a macro or a parameter (t5.T5Config.emb_dim); {gin_file}
-                        lists the macros with their defaults
+                        and gin/defaults/ list the macros with their defaults
 """
 
 

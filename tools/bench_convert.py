@@ -7,7 +7,7 @@ source plus 1 GiB. Takes four times the checkpoint's size on disk, and removes i
 """
 
 import argparse
-import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -27,12 +27,6 @@ SIZES = {
     "xl": dict(emb_dim=2048, num_heads=32, mlp_dim=5120, layers=24),
 }
 STEP = 1_100_000
-MEASURE = """
-import json, resource, sys
-from cosmo.__main__ import main
-code = main(sys.argv[1:])
-print(json.dumps({"code": code, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
-"""
 
 
 def network(size: str) -> t5.T5Config:
@@ -68,12 +62,12 @@ def write_random(folder: str, config: t5.T5Config) -> int:
 def measure(*arguments: str) -> tuple[float, int]:
     """(seconds, peak resident bytes) of `python -m cosmo ARGUMENTS`."""
     began = time.monotonic()
-    command = [sys.executable, "-c", MEASURE, *arguments, "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    result = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"code": done.returncode}
-    if result["code"]:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return time.monotonic() - began, result["kib"] * 1024
+    command = [sys.executable, "-m", "cosmo", *arguments, "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.monotonic() - began, usage.ru_maxrss * 1024
 
 
 def main(argv: list[str] | None = None) -> int:

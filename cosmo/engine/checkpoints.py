@@ -12,8 +12,10 @@ import jax
 from etils import epath
 
 from cosmo.engine.errors import UserError
+from cosmo.engine.writer import is_remote
 
 FOLDER = "checkpoints"
+COMMITTED = "commit_success.txt"  # Orbax's mark of a finished checkpoint
 VOCABULARY = "vocabulary.model"  # beside it: the SentencePiece model that token ids refer to
 
 
@@ -165,13 +167,14 @@ def locate(path: str) -> Located:
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
-    if folder.name.isdigit() and folder.parent.name == FOLDER:
+    ours = folder.name.isdigit() and folder.parent.name == FOLDER
+    if ours and (folder / COMMITTED).exists():
         return Located(str(folder.parent.parent), int(folder.name), "cosmo")
     steps = completed_steps(path)
     if steps:
         return Located(path, steps[-1], "cosmo")
     if t5x.is_checkpoint(folder):
-        return Located(path, t5x.open_checkpoint(path)[0], "t5x")
+        return Located(path, t5x.step_of(path), "t5x")
     below = sorted(t5x.checkpoints_in(folder))
     if below:
         return Located(str(folder / f"checkpoint_{below[-1]}"), below[-1], "t5x")
@@ -195,8 +198,15 @@ def beside(path: str, name: str, setting: str) -> str:
 def keep_vocabulary(model_dir: str, path: str) -> None:
     """Copy the vocabulary's file into MODEL_DIR, so that the folder says all about its model."""
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
-    if source.exists() and source != target:
-        target.write_bytes(source.read_bytes())
+    if not source.exists() or source == target:
+        return
+    partial = target if is_remote(target) else target.parent / f".{VOCABULARY}.partial"
+    try:
+        partial.write_bytes(source.read_bytes())
+        if partial != target:
+            partial.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def completed_steps(model_dir: str) -> list[int]:
@@ -205,9 +215,7 @@ def completed_steps(model_dir: str) -> list[int]:
     if not folder.exists():
         return []
     return sorted(
-        int(p.name)
-        for p in folder.iterdir()
-        if p.name.isdigit() and (p / "commit_success.txt").exists()
+        int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()
     )
 
 

@@ -42,7 +42,7 @@ class Session:
     """
 
     model: models.EncoderDecoderModel
-    params: models.Params
+    params: models.Params = dataclasses.field(repr=False)
     vocabulary: Vocabulary
     mesh: Mesh
     batch_size: int

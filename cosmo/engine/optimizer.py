@@ -98,7 +98,14 @@ def build(
     inner = per_layer(config.build())
     if max_grad_norm is None:
         return inner
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), inner)
+    clip = optax.clip_by_global_norm(max_grad_norm)
+
+    # Not optax.chain: a checkpoint's optimizer state has one layout, whether gradients are clipped.
+    def update(updates, state, params):
+        updates, _ = clip.update(updates, clip.init(params), params)
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _split(tree: dict, path: tuple[str, ...] = ()) -> tuple[dict, dict]:

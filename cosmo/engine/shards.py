@@ -183,7 +183,7 @@ def begin(
     content = {
         "settings": settings,
         "window": window,
-        "files": [str(path) for path in (*layout.shards, layout.rejected)],
+        "files": [path.name for path in (*layout.shards, layout.rejected)],
     }
     with explained(layout.manifest), replacing(layout, layout.manifest) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
@@ -236,7 +236,9 @@ def _remove(layout: Layout) -> None:
         listed = (_read_manifest(layout) or {"files": []})["files"]
     except UserError:
         listed = []
-    for path in (*map(epath.Path, listed), *layout.shards, layout.rejected):
+    # By name, beside the work folder: it may have been copied or moved since.
+    here = [layout.work.parent / epath.Path(name).name for name in listed]
+    for path in (*here, *layout.shards, layout.rejected):
         path.unlink(missing_ok=True)
     if layout.work.exists():
         for path in layout.work.iterdir():

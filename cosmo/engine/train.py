@@ -55,8 +55,6 @@ def train(
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
-    if jax.process_index() == 0:
-        checkpoints.keep_vocabulary(model_dir, vocabulary.path)
     evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
@@ -80,6 +78,8 @@ def train(
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
+        if jax.process_index() == 0:
+            checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
         if summarize_config is not None and jax.process_index() == 0:
             writer.write_atomic(folder / "config.gin", summarize_config())
@@ -173,6 +173,11 @@ def _start_state(
     if restore.path and restore.restore_optimizer_state:
         model_dir, start, format = checkpoints.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
+        if format == "huggingface":
+            raise UserError(
+                f"{restore.path} is a HuggingFace folder, which holds no optimizer state: leave "
+                "out --gin.RESTORE_OPTIMIZER_STATE"
+            )
         if format != "cosmo":
             args = restore.path, abstract.params, shardings.params, description
             _, params = checkpoints.restore_params(*args)
@@ -190,6 +195,8 @@ def _start_state(
         restore.path, abstract.params, shardings.params, description
     )
     log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
+    if start == 0:
+        log.info("its steps count from 0: TRAIN_STEPS is what this run trains, and no more")
     opt_state = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)(params)
     count = jax.device_put(np.int32(start), shardings.step)
     return TrainState(count, params, opt_state)

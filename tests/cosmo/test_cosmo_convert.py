@@ -37,8 +37,7 @@ def test_files(exported):
 def test_answers_are_the_same_from_every_format(trained, exported, format):
     """Oracle: the run's own answers and scores."""
     ours = cosmo.load(str(trained))
-    vocabulary = None if format == "hf" else str(trained / "vocabulary.model")
-    theirs = cosmo.load(str(exported[format]), vocabulary=vocabulary, lengths=ours.session.lengths)
+    theirs = cosmo.load(str(exported[format]), lengths=ours.session.lengths)
     assert theirs.step == (8 if format == "t5x" else 0)
     assert theirs.generate(DIALOGUES, max_new_tokens=8) == ours.generate(
         DIALOGUES, max_new_tokens=8
@@ -49,8 +48,7 @@ def test_answers_are_the_same_from_every_format(trained, exported, format):
 def test_import_of_what_was_exported(trained, exported, format, tmp_path, capsys):
     """There and back by the command line. Oracle: the answers of the run."""
     args = [f"--format={format}", f"--source={exported[format]}", f"--output={tmp_path / 'back'}"]
-    if format == "t5x":
-        args += [f"--vocabulary={trained / 'vocabulary.model'}", "--optimizer_state"]
+    args += ["--optimizer_state"] if format == "t5x" else []
     assert main(["import", *args, "--quiet"]) == 0
     assert "parameters" in capsys.readouterr().out
     ours, back = cosmo.load(str(trained)), cosmo.load(str(tmp_path / "back"))
@@ -165,3 +163,49 @@ def test_transformers_says_what_infer_says(trained, exported):
         with torch.no_grad():
             tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == reply.text
+
+
+def test_another_vocabulary_is_refused(trained, exported, tmp_path, capsys):
+    """A HuggingFace folder says what its ids mean. Oracle: the mismatch, in import and in infer."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((exported["hf"] / "spiece.model").read_bytes())
+    model.pieces[100].piece, model.pieces[101].piece = "one", "two"
+    other = tmp_path / "other.model"
+    other.write_bytes(model.SerializeToString())
+    args = [f"--source={exported['hf']}", f"--output={tmp_path / 'new'}", f"--vocabulary={other}"]
+    assert main(["import", *args, "--quiet"]) == 1
+    assert "vocabulary mismatch" in capsys.readouterr().err
+    args = [f"--gin.MODEL_DIR={trained}", f"--gin.CHECKPOINT_PATH={exported['hf']}", "--quiet"]
+    args += [f"--gin.VOCABULARY_PATH={other}", "--input=tasks/sample/questions.jsonl"]
+    assert main(["infer", *args, f"--output={tmp_path / 'out.jsonl'}"]) == 1
+    assert "vocabulary mismatch" in capsys.readouterr().err
+
+
+def test_engine_and_tasks_agree_on_fingerprints(trained, shared):
+    """Oracle: `tasks.vocabularies`, of which the engine knows nothing."""
+    from cosmo.engine.interop import tokenizer
+    from tasks import vocabularies
+
+    for path in (trained / "vocabulary.model", shared / "data/t5_cc_all.32000.100extra.model"):
+        assert tokenizer.fingerprint(str(path)) == vocabularies.load(path).fingerprint
+
+
+def test_a_run_uses_its_own_copy_of_the_vocabulary(trained, tmp_path, monkeypatch):
+    """The file it was trained with is gone. Oracle: the answers with the copy are the run's own."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    text = (folder / "config.gin").read_text()
+    gone = text.replace("'tasks/sample/vocabulary.model'", f"'{tmp_path}/gone.model'")
+    assert gone != text
+    (folder / "config.gin").write_text(gone)
+    answers = []
+    for run in (trained, folder):
+        output = tmp_path / f"{len(answers)}.jsonl"
+        args = ["--input=tasks/sample/questions.jsonl", f"--output={output}", "--quiet"]
+        assert main(["infer", f"--gin.MODEL_DIR={run}", *args]) == 0
+        answers.append(output.read_text())
+    assert answers[0] == answers[1]

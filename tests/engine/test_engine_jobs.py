@@ -443,3 +443,16 @@ def test_answers_come_back_in_order_and_do_not_depend_on_neighbours(network):
         assert alone.scores == pytest.approx(answer.scores, rel=2e-5)
     full = infer.predict(session(network, 3, bucketed=False), rows, decoding)
     assert [a.predictions for a in full] == [a.predictions for a in together]
+
+
+def test_overwriting_touches_nothing_elsewhere(run, tmp_path):
+    """A copied output is overwritten in its place. Oracle: the original's files."""
+    import shutil
+
+    run(tmp_path / "first", records(4), num_shards=2)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir() if p.is_file()}
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    run(tmp_path / "second", records(4), num_shards=2, overwrite=True)
+    after = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir() if p.is_file()}
+    assert after == before
+    assert any(name.startswith("predictions") for name in before)

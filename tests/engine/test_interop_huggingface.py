@@ -182,6 +182,10 @@ def test_copies_of_the_embedding_are_accepted(folder):
         ("feed_forward_proj", "gated-tanh"),
         ("layer_norm_epsilon", 1e-5),
         ("pad_token_id", 3),
+        ("d_ff", 2.5),
+        ("num_heads", 0),
+        ("d_model", None),
+        ("num_decoder_layers", 0),
     ],
 )
 def test_other_networks_are_refused(folder, field, value):

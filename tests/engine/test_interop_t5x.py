@@ -340,7 +340,7 @@ def test_orbax_round_trip_in_pieces(tmp_path, monkeypatch):
         part = tuple(slice(n // 3, n) for n in np.shape(value))
         np.testing.assert_array_equal(arrays["params", name].read(part), np.asarray(value)[part])
     assert checkpoints.completed_steps(str(tmp_path)) == [4]
-    with pytest.raises(UserError, match="step 4 already"):
+    with pytest.raises(UserError, match=r"already \(step 4\)"):
         orbax.write(str(tmp_path), 4, tree, {}, sizes.append)
 
 
@@ -375,3 +375,79 @@ def test_networks_of_equal_shape_are_told_apart(tiny_config, changes, field):
         return
     with pytest.raises(UserError, match=field):
         checkpoints.check_network("here", saved, wanted)
+
+
+def test_missing_chunk(written):
+    """Half a copy: an array's description without its data. Oracle: an error, not zeros."""
+    folder = written()
+    (epath.Path(folder) / "target.encoder.encoder_norm.scale/0").unlink()
+    source = sources.open_source(folder)
+    with pytest.raises(UserError, match="target/encoder/encoder_norm/scale"):
+        source.params["encoder", "encoder_norm", "scale"].whole()
+
+
+def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
+    """A run of the scanned network to T5X and back, its state too. Oracle: what was written."""
+    config = tiny_config(relative_attention_per_layer=True)
+    model = models.EncoderDecoderModel(config)
+    state = step.init_state(model, step.StepConfig(), 0)
+    arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a) + 1), state)
+    description = infer.describe(model, None)
+    orbax.write(str(tmp_path / "run"), 4, arrays, description)
+    convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
+    source = sources.open_source(str(tmp_path / "t5x"))
+    _, abstract, shardings = on_one_device(source, step.StepConfig())
+    back = sources.restore_adafactor(
+        source.path, abstract.params, abstract.opt_state, shardings.opt_state, {}
+    )
+    for (path, ours), wanted in zip(
+        jax.tree_util.tree_flatten_with_path(back)[0],
+        jax.tree.leaves(state.opt_state),
+        strict=True,
+    ):
+        kind, _ = t5x_adafactor.meaning(tuple(t5x_adafactor._key(key) for key in path))
+        unused = kind != "v" and kind != "count"  # tensors this small are not factored
+        expected = 4 if kind == "count" else 0 if unused else np.asarray(wanted) + 1
+        np.testing.assert_array_equal(ours, np.broadcast_to(expected, ours.shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"mlp_activations": ("silu", "linear")}, "mlp_activations"),
+        ({"relative_attention_max_distance": 64}, "max_distance"),
+        ({"logits_via_embedding": True, "scale_decoder_outputs": False}, "logits_scale"),
+    ],
+)
+def test_what_t5x_cannot_compute_is_not_exported(
+    tmp_path, tiny_config, make_params, changes, field
+):
+    """Oracle: the field in the message, and no folder."""
+    model = models.EncoderDecoderModel(tiny_config(**changes))
+    arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a)), make_params(model))
+    orbax.write(str(tmp_path / "run"), 4, {"params": arrays}, infer.describe(model, None))
+    with pytest.raises(UserError, match=field):
+        convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
+    assert not (tmp_path / "t5x/checkpoint_4").exists()
+
+
+def test_a_failed_import_leaves_nothing(written, tmp_path, capfd):
+    """A tensor that cannot be read halfway. Oracle: one error, no partial data, no other output."""
+    folder = written()
+    (epath.Path(folder) / "target.token_embedder.embedding/0.0").write_bytes(b"broken")
+    with pytest.raises(UserError, match="token_embedder/embedding"):
+        convert.import_checkpoint(folder, str(tmp_path / "new"))
+    assert not [p for p in (tmp_path / "new").rglob("*") if p.is_file()]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_output_with_a_checkpoint_is_refused(written, tmp_path):
+    """Any step: a foreign checkpoint must not become a run's latest. Oracle: what was there."""
+    folder = written()
+    convert.import_checkpoint(folder, str(tmp_path / "new"))
+    for number in (3, 7, 9):
+        with pytest.raises(UserError, match="has a checkpoint already"):
+            convert.import_checkpoint(folder, str(tmp_path / "new"), step=number)
+    with pytest.raises(UserError, match="step=-1"):
+        convert.import_checkpoint(folder, str(tmp_path / "other"), step=-1)
+    assert checkpoints.completed_steps(str(tmp_path / "new")) == [7]

@@ -59,8 +59,11 @@ def import_checkpoint(
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already")
     step = source.step if step is None else step
+    if step < 0:
+        raise UserError(f"step={step}; a checkpoint's step is 0 or above")
     if vocabulary is not None:
         log.info(check_vocabulary(source, vocabulary))
+        sources.check_pieces(source, vocabulary.path, vocabulary.fingerprint)
     state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": _nested(source.params)}
     if optimizer_state:
         state = _train_state(source, state)
@@ -79,10 +82,9 @@ def import_checkpoint(
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         try:
-            if vocabulary is not None:
-                epath.Path(output).mkdir(parents=True, exist_ok=True)
-                checkpoints.keep_vocabulary(output, vocabulary.path)
             orbax.write(output, step, state, json.loads(json.dumps(description)), on_piece)
+            if vocabulary is not None:
+                checkpoints.keep_vocabulary(output, vocabulary.path)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return source
@@ -118,7 +120,8 @@ def export_checkpoint(
         format: "huggingface" or "t5x".
         dtype: "float32" or "bfloat16" (HuggingFace only).
         max_shard_gb: the most that one safetensors file holds, in 1e9 bytes.
-        vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files.
+        vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files, or beside
+            T5X's checkpoint.
 
     Returns the source. Raises UserError if the folder exists or cannot be written; a folder appears
     whole or not at all (in a bucket: its index or config.json comes last).
@@ -143,6 +146,8 @@ def export_checkpoint(
                 )
             args = folder, source.step, source.params, source.network, states
             t5x.write(*args, on_piece)
+            if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
+                checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
         else:
             args = folder, source.params, source.network, dtype, int(max_shard_gb * 1e9)
             if vocabulary_path is not None:

@@ -94,6 +94,12 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
             raise UserError(f"{where} has no {name!r}")
         return config.get(name, *default)
 
+    def size(name: str, *default: Any) -> int:
+        value = field(name, *default)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{where}: {name}={value!r}, expected a whole number above 0")
+        return value
+
     def expect(name: str, allowed: tuple, *default: Any) -> Any:
         if field(name, *default) not in allowed:
             raise UserError(f"{where}: {name}={field(name, *default)!r}, expected {allowed}")
@@ -101,9 +107,9 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     expect("model_type", ("t5",))
     expect("layer_norm_epsilon", (1e-6,), 1e-6)
     expect("pad_token_id", (0,), 0)
-    expect("eos_token_id", (1,), 1)
+    expect("eos_token_id", (1, [1]), 1)
     expect("decoder_start_token_id", (0,), 0)
-    projection = field("feed_forward_proj", "relu")
+    projection = field("feed_forward_proj", None) or "relu"
     gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
     # HuggingFace's name of T5 1.1's activation says `gelu` and means its tanh approximation.
     activation = "gelu_new" if projection == "gated-gelu" else activation
@@ -115,21 +121,22 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
         untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
         raise UserError(f"{where} says tie_word_embeddings=false, and there is no lm_head.weight")
+    decoder = "num_layers" if field("num_decoder_layers", None) is None else "num_decoder_layers"
     return t5.T5Config(
-        vocab_size=field("vocab_size"),
-        emb_dim=field("d_model"),
-        num_heads=field("num_heads"),
-        num_encoder_layers=field("num_layers"),
-        num_decoder_layers=field("num_decoder_layers", None) or field("num_layers"),
-        head_dim=field("d_kv"),
-        mlp_dim=field("d_ff"),
+        vocab_size=size("vocab_size"),
+        emb_dim=size("d_model"),
+        num_heads=size("num_heads"),
+        num_encoder_layers=size("num_layers"),
+        num_decoder_layers=size(decoder),
+        head_dim=size("d_kv"),
+        mlp_dim=size("d_ff"),
         mlp_activations=(ACTIVATIONS[activation], *(("linear",) if gated else ())),
         logits_via_embedding=not untied,
         # Version 5 writes this field; before it, untied logits were the sign of unscaled ones.
         scale_decoder_outputs=bool(field("scale_decoder_outputs", tied)),
         dropout_rate=field("dropout_rate", 0.0),
-        relative_attention_num_buckets=field("relative_attention_num_buckets", 32),
-        relative_attention_max_distance=field("relative_attention_max_distance", 128),
+        relative_attention_num_buckets=size("relative_attention_num_buckets", 32),
+        relative_attention_max_distance=size("relative_attention_max_distance", 128),
     )
 
 
@@ -186,6 +193,7 @@ def write(
     on_piece: Callable[[int], None],
 ) -> None:
     """Write config.json, generation_config.json and the weights in shards of `max_shard_bytes`."""
+    settings = _config(config, dtype)
     code, numpy_dtype = DTYPES[dtype]
     tensors: dict[str, LazyArray] = {}
     for parameter in names.parameters(config):
@@ -206,9 +214,11 @@ def write(
         size = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
     generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    generation["max_new_tokens"] = 128
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    (folder / CONFIG).write_text(json.dumps(_config(config, dtype), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _shards(tensors: dict[str, LazyArray], most: int) -> Iterator[dict[str, LazyArray]]:
@@ -245,9 +255,11 @@ def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: st
 def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
     """config.json, with the fields that transformers 4 and 5 read."""
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
-    activation = theirs[config.mlp_activations[0]]
-    gated = len(config.mlp_activations) > 1
-    projection = "gelu" if activation == "gelu_new" else activation
+    first, *rest = config.mlp_activations
+    if first not in theirs or rest not in ([], ["linear"]):
+        raise UserError(f"HuggingFace's T5 has no mlp_activations={config.mlp_activations}")
+    activation, gated = theirs[first], bool(rest)
+    projection = "gelu" if gated and activation == "gelu_new" else activation
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",

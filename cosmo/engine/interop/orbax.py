@@ -4,11 +4,12 @@ Training saves and restores whole states (`cosmo.engine.checkpoints`); conversio
 that a model larger than memory can pass through.
 """
 
+import contextlib
 import json
 import logging
 import pathlib
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from etils import epath
 from cosmo.engine import checkpoints
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop.lazy import LazyArray
+from cosmo.engine.writer import is_remote
 
 Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
 
@@ -33,11 +35,13 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     async def _open_and_write(self, value, tspec, ts_context):
         metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
         spec = ts.Spec({**tspec, "metadata": metadata})
-        target = await ts.open(spec, create=True, open=True, context=ts_context)
+        with explained("cannot write"):
+            target = await ts.open(spec, create=True, open=True, context=ts_context)
         for index in value.places():
             # Waiting here, not by await, keeps the arrays of a state from being read all at once.
             piece = value.read(index)
-            target[index].write(piece).result()
+            with explained(f"cannot write {tspec['kvstore'].get('path', '')}"):
+                target[index].write(piece).result()
             self.on_piece(piece.nbytes)
 
 
@@ -53,20 +57,36 @@ def write(
     `state` is a tree with LazyArrays for leaves; `on_piece` is told the bytes of each piece.
     Raises UserError if there is such a checkpoint already.
     """
-    if step in checkpoints.completed_steps(output):
+    there = checkpoints.completed_steps(output)
+    if there:
         raise UserError(
-            f"{output} has a checkpoint of step {step} already: give another --output, or remove it"
+            f"{output} has a checkpoint already (step {there[-1]}): give another --output, or "
+            "remove it"
         )
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     folder = epath.Path(output).resolve() / checkpoints.FOLDER
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     handlers = {"state": handler, "description": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
-        )
-        saver.save(step, args=args)
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
+    )
+    spoken = logging.getLogger("absl").level
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax's threads print what is raised here
+    try:
+        with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
+            saver.save(step, args=args, force=True)
+    except BaseException:
+        if not is_remote(folder):
+            for partial in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                partial.rmtree()
+        raise
+    finally:
+        logging.getLogger("absl").setLevel(spoken)
+    if step not in checkpoints.completed_steps(output):
+        raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
 
 
 def read(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:
@@ -102,19 +122,26 @@ def caching(count: int) -> ts.Context:
     return ts.Context({"cache_pool": {"total_bytes_limit": count}})
 
 
-def open_array(spec: dict[str, Any], where: str, context: ts.Context) -> LazyArray:
-    """An array that TensorStore finds by `spec`."""
-    spec = {**spec, "recheck_cached_data": "open"}
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns TensorStore's and the system's errors into one line that begins with `what`."""
     try:
-        store = ts.open(spec, open=True, read=True, context=context).result()
+        yield
     except (ValueError, OSError) as error:
-        raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def open_array(
+    spec: dict[str, Any], where: str, context: ts.Context, *, complete: bool = False
+) -> LazyArray:
+    """An array that TensorStore finds by `spec`; if `complete`, a chunk that lacks is an error."""
+    spec = {**spec, "recheck_cached_data": "open", "fill_missing_data_reads": not complete}
+    with explained(f"{where} cannot be read"):
+        store = ts.open(spec, open=True, read=True, context=context).result()
 
     def fetch(index):
-        try:
+        with explained(f"{where} cannot be read"):
             return np.asarray(store[index].read().result())
-        except (ValueError, OSError) as error:
-            raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
 
     return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), fetch)
 

@@ -41,8 +41,11 @@ class Source:
     def vocabulary_path(self) -> str | None:
         """The SentencePiece model that is kept with the checkpoint, or that its run names."""
         name = tokenizer.SPIECE if self.format == "huggingface" else checkpoints.VOCABULARY
-        if (epath.Path(self.path) / name).exists():
-            return str(epath.Path(self.path) / name)
+        folder = epath.Path(self.path)
+        # T5X's folder is one checkpoint; what belongs to all of them lies beside it.
+        for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
+            if (place / name).exists():
+                return str(place / name)
         return self.description.get("vocabulary", {}).get("path")
 
 
@@ -64,7 +67,10 @@ def open_source(path: str, format: str | None = None) -> Source:
         arrays, description = orbax.read(folder, step)
         if description.get("network") != "T5Config":
             raise UserError(f"{path} holds a {description.get('network')}, expected a T5Config")
-        network = t5.T5Config(**description["config"])
+        try:
+            network = t5.T5Config(**description["config"])
+        except TypeError as error:
+            raise UserError(f"{path}: its description has an unknown network: {error}") from error
         params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
         others = {path: array for path, array in arrays.items() if path[0] == "opt_state"}
     return Source(found, folder, step, network, params, description, others)
@@ -74,6 +80,7 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     """Parameters like `abstract` from any checkpoint, each device reading its own part."""
     source = open_source(path)
     _check(source, abstract, description)
+    log.info("%s: read as ours", source)
     return _load(_tree(source.params, abstract), abstract, shardings)
 
 
@@ -109,7 +116,19 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     # As in a description, which has been through JSON.
     saved["config"]["mlp_activations"] = list(source.network.mlp_activations)
     checkpoints.check_network(source.path, saved, description)
-    log.info("%s: read as ours", source)
+    wanted = description.get("vocabulary")
+    if wanted:
+        check_pieces(source, wanted["path"], wanted["fingerprint"])
+
+
+def check_pieces(source: Source, path: str, fingerprint: str) -> None:
+    """Raise UserError if a HuggingFace folder's own vocabulary is another one."""
+    own = source.vocabulary_path
+    if source.format == "huggingface" and own and tokenizer.fingerprint(own) != fingerprint:
+        raise UserError(
+            f"vocabulary mismatch: {source} has its own, {own}, and this run has {path}; every "
+            "token id would mean another word (gin: VOCABULARY_PATH)"
+        )
 
 
 def _tree(arrays: dict[Path, LazyArray], like: Any) -> Any:

@@ -19,7 +19,7 @@ from cosmo.engine.errors import UserError
 from cosmo.engine.interop import lazy, names
 from cosmo.engine.interop.lazy import LazyArray
 from cosmo.engine.interop.names import Parameter
-from cosmo.engine.interop.orbax import Path, caching, open_array, url
+from cosmo.engine.interop.orbax import Path, caching, explained, open_array, url
 
 INDEX = "checkpoint"  # the msgpack file's name
 SCAN_AXIS = 1
@@ -47,24 +47,39 @@ def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
     """
     folder = epath.Path(path)
     where = f"T5X checkpoint {path}"
-    try:
-        content = serialization.msgpack_restore((folder / INDEX).read_bytes())
-    except (OSError, ValueError, msgpack.exceptions.UnpackException) as error:
-        raise UserError(f"{where}: its index {INDEX!r} cannot be read: {error}") from error
-    if not isinstance(content, dict) or "target" not in content.get("optimizer", {}):
-        raise UserError(f"{where}: its index holds no optimizer/target: no checkpoint of T5X's")
+    leaves = dict(_leaves(_index(path)))
     arrays: dict[str, LazyArray] = {}
     # Many layers may lie in one chunk: it is kept until the next array needs the room.
-    context = caching(max(_nbytes(node) for _, node in _leaves(content["optimizer"])))
-    for name, node in _leaves(content["optimizer"]):
+    context = caching(max(map(_nbytes, leaves.values())))
+    for name, node in leaves.items():
         if isinstance(node, dict):
             stored = node["kvstore"].get("path") or node.get("path") or name.replace("/", ".")
             spec = {"driver": node["driver"], "kvstore": f"{url(folder)}/{stored.strip('/')}/"}
-            arrays[name] = open_array(spec, f"{where}: {name}", context)
+            # A missing chunk reads as zeros, which T5X does write for a fresh optimizer's state;
+            # half a copy of the parameters must not pass for a model.
+            complete = name.startswith("target/")
+            arrays[name] = open_array(spec, f"{where}: {name}", context, complete=complete)
         elif node is not None:
             arrays[name] = lazy.from_array(np.asarray(node))
     step = arrays.pop("state/step", None)
     return int(step.whole()) if step else 0, arrays
+
+
+def step_of(path: str) -> int:
+    """The step of a checkpoint folder, from its index alone."""
+    return int(np.asarray(_index(path).get("state", {}).get("step", 0)))
+
+
+def _index(path: str) -> dict[str, Any]:
+    """The index's tree {"target": ..., "state": ...}; UserError for what is no T5X checkpoint."""
+    where = f"T5X checkpoint {path}"
+    try:
+        content = serialization.msgpack_restore((epath.Path(path) / INDEX).read_bytes())
+    except (OSError, ValueError, msgpack.exceptions.UnpackException) as error:
+        raise UserError(f"{where}: its index {INDEX!r} cannot be read: {error}") from error
+    if not isinstance(content, dict) or "target" not in content.get("optimizer", {}):
+        raise UserError(f"{where}: its index holds no optimizer/target: no checkpoint of T5X's")
+    return content["optimizer"]
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -210,6 +225,7 @@ def write(
     `param_states` maps T5X's parameter names to Adafactor's arrays; without them T5X has to start
     its optimizer anew.
     """
+    _check_representable(config)
     optimizer: dict[str, Any] = {"target": {}, "state": {"step": np.array(step, np.int32)}}
     for parameter in names.parameters(config):
         array = params[parameter.path]
@@ -251,6 +267,22 @@ def write(
     (folder / INDEX).write_bytes(index)
 
 
+def _check_representable(config: t5.T5Config) -> None:
+    """Raise UserError for what T5X's T5 cannot compute, or what `network` would read otherwise."""
+    default = t5.T5Config(
+        vocab_size=config.vocab_size,
+        emb_dim=config.emb_dim,
+        logits_via_embedding=config.logits_via_embedding,
+    )
+    for name, allowed in (
+        ("mlp_activations", (("gelu", "linear"), ("relu",))),
+        ("relative_attention_max_distance", (default.relative_attention_max_distance,)),
+        ("logits_scale", (default.logits_scale,)),
+    ):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"T5X's T5 has no {name}={getattr(config, name)!r}, only {allowed}")
+
+
 def write_zarr(folder, name, shape, chunks, pieces, on_piece) -> dict[str, Any]:
     """Write one array piece by piece; the entry that T5X's index has for it."""
     file = name.replace("/", ".")
@@ -260,9 +292,11 @@ def write_zarr(folder, name, shape, chunks, pieces, on_piece) -> dict[str, Any]:
         "compressor": {"id": "gzip", "level": 1},
     }
     spec = {"driver": "zarr", "kvstore": f"{url(folder)}/{file}/", "dtype": "float32"}
-    target = ts.open({**spec, "metadata": metadata}, create=True, delete_existing=True).result()
+    with explained(f"cannot write {folder}/{file}"):
+        target = ts.open({**spec, "metadata": metadata}, create=True, delete_existing=True).result()
     for index, piece in pieces:
-        target[index].write(piece.astype(np.float32, copy=False)).result()
+        with explained(f"cannot write {folder}/{file}"):
+            target[index].write(piece.astype(np.float32, copy=False)).result()
         on_piece(piece.nbytes)
     # The path is relative, so that the folder can be moved; T5X completes it.
     return {**spec, "kvstore": {"driver": "file", "path": f"{file}/"}, "metadata": metadata}

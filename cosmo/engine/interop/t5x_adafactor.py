@@ -36,7 +36,7 @@ def read(
     if any(name.endswith("/m") and array.size > 1 for name, array in states.items()):
         raise UserError(f"{where}: its Adafactor has momentum (beta1), which is not carried over")
     parameters = {parameter.path: parameter for parameter in names.parameters(config)}
-    stack_of = t5x.stacks(arrays)
+    stack_of = t5x.stacks({f"target/{name}": array for name, array in states.items()})
 
     def leaf(keys, wanted):
         kind, parameter_path = meaning(tuple(_key(k) for k in keys))

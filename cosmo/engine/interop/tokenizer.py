@@ -1,11 +1,14 @@
 """A SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
 
 import base64
+import hashlib
 import json
 import re
 from typing import Any
 
 from etils import epath
+
+from cosmo.engine.errors import UserError
 
 SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
 SPIECE = "spiece.model"
@@ -34,12 +37,25 @@ def write(folder: epath.Path, vocabulary_path: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def fingerprint(path: str) -> str:
+    """The hash that `Vocabulary.fingerprint` is: of the pieces, T5's sentinels at the end apart."""
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    while SENTINEL.fullmatch(pieces[-1]):
+        pieces.pop()
+    return hashlib.sha256("\n".join(pieces).encode()).hexdigest()
+
+
 def _tokenizer(data: bytes) -> tuple[dict[str, Any], list[str]]:
     """(tokenizer.json, the sentinels by number)."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(data)
+    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
+        raise UserError("the vocabulary is no Unigram model: its tokenizer cannot be written")
     vocab: list[list[Any]] = []
     special = []
     for number, piece in enumerate(model.pieces):
@@ -72,7 +88,9 @@ def _tokenizer(data: bytes) -> tuple[dict[str, Any], list[str]]:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap},
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        if charsmap
+        else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
