@@ -154,7 +154,13 @@ def _lines(path: str) -> Iterator[BinaryIO]:
 
 def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
     """The row of one line; raises ValueError. Bytes are decoded line by line: one may be bad."""
-    record = json.loads(line.decode())
+    try:
+        record = json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        hint = "; compressed files end in .gz" if line.startswith(b"\x1f\x8b") else ""
+        raise ValueError(f"not UTF-8 text{hint}") from error
     json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
     found = row(record, vocabulary, inputs_length, separators, default_id)
     if mode == "score" and found.target_ids is None:

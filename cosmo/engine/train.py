@@ -270,7 +270,7 @@ class _Evaluator:
         sizes = {task.name: len(task.rows) for task in self.tasks or ()}
         for kind, tasks in results.items():
             for task, values in tasks.items():
-                what = task if kind == "eval" else f"{task}, {sizes[task]} examples"
+                what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                 log.info("step %d, %s, %s: %s", step, kind, what, shown)
         return {
