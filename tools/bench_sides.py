@@ -59,8 +59,6 @@ def our_model(args: argparse.Namespace):
 
 def write_weights(folder: str) -> None:
     """Fresh weights of T5 1.1 small as a HuggingFace folder, for all sides of `decode`."""
-    import argparse as a
-
     import jax
     import numpy as np
     from etils import epath
@@ -68,7 +66,7 @@ def write_weights(folder: str) -> None:
     from cosmo.engine import models
     from cosmo.engine.interop import huggingface, lazy, sources, tokenizer
 
-    model = our_model(a.Namespace(dropout_rate=0.0, scan_layers=False))
+    model = our_model(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
     arrays = {p: lazy.from_array(np.asarray(x)) for p, x in sources.flat(params).items()}
     out = epath.Path(folder)
@@ -78,6 +76,7 @@ def write_weights(folder: str) -> None:
 
 
 def ours_train(args: argparse.Namespace) -> dict:
+    """Our engine's train steps."""
     import jax
     import numpy as np
 
@@ -101,6 +100,7 @@ def ours_train(args: argparse.Namespace) -> dict:
 
 
 def ours_decode(args: argparse.Namespace) -> dict:
+    """Our engine's generation, with the tokens as `answer`."""
     import jax
     import numpy as np
 
@@ -127,6 +127,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
 
 
 def huggingface_train(args: argparse.Namespace) -> dict:
+    """Train steps of transformers on PyTorch."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
     from transformers.optimization import Adafactor
@@ -160,6 +161,7 @@ def huggingface_train(args: argparse.Namespace) -> dict:
 
 
 def huggingface_decode(args: argparse.Namespace) -> dict:
+    """Generation by transformers, with the tokens as `answer`."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
@@ -176,6 +178,7 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
 
 
 def ctranslate2_decode(args: argparse.Namespace) -> dict:
+    """Generation by CTranslate2, with the tokens as `answer`."""
     import ctranslate2
 
     folder = pathlib.Path(args.weights).with_name("ctranslate2")

@@ -1,8 +1,6 @@
 """Checkpoints from one format to another, a piece at a time, whatever the size of the model."""
 
 import contextlib
-import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from cosmo.engine import checkpoints, models
+from cosmo.engine import checkpoints, infer, models
 from cosmo.engine.errors import UserError
 from cosmo.engine.infer import Vocabulary
 from cosmo.engine.interop import (
@@ -68,21 +66,13 @@ def import_checkpoint(
     if optimizer_state:
         state = _train_state(source, state)
     description = {
-        "format": "cosmo",
-        "network": "T5Config",
-        "config": dataclasses.asdict(source.network),
+        **infer.describe(models.EncoderDecoderModel(source.network), vocabulary),
         "imported_from": {"format": source.format, "path": source.path, "step": source.step},
     }
-    if vocabulary is not None:
-        description["vocabulary"] = {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        }
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         try:
-            orbax.write(output, step, state, json.loads(json.dumps(description)), on_piece)
+            orbax.write(output, step, state, description, on_piece)
             if vocabulary is not None:
                 checkpoints.keep_vocabulary(output, vocabulary.path)
         except OSError as error:

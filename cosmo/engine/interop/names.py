@@ -4,7 +4,8 @@ The names are those of upstream's `t5x.examples.t5.network` and of `transformers
 [in, out] here and in T5X, [out, in] in HuggingFace's files.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -85,11 +86,11 @@ class Parameter(NamedTuple):
 def parameters(config: t5.T5Config) -> list[Parameter]:
     """Every parameter of the network that `config` describes, with its names."""
     model = models.EncoderDecoderModel(config)
-    axes = dict(_flat(models.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple)))
+    axes = flat(models.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
     outside = {name.ours: name for name in OUTSIDE}
     inside = {side: {name.ours: name for name in names} for side, names in LAYER.items()}
     found = []
-    for path, leaf in _flat(models.abstract_params(model)):
+    for path, leaf in flat(models.abstract_params(model)).items():
         if path[1:2] == ("layers",):
             name = inside[path[0]]["/".join(path[2:])]
             entry = (path[0], leaf.shape[0], leaf.shape[1:], axes[path][1:])
@@ -100,9 +101,10 @@ def parameters(config: t5.T5Config) -> list[Parameter]:
     return found
 
 
-def _flat(tree, is_leaf=None):
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
-        yield tuple(str(entry.key) for entry in path), leaf
+def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[tuple[str, ...], Any]:
+    """The leaves of a nested dict by path, in JAX's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {tuple(str(entry.key) for entry in path): leaf for path, leaf in leaves}
 
 
 def check_same(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]):

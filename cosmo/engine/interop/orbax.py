@@ -55,7 +55,7 @@ def write(
     """Write a checkpoint of `step` to `output`/checkpoints/STEP, whole or not at all.
 
     `state` is a tree with LazyArrays for leaves; `on_piece` is told the bytes of each piece.
-    Raises UserError if there is such a checkpoint already.
+    Raises UserError if `output` has a checkpoint already, of whatever step.
     """
     there = checkpoints.completed_steps(output)
     if there:
@@ -71,10 +71,9 @@ def write(
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
     )
+    # Orbax's threads would print the stack of an error that is raised here too.
     spoken = logging.getLogger("absl").level
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # Orbax's threads print what is raised here
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
             saver.save(step, args=args, force=True)

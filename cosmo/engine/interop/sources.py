@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from cosmo.engine import checkpoints, models, t5
+from cosmo.engine import checkpoints, infer, models, t5
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop import huggingface, orbax, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.interop.lazy import LazyArray
+from cosmo.engine.interop.names import flat
 from cosmo.engine.interop.orbax import Path
 from cosmo.engine.writer import log
 
@@ -112,9 +113,7 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     surplus = source.params.keys() - wanted.keys()
     if surplus:
         raise UserError(f"{source} has {'/'.join(min(surplus))}, this gin file's model has not")
-    saved = {"config": dataclasses.asdict(source.network)}
-    # As in a description, which has been through JSON.
-    saved["config"]["mlp_activations"] = list(source.network.mlp_activations)
+    saved = infer.describe(models.EncoderDecoderModel(source.network), None)
     checkpoints.check_network(source.path, saved, description)
     wanted = description.get("vocabulary")
     if wanted:
@@ -150,12 +149,6 @@ def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         loaded = pool.map(load, leaves, jax.tree.leaves(abstract), jax.tree.leaves(shardings))
         return jax.tree.unflatten(structure, list(loaded))
-
-
-def flat(tree: Any) -> dict[Path, Any]:
-    """The leaves of a nested dict by path, in JAX's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {tuple(str(entry.key) for entry in path): leaf for path, leaf in leaves}
 
 
 def parameter_count(network: t5.T5Config) -> int:
