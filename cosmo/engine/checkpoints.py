@@ -72,12 +72,22 @@ def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False)
         item_handlers={
             "state": ocp.StandardCheckpointHandler(),
             "description": ocp.JsonCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
         },
     )
 
 
-def save(saver, step: int, state: Any, description: dict[str, Any]) -> None:
-    """Start saving `state`; returns once the arrays are copied, the writing goes on behind."""
+def save(
+    saver,
+    step: int,
+    state: Any,
+    description: dict[str, Any],
+    progress: dict[str, Any] | None = None,
+) -> None:
+    """Start saving `state`; returns once the arrays are copied, the writing goes on behind.
+
+    `progress` is what the run must remember beside its arrays, as JSON: where reading stands.
+    """
     import orbax.checkpoint as ocp
 
     def chunked(array):
@@ -88,8 +98,19 @@ def save(saver, step: int, state: Any, description: dict[str, Any]) -> None:
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state, jax.tree.map(chunked, state)),
             description=ocp.args.JsonSave(description),
+            progress=ocp.args.JsonSave(progress or {}),
         ),
     )
+
+
+def progress(saver, step: int) -> dict[str, Any]:
+    """What `save` was given as `progress`; empty where there is none (imported checkpoints)."""
+    import orbax.checkpoint as ocp
+
+    if not (epath.Path(saver.directory) / str(step) / "progress").exists():
+        return {}
+    restored = saver.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+    return restored["progress"] or {}
 
 
 def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,6 +52,19 @@ class DatasetConfig:
 
     def __post_init__(self):
         check_lengths(self.task_feature_lengths)
+
+
+class TrainBatch(NamedTuple):
+    """A training batch: this process's rows, and where reading stands after it.
+
+    `position` is JSON that `train_batches` takes to go on behind this batch, and the same on every
+    process; None where the source has none. `rows` names the rows of the whole batch, all
+    processes', in their source; None where they have no names.
+    """
+
+    arrays: HostBatch
+    position: Any = None
+    rows: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +119,20 @@ def resolve_name(config: DatasetConfig) -> str:
 
 
 def train_batches(
-    config: DatasetConfig, *, start_step: int = 0, shard: int = 0, num_shards: int = 1
-) -> Iterator[HostBatch]:
+    config: DatasetConfig,
+    *,
+    start_step: int = 0,
+    position: Any = None,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> Iterator[TrainBatch]:
     """Endless packed batches of this shard's rows, int32, with SeqIO's feature names.
 
-    The order is a function of (seed, start_step): a run resumed at another step reads the corpus in
-    another order rather than reading its beginning again.
+    Reading goes on at `position`, which came with an earlier batch. Live SeqIO has none: there the
+    order is a function of (seed, start_step), so that a run resumed at another step reads the
+    corpus in another order rather than reading its beginning again.
     """
+    del position
     seqio = _import_seqio()
     name = resolve_name(config)
     seed = None if config.seed is None else (config.seed * 1_000_003 + start_step) % 2**31
@@ -131,7 +151,7 @@ def train_batches(
         )
         dataset = dataset.batch(config.batch_size // num_shards, drop_remainder=True)
         for batch in dataset.prefetch(4).as_numpy_iterator():
-            yield _as_int32(batch)
+            yield TrainBatch(_as_int32(batch))
 
 
 def eval_batches(

@@ -69,9 +69,9 @@ def train(
             )
 
         # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-        batches = Prefetcher(
-            lambda: data.train_batches(dataset, start_step=done, **data.process_shard())
-        )
+        position = checkpoints.progress(saver, done).get("data") if resuming else None
+        start = {"start_step": done, "position": position, **data.process_shard()}
+        batches = Prefetcher(lambda: data.train_batches(dataset, **start))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
@@ -97,8 +97,8 @@ def train(
         save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
         tokens, since = 0, time.monotonic()
         for batch in itertools.chain([first], batches):
-            tokens += sum(np.count_nonzero(batch[name]) for name in TOKEN_FEATURES)
-            state, sums = run_step(state, partitioning.put_batch(batch, mesh))
+            tokens += sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+            state, sums = run_step(state, partitioning.put_batch(batch.arrays, mesh))
             done += 1
             pending.append((done, sums))
             last = done == total_steps
@@ -115,7 +115,7 @@ def train(
                 pending.clear()
                 tokens, since = 0, time.monotonic()
             if save_now:  # before evaluation: whatever happens there, the steps are kept
-                checkpoints.save(saver, done, state, description)
+                checkpoints.save(saver, done, state, description, {"data": batch.position})
             if evaluate_now:
                 progress.finish()
                 board.write(done, evaluator.run(state.params, done))
