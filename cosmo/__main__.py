@@ -1,10 +1,13 @@
 """The command line: `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
 
+import argparse
 import importlib
 import logging
 import os
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
@@ -52,15 +55,21 @@ def _run(argv: list[str]) -> int:
     _set_up_logging(args.quiet)
     if bindings and verb.gin_file is None:
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{bindings[0]}")
+    if verb.environment is not None:
+        os.environ.update(_function(verb.environment)(args))
     _set_up_jax(args.distributed)
     if verb.gin_file is not None:
-        bindings += verbs.macros(args)
+        bindings = [*verb.bindings, *bindings, *verbs.macros(args)]
         search_paths = [path for path in args.gin_search_paths.split(",") if path]
         gin_files = args.gin_file or _saved_settings(args.verb, verb.saved_settings, bindings)
         config.load(verb.gin_file, gin_files, bindings, search_paths)
-    module, function = verb.run.split(":")
-    getattr(importlib.import_module(module), function)(args)
-    return 0
+    return _function(verb.run)(args) or 0
+
+
+def _function(place: str) -> Callable[[argparse.Namespace], Any]:
+    """The function at "module:name", imported."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:

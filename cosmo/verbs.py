@@ -17,7 +17,8 @@ class Verb:
     """`run` is "module:function" of the parsed arguments, imported only when it is called.
 
     `gin_file` holds the verb's defaults; None: the verb takes no gin settings. `saved_settings`:
-    without --gin_file it reads MODEL_DIR/config.gin.
+    without --gin_file it reads MODEL_DIR/config.gin. `bindings` hold before the user's own.
+    `environment` names a function of the arguments: variables to set before JAX is loaded.
     """
 
     help: str
@@ -27,6 +28,8 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     gin_file: str | None = None
     saved_settings: bool = True
+    bindings: tuple[str, ...] = ()
+    environment: str | None = None
 
 
 SETTINGS_HELP = """\
@@ -104,6 +107,34 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--situation", metavar="TEXT", help="instead of being asked for it")
     parser.add_argument("--role", metavar="TEXT", help="instead of being asked for it")
     _add_macros(parser, CHAT)
+
+
+def _plan_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:2x4), "
+        "cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8",
+    )
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    p.add_argument("--hlo", metavar="FILE", help="write the compiled program's text there")
+    p.add_argument(
+        "--start_step",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of TRAIN_STEPS that the starting checkpoint has done already (0)",
+    )
+    many = p.add_argument_group("trying many settings")
+    many.add_argument(
+        "--sweep", action="store_true", help="compile every combination; rank those that fit"
+    )
+    many.add_argument("--partitions", default="1,2,4,8", metavar="A,B", help="(1,2,4,8)")
+    many.add_argument("--microbatches", default="1,2", metavar="A,B", help="(1,2)")
+    many.add_argument(
+        "--remat_policies", default="minimal,full", metavar="A,B", help="(minimal,full)"
+    )
 
 
 def _import_arguments(p: argparse.ArgumentParser) -> None:
@@ -221,6 +252,25 @@ VERBS = {
         run="cosmo.commands:run_chat",
         add_arguments=_chat_arguments,
         gin_file="gin/runs/infer.gin",
+    ),
+    "plan": Verb(
+        help="what a training step needs on a TPU slice or on GPUs, without having them",
+        description="Compile the step that train would run for a TPU slice, with the real TPU "
+        "compiler (extra `tpu`), and say whether it fits, what it computes and sends, and how fast "
+        "it can be at best. What the settings leave open is chosen as train would. Exit code 1 if "
+        "it does not fit. An INITIAL_CHECKPOINT_PATH is not needed.",
+        examples="""\
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v3:4x4 --start_step=1100000
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_11b.gin --topology=v3:8x8 --json --hlo=step.txt
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v5e:4x8 --sweep
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --gin.BATCH_SIZE=128
+""",
+        run="cosmo.planning:run_plan",
+        add_arguments=_plan_arguments,
+        gin_file="gin/runs/plan.gin",
+        saved_settings=False,
+        bindings=("MODEL_DIR = None", "INITIAL_CHECKPOINT_PATH = None"),
+        environment="cosmo.planning:environment",
     ),
     "import": Verb(
         help="turn a T5X checkpoint or a HuggingFace folder into one of ours",

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cosmo.engine import partitioning
+
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -29,6 +31,11 @@ ACTIVATIONS: dict[str, Callable] = {
 def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]):
     """A float32 parameter that carries the logical name of each of its axes."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax.Array:
+    """A parameter as a product wants it: in the compute type, gathered if it lies over devices."""
+    return partitioning.gather(kernel[...].astype(dtype), kernel.get_metadata("axes"), called)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, axis: int | None = -2):
@@ -54,7 +61,7 @@ class RMSNorm(nnx.Module):
     """T5's layer norm: root mean square, no mean, no bias, in float32. [..., M] -> [..., M]."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("embed",))
+        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.scale[...])
@@ -142,7 +149,7 @@ class Attention(nnx.Module):
         Heads come before positions so that every later product is over adjacent matrices, which
         XLA's CPU backend runs up to five times as fast; a TPU's compiler chooses layouts itself.
         """
-        x_BTJ = x_BTM @ kernel[...].astype(x_BTM.dtype)
+        x_BTJ = x_BTM @ weight(kernel, x_BTM.dtype, partitioning.GATHERED_ATTENTION)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
@@ -174,7 +181,7 @@ class Attention(nnx.Module):
         weights_BHTS = dropout(weights_BHTS, rate, key)
         mixed_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
         mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
-        return mixed_BTJ @ self.out[...].astype(q_BTM.dtype)
+        return mixed_BTJ @ weight(self.out, q_BTM.dtype, partitioning.GATHERED_ATTENTION)
 
 
 @jax.custom_vjp
@@ -217,9 +224,9 @@ class MLP(nnx.Module):
         return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
 
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
-        branches = [x_BTM @ kernel[...].astype(x_BTM.dtype) for kernel in self.kernels()]
+        branches = [x_BTM @ weight(kernel, x_BTM.dtype) for kernel in self.kernels()]
         hidden_BTF = dropout(activate(self.activations, branches), rate, key)
-        return hidden_BTF @ self.wo[...].astype(x_BTM.dtype)
+        return hidden_BTF @ weight(self.wo, x_BTM.dtype)
 
 
 def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:

@@ -4,12 +4,17 @@ The mesh has two sides: `data` splits the batch and, fully sharded (FSDP), the p
 optimizer's state; `model` splits heads, feed-forward and vocabulary (tensor parallelism).
 """
 
+import contextlib
+import contextvars
 import dataclasses
+import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cosmo.engine.errors import UserError
@@ -18,6 +23,7 @@ from cosmo.engine.errors import UserError
 AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("batch", "data"),
     ("embed", "data"),
+    ("norm", None),  # a vector is too small to be worth gathering
     ("vocab", "model"),
     ("mlp", "model"),
     ("joined_kv", "model"),
@@ -27,44 +33,129 @@ AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 )
 
 
+GATHERED = "gathered"  # names for rematerialization policies
+GATHERED_ATTENTION = "gathered_attention"
+
+
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How to lay a run over its devices; `num_partitions` (T5X's) is how many share a model."""
+    """How to lay a run over its devices; `num_partitions` (T5X's) is how many share a layer.
 
-    num_partitions: int = 1
+    None: training chooses (`sizing.choose`), all else takes 1.
+    """
+
+    num_partitions: int | None = None
     axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES
 
     def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
         """The mesh over `devices` (all of them by default)."""
         devices = jax.devices() if devices is None else devices
-        if self.num_partitions < 1 or len(devices) % self.num_partitions:
+        parts = 1 if self.num_partitions is None else self.num_partitions
+        if parts < 1 or len(devices) % parts:
             raise UserError(
-                f"num_partitions={self.num_partitions} does not divide {len(devices)} devices"
+                f"num_partitions={parts} does not divide {len(devices)} devices"
                 " (gin: NUM_PARTITIONS)"
             )
-        if jax.process_count() > 1 and jax.local_device_count() % self.num_partitions:
+        if jax.process_count() > 1 and jax.local_device_count() % parts:
             raise UserError(
-                f"num_partitions={self.num_partitions} must divide the {jax.local_device_count()} "
+                f"num_partitions={parts} must divide the {jax.local_device_count()} "
                 "devices of each host: hosts feed rows of their own (gin: NUM_PARTITIONS)"
             )
         # A host's devices stand together, so that it owns one run of the batch's rows.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        grid = np.asarray(devices).reshape(-1, self.num_partitions)
+        grid = np.asarray(devices).reshape(-1, parts)
         return Mesh(grid, ("data", "model"))
+
+    def layout(self, mesh: Mesh) -> "Layout":
+        """The rules, applied to `mesh`."""
+        return Layout(mesh, self.axis_rules)
 
     def param_shardings(self, mesh: Mesh, abstract: Any, axes: Any) -> Any:
         """A sharding for every parameter: `axes` are its logical names, see models.logical_axes."""
+        layout = self.layout(mesh)
+        return jax.tree.map(lambda leaf, names: layout.sharding(leaf.shape, names), abstract, axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Axis rules on a mesh. Under `with layout.active():` the network lays out what it computes."""
+
+    mesh: Mesh
+    axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES
+
+    def sharding(
+        self, shape: tuple[int, ...], names: tuple[str | None, ...], without: str | None = None
+    ) -> NamedSharding:
+        """Where an array of `shape` lies whose axes have these logical names.
+
+        An axis that does not divide, whose side is taken by an axis before it, or whose side is
+        `without`, stays whole.
+        """
         rules = dict(self.axis_rules)
+        spec: list[str | None] = []
+        for size, name in zip(shape, names, strict=True):
+            side = rules.get(name)
+            free = side is not None and side != without and side not in spec
+            spec.append(side if free and size % self.mesh.shape[side] == 0 else None)
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
 
-        def sharding(leaf, names):
-            spec: list[str | None] = []
-            for size, name in zip(leaf.shape, names, strict=True):
-                side = rules.get(name)
-                free = side is not None and side not in spec and size % mesh.shape[side] == 0
-                spec.append(side if free else None)
-            return NamedSharding(mesh, PartitionSpec(*spec))
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """To be entered inside the function that is jitted, so that it is part of what it is."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
 
-        return jax.tree.map(sharding, abstract, axes)
+
+_ACTIVE: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x`, laid out by the active layout's rules for these logical axes; as it is without one."""
+    layout = _ACTIVE.get()
+    if layout is None or layout.mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, names))
+
+
+def constrain_tree(tree: Any, axes: Any) -> Any:
+    """`constrain` of every array of `tree`, by its tuple of names in `axes`."""
+    return jax.tree.map(lambda x, names: constrain(x, *names), tree, axes)
+
+
+def gathers() -> bool:
+    """Whether parameters lie over several devices along `data`, in the active layout."""
+    layout = _ACTIVE.get()
+    return layout is not None and layout.mesh.shape["data"] > 1
+
+
+def gather(weight: jax.Array, names: tuple[str, ...], called: str = GATHERED) -> jax.Array:
+    """A parameter made whole along `data` for one use; its gradient is scattered as it is summed.
+
+    What lies along `model` stays there. Without an active layout, `weight` itself. Policies of
+    rematerialization know the result by the name `called`.
+    """
+    if not gathers():
+        return weight
+    layout = _ACTIVE.get()
+    stored = layout.sharding(weight.shape, names)
+    whole = layout.sharding(weight.shape, names, without="data")
+    return checkpoint_name(_gather(weight, stored, whole), called)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight, stored: NamedSharding, whole: NamedSharding):
+    # The first constraint keeps a cast to the compute type on this side of the collective.
+    weight = jax.lax.with_sharding_constraint(weight, stored)
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+_gather.defvjp(
+    lambda weight, stored, whole: (_gather(weight, stored, whole), None),
+    lambda stored, whole, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
+)
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any, params: Any, shardings: Any) -> Any:

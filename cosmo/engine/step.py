@@ -1,5 +1,6 @@
 """One training step: loss, gradients, update. Built here once, for whoever runs or plans it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,16 +32,16 @@ class StepConfig:
     """How a step turns gradients into an update.
 
     `num_microbatches` is T5X's: parts of a batch whose gradients are added up one after another, to
-    save memory.
+    save memory (None: as few as fit, or 1 outside of training).
     """
 
     optimizer: Adafactor | AdamW = Adafactor()
     learning_rate: LearningRateSchedule = LearningRateSchedule()
-    num_microbatches: int = 1
+    num_microbatches: int | None = None
     max_grad_norm: float | None = None
 
     def __post_init__(self):
-        if self.num_microbatches < 1:
+        if self.num_microbatches is not None and self.num_microbatches < 1:
             raise UserError(f"num_microbatches={self.num_microbatches}; it must be at least 1")
 
     def transformation(self) -> optax.GradientTransformation:
@@ -68,16 +69,20 @@ def state_shardings(
 
 
 def make_train_step(
-    model: models.EncoderDecoderModel, config: StepConfig, seed: int
+    model: models.EncoderDecoderModel,
+    config: StepConfig,
+    seed: int,
+    layout: partitioning.Layout | None = None,
 ) -> Callable[[TrainState, models.Batch], tuple[TrainState, Sums]]:
     """A pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
     The batch's rows are split into microbatches, whose gradients add up before one update, so the
     result is that of the whole batch. Dropout's randomness is a function of (seed, step,
     microbatch) alone. Sums are those of `models.loss`, with `loss` (to be divided by
-    `loss_weight`), `grad_norm` and `learning_rate`.
+    `loss_weight`), `grad_norm` and `learning_rate`. On several devices `layout` says what lies
+    where; parameters are gathered layer by layer, gradients scattered.
     """
-    num_microbatches = config.num_microbatches
+    num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
 
     def gradients(params, batch, key):
@@ -94,7 +99,7 @@ def make_train_step(
         # Neighbouring rows go to different microbatches: a row stays on the device that has it.
         def split(array):
             rows = array.reshape(-1, num_microbatches, *array.shape[1:])
-            return rows.swapaxes(0, 1)
+            return partitioning.constrain(rows.swapaxes(0, 1), None, "batch", None)
 
         def body(carry, inputs):
             index, microbatch = inputs
@@ -104,6 +109,7 @@ def make_train_step(
         microbatches = jax.tree.map(split, batch)
         shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda m: m[0], microbatches), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        zeros = (partitioning.constrain_tree(zeros[0], models.logical_axes(model)), zeros[1])
         indices = jnp.arange(num_microbatches)
         grads, sums = jax.lax.scan(body, zeros, (indices, microbatches))[0]
         if losses.is_constant(model.loss_normalizing_factor):  # it was added up N times
@@ -111,6 +117,10 @@ def make_train_step(
         return grads, sums
 
     def step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
+        with layout.active() if layout is not None else contextlib.nullcontext():
+            return laid_out_step(state, batch)
+
+    def laid_out_step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
         key = None
         if model.network.dropout_rate > 0.0:
             key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -18,6 +18,7 @@ from cosmo.engine.layers import (
     rms_norm,
     segment_mask,
     split_key,
+    weight,
 )
 from cosmo.engine.t5_layers import (
     DecoderLayer,
@@ -180,7 +181,7 @@ class T5(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[...] -> [..., M] in the compute type."""
-        return self.token_embedder[...].astype(self.config.dtype)[tokens]
+        return weight(self.token_embedder, self.config.dtype)[tokens]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Hidden states to float32 logits: [..., M] -> [..., V].
@@ -188,11 +189,11 @@ class T5(nnx.Module):
         Operands stay in the compute type, products are summed in float32.
         """
         if self.config.logits_via_embedding:
-            kernel = self.token_embedder[...].T
+            kernel = weight(self.token_embedder, x.dtype).T
         else:
-            kernel = self.decoder.logits_dense[...]
+            kernel = weight(self.decoder.logits_dense, x.dtype)
         x = self._scaled(x)
-        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         scale = self.config.logits_scale

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cosmo.engine import partitioning
 from cosmo.engine.errors import UserError
 from cosmo.engine.layers import (
     ACTIVATIONS,
@@ -25,9 +26,16 @@ from cosmo.engine.layers import (
     split_key,
 )
 
+_GATHERED = (partitioning.GATHERED, partitioning.GATHERED_ATTENTION)
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Any] = {
-    "none": None,  # keep every activation
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul results
+    # keep every activation (but no gathered weight: that would be the whole model on every device)
+    "none": jax.checkpoint_policies.save_anything_except_these_names(*_GATHERED),
+    "minimal": _DOTS,  # keep matmul results
+    # and attention's weights as gathered: more memory, fewer collectives
+    "minimal_gathered": jax.checkpoint_policies.save_from_both_policies(
+        _DOTS, jax.checkpoint_policies.save_only_these_names(partitioning.GATHERED_ATTENTION)
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only each layer's input
 }
 
@@ -41,6 +49,7 @@ class T5Config:
     float32. In T5X's scanned network (`scalable_t5`) every layer has a relative bias of its own
     (`relative_attention_per_layer`). `scale_decoder_outputs`, HuggingFace's name, multiplies the
     decoder's output by M ** -0.5; None does so where the logits are tied, as T5 1.0.
+    `remat_policy=None`: training chooses (`sizing.choose`), all else recomputes nothing.
     """
 
     vocab_size: int
@@ -54,7 +63,7 @@ class T5Config:
     logits_via_embedding: bool = False
     dropout_rate: float = 0.0
     dtype: str = "bfloat16"
-    remat_policy: str = "none"
+    remat_policy: str | None = None
     scan_layers: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -68,7 +77,7 @@ class T5Config:
                 raise UserError(
                     f"T5Config.mlp_activations has {name!r}; known are {sorted(ACTIVATIONS)}"
                 )
-        if self.remat_policy not in REMAT_POLICIES:
+        if self.remat_policy not in (None, *REMAT_POLICIES):
             raise UserError(
                 f"T5Config.remat_policy={self.remat_policy!r}; known are {list(REMAT_POLICIES)}"
             )
@@ -302,13 +311,13 @@ def scan_stack(
 
     def body(x, layer):
         state, key = layer
+        x = partitioning.constrain(x, "batch", None, None)
         return call(nnx.merge(graphdef, state), x, key), None
 
-    if config.remat_policy != "none":
+    name = config.remat_policy or "none"
+    if name != "none" or partitioning.gathers():
         # Inside a scan XLA cannot undo the recomputation, so its barrier would only cost.
-        body = jax.checkpoint(
-            body, policy=REMAT_POLICIES[config.remat_policy], prevent_cse=not config.scan_layers
-        )
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[name], prevent_cse=not config.scan_layers)
     if config.scan_layers:
         return jax.lax.scan(body, x, (state, keys))[0]
     for i in range(count):

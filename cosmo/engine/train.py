@@ -8,9 +8,18 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from cosmo.engine import checkpoints, data, evaluate, infer, metrics, models, partitioning, writer
+from cosmo.engine import (
+    checkpoints,
+    data,
+    evaluate,
+    infer,
+    metrics,
+    models,
+    partitioning,
+    sizing,
+    writer,
+)
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop import sources
 from cosmo.engine.prefetch import Prefetcher
@@ -52,6 +61,8 @@ def train(
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = writer.prepare_folder(model_dir)
     infer.check_vocabulary(model, vocabulary)
+    chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
+    model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
@@ -74,7 +85,8 @@ def train(
         batches = Prefetcher(lambda: data.train_batches(dataset, **start))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
+        layout = partitioner.layout(mesh)
+        run_step = compile_step(model, step, dataset, layout, abstract, shardings, random_seed)
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
@@ -131,15 +143,16 @@ def compile_step(
     model: models.EncoderDecoderModel,
     step: StepConfig,
     dataset: data.DatasetConfig,
-    mesh: Mesh,
+    layout: partitioning.Layout,
     abstract: TrainState,
     shardings: TrainState,
     seed: int,
 ) -> jax.stages.Compiled:
     """The train step, compiled before there is a state or a batch; the old state is donated."""
+    mesh = layout.mesh
     rows = partitioning.batch_sharding(mesh)
     jitted = jax.jit(
-        make_train_step(model, step, seed),
+        make_train_step(model, step, seed, layout),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, partitioning.replicated(mesh)),
         donate_argnums=0,
@@ -151,7 +164,7 @@ def compile_step(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
         f"{count:,}",
         mesh.size,
-        jax.default_backend(),
+        mesh.devices.flat[0].platform,
         time.monotonic() - began,
     )
     return compiled

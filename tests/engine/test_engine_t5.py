@@ -281,6 +281,7 @@ def test_engine_t5_logical_axes_mirror_the_parameters(model, tied):
     c = model.network
     sizes = {
         "embed": c.emb_dim,
+        "norm": c.emb_dim,
         "vocab": c.vocab_size,
         "mlp": c.mlp_dim,
         "joined_kv": c.num_heads * c.head_dim,

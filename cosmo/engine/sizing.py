@@ -1,0 +1,267 @@
+"""Arithmetic about a training step before it is compiled: products, memory, traffic, defaults.
+
+Everything is read from the abstract loss itself (shapes and its jaxpr), so that it holds for any
+network.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.sharding import AbstractMesh
+
+from cosmo.engine import chips, models, partitioning
+from cosmo.engine.step import StepConfig
+from cosmo.engine.writer import log
+
+_SLACK = 1.35
+_FULL = 0.92  # of a device's memory: an estimate is to leave room
+# (remat_policy, num_microbatches), the cheapest first. Keeping what "none" keeps costs more memory
+# traffic than recomputing attention costs time.
+_BY_COST = (
+    ("minimal", 1),
+    ("none", 1),
+    ("minimal", 2),
+    ("full", 1),
+    ("minimal", 4),
+    ("full", 2),
+    ("full", 4),
+    ("full", 8),
+)
+_UNBOUND = (("none", 1), *_BY_COST)
+_CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer partitions is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a run leaves to us: None in the settings."""
+
+    num_partitions: int
+    remat_policy: str
+    num_microbatches: int
+
+
+def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
+    """Floating-point operations in the matrix products of one step over all devices.
+
+    Loss and gradients without recomputation, a multiply-add counted as two; `batch` is abstract.
+    """
+    network = dataclasses.replace(model.network, remat_policy="none")
+    return matmul_flops(dataclasses.replace(model, network=network), batch)
+
+
+def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
+    """As `minimum_matmul_flops`, with what the model's own remat_policy computes again."""
+
+    def gradients(params, batch):
+        return jax.value_and_grad(lambda p: models.loss(model, p, batch), has_aux=True)(params)
+
+    return _dot_flops(jax.make_jaxpr(gradients)(models.abstract_params(model), batch).jaxpr)
+
+
+def kept_activations(
+    model: models.EncoderDecoderModel, batch: models.Batch, remat_policy: str
+) -> list[jax.ShapeDtypeStruct]:
+    """Arrays that the forward pass of the whole batch leaves to the backward one."""
+    network = dataclasses.replace(model.network, remat_policy=remat_policy)
+    model = dataclasses.replace(model, network=network)
+    params = models.abstract_params(model)
+    # On two abstract devices, so that gathered weights are not counted among what is kept.
+    layout = partitioning.Layout(AbstractMesh((2, 1), ("data", "model")))
+
+    def forward(params, batch, key):
+        with layout.active():
+            return jax.vjp(lambda p: models.loss(model, p, batch, key), params, has_aux=True)[1]
+
+    key = jax.eval_shape(lambda: jax.random.key(0)) if model.network.dropout_rate else None
+    own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
+    kept = []
+    for leaf in jax.tree.leaves(jax.eval_shape(forward, params, batch, key)):
+        if (leaf.shape, leaf.dtype) in own:  # a parameter, which is there anyway
+            own.remove((leaf.shape, leaf.dtype))
+        elif not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kept.append(leaf)
+    return kept
+
+
+def memory_estimate(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    batch: models.Batch,
+    devices: int,
+    choice: Choice,
+) -> dict[str, float]:
+    """Bytes on each device by arithmetic: `arguments` (the state) and `temporaries`."""
+    data, parts = devices // choice.num_partitions, choice.num_partitions
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    opt_state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
+    state = 4 * params + _bytes(jax.tree.leaves(opt_state))
+    network, rows = model.network, batch["encoder_input_tokens"].shape[0]
+    split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
+    split -= {0, _size(network, "emb_dim")}
+
+    def share(policy: str) -> float:
+        """Of one device: rows over `data`; weights, heads, feed-forward, vocabulary over `model`"""
+        total = 0.0
+        for array in kept_activations(model, batch, policy):
+            size = _bytes([array])
+            if rows not in array.shape:
+                total += size / parts
+            else:
+                over = parts if split & set(array.shape) else 1
+                total += size / (data * choice.num_microbatches * over)
+        return total
+
+    stacks = _size(network, "num_encoder_layers"), _size(network, "num_decoder_layers")
+    at_work = share("none") / max(*stacks, 1)
+    gathered = 2 * 2 * params / (max(sum(stacks), 1) * parts)  # a layer's weights and gradients
+    gradients = 4 * params / devices * (2 if choice.num_microbatches > 1 else 1)
+    return {
+        "arguments": state / devices,
+        "temporaries": share(choice.remat_policy) + _SLACK * (at_work + gathered) + gradients,
+    }
+
+
+def traffic_estimate(
+    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: Choice
+) -> dict[str, float]:
+    """Bytes of collectives on each device and step by arithmetic: `all-gather`, `all-reduce`.
+
+    Weights are gathered forward and backward and their gradients summed, in the compute type; with
+    partitions, the output of each attention and feed-forward and the gradient of its input are
+    summed over them.
+    """
+    network, parts = model.network, choice.num_partitions
+    data = devices // parts
+    size = jnp.dtype(network.dtype).itemsize
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    gathered = reduced = 0.0
+    if data > 1:
+        rows = batch["encoder_input_tokens"].shape[0]
+        kept = [
+            a for a in kept_activations(model, batch, choice.remat_policy) if rows not in a.shape
+        ]
+        kept = sum(math.prod(a.shape) for a in kept if a.dtype == jnp.dtype(network.dtype))
+        gathered = (2.0 * params - kept) * size / parts * choice.num_microbatches
+        reduced = size * params / parts * choice.num_microbatches
+    if parts > 1:
+        rows = batch["encoder_input_tokens"].shape[0] / data
+        source = batch["encoder_input_tokens"].shape[1]
+        target = batch["decoder_input_tokens"].shape[1]
+        encoder = _size(network, "num_encoder_layers")
+        decoder = _size(network, "num_decoder_layers")
+        positions = 4 * encoder * source + 6 * decoder * target + decoder * source
+        reduced += size * rows * positions * _size(network, "emb_dim")
+    return {"all-gather": gathered, "all-reduce": reduced}
+
+
+def choose(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    batch: models.Batch,
+    partitioner: partitioning.Partitioner,
+    devices: int,
+    local_devices: int,
+    hbm_bytes: float | None,
+) -> Choice:
+    """Fill in what the settings leave open (None) for `devices`, `local_devices` of them a host's.
+
+    Partitions: those with the least collective traffic, an all-reduce counted twice, as it takes
+    twice the time. Then the cheapest rematerialization and microbatches whose estimated memory
+    fits into `hbm_bytes`; where that is not known, as on a CPU, nothing is recomputed.
+    """
+    rows = batch["encoder_input_tokens"].shape[0]
+
+    def cost(parts: int) -> float:
+        traffic = traffic_estimate(model, batch, devices, Choice(parts, "full", 1))
+        return traffic["all-gather"] + 2 * traffic["all-reduce"]
+
+    parts = partitioner.num_partitions
+    if parts is None:
+        heads, mlp = _size(model.network, "num_heads"), _size(model.network, "mlp_dim")
+        able = [
+            n
+            for n in range(1, local_devices + 1)
+            if not any(size % n for size in (devices, local_devices, heads, mlp))
+            and rows % (devices // n) == 0
+        ] or [1]
+        least = min(map(cost, able))
+        parts = next(n for n in able if cost(n) <= _CLOSE * least)
+    policy, count = model.network.remat_policy, step.num_microbatches
+    options = [
+        Choice(parts, *option)
+        for option in (_BY_COST if hbm_bytes else _UNBOUND)
+        if policy in (None, option[0]) and count in (None, option[1])
+    ] or [Choice(parts, policy or "full", count or 1)]
+    options = [o for o in options if rows % (devices // parts * o.num_microbatches) == 0] or options
+    for option in options:
+        memory = memory_estimate(model, step, batch, devices, option)
+        if not hbm_bytes or sum(memory.values()) <= _FULL * hbm_bytes:
+            return option
+    return options[-1]
+
+
+def choose_here(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    partitioner: partitioning.Partitioner,
+    batch: models.Batch,
+) -> Choice:
+    """`choose` for the devices of this process, and say what was chosen."""
+    device = jax.devices()[0]
+    chip = chips.by_kind(device.device_kind)
+    stats = device.memory_stats() or {}
+    hbm_bytes = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
+    local = jax.local_device_count()
+    choice = choose(model, step, batch, partitioner, jax.device_count(), local, hbm_bytes)
+    given = (partitioner.num_partitions, model.network.remat_policy, step.num_microbatches)
+    names = ("NUM_PARTITIONS", "REMAT_POLICY", "NUM_MICROBATCHES")
+    settings = [
+        f"{name}={value}"
+        for name, value, said in zip(names, dataclasses.astuple(choice), given, strict=True)
+        if said is None
+    ]
+    if settings:
+        where = f"{jax.device_count()} x {device.device_kind}"
+        log.info("chosen for %s: %s", where, ", ".join(settings))
+    return choice
+
+
+def settle(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    partitioner: partitioning.Partitioner,
+    choice: Choice,
+) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
+    """The settings with nothing left open."""
+    network = dataclasses.replace(model.network, remat_policy=choice.remat_policy)
+    return (
+        dataclasses.replace(model, network=network),
+        dataclasses.replace(step, num_microbatches=choice.num_microbatches),
+        dataclasses.replace(partitioner, num_partitions=choice.num_partitions),
+    )
+
+
+def _dot_flops(jaxpr: Any) -> float:
+    """Of all products in a jaxpr, a scan's as often as it runs."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2.0 * math.prod(result) * math.prod(left[i] for i in contracted)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(_dot_flops(inner) for inner in core.jaxprs_in_params(equation.params))
+    return total
+
+
+def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
+    return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
+
+
+def _size(network: Any, name: str) -> int:
+    """A size that T5 has; 0 for a network that does not know it."""
+    return getattr(network, name, 0)
