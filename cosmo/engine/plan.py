@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from cosmo.engine import chips, data, hlo, models, partitioning, sizing, train
+from cosmo.engine import chips, data, hlo, hlo_cost, models, partitioning, sizing, train
 from cosmo.engine.errors import UserError
 from cosmo.engine.step import StepConfig, state_shardings
 
@@ -146,7 +146,7 @@ class _Found:
 
     arguments: int
     temporaries: int | None
-    cost: hlo.Cost | None
+    cost: hlo_cost.Cost | None
     estimated: bool
     seconds: float | None
 
@@ -178,7 +178,7 @@ def _compiled(model, config, dataset, partitioner, layout, hlo_path) -> _Found:
     # The new state takes the old one's place; what does not, the program, and all temporaries.
     others = memory.output_size_in_bytes - memory.alias_size_in_bytes
     others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
-    return _Found(arguments, others, hlo.cost(hlo.parse(text)), False, seconds)
+    return _Found(arguments, others, hlo_cost.cost(hlo.parse(text)), False, seconds)
 
 
 def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _Found:
@@ -186,7 +186,7 @@ def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _
     kinds = sizing.traffic_estimate(model, batch, count, choice)
     flops = sizing.matmul_flops(model, batch) / count
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
-    cost = hlo.Cost(flops, 0.0, {kind: {sizes[kind]: size} for kind, size in kinds.items()})
+    cost = hlo_cost.Cost(flops, 0.0, {kind: {sizes[kind]: size} for kind, size in kinds.items()})
     return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, True, None)
 
 
@@ -241,7 +241,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
     )
 
 
-def _link_bytes(cost: hlo.Cost) -> float:
+def _link_bytes(cost: hlo_cost.Cost) -> float:
     """Bytes that a device must receive: of what is gathered, all but its own part."""
     return sum(
         size * _TIMES.get(kind, 1.0) * (group - 1) / group

@@ -1,0 +1,85 @@
+"""The README's table of plans, as Markdown: `python -m tools.plan_table`.
+
+Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU, one after
+another (a minute or two each on two cores). Needs the extra `tpu`, but no TPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+SLICES = (
+    ("cosmo_3b", "v3:4x4"),
+    ("cosmo_3b", "v4:2x2x4"),
+    ("cosmo_3b", "v5e:4x8"),
+    ("cosmo_3b", "v5p:2x2x2"),
+    ("cosmo_3b", "v6e:4x4"),
+    ("cosmo_11b", "v3:8x8"),
+    ("cosmo_11b", "v4:4x4x4"),
+    ("cosmo_11b", "v5e:8x16"),
+    ("cosmo_11b", "v5p:2x4x4"),
+    ("cosmo_11b", "v6e:8x8"),
+)
+HEADER = """\
+| recipe | slice | devices | data x model | HBM, GiB | TFLOP, over the minimum | collectives, GB | \
+step at least, s | days at half that speed | compiled in, s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
+    """The plan as JSON; None if there is none, with the reason on stderr."""
+    command = [sys.executable, "-m", "cosmo", "plan", "--quiet", "--json"]
+    command += [f"--gin_file=gin/cosmo/{recipe}.gin", f"--topology={topology}"]
+    done = subprocess.run(
+        [*command, "--start_step=1100000", *settings], stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout) if done.stdout else None
+
+
+def row(recipe: str, made: dict) -> str:
+    """A row of the table."""
+    gib = [made[f"hbm_{kind}_bytes"] for kind in ("peak", "limit")]
+    cells = [
+        recipe,
+        made["topology"],
+        made["devices"],
+        f"{made['mesh']['data']} x {made['mesh']['model']}",
+        " of ".join("?" if size is None else f"{size / 2**30:.1f}" for size in gib)
+        + ("" if made["fits"] else ", **does not fit**"),
+    ]
+    if made["matmul_flops"]:
+        ratio = made["matmul_flops"] / made["matmul_flops_minimum"]
+        cells += [
+            f"{made['matmul_flops'] / 1e12:.1f}, {ratio:.3f}",
+            f"{sum(made['collective_bytes'].values()) / 1e9:.1f}",
+            f"{made['step_seconds_bound']:.3f}",
+            f"{made['days_at_half']:.1f}",
+            f"{made['compile_seconds']:.0f}",
+        ]
+    else:
+        cells += [""] * 5
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plan_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="TEXT", default="", help="rows with TEXT in their names")
+    args, settings = parser.parse_known_args(argv)
+    if any(not setting.startswith("--gin.") for setting in settings):
+        parser.error(f"unknown: {settings} (settings of all plans are given as --gin.NAME=VALUE)")
+    print(HEADER, flush=True)
+    for recipe, topology in SLICES:
+        if args.only in f"{recipe} {topology}":
+            made = plan(recipe, topology, settings)
+            print(row(recipe, made) if made else f"| {recipe} | {topology} | failed |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
