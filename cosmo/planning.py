@@ -104,17 +104,17 @@ def _table(made: Any) -> str:
         f"{_gib(made.hbm_temporaries_bytes)}): " + ("fits" if made.fits else "DOES NOT FIT"),
     ]
     if made.matmul_flops is None:
-        lines.append(f"  matrix products       at least {least / 1e12:.1f} TFLOP a device and step")
+        lines.append(f"  matrix products       at least {_si(least, 'FLOP')} a device and step")
         return "\n".join(lines)
     ratio = made.matmul_flops / least
     lines.append(
-        f"  matrix products       {made.matmul_flops / 1e12:.1f} TFLOP a device and step, "
-        f"{ratio:.3f} of the least possible {least / 1e12:.1f}"
+        f"  matrix products       {_si(made.matmul_flops, 'FLOP')} a device and step, "
+        f"{ratio:.3f} of the least possible {_si(least, 'FLOP')}"
     )
     kinds = sorted(made.collective_bytes.items(), key=lambda item: -item[1])
     total = sum(size for _, size in kinds)
-    shown = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in kinds if size >= 5e6)
-    lines.append(f"  collectives           {total / 1e9:.2f} GB a device and step: {shown}")
+    shown = ", ".join(f"{kind} {_si(size, 'B')}" for kind, size in kinds if size >= total / 1000)
+    lines.append(f"  collectives           {_si(total, 'B')} a device and step: {shown or 'none'}")
     seconds = {k: v for k, v in made.roofline_seconds.items() if v is not None}
     if made.step_seconds_bound is not None:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
@@ -146,6 +146,14 @@ def _what_would(made: Any, found: Any) -> str:
         f"nothing tried fits {made.devices} of these: take a larger slice, a smaller BATCH_SIZE or "
         "shorter TASK_FEATURE_LENGTHS"
     )
+
+
+def _si(amount: float, unit: str) -> str:
+    """44.32 TFLOP, 5.74 GB, 310.00 kB."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M")):
+        if amount >= 10**power:
+            return f"{amount / 10**power:.2f} {prefix}{unit}"
+    return f"{amount / 1000:.2f} k{unit}"
 
 
 def _gib(size: int | None) -> str:

@@ -173,12 +173,18 @@ def _compiled(model, config, dataset, partitioner, layout, hlo_path) -> _Found:
                 file.write(text)
         except OSError as error:
             raise UserError(f"--hlo={hlo_path} cannot be written: {error.strerror}") from error
+    try:
+        cost = hlo_cost.cost(hlo.parse(text))
+    except ValueError as error:
+        raise UserError(
+            f"the compiled program cannot be counted: {error}; --hlo=FILE writes it down"
+        ) from error
     memory = compiled.memory_analysis()
     arguments = memory.argument_size_in_bytes
     # The new state takes the old one's place; what does not, the program, and all temporaries.
     others = memory.output_size_in_bytes - memory.alias_size_in_bytes
     others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
-    return _Found(arguments, others, hlo_cost.cost(hlo.parse(text)), False, seconds)
+    return _Found(arguments, others, cost, False, seconds)
 
 
 def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _Found:
@@ -269,10 +275,10 @@ def _devices(name: str, shape: str) -> list[Any] | None:
             **{key: value for key, value in options.items() if value},
         )
     except Exception as error:  # jaxlib raises several kinds
-        if "libtpu" in str(error) or isinstance(error, ImportError):
+        if "TPU support not installed" in str(error) or isinstance(error, ImportError):
             raise UserError(
-                "planning for a TPU needs its compiler, the extra `tpu`: pip install -e '.[tpu]' "
-                f"({str(error).splitlines()[0]})"
+                f"--topology={name}:{shape} needs the TPU's compiler, libtpu, though no TPU: "
+                "pip install -e '.[tpu]'"
             ) from error
         raise UserError(
             f"--topology={name}:{shape} is no slice that libtpu knows: {str(error).splitlines()[0]}"

@@ -5,6 +5,7 @@ network.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ _CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer par
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a run leaves to us: None in the settings."""
+    """What a run may leave to us."""
 
     num_partitions: int
     remat_policy: str
@@ -67,7 +68,11 @@ def kept_activations(
 ) -> list[jax.ShapeDtypeStruct]:
     """Arrays that the forward pass of the whole batch leaves to the backward one."""
     network = dataclasses.replace(model.network, remat_policy=remat_policy)
-    model = dataclasses.replace(model, network=network)
+    return _kept(dataclasses.replace(model, network=network), tuple(sorted(batch.items())))
+
+
+@functools.lru_cache(maxsize=64)  # several estimates ask for the same
+def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtypeStruct]:
     params = models.abstract_params(model)
     # On two abstract devices, so that gathered weights are not counted among what is kept.
     layout = partitioning.Layout(AbstractMesh((2, 1), ("data", "model")))
@@ -79,7 +84,7 @@ def kept_activations(
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.network.dropout_rate else None
     own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
     kept = []
-    for leaf in jax.tree.leaves(jax.eval_shape(forward, params, batch, key)):
+    for leaf in jax.tree.leaves(jax.eval_shape(forward, params, dict(batch), key)):
         if (leaf.shape, leaf.dtype) in own:  # a parameter, which is there anyway
             own.remove((leaf.shape, leaf.dtype))
         elif not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -167,8 +172,9 @@ def choose(
     local_devices: int,
     hbm_bytes: float | None,
 ) -> Choice:
-    """Fill in what the settings leave open (None) for `devices`, `local_devices` of them a host's.
+    """Fill in what the settings leave open (None, "auto").
 
+    For `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
     Partitions: those with the least collective traffic, an all-reduce counted twice, as it takes
     twice the time. Then the cheapest rematerialization and microbatches whose estimated memory
     fits into `hbm_bytes`; where that is not known, as on a CPU, nothing is recomputed.
@@ -190,13 +196,16 @@ def choose(
         ] or [1]
         least = min(map(cost, able))
         parts = next(n for n in able if cost(n) <= _CLOSE * least)
-    policy, count = model.network.remat_policy, step.num_microbatches
+    policy, count = _policy(model), step.num_microbatches
     options = [
         Choice(parts, *option)
         for option in (_BY_COST if hbm_bytes else _UNBOUND)
         if policy in (None, option[0]) and count in (None, option[1])
     ] or [Choice(parts, policy or "full", count or 1)]
-    options = [o for o in options if rows % (devices // parts * o.num_microbatches) == 0] or options
+    if parts < 1 or devices % parts:
+        return options[0]  # which is an error elsewhere
+    shards = devices // parts
+    options = [o for o in options if rows % (shards * o.num_microbatches) == 0] or options
     for option in options:
         memory = memory_estimate(model, step, batch, devices, option)
         if not hbm_bytes or sum(memory.values()) <= _FULL * hbm_bytes:
@@ -217,7 +226,7 @@ def choose_here(
     hbm_bytes = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
     local = jax.local_device_count()
     choice = choose(model, step, batch, partitioner, jax.device_count(), local, hbm_bytes)
-    given = (partitioner.num_partitions, model.network.remat_policy, step.num_microbatches)
+    given = (partitioner.num_partitions, _policy(model), step.num_microbatches)
     names = ("NUM_PARTITIONS", "REMAT_POLICY", "NUM_MICROBATCHES")
     settings = [
         f"{name}={value}"
@@ -260,6 +269,12 @@ def _dot_flops(jaxpr: Any) -> float:
 
 def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
     return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
+
+
+def _policy(model: models.EncoderDecoderModel) -> str | None:
+    """The remat_policy, or None where it is left open."""
+    policy = model.network.remat_policy
+    return None if policy == "auto" else policy
 
 
 def _size(network: Any, name: str) -> int:

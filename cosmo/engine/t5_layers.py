@@ -49,7 +49,8 @@ class T5Config:
     float32. In T5X's scanned network (`scalable_t5`) every layer has a relative bias of its own
     (`relative_attention_per_layer`). `scale_decoder_outputs`, HuggingFace's name, multiplies the
     decoder's output by M ** -0.5; None does so where the logits are tied, as T5 1.0.
-    `remat_policy=None`: training chooses (`sizing.choose`), all else recomputes nothing.
+    `remat_policy="auto"`: training chooses (`sizing.choose`), all else recomputes nothing, as
+    "none" and None.
     """
 
     vocab_size: int
@@ -63,7 +64,7 @@ class T5Config:
     logits_via_embedding: bool = False
     dropout_rate: float = 0.0
     dtype: str = "bfloat16"
-    remat_policy: str | None = None
+    remat_policy: str | None = "none"
     scan_layers: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -77,9 +78,12 @@ class T5Config:
                 raise UserError(
                     f"T5Config.mlp_activations has {name!r}; known are {sorted(ACTIVATIONS)}"
                 )
-        if self.remat_policy not in (None, *REMAT_POLICIES):
+        if self.remat_policy is None:  # as --gin.REMAT_POLICY=none arrives
+            object.__setattr__(self, "remat_policy", "none")
+        if self.remat_policy not in ("auto", *REMAT_POLICIES):
             raise UserError(
-                f"T5Config.remat_policy={self.remat_policy!r}; known are {list(REMAT_POLICIES)}"
+                f"T5Config.remat_policy={self.remat_policy!r}; known are "
+                f"{['auto', *REMAT_POLICIES]}"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(
@@ -314,7 +318,7 @@ def scan_stack(
         x = partitioning.constrain(x, "batch", None, None)
         return call(nnx.merge(graphdef, state), x, key), None
 
-    name = config.remat_policy or "none"
+    name = "none" if config.remat_policy == "auto" else config.remat_policy
     if name != "none" or partitioning.gathers():
         # Inside a scan XLA cannot undo the recomputation, so its barrier would only cost.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[name], prevent_cse=not config.scan_layers)
