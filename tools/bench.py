@@ -18,6 +18,7 @@ import tempfile
 import time
 
 from cosmo.__main__ import HUGE_PAGES
+from tools import bench_device
 from tools.bench_sides import SIDES, SIZES, write_weights
 
 
@@ -131,12 +132,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top_p", type=float, help="decode: nucleus sampling instead of greedy")
     parser.add_argument("--scan_layers", action="store_true", help="scan layers, not unroll them")
     parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
+    bench_device.add_arguments(parser)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.side:
         print(json.dumps(SIDES[args.what][args.side](args)))
         return 0
+    if args.model:
+        return bench_device.main(args)
     with tempfile.TemporaryDirectory() as folder:
         args.weights = f"{folder}/weights"
         if args.what == "decode":

@@ -1,0 +1,122 @@
+"""Train steps of a large T5 on the accelerators that are here.
+
+`python -m tools.bench train --model=t5_1_1_xl`: full rows of random pieces, bfloat16, Adafactor,
+all devices; what the settings leave open is chosen as `train` chooses it. Prints tokens/s, MFU (the
+least possible FLOPs over the chip's peak: recomputation does not count), peak memory, and rows/s
+beside the 50.4 sequences/s that NVIDIA published for T5X XL on an H100 (fp8, 512/128).
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+NVIDIA_XL_H100 = 50.4  # sequences a second and GPU, 512/128, fp8
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Compile and run; seconds are of steps after the first two."""
+    import jax
+    import numpy as np
+
+    from cosmo.engine import chips, config, data, models, optimizer, partitioning, sizing, step, t5
+    from cosmo.engine.train import compile_step
+
+    sizes = config.saved_macros(config.ROOT / f"gin/models/{args.model}.gin")
+    network = t5.T5Config(
+        **{name.lower(): value for name, value in sizes.items()},
+        dtype=args.dtype,
+        dropout_rate=args.dropout_rate,
+        remat_policy=args.remat_policy,
+    )
+    model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+    lengths = {"inputs": args.inputs, "targets": args.targets}
+    dataset = data.DatasetConfig("none", lengths, batch_size=args.batch_size)
+    batch = data.abstract_batch(dataset)
+    settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
+    partitioner = partitioning.Partitioner(args.num_partitions)
+    choice = sizing.choose_here(model, settings, partitioner, batch)
+    model, settings, partitioner = sizing.settle(model, settings, partitioner, choice)
+    layout = partitioner.layout(partitioner.mesh())
+    abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
+    began = time.monotonic()
+    run = compile_step(model, settings, dataset, layout, abstract, shardings, 0)
+    compiled = time.monotonic() - began
+    state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
+
+    random = np.random.default_rng(0)
+    rows = {
+        name: np.ones(leaf.shape, np.int32)
+        if "segment" in name or "weights" in name
+        else random.integers(3, 2000, leaf.shape).astype(np.int32)
+        for name, leaf in batch.items()
+    }
+    rows = partitioning.put_batch(rows, layout.mesh)
+    seconds = []
+    for number in range(args.steps + 2):
+        if args.profile and number == 2:
+            jax.profiler.start_trace(args.profile)
+        began = time.monotonic()
+        state, sums = run(state, rows)
+        loss = float(sums["loss"] / sums["loss_weight"])  # waits for the step
+        seconds.append(time.monotonic() - began)
+    if args.profile:
+        jax.profiler.stop_trace()
+
+    devices = jax.devices()
+    chip = chips.by_kind(devices[0].device_kind)
+    median = statistics.median(seconds[2:])
+    flops = sizing.minimum_matmul_flops(model, batch) / len(devices)
+    peak = chip.matmul_flops if chip else None
+    memory = devices[0].memory_stats() or {}
+    return {
+        "model": args.model,
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "settings": vars(choice),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract.params)),
+        "compile_seconds": compiled,
+        "step_seconds": median,
+        "tokens_per_second": args.batch_size * (args.inputs + args.targets) / median,
+        "rows_per_second_and_device": args.batch_size / median / len(devices),
+        "mfu": flops / median / peak if peak else None,
+        "peak_bytes": memory.get("peak_bytes_in_use"),
+        "loss": loss,
+    }
+
+
+def show(found: dict) -> str:
+    """The figures as people read them."""
+    mfu, peak = found["mfu"], found["peak_bytes"]
+    lines = [
+        f"{found['model']}, {found['parameters']:,} parameters, {found['device']}, "
+        + ", ".join(f"{name} {value}" for name, value in found["settings"].items()),
+        f"  {found['tokens_per_second']:,.0f} tokens/s, {found['step_seconds']:.3f} s a step, "
+        f"compiled in {found['compile_seconds']:.0f} s",
+        f"  {found['rows_per_second_and_device']:.1f} rows/s a device"
+        + (f" (NVIDIA's H100 with fp8: {NVIDIA_XL_H100})" if found["model"] == "t5_1_1_xl" else ""),
+        "  MFU " + (f"{mfu:.1%}" if mfu else "unknown: this device's peak is not in chips.CHIPS"),
+        "  peak memory " + (f"{peak / 2**30:.1f} GiB" if peak else "unknown"),
+    ]
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `train --model`."""
+    one = parser.add_argument_group("train --model: large models on the accelerators that are here")
+    one.add_argument("--model", metavar="NAME", help="a file of gin/models, such as t5_1_1_xl")
+    one.add_argument("--batch_size", type=int, default=32, help="rows over all devices (32)")
+    one.add_argument("--inputs", type=int, default=512, help="tokens (512)")
+    one.add_argument("--targets", type=int, default=128, help="tokens (128)")
+    one.add_argument("--dtype", default="bfloat16", help="of the computation (bfloat16)")
+    one.add_argument("--remat_policy", default="auto", help="none, minimal, full or auto (auto)")
+    one.add_argument("--num_microbatches", type=int, help="(chosen)")
+    one.add_argument("--num_partitions", type=int, help="(chosen)")
+    one.add_argument("--profile", metavar="DIR", help="write a trace of the steps for XProf")
+    one.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    found = measure(args)
+    print(json.dumps(found) if args.json else show(found))
+    return 0
