@@ -50,7 +50,8 @@ class EvalConfig:
 @functools.lru_cache(maxsize=8)
 def _loss_sums_fn(model: models.EncoderDecoderModel, mesh: Mesh):
     def sums(params, batch):
-        return models.loss(model, params, batch)[1]
+        with partitioning.Layout(mesh).active():
+            return models.loss(model, params, batch)[1]
 
     return jax.jit(sums, out_shardings=partitioning.replicated(mesh))
 

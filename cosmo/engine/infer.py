@@ -140,7 +140,8 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
 def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
     # Replicated results: on a pod every process then holds all answers.
     def predict(params, tokens, row_keys):
-        return models.predict(model, params, tokens, decoding, row_keys)
+        with partitioning.Layout(mesh).active():
+            return models.predict(model, params, tokens, decoding, row_keys)
 
     return jax.jit(predict, out_shardings=partitioning.replicated(mesh))
 
@@ -148,7 +149,8 @@ def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
 @functools.lru_cache(maxsize=32)
 def _score_fn(model, mesh: Mesh):
     def score(params, batch):
-        return models.score(model, params, batch)
+        with partitioning.Layout(mesh).active():
+            return models.score(model, params, batch)
 
     return jax.jit(score, out_shardings=partitioning.replicated(mesh))
 

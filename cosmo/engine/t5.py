@@ -257,7 +257,9 @@ class T5(nnx.Module):
         return DecoderWeights(
             [step_weights(self.decoder.layer(i)) for i in range(self.config.num_decoder_layers)],
             self.decoder.decoder_norm.scale[...],
-            self.token_embedder[...] if tied else self.decoder.logits_dense[...].T,
+            weight(self.token_embedder, self.config.dtype)
+            if tied
+            else weight(self.decoder.logits_dense, self.config.dtype).T,
         )
 
     def decode_step(

@@ -24,6 +24,7 @@ from cosmo.engine.layers import (
     dropout,
     rms_norm,
     split_key,
+    weight,
 )
 
 _GATHERED = (partitioning.GATHERED, partitioning.GATHERED_ATTENTION)
@@ -214,18 +215,21 @@ class StepWeights(NamedTuple):
 
 def step_weights(layer: DecoderLayer) -> StepWeights:
     """The weights of `layer` for `decode_layer`; to be made once, outside the decoding loop."""
-    own, cross = layer.self_attention, layer.encoder_decoder_attention
-    joined = [own.query[...].T, own.key[...].T, own.value[...].T]
+    own, cross, dtype = layer.self_attention, layer.encoder_decoder_attention, layer.config.dtype
+
+    def turned(*kernels: nnx.Param) -> jax.Array:
+        return jnp.concatenate([weight(kernel, dtype).T for kernel in kernels])
+
     return StepWeights(
         layer.pre_self_attention_layer_norm.scale[...],
-        jnp.concatenate(joined),
-        own.out[...].T,
+        turned(own.query, own.key, own.value),
+        turned(own.out),
         layer.pre_cross_attention_layer_norm.scale[...],
-        cross.query[...].T,
-        cross.out[...].T,
+        turned(cross.query),
+        turned(cross.out),
         layer.pre_mlp_layer_norm.scale[...],
-        jnp.concatenate([kernel[...].T for kernel in layer.mlp.kernels()]),
-        layer.mlp.wo[...].T,
+        turned(*layer.mlp.kernels()),
+        turned(layer.mlp.wo),
     )
 
 
