@@ -34,11 +34,19 @@ class RestoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all)."""
+    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all).
+
+    A save that takes more than `save_timeout` seconds is an error (see `saving.Saver`).
+    """
 
     save_period: int | None = None
     keep: int | None = 3
     restore: RestoreConfig = RestoreConfig()
+    save_timeout: int = 1200
+
+    def __post_init__(self):
+        if not isinstance(self.save_timeout, int) or self.save_timeout < 1:
+            raise UserError(f"SAVE_TIMEOUT={self.save_timeout!r}; give seconds, at least 1")
 
 
 # Fields of a network's config that change what it computes, but no shape.
@@ -59,12 +67,18 @@ class Located(NamedTuple):
     format: str  # "cosmo", "t5x" or "huggingface"
 
 
-def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False):
+def manager(
+    model_dir: str, keep: int | None = None, *, read_only: bool = False, async_options=None
+):
     """An Orbax CheckpointManager over MODEL_DIR/checkpoints."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=not read_only, enable_async_checkpointing=True, read_only=read_only
+        max_to_keep=keep,
+        create=not read_only,
+        enable_async_checkpointing=True,
+        read_only=read_only,
+        async_options=async_options,
     )
     return ocp.CheckpointManager(
         epath.Path(model_dir).resolve() / FOLDER,
@@ -77,29 +91,29 @@ def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False)
     )
 
 
-def save(
-    saver,
+def start_saving(
+    manager,
     step: int,
     state: Any,
     description: dict[str, Any],
     progress: dict[str, Any] | None = None,
 ) -> None:
-    """Start saving `state`; returns once the arrays are copied, the writing goes on behind.
-
-    `progress` is what the run must remember beside its arrays, as JSON: where reading stands.
-    """
+    """Start writing `state`; training goes through `saving.Saver`, which hears of failures."""
     import orbax.checkpoint as ocp
 
     def chunked(array):
-        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if array.ndim else ())
+        # A stack of layers is cut into layers; along `shard_axes` Orbax cuts down to single rows.
+        stack = array.ndim > 2 and array.nbytes > CHUNK_BYTES
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stack else ())
 
-    saver.save(
+    manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state, jax.tree.map(chunked, state)),
             description=ocp.args.JsonSave(description),
             progress=ocp.args.JsonSave(progress or {}),
         ),
+        force=True,  # whether to save is decided by the caller
     )
 
 
