@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
@@ -12,11 +13,17 @@ SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code. Errors that a user can mend are one line on stderr."""
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Call `run`; the exit code. Of several processes one that fails ends here and now."""
     from cosmo.engine.errors import UserError
     from tasks.errors import DataError
 
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        run()
+        return 0
     except (UserError, DataError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
@@ -24,13 +31,24 @@ def main(argv: list[str] | None = None) -> int:
         # Gin appends where the call stood, which is of no use to whoever mends a setting.
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
-        return 1
+        return _leave(1)
     except KeyboardInterrupt as stop:
         _wait_for_stderr()
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
-        return 130
+        return _leave(130)
     finally:
         _wait_for_stderr()
+
+
+def _leave(code: int) -> int:
+    """The exit code; but of several processes this one does not wait for the others, which JAX
+    would at exit, for minutes: when it is gone they end too."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _wait_for_stderr() -> None:
@@ -41,7 +59,7 @@ def _wait_for_stderr() -> None:
             pass
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str]) -> None:
     from cosmo import verbs
     from cosmo.engine import config
     from cosmo.engine.errors import UserError
@@ -60,7 +78,6 @@ def _run(argv: list[str]) -> int:
         config.load(verb.gin_file, gin_files, bindings, search_paths)
     module, function = verb.run.split(":")
     getattr(importlib.import_module(module), function)(args)
-    return 0
 
 
 def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:
@@ -108,11 +125,17 @@ def _set_up_jax(distributed: bool) -> None:
     if distributed:
         from cosmo.engine.errors import UserError
 
+        # JAX itself reads JAX_COORDINATOR_ADDRESS; where no cluster tells, these say the rest.
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {key: os.environ[name] for key, name in names.items() if name in os.environ}
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs alone
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**{key: int(value) for key, value in given.items()})
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"--distributed: {error}; run on a TPU pod or Slurm, or set JAX_COORDINATOR_ADDRESS"
+                f"--distributed: {error}; run on a TPU pod or Slurm, or set "
+                f"JAX_COORDINATOR_ADDRESS=HOST:PORT, {' and '.join(names.values())} for each "
+                "process"
             ) from error
 
 

@@ -6,13 +6,16 @@ T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.interop`
 """
 
 import dataclasses
+import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
+from cosmo.engine import integrity
 from cosmo.engine.errors import UserError
-from cosmo.engine.writer import is_remote
+from cosmo.engine.writer import is_remote, log
 
 FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # Orbax's mark of a finished checkpoint
@@ -194,8 +197,9 @@ def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
 def locate(path: str) -> Located:
     """The checkpoint at `path`, in whichever of the three formats.
 
-    Ours is a run's folder (its latest checkpoint) or one checkpoint in it; T5X's is one checkpoint
-    or the folder over several (the latest). Raises UserError if there is none.
+    Ours is a run's folder (its latest sound checkpoint) or one checkpoint in it; T5X's is one
+    checkpoint or the folder over several (the latest). Raises UserError if there is none, or if the
+    one that is named is damaged.
     """
     from cosmo.engine.interop import huggingface, t5x
 
@@ -203,11 +207,21 @@ def locate(path: str) -> Located:
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
     ours = folder.name.isdigit() and folder.parent.name == FOLDER
-    if ours and (folder / COMMITTED).exists():
+    if ours:
+        if not (folder / COMMITTED).exists():
+            raise UserError(f"checkpoint {path} was not finished: it has no {COMMITTED}")
+        found = _problem(folder)
+        if found:
+            raise UserError(f"checkpoint {path} is damaged: {found}; give another one of the run's")
         return Located(str(folder.parent.parent), int(folder.name), "cosmo")
     steps = completed_steps(path)
+    for step in reversed(steps):
+        found = _problem(folder / FOLDER / str(step))
+        if not found:
+            return Located(path, step, "cosmo")
+        log.warning("checkpoint %s/%s/%d is damaged and not used: %s", path, FOLDER, step, found)
     if steps:
-        return Located(path, steps[-1], "cosmo")
+        raise UserError(f"every checkpoint in {path} is damaged, the newest one: {found}")
     if t5x.is_checkpoint(folder):
         return Located(path, t5x.step_of(path), "t5x")
     below = sorted(t5x.checkpoints_in(folder))
@@ -220,6 +234,19 @@ def locate(path: str) -> Located:
         f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
         "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
     )
+
+
+def _problem(folder: epath.Path) -> str | None:
+    """`integrity.problem`, read once a process for as long as no file changes."""
+    files = [folder, *folder.glob("**/*")]
+    if is_remote(folder):
+        return _problem_of(str(folder), len(files))
+    return _problem_of(str(folder), *(os.stat(file).st_mtime_ns for file in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _problem_of(folder: str, *_seen: int) -> str | None:
+    return integrity.problem(folder)
 
 
 def beside(path: str, name: str, setting: str) -> str:
@@ -292,6 +319,27 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
             f"checkpoint {target.parent} cannot be read: {_first_line(error)}"
         ) from error
     return step, restored["params"]
+
+
+def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
+    """(step, state) of our checkpoint at `path` as nested dicts of numpy arrays.
+
+    The state is {"step", "params", "opt_state"}; no device is used, nor need there be one. Lists
+    of Orbax's are dicts with keys "0", "1", ... here. Raises UserError if it cannot be read.
+    """
+    from cosmo.engine.interop import orbax
+
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    arrays, _ = orbax.read(found.folder, found.step)
+    state: dict[str, Any] = {}
+    for names, array in arrays.items():
+        inner = state
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = array.whole()
+    return found.step, state
 
 
 def _description(saver, step: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def write(folder: epath.PathLike, process: int = 0, processes: int = 1) -> None:
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         sums = pool.map(lambda name: checksum(folder / name), names)
         files = dict(zip(names, sums, strict=True))
-    text = json.dumps({"processes": processes, "files": files}, indent=0)
+    text = json.dumps({"processes": processes, "files": files})
     write_atomic(folder / MANIFEST.format(process), text)
 
 
@@ -125,5 +125,3 @@ def _owner(name: str, processes: int) -> int:
         if stem and number.isdigit() and int(number) < processes:
             return int(number)
     return 0
-
-

@@ -225,11 +225,11 @@ def _set_aside_damaged(model_dir: str) -> int | None:
         found = integrity.problem(path, jax.process_index(), jax.process_count())
         if found:
             log.warning("checkpoint %s is damaged: %s", path, found)
-        if not _anywhere(found is not None):
+        if not anywhere(found is not None):
             return step
         if first:
             _set_aside(path, found or "another process found it damaged")
-        _anywhere(False)  # all wait for the move
+        anywhere(False)  # all wait for the move
 
 
 def _set_aside(path: epath.Path, why: str) -> None:
@@ -266,7 +266,7 @@ def _of_the_first(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def _anywhere(flag: bool) -> bool:
+def anywhere(flag: bool) -> bool:
     """Whether `flag` is true in any process; all wait for all."""
     if jax.process_count() == 1:
         return flag

@@ -69,13 +69,16 @@ def state_shardings(
 
 def make_train_step(
     model: models.EncoderDecoderModel, config: StepConfig, seed: int
-) -> Callable[[TrainState, models.Batch], tuple[TrainState, Sums]]:
+) -> Callable[..., tuple[TrainState, Sums]]:
     """A pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
     The batch's rows are split into microbatches, whose gradients add up before one update, so the
     result is that of the whole batch. Dropout's randomness is a function of (seed, step,
     microbatch) alone. Sums are those of `models.loss`, with `loss` (to be divided by
     `loss_weight`), `grad_norm` and `learning_rate`.
+
+    `step(state, batch, limit)` is a step that may be skipped: if the loss or the gradient's norm is
+    not finite, or the norm above `limit`, only the step counter goes on.
     """
     num_microbatches = config.num_microbatches
     transformation = config.transformation()
@@ -110,7 +113,9 @@ def make_train_step(
             sums = {**sums, "loss_weight": sums["loss_weight"] / num_microbatches}
         return grads, sums
 
-    def step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
+    def step(
+        state: TrainState, batch: models.Batch, limit: jax.Array | None = None
+    ) -> tuple[TrainState, Sums]:
         key = None
         if model.network.dropout_rate > 0.0:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -122,6 +127,14 @@ def make_train_step(
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         sums = {**sums, "grad_norm": optax.global_norm(grads), "learning_rate": rate}
+        if limit is not None:  # without it no old state need be kept beside the new one
+            norm = sums["grad_norm"]
+            good = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & (norm <= limit)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(good, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
         return TrainState(state.step + 1, params, opt_state), sums
 
     return step
