@@ -7,7 +7,7 @@ T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.interop`
 
 import dataclasses
 import functools
-import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -238,14 +238,14 @@ def locate(path: str) -> Located:
 
 def _problem(folder: epath.Path) -> str | None:
     """`integrity.problem`, read once a process for as long as no file changes."""
-    files = [folder, *folder.glob("**/*")]
     if is_remote(folder):
-        return _problem_of(str(folder), len(files))
-    return _problem_of(str(folder), *(os.stat(file).st_mtime_ns for file in files))
+        return _problem_of(str(folder))
+    files = sorted(pathlib.Path(folder).rglob("*"))
+    return _problem_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
 
 
 @functools.lru_cache(maxsize=64)
-def _problem_of(folder: str, *_seen: int) -> str | None:
+def _problem_of(folder: str, *_seen: tuple[str, int]) -> str | None:
     return integrity.problem(folder)
 
 

@@ -114,7 +114,7 @@ def _files(folder: epath.Path) -> Iterable[str]:
             name = f"{below}/{path.name}".lstrip("/")
             if path.is_dir():
                 todo.append(name)
-            elif not path.name.startswith(("checksums.", ".")):
+            elif not path.name.startswith(("checksums.", ".", "_CHECKPOINT_METADATA")):
                 found.append(name)
     return sorted(found)
 

@@ -47,7 +47,7 @@ class Saver:
         self._step: int | None = None  # of the save that is going on
         self._bytes = 0
         self._failed = False
-        logging.getLogger("absl").addFilter(_not_orbax)
+        _quiet_threads()
         several = jax.process_count() > 1
         self._manager = checkpoints.manager(
             model_dir,
@@ -291,8 +291,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         todo += [*getattr(link, "exceptions", ()), link.__cause__, link.__context__]
 
 
+def _quiet_threads() -> None:
+    """Threads of Orbax and TensorStore print stacks of errors that are raised here too: not so."""
+    for name in ("absl", "concurrent.futures"):
+        logging.getLogger(name).addFilter(_not_orbax)
+    show = sys.excepthook
+    if show is not _without_loops:
+        global _show
+        _show, sys.excepthook = show, _without_loops
+
+
+_show = sys.excepthook
+
+
+def _without_loops(kind, error, trace) -> None:
+    # TensorStore's other writes, when one has failed, come back to a loop that is closed.
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        _show(kind, error, trace)
+
+
 def _not_orbax(record: logging.LogRecord) -> bool:
-    # Its threads would print the stack of an error that is raised here too.
+    if record.name == "concurrent.futures":
+        return "exception calling callback" not in record.getMessage()
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 

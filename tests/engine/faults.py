@@ -92,9 +92,7 @@ def results(model_dir) -> tuple[dict[str, bytes], dict]:
     told = {
         "step": step,
         "metrics": metrics(model_dir),
-        "progress": json.loads(
-            (folder / f"checkpoints/{step}/progress/metadata").read_text()
-        ),
+        "progress": json.loads((folder / f"checkpoints/{step}/progress/metadata").read_text()),
         "bad": bad.read_text() if bad.exists() else "",
     }
     return {name: array.tobytes() for name, array in leaves(state).items()}, told

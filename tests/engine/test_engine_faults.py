@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_error_and_leaves_earlier_checkpoints(tmp_path):
     faults.run(tmp_path / "whole", **options)
     folder = tmp_path / "run"
     faults.run(folder, **{**options, "total_steps": 4})
-    log = faults.run(folder, code=1, prefix=limited(12_000), **options)
+    log = faults.run(folder, code=1, prefix=limited(16_000), **options)
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in log
     assert "checkpoints/8 could not be written: the disk is full" in errors[0]
@@ -166,9 +166,7 @@ def test_a_full_file_system(tmp_path):
 @pytest.mark.parametrize("step", [4, 12])
 def test_a_write_that_fails_in_the_background_is_not_lost(tmp_path, step):
     """Property: raised by the next save, or at the end after the last; nothing of it stays."""
-    log = faults.run(
-        tmp_path / "run", code=1, total_steps=12, save_period=4, fail_write=step
-    )
+    log = faults.run(tmp_path / "run", code=1, total_steps=12, save_period=4, fail_write=step)
     assert log.count("error: ") == 1 and "Traceback" not in log, log
     assert f"checkpoints/{step} could not be written: [Errno 5] Input/output error" in log
     kept = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
