@@ -17,6 +17,7 @@ from cosmo.engine.errors import UserError
 from cosmo.engine.writer import write_atomic
 
 MANIFEST = "checksums.{}.json"  # of process {}
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
 PIECE_BYTES = 8 * 2**20  # read at once, in each of THREADS
 THREADS = min(16, 2 * (os.cpu_count() or 1))
 
@@ -41,7 +42,8 @@ def write(folder: epath.PathLike, process: int = 0, processes: int = 1) -> None:
     names = [n for n in _files(folder) if _owner(n, processes) == process]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         sums = pool.map(lambda name: checksum(folder / name), names)
-        files = dict(zip(names, sums, strict=True))
+        # Other processes come here before the first gives an item's folder its final name.
+        files = dict(zip((n.replace(PARTIAL, "") for n in names), sums, strict=True))
     text = json.dumps({"processes": processes, "files": files})
     write_atomic(folder / MANIFEST.format(process), text)
 

@@ -26,7 +26,6 @@ from cosmo.engine.errors import UserError
 from cosmo.engine.writer import is_remote, log
 
 DAMAGED = "damaged_checkpoints"  # beside FOLDER: what a run has set aside
-PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_TEXTS = ("No space left", "Disk quota exceeded", "File too large")
 
@@ -134,7 +133,7 @@ class Saver:
 
     def _unfinished(self) -> epath.Path:
         """Where Orbax is writing: a folder beside the final one, in a bucket that one itself."""
-        for path in self.folder.glob(f"{self._step}{PARTIAL}*"):
+        for path in self.folder.glob(f"{self._step}{integrity.PARTIAL}*"):
             return path
         return self.folder / str(self._step)
 
@@ -256,7 +255,7 @@ def _set_aside(path: epath.Path, why: str) -> None:
 
 
 def _remove_unfinished(folder: epath.Path) -> None:
-    for partial in folder.glob(f"*{PARTIAL}*"):
+    for partial in folder.glob(f"*{integrity.PARTIAL}*"):
         partial.rmtree()
 
 
@@ -295,19 +294,13 @@ def _quiet_threads() -> None:
     """Threads of Orbax and TensorStore print stacks of errors that are raised here too: not so."""
     for name in ("absl", "concurrent.futures"):
         logging.getLogger(name).addFilter(_not_orbax)
-    show = sys.excepthook
-    if show is not _without_loops:
-        global _show
-        _show, sys.excepthook = show, _without_loops
+    sys.unraisablehook = _unraisable
 
 
-_show = sys.excepthook
-
-
-def _without_loops(kind, error, trace) -> None:
+def _unraisable(report, show=sys.unraisablehook) -> None:
     # TensorStore's other writes, when one has failed, come back to a loop that is closed.
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        _show(kind, error, trace)
+    if str(report.exc_value) != "Event loop is closed":
+        show(report)
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from cosmo.engine import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 RATES = ("train/tokens_per_second", "train/steps_per_second")
 
 
@@ -21,11 +22,13 @@ def command(model_dir, **options) -> list[str]:
     return [sys.executable, "tests/engine/fault_driver.py", str(model_dir), json.dumps(options)]
 
 
-def start(model_dir, *, env=None, prefix=(), **options) -> subprocess.Popen:
-    """A run in the background; its output goes to MODEL_DIR.log."""
+def start(model_dir, *, env=None, prefix=(), log=None, **options) -> subprocess.Popen:
+    """A run in the background; its output goes to `log`, or MODEL_DIR.log."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    # As in conftest.py: a tiny network spends its time in the compiler.
+    environment["XLA_FLAGS"] = FAST
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    with open(f"{model_dir}.log", "a") as log:
+    with open(log or f"{model_dir}.log", "a") as log:
         return subprocess.Popen(
             [*prefix, *command(model_dir, **options)],
             cwd=ROOT,

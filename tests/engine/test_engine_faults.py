@@ -3,7 +3,6 @@
 import json
 import pathlib
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import faults
 
 # A run whose every kind of number must come back: dropout, a learning rate that warms up, windows
-# of reports across saves, evaluations, skipped steps, and a limit that follows the gradients' norms.
+# of reports across saves, evaluations, skipped steps, a limit that follows the gradient's norms.
 RUN = dict(
     total_steps=34,
     save_period=6,
@@ -185,21 +184,11 @@ def two_processes(model_dir, **options):
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(i),
         }
-        prefix = ["env", f"FAULTS_LOG={i}"]
-        log = open(f"{model_dir}.{i}.log", "a")  # noqa: SIM115
-        processes.append(
-            subprocess.Popen(
-                [*prefix, *faults.command(model_dir, **options)],
-                cwd=faults.ROOT,
-                env={**faults.os.environ, **env},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        )
+        processes.append(faults.start(model_dir, env=env, log=f"{model_dir}.{i}.log", **options))
     return processes
 
 
-@pytest.mark.parametrize("where", ["save", "write"])
+@pytest.mark.parametrize("where", ["save", pytest.param("write", marks=pytest.mark.slow)])
 def test_a_process_that_does_not_save_is_named(tmp_path, where):
     """Two processes, the second of which sleeps instead of saving, or of writing in the background:
     the first ends within the timeout, and names it."""
@@ -218,6 +207,7 @@ def test_a_process_that_does_not_save_is_named(tmp_path, where):
         second.wait()
 
 
+@pytest.mark.slow
 def test_processes_stop_at_the_same_step(tmp_path):
     """SIGTERM to one of two: both save the same step and exit 0; the next start goes on from it.
     Oracle: a run of two processes that was left alone."""
@@ -230,6 +220,7 @@ def test_processes_stop_at_the_same_step(tmp_path):
     steps = [faults.said(f"{folder}.{i}").split("done: step ")[1].split()[0] for i in range(2)]
     assert steps[0] == steps[1] and 4 <= int(steps[0]) < 30
     assert [p.wait(timeout=90) for p in two_processes(folder, **options)] == [0, 0]
+    assert f"resuming at step {steps[0]}" in faults.said(f"{folder}.0")
     alone = two_processes(tmp_path / "whole", **options)
     assert [p.wait(timeout=90) for p in alone] == [0, 0]
     assert faults.results(folder) == faults.results(tmp_path / "whole")
