@@ -5,6 +5,7 @@ process leaves the checksums of its files (`cosmo.engine.integrity`): a checkpoi
 is none.
 """
 
+import collections
 import contextlib
 import errno
 import logging
@@ -219,9 +220,10 @@ def _set_aside_damaged(model_dir: str) -> int | None:
         if step < 0:
             return None
         path = folder / str(step)
-        if first and not integrity.has_manifest(path):
-            log.info("%s has no checksums: it is taken as it is", path)
         found = integrity.problem(path, jax.process_index(), jax.process_count())
+        if first and not integrity.has_manifest(path):
+            log.info("%s has no checksums: its arrays are read once, to see that they can be", path)
+            found = _unreadable(model_dir, step)
         if found:
             log.warning("checkpoint %s is damaged: %s", path, found)
         if not anywhere(found is not None):
@@ -229,6 +231,19 @@ def _set_aside_damaged(model_dir: str) -> int | None:
         if first:
             _set_aside(path, found or "another process found it damaged")
         anywhere(False)  # all wait for the move
+
+
+def _unreadable(model_dir: str, step: int) -> str | None:
+    """Why a checkpoint without checksums cannot be read, or None; a piece at a time in memory."""
+    from cosmo.engine.interop import orbax
+
+    try:
+        arrays, _ = orbax.read(model_dir, step)
+        for array in arrays.values():
+            collections.deque(array.pieces(), maxlen=0)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _set_aside(path: epath.Path, why: str) -> None:
@@ -292,7 +307,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _quiet_threads() -> None:
     """Threads of Orbax and TensorStore print stacks of errors that are raised here too: not so."""
-    for name in ("absl", "concurrent.futures"):
+    for name in ("absl", "concurrent.futures", "asyncio"):
         logging.getLogger(name).addFilter(_not_orbax)
     sys.unraisablehook = _unraisable
 
@@ -304,9 +319,10 @@ def _unraisable(report, show=sys.unraisablehook) -> None:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    if record.name == "concurrent.futures":
-        return "exception calling callback" not in record.getMessage()
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    if record.name == "absl":
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+    text = record.getMessage()
+    return "exception calling callback" not in text and "never retrieved" not in text
 
 
 def _free(folder: epath.Path) -> str:

@@ -113,8 +113,8 @@ def settings(model_dir: str, options: dict) -> dict:
     )
 
 
-def patch(options: dict) -> None:
-    """Replace the data, and put the faults in their places."""
+def patch(options: dict, put=setattr) -> None:
+    """Replace the data, and put the faults in their places, by `put(object, name, value)`."""
     import jax
 
     from cosmo.engine import checkpoints, data, evaluate, integrity
@@ -128,7 +128,7 @@ def patch(options: dict) -> None:
             yield batch(index * num_shards + shard, options)._replace(position=index + 1)
             index += 1
 
-    data.train_batches = train_batches
+    put(data, "train_batches", train_batches)
     abstract = data.abstract_batch
 
     def abstract_batch(config):  # weights are float32 here, to be made infinite
@@ -136,24 +136,24 @@ def patch(options: dict) -> None:
         shapes = abstract(config)
         return {**shapes, name: jax.ShapeDtypeStruct(shapes[name].shape, np.float32)}
 
-    data.abstract_batch = abstract_batch
-    data.check_split = lambda dataset: None
+    put(data, "abstract_batch", abstract_batch)
+    put(data, "check_split", lambda dataset: None)
 
     def teacher_forced(model, params, packed, mesh):
         time.sleep(options["slow_evaluation"])
         first = jax.tree.leaves(params)[0]
         return {"task": {"sum": float(np.sum(np.asarray(first, np.float64)))}}
 
-    evaluate.teacher_forced = teacher_forced
-    data.eval_batches = lambda *args, **rest: []
+    put(evaluate, "teacher_forced", teacher_forced)
+    put(data, "eval_batches", lambda *args, **rest: [])
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():
         if options["sleeps"][1] == "save":
             from cosmo.engine import saving
 
-            saving.Saver.save = lambda *args: time.sleep(1000)
+            put(saving.Saver, "save", lambda *args: time.sleep(1000))
         else:
-            integrity.write = lambda *args: time.sleep(1000)
+            put(integrity, "write", lambda *args: time.sleep(1000))
     if options["fail_write"] is not None:
         write, start = integrity.write, checkpoints.start_saving
         steps = []
@@ -167,7 +167,8 @@ def patch(options: dict) -> None:
                 raise OSError(5, "Input/output error")
             write(*args)
 
-        checkpoints.start_saving, integrity.write = starting, failing
+        put(checkpoints, "start_saving", starting)
+        put(integrity, "write", failing)
 
 
 def main() -> int:

@@ -24,10 +24,11 @@ def command(model_dir, **options) -> list[str]:
 
 def start(model_dir, *, env=None, prefix=(), log=None, **options) -> subprocess.Popen:
     """A run in the background; its output goes to `log`, or MODEL_DIR.log."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # As in conftest.py: a tiny network spends its time in the compiler.
     environment["XLA_FLAGS"] = FAST
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment |= env or {}
     with open(log or f"{model_dir}.log", "a") as log:
         return subprocess.Popen(
             [*prefix, *command(model_dir, **options)],
