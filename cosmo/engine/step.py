@@ -78,7 +78,8 @@ def make_train_step(
     `loss_weight`), `grad_norm` and `learning_rate`.
 
     `step(state, batch, limit)` is a step that may be skipped: if the loss or the gradient's norm is
-    not finite, or the norm above `limit`, only the step counter goes on.
+    not finite, or the norm above `limit`, only the step counter goes on. The compiler fuses the two
+    kinds of step differently, so their numbers agree to rounding.
     """
     num_microbatches = config.num_microbatches
     transformation = config.transformation()
@@ -124,16 +125,20 @@ def make_train_step(
         weight = jnp.maximum(sums["loss_weight"], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         rate = config.learning_rate(state.step)
-        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        sums = {**sums, "grad_norm": optax.global_norm(grads), "learning_rate": rate}
-        if limit is not None:  # without it no old state need be kept beside the new one
-            norm = sums["grad_norm"]
+        norm = optax.global_norm(grads)
+        sums = {**sums, "grad_norm": norm, "learning_rate": rate}
+
+        def update(params, opt_state):
+            updates, opt_state = transformation.update(grads, opt_state, params)
+            return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
+
+        if limit is None:
+            params, opt_state = update(state.params, state.opt_state)
+        else:
             good = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & (norm <= limit)
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(good, new, old),
-                (params, opt_state),
-                (state.params, state.opt_state),
+            # A branch, not a choice between two states: no second state is in memory for it.
+            params, opt_state = jax.lax.cond(
+                good, update, lambda *same: same, state.params, state.opt_state
             )
         return TrainState(state.step + 1, params, opt_state), sums
 
