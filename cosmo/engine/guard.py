@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,8 @@ class _InFlight(NamedTuple):
 class Guard:
     """Follows a run's steps: judges each, and adds up the sums of the good ones for a report.
 
-    `saved` is what `progress` gave at the checkpoint that the run goes on from, at `start_step`.
+    `saved` is what `progress` gave at the checkpoint that the run goes on from, at `start_step`;
+    `kept` says which step that would be now, for an error's text.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class Guard:
         start_step: int = 0,
         saved: dict[str, Any] | None = None,
         *,
+        kept: Callable[[], str] = lambda: "",
         enabled: bool = True,
     ):
-        self.config, self.enabled = config, enabled
+        self.config, self.kept, self.enabled = config, kept, enabled
         self.folder = epath.Path(model_dir)
         saved = saved or {}
         self.norms = collections.deque(map(tuple, saved.get("norms", [])), config.window + LAG)
@@ -173,12 +176,14 @@ class Guard:
         )
         if not self.config.skips:
             raise UserError(
-                f"{what}; its batch is in {where}. {advice}, or --gin.BAD_STEP_POLICY=skip"
+                f"{what}; its batch is in {where}, and {self.kept()}. {advice}, or "
+                "--gin.BAD_STEP_POLICY=skip"
             )
         if self.in_a_row > self.config.max_in_a_row:
             raise UserError(
                 f"{what}, and so were the {self.in_a_row - 1} before it (gin: MAX_BAD_STEPS="
-                f"{self.config.max_in_a_row}); their batches are in {where}. {advice}"
+                f"{self.config.max_in_a_row}); their batches are in {self.folder / RECORD}, and "
+                f"{self.kept()}. {advice}"
             )
         log.warning("%s; skipped, its batch is in %s", what, where)
 

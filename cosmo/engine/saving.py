@@ -107,8 +107,11 @@ class Saver:
         """What `save` was given as `progress` at `newest`; empty where there is none."""
         return {} if self.newest is None else checkpoints.progress(self._manager, self.newest)
 
-    def kept(self) -> str:
-        """Which step a run that ends now goes on from, in words."""
+    def kept(self, *, wait: bool = False) -> str:
+        """Which step a run that ends now goes on from, in words; `wait` for the save going on."""
+        if wait:
+            with contextlib.suppress(UserError):
+                self.wait()
         if self.newest is None:
             return f"no checkpoint was saved yet in {self.folder}"
         return f"step {self.newest} is kept in {self.folder}"

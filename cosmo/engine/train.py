@@ -1,6 +1,7 @@
 """The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -114,7 +115,12 @@ def train(
         board = writer.MetricWriter(model_dir, begun, enabled=first_process)
         closing.callback(board.close)
         guarding = guard.Guard(
-            bad_steps, model_dir, begun, saved.get("guard"), enabled=first_process
+            bad_steps,
+            model_dir,
+            begun,
+            saved.get("guard"),
+            kept=functools.partial(saver.kept, wait=True),
+            enabled=first_process,
         )
         progress = writer.Progress(total_steps, done)
         closing.callback(progress.finish)
@@ -259,10 +265,8 @@ def _saying_what_is_kept(saver: saving.Saver):
     try:
         yield
     except KeyboardInterrupt:
-        with contextlib.suppress(UserError):
-            saver.wait()
         raise KeyboardInterrupt(
-            f"{saver.kept()}. The same command goes on from there; SIGTERM, as `kill {os.getpid()}`"
+            f"{saver.kept(wait=True)}. The same command goes on from there; SIGTERM, as `kill {os.getpid()}`"
             " sends it, would have saved the last step first"
         ) from None
 

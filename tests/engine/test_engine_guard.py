@@ -64,7 +64,7 @@ def test_a_step_that_may_be_skipped_computes_what_others_do(steps, packed):
         after, same = run_step(state, packed, np.float32(limit))
         assert bits(same["grad_norm"]) == bits(sums["grad_norm"])
         for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(plain), strict=True):
-            np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_with_no_bad_step_has_the_same_numbers_under_either_policy(tmp_path):
