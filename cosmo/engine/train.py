@@ -266,8 +266,8 @@ def _saying_what_is_kept(saver: saving.Saver):
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{saver.kept(wait=True)}. The same command goes on from there; SIGTERM, as `kill {os.getpid()}`"
-            " sends it, would have saved the last step first"
+            f"{saver.kept(wait=True)}. The same command goes on from there; SIGTERM, as `kill "
+            f"{os.getpid()}` sends it, would have saved the last step first"
         ) from None
 
 
