@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from cosmo.engine.errors import UserError
-from cosmo.engine.writer import write_atomic
+from cosmo.engine.writer import log, write_atomic
 
 MANIFEST = "checksums.{}.json"  # of process {}
 PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
@@ -72,6 +72,9 @@ def problem(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None
         process += 1
     # By size: that of the largest files takes longest, so they are dealt out first.
     names = sorted(expected, key=lambda name: (-expected[name][0], name))[part::parts]
+    size = sum(expected[name][0] for name in names)
+    if size > 2**30:
+        log.info("comparing checksums of %s, %.1f GiB", folder, size / 2**30)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(lambda name: _difference(folder, name, *expected[name]), names):
             if found:

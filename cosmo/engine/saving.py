@@ -146,7 +146,7 @@ class Saver:
         """Turns what can go wrong with a save into a UserError, and removes what it has left."""
         try:
             yield
-        except (Exception, ExceptionGroup) as error:
+        except Exception as error:
             self._failed = True
             text = self._explanation(error)
             if jax.process_index() == 0:

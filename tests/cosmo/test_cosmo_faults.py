@@ -1,8 +1,12 @@
 """What the verbs do about a damaged checkpoint, and what a start with leftovers makes of them."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 
@@ -56,3 +60,24 @@ def test_a_start_that_left_no_checkpoint_leaves_no_lines(tmp_path):
         board.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1_100_000]
+
+
+def test_sigterm_by_the_command_line(small, tmp_path, capsys):
+    """Property: exit code 0, the step is printed and is the newest checkpoint; the same command
+    goes on to the end."""
+    metrics = tmp_path / "metrics.jsonl"
+
+    def terminate():
+        while not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = ["train", *small, f"--gin.MODEL_DIR={tmp_path}", "--gin.EVAL_PERIOD=None"]
+    command += ["--gin.CHECKPOINT_PERIOD=1000", "--gin.TRAIN_STEPS=300"]
+    threading.Thread(target=terminate, daemon=True).start()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    step = int(said.split("stopped by SIGTERM: step ")[1].split()[0])
+    assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [step]
+    assert main([*command, f"--gin.TRAIN_STEPS={step + 2}"]) == 0
+    assert f"done: step {step + 2}" in capsys.readouterr().out
