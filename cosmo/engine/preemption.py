@@ -1,8 +1,9 @@
-"""SIGTERM, a scheduler's notice that this machine will be taken away, heard at the right moments.
+"""SIGTERM, a scheduler's notice that this machine will be taken away, and Ctrl-C, heard in time.
 
 Between steps: `Notice.reached` says that the run should save and stop. Before the first step, when
 there is nothing to save, the process ends at once, even out of a compilation; an evaluation is left
-by the exception `Stopped`. Of several processes none may stop alone: JAX carries the notice to all,
+by the exception `Stopped`. Ctrl-C is heard like SIGTERM, and a second one at once: an exception in
+the middle of a save or of a queue's lock can leave others waiting for ever. Of several processes none may stop alone: JAX carries the notice to all,
 which stop after the same step, and finish compilations and evaluations.
 """
 
@@ -27,7 +28,7 @@ class Notice:
     """Whether this process was asked to stop; see `listen`."""
 
     def __init__(self):
-        self.given = False
+        self.given = self.interrupted = False  # interrupted: by Ctrl-C
         self.several = jax.process_count() > 1
         self._leave: Callable[[], str] | None = None
         self._interrupting = False
@@ -57,8 +58,12 @@ class Notice:
             self._interrupting = False
 
     def _handle(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            if self.given or self._leave is not None:
+                signal.default_int_handler(number, frame)
+            self.interrupted = True
         if not self.given:
-            log.info("SIGTERM: saving and stopping")
+            log.info("%s: saving and stopping", signal.Signals(number).name)
         self.given = True
         if self._interrupting:
             self._interrupting = False
@@ -80,7 +85,7 @@ def _end(text: str) -> None:
 
 @contextlib.contextmanager
 def listen() -> Iterator[Notice]:
-    """Hear SIGTERM in this block (in the main thread: elsewhere Python allows no handler)."""
+    """Hear SIGTERM and Ctrl-C in this block (in the main thread: elsewhere Python allows no handler)."""
     notice = Notice()
     # With several processes JAX's own handler, in place since they found each other, must stay.
     if notice.several or threading.current_thread() is not threading.main_thread():
@@ -88,7 +93,8 @@ def listen() -> Iterator[Notice]:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = signal.signal(signal.SIGTERM, notice._handle)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, notice._handle) for number in numbers}
     waker = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watcher = threading.Thread(target=notice._watch, args=(reading,), daemon=True)
     watcher.start()
@@ -96,7 +102,8 @@ def listen() -> Iterator[Notice]:
         yield notice
     finally:
         signal.set_wakeup_fd(waker)
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         os.close(writing)  # the watcher reads the end of the pipe
         watcher.join()
         os.close(reading)

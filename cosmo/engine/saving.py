@@ -88,7 +88,9 @@ class Saver:
             return
         with self._explained(), self._watched():
             self._manager.wait_until_finished()
-        self.newest, self._step = self._step, None
+        if (self.folder / str(self._step) / checkpoints.COMMITTED).exists():  # not if interrupted
+            self.newest = self._step
+        self._step = None
 
     def close(self) -> None:
         """Wait for what is being written and let go; an error of it is logged. Safe twice."""

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -58,7 +57,7 @@ def train(
     """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
 
     A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
-    that it would have had uninterrupted. SIGTERM ends it after the running step, which is saved.
+    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is saved.
     Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final state.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
@@ -176,6 +175,8 @@ def train(
             if last or stop:
                 break
         saver.wait()  # a save that failed in the background is an error here
+        if notice.interrupted:
+            raise KeyboardInterrupt
     return state
 
 
@@ -261,14 +262,12 @@ def _start_state(
 
 @contextlib.contextmanager
 def _saying_what_is_kept(saver: saving.Saver):
-    """Ctrl-C stops at once; what was saved is said on the way out."""
+    """Ctrl-C leaves with a word on what was saved."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{saver.kept(wait=True)}. The same command goes on from there; SIGTERM, as `kill "
-            f"{os.getpid()}` sends it, would have saved the last step first"
-        ) from None
+        kept = saver.kept(wait=True)
+        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
 
 
 class _Evaluator:

@@ -107,14 +107,17 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path):
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
-def test_ctrl_c_says_which_step_is_kept(tmp_path):
-    """Property: at once, exit code 130."""
-    process = faults.start(tmp_path / "run", pause=0.1, save_period=2)
-    faults.until(process, lambda: faults.last_step(tmp_path / "run") >= 4)
+def test_ctrl_c_saves_too_and_says_which_step(tmp_path):
+    """Property: exit code 130, and the step that is said is the newest checkpoint."""
+    folder = tmp_path / "run"
+    process = faults.start(folder, pause=0.1, save_period=30)
+    faults.until(process, lambda: faults.last_step(folder) >= 4)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
-    log = faults.said(tmp_path / "run")
-    assert "interrupted: step " in log and " is kept in " in log and "Traceback" not in log
+    log = faults.said(folder)
+    step = int(log.split("interrupted: step ")[1].split()[0])
+    assert 4 <= step < 30 and "Traceback" not in log
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == [str(step)]
 
 
 def test_a_full_disk_is_one_error_and_leaves_earlier_checkpoints(tmp_path):
