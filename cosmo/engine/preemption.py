@@ -3,8 +3,10 @@
 Between steps: `Notice.reached` says that the run should save and stop. Before the first step, when
 there is nothing to save, the process ends at once, even out of a compilation; an evaluation is left
 by the exception `Stopped`. Ctrl-C is heard like SIGTERM, and a second one at once: an exception in
-the middle of a save or of a queue's lock can leave others waiting for ever. Of several processes none may stop alone: JAX carries the notice to all,
-which stop after the same step, and finish compilations and evaluations.
+the middle of a save or of a queue's lock can leave others waiting for ever.
+
+Of several processes none may stop alone: JAX carries SIGTERM to all, which stop after the same
+step, and finish compilations and evaluations. Ctrl-C ends the process that it is given to.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -75,6 +78,10 @@ class Notice:
             leave = self._leave
             if signal.SIGTERM in signals and leave is not None:
                 _end(leave())
+            # Where another thread took the signal, the main one may sleep on: this wakes it.
+            time.sleep(0.05)
+            if leave is None and not self.given:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
 
 def _end(text: str) -> None:
@@ -85,7 +92,7 @@ def _end(text: str) -> None:
 
 @contextlib.contextmanager
 def listen() -> Iterator[Notice]:
-    """Hear SIGTERM and Ctrl-C in this block (in the main thread: elsewhere Python allows no handler)."""
+    """Hear SIGTERM and Ctrl-C in this block (of the main thread: others have no handlers)."""
     notice = Notice()
     # With several processes JAX's own handler, in place since they found each other, must stay.
     if notice.several or threading.current_thread() is not threading.main_thread():

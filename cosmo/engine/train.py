@@ -57,8 +57,9 @@ def train(
     """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
 
     A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
-    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is saved.
-    Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final state.
+    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
+    saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
+    state.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
