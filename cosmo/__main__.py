@@ -15,11 +15,16 @@ SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code. Errors that a user can mend are one line on stderr."""
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(run: Callable[[], int | None]) -> int:
+    """Call `run`; the exit code, 0 if it gives none. Of several processes one that fails ends here and now."""
     from cosmo.engine.errors import UserError
     from tasks.errors import DataError
 
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run() or 0
     except (UserError, DataError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
@@ -27,13 +32,24 @@ def main(argv: list[str] | None = None) -> int:
         # Gin appends where the call stood, which is of no use to whoever mends a setting.
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
-        return 1
+        return _leave(1)
     except KeyboardInterrupt as stop:
         _wait_for_stderr()
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
-        return 130
+        return _leave(130)
     finally:
         _wait_for_stderr()
+
+
+def _leave(code: int) -> int:
+    """The exit code; but of several processes this one does not wait for the others, which JAX
+    would at exit, for minutes: when it is gone they end too."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _wait_for_stderr() -> None:
@@ -44,7 +60,7 @@ def _wait_for_stderr() -> None:
             pass
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int | None:
     from cosmo import verbs
     from cosmo.engine import config
     from cosmo.engine.errors import UserError
@@ -63,7 +79,7 @@ def _run(argv: list[str]) -> int:
         search_paths = [path for path in args.gin_search_paths.split(",") if path]
         gin_files = args.gin_file or _saved_settings(args.verb, verb.saved_settings, bindings)
         config.load(verb.gin_file, gin_files, bindings, search_paths)
-    return _function(verb.run)(args) or 0
+    return _function(verb.run)(args)
 
 
 def _function(place: str) -> Callable[[argparse.Namespace], Any]:
@@ -117,11 +133,17 @@ def _set_up_jax(distributed: bool) -> None:
     if distributed:
         from cosmo.engine.errors import UserError
 
+        # JAX itself reads JAX_COORDINATOR_ADDRESS; where no cluster tells, these say the rest.
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {key: os.environ[name] for key, name in names.items() if name in os.environ}
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs alone
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**{key: int(value) for key, value in given.items()})
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"--distributed: {error}; run on a TPU pod or Slurm, or set JAX_COORDINATOR_ADDRESS"
+                f"--distributed: {error}; run on a TPU pod or Slurm, or set "
+                f"JAX_COORDINATOR_ADDRESS=HOST:PORT, {' and '.join(names.values())} for each "
+                "process"
             ) from error
 
 

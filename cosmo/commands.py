@@ -16,7 +16,11 @@ log = logging.getLogger("cosmo")
 def run_train(args: argparse.Namespace) -> None:
     """`train`: everything comes from gin."""
     state = config.call(train.train)
-    print(f"done: step {int(state.step)} in {config.query('MODEL_DIR')}")
+    step, folder = int(state.step), config.query("MODEL_DIR")
+    if step < int(config.query("TRAIN_STEPS")):
+        print(f"stopped by SIGTERM: step {step} is saved in {folder}; the same command goes on")
+    else:
+        print(f"done: step {step} in {folder}")
 
 
 def run_eval(args: argparse.Namespace) -> None:

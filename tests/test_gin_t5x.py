@@ -30,6 +30,10 @@ NOT_USED = {
     "NUM_SAMPLES": "T5X keeps one answer",
     "BEAM_SIZE": "decode_fn is bound to temperature_sample",
     "LENGTH_PENALTY": "decode_fn is bound to temperature_sample",
+    "SAVE_TIMEOUT": "T5X has no such setting",
+    "BAD_STEP_POLICY": "T5X has no such setting",
+    "SPIKE_FACTOR": "T5X has no such setting",
+    "MAX_BAD_STEPS": "T5X has no such setting",
 }
 
 

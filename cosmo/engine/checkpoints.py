@@ -6,13 +6,16 @@ T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.interop`
 """
 
 import dataclasses
+import functools
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
+from cosmo.engine import integrity
 from cosmo.engine.errors import UserError
-from cosmo.engine.writer import is_remote
+from cosmo.engine.writer import is_remote, log
 
 FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # Orbax's mark of a finished checkpoint
@@ -34,11 +37,19 @@ class RestoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all)."""
+    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all).
+
+    A save that takes more than `save_timeout` seconds is an error (see `saving.Saver`).
+    """
 
     save_period: int | None = None
     keep: int | None = 3
     restore: RestoreConfig = RestoreConfig()
+    save_timeout: int = 1200
+
+    def __post_init__(self):
+        if not isinstance(self.save_timeout, int) or self.save_timeout < 1:
+            raise UserError(f"SAVE_TIMEOUT={self.save_timeout!r}; give seconds, at least 1")
 
 
 # Fields of a network's config that change what it computes, but no shape.
@@ -59,12 +70,18 @@ class Located(NamedTuple):
     format: str  # "cosmo", "t5x" or "huggingface"
 
 
-def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False):
+def manager(
+    model_dir: str, keep: int | None = None, *, read_only: bool = False, async_options=None
+):
     """An Orbax CheckpointManager over MODEL_DIR/checkpoints."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=not read_only, enable_async_checkpointing=True, read_only=read_only
+        max_to_keep=keep,
+        create=not read_only,
+        enable_async_checkpointing=True,
+        read_only=read_only,
+        async_options=async_options,
     )
     return ocp.CheckpointManager(
         epath.Path(model_dir).resolve() / FOLDER,
@@ -77,29 +94,29 @@ def manager(model_dir: str, keep: int | None = None, *, read_only: bool = False)
     )
 
 
-def save(
-    saver,
+def start_saving(
+    manager,
     step: int,
     state: Any,
     description: dict[str, Any],
     progress: dict[str, Any] | None = None,
 ) -> None:
-    """Start saving `state`; returns once the arrays are copied, the writing goes on behind.
-
-    `progress` is what the run must remember beside its arrays, as JSON: where reading stands.
-    """
+    """Start writing `state`; training goes through `saving.Saver`, which hears of failures."""
     import orbax.checkpoint as ocp
 
     def chunked(array):
-        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if array.ndim else ())
+        # A stack of layers is cut into layers; along `shard_axes` Orbax cuts down to single rows.
+        stack = array.ndim > 2 and array.nbytes > CHUNK_BYTES
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stack else ())
 
-    saver.save(
+    manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state, jax.tree.map(chunked, state)),
             description=ocp.args.JsonSave(description),
             progress=ocp.args.JsonSave(progress or {}),
         ),
+        force=True,  # whether to save is decided by the caller
     )
 
 
@@ -180,8 +197,9 @@ def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
 def locate(path: str) -> Located:
     """The checkpoint at `path`, in whichever of the three formats.
 
-    Ours is a run's folder (its latest checkpoint) or one checkpoint in it; T5X's is one checkpoint
-    or the folder over several (the latest). Raises UserError if there is none.
+    Ours is a run's folder (its latest sound checkpoint) or one checkpoint in it; T5X's is one
+    checkpoint or the folder over several (the latest). Raises UserError if there is none, or if the
+    one that is named is damaged.
     """
     from cosmo.engine.interop import huggingface, t5x
 
@@ -189,11 +207,21 @@ def locate(path: str) -> Located:
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
     ours = folder.name.isdigit() and folder.parent.name == FOLDER
-    if ours and (folder / COMMITTED).exists():
+    if ours:
+        if not (folder / COMMITTED).exists():
+            raise UserError(f"checkpoint {path} was not finished: it has no {COMMITTED}")
+        found = _problem(folder)
+        if found:
+            raise UserError(f"checkpoint {path} is damaged: {found}; give another one of the run's")
         return Located(str(folder.parent.parent), int(folder.name), "cosmo")
     steps = completed_steps(path)
+    for step in reversed(steps):
+        found = _problem(folder / FOLDER / str(step))
+        if not found:
+            return Located(path, step, "cosmo")
+        log.warning("checkpoint %s/%s/%d is damaged and not used: %s", path, FOLDER, step, found)
     if steps:
-        return Located(path, steps[-1], "cosmo")
+        raise UserError(f"every checkpoint in {path} is damaged, the newest one: {found}")
     if t5x.is_checkpoint(folder):
         return Located(path, t5x.step_of(path), "t5x")
     below = sorted(t5x.checkpoints_in(folder))
@@ -206,6 +234,19 @@ def locate(path: str) -> Located:
         f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
         "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
     )
+
+
+def _problem(folder: epath.Path) -> str | None:
+    """`integrity.problem`, read once a process for as long as no file changes."""
+    if is_remote(folder):
+        return _problem_of(str(folder))
+    files = sorted(pathlib.Path(folder).rglob("*"))
+    return _problem_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _problem_of(folder: str, *_seen: tuple[str, int]) -> str | None:
+    return integrity.problem(folder)
 
 
 def beside(path: str, name: str, setting: str) -> str:
@@ -278,6 +319,27 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
             f"checkpoint {target.parent} cannot be read: {_first_line(error)}"
         ) from error
     return step, restored["params"]
+
+
+def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
+    """(step, state) of our checkpoint at `path` as nested dicts of numpy arrays.
+
+    The state is {"step", "params", "opt_state"}; no device is used, nor need there be one. Lists
+    of Orbax's are dicts with keys "0", "1", ... here. Raises UserError if it cannot be read.
+    """
+    from cosmo.engine.interop import orbax
+
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    arrays, _ = orbax.read(found.folder, found.step)
+    state: dict[str, Any] = {}
+    for names, array in arrays.items():
+        inner = state
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = array.whole()
+    return found.step, state
 
 
 def _description(saver, step: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def make_train_step(
     config: StepConfig,
     seed: int,
     layout: partitioning.Layout | None = None,
-) -> Callable[[TrainState, models.Batch], tuple[TrainState, Sums]]:
+) -> Callable[..., tuple[TrainState, Sums]]:
     """A pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
     The batch's rows are split into microbatches, whose gradients add up before one update, so the
@@ -81,6 +81,10 @@ def make_train_step(
     microbatch) alone. Sums are those of `models.loss`, with `loss` (to be divided by
     `loss_weight`), `grad_norm` and `learning_rate`. On several devices `layout` says what lies
     where; parameters are gathered layer by layer, gradients scattered.
+
+    `step(state, batch, limit)` is a step that may be skipped: if the loss or the gradient's norm is
+    not finite, or the norm above `limit`, only the step counter goes on. The compiler fuses the two
+    kinds of step differently, so their numbers agree to rounding.
     """
     num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
@@ -116,11 +120,13 @@ def make_train_step(
             sums = {**sums, "loss_weight": sums["loss_weight"] / num_microbatches}
         return grads, sums
 
-    def step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
+    def step(
+        state: TrainState, batch: models.Batch, limit: jax.Array | None = None
+    ) -> tuple[TrainState, Sums]:
         with layout.active() if layout is not None else contextlib.nullcontext():
-            return laid_out_step(state, batch)
+            return laid_out_step(state, batch, limit)
 
-    def laid_out_step(state: TrainState, batch: models.Batch) -> tuple[TrainState, Sums]:
+    def laid_out_step(state, batch, limit) -> tuple[TrainState, Sums]:
         key = None
         if model.network.dropout_rate > 0.0:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -129,9 +135,21 @@ def make_train_step(
         weight = jnp.maximum(sums["loss_weight"], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         rate = config.learning_rate(state.step)
-        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        sums = {**sums, "grad_norm": optax.global_norm(grads), "learning_rate": rate}
+        norm = optax.global_norm(grads)
+        sums = {**sums, "grad_norm": norm, "learning_rate": rate}
+
+        def update(params, opt_state):
+            updates, opt_state = transformation.update(grads, opt_state, params)
+            return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
+
+        if limit is None:
+            params, opt_state = update(state.params, state.opt_state)
+        else:
+            good = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & (norm <= limit)
+            # A branch, not a choice between two states: no second state is in memory for it.
+            params, opt_state = jax.lax.cond(
+                good, update, lambda *same: same, state.params, state.opt_state
+            )
         return TrainState(state.step + 1, params, opt_state), sums
 
     return step

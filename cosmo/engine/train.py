@@ -1,6 +1,7 @@
 """The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -13,10 +14,12 @@ from cosmo.engine import (
     checkpoints,
     data,
     evaluate,
+    guard,
     infer,
-    metrics,
     models,
     partitioning,
+    preemption,
+    saving,
     sizing,
     writer,
 )
@@ -25,7 +28,6 @@ from cosmo.engine.interop import sources
 from cosmo.engine.prefetch import Prefetcher
 from cosmo.engine.step import (
     StepConfig,
-    Sums,
     TrainState,
     init_state,
     make_train_step,
@@ -47,14 +49,17 @@ def train(
     evaluation: evaluate.EvalConfig | None = None,
     checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
+    bad_steps: guard.GuardConfig = guard.GuardConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], str] | None = None,
 ) -> TrainState:
     """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
 
-    A run that finds checkpoints in `model_dir` goes on from the latest. Leaves there checkpoints/,
-    metrics.jsonl, tensorboard/ and config.gin; returns the final state.
+    A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
+    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
+    saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
+    state.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
@@ -69,73 +74,113 @@ def train(
     evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
-        saver = checkpoints.manager(model_dir, checkpoint.keep)
+        notice = closing.enter_context(preemption.listen())
+        saver = saving.Saver(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for what is still being written
-        resuming = saver.latest_step() is not None
-        done = saver.latest_step() if resuming else _starting_step(checkpoint.restore)
-        if done >= total_steps:
+        closing.enter_context(_saying_what_is_kept(saver))
+        notice.leave_at_once(lambda: f"stopped by SIGTERM before a step was done: {saver.kept()}")
+        resuming = saver.newest is not None
+        done = saver.newest if resuming else _starting_step(checkpoint.restore)
+        # Of a step that was saved, and whose evaluation the last run did not live to finish.
+        evaluate_first = (
+            resuming
+            and evaluating
+            and (done % evaluation.period == 0 or done == total_steps)
+            and not saving.anywhere(writer.has(model_dir, done, "eval/"))
+        )
+        if done > total_steps or (done == total_steps and not evaluate_first):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
             raise UserError(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
             )
 
         # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-        position = checkpoints.progress(saver, done).get("data") if resuming else None
-        start = {"start_step": done, "position": position, **data.process_shard()}
+        saved = saver.progress()
+        start = {"start_step": done, "position": saved.get("data"), **data.process_shard()}
         batches = Prefetcher(lambda: data.train_batches(dataset, **start))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         layout = partitioner.layout(mesh)
-        run_step = compile_step(model, step, dataset, layout, abstract, shardings, random_seed)
+        run_step = compile_step(
+            model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
+        )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
-        if jax.process_index() == 0:
+        first_process = jax.process_index() == 0
+        if first_process:
             checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
-        if summarize_config is not None and jax.process_index() == 0:
+        if summarize_config is not None and first_process:
             writer.write_atomic(folder / "config.gin", summarize_config())
 
-        board = writer.MetricWriter(model_dir, done, enabled=jax.process_index() == 0)
+        begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
+        board = writer.MetricWriter(model_dir, begun, enabled=first_process)
         closing.callback(board.close)
+        guarding = guard.Guard(
+            bad_steps,
+            model_dir,
+            begun,
+            saved.get("guard"),
+            kept=functools.partial(saver.kept, wait=True),
+            enabled=first_process,
+        )
         progress = writer.Progress(total_steps, done)
         closing.callback(progress.finish)
         if evaluating:
             evaluator.check()
-            if evaluation.run_before_training and not resuming:
+            if evaluate_first or (evaluation.run_before_training and not resuming):
                 board.write(done, evaluator.run(state.params, done))
+        notice.leave_at_once(None)
 
-        pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
+        def keep(batch: data.TrainBatch) -> None:
+            board.flush()
+            remember = {"data": batch.position, "guard": guarding.progress()}
+            saver.save(done, state, description, remember)
+
         save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
-        tokens, since = 0, time.monotonic()
-        for batch in itertools.chain([first], batches):
+        tokens, steps, since = 0, 0, time.monotonic()
+        for batch in itertools.chain([first], batches) if done < total_steps else ():
             tokens += sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
-            state, sums = run_step(state, partitioning.put_batch(batch.arrays, mesh))
+            steps += 1
+            limit = guarding.limit(done + 1)
+            further = (limit,) if bad_steps.skips else ()
+            state, sums = run_step(state, partitioning.put_batch(batch.arrays, mesh), *further)
             done += 1
-            pending.append((done, sums))
+            guarding.add(done, sums, batch, limit)  # still on the device, so that steps queue up
             last = done == total_steps
+            stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
             evaluate_now = evaluating and (done % evaluation.period == 0 or last)
             if done % stats_period == 0 or save_now or evaluate_now:
-                values = _report(pending, saver)
+                values = guarding.report()
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens * jax.process_count() / elapsed
-                values["steps_per_second"] = len(pending) / elapsed
+                values["steps_per_second"] = steps / elapsed
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
-                note = f"loss {values['loss']:.4f}, {values['tokens_per_second']:.0f} tokens/s,"
+                note = f"loss {values.get('loss', math.nan):.4f}, "
+                note += f"{values['tokens_per_second']:.0f} tokens/s,"
                 progress.update(done, note, force=last)
-                pending.clear()
-                tokens, since = 0, time.monotonic()
+                tokens, steps, since = 0, 0, time.monotonic()
             if save_now:  # before evaluation: whatever happens there, the steps are kept
-                checkpoints.save(saver, done, state, description, {"data": batch.position})
-            if evaluate_now:
+                keep(batch)
+            if evaluate_now and not stop:
                 progress.finish()
-                board.write(done, evaluator.run(state.params, done))
+                try:
+                    with notice.interrupting():
+                        results = evaluator.run(state.params, done)
+                    board.write(done, results)
+                except preemption.Stopped:
+                    stop = True  # the next start evaluates
+            if stop and not save_now:
+                keep(batch)
             if save_now or evaluate_now:
                 since = time.monotonic()  # a rate is of training alone
-            if last:
+            if last or stop:
                 break
-        saver.wait_until_finished()  # a save that failed in the background is an error here
+        saver.wait()  # a save that failed in the background is an error here
+        if notice.interrupted:
+            raise KeyboardInterrupt
     return state
 
 
@@ -147,18 +192,24 @@ def compile_step(
     abstract: TrainState,
     shardings: TrainState,
     seed: int,
+    skips: bool = False,
 ) -> jax.stages.Compiled:
-    """The train step, compiled before there is a state or a batch; the old state is donated."""
+    """The train step, compiled before there is a state or a batch; the old state is donated.
+
+    If `skips`, it takes a third argument, the limit of the gradient's norm.
+    """
     mesh = layout.mesh
-    rows = partitioning.batch_sharding(mesh)
+    everywhere = partitioning.replicated(mesh)
+    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
     jitted = jax.jit(
         make_train_step(model, step, seed, layout),
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, partitioning.replicated(mesh)),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
     began = time.monotonic()
-    compiled = jitted.lower(abstract, data.abstract_batch(dataset)).compile()
+    batch = data.abstract_batch(dataset)
+    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
@@ -179,10 +230,9 @@ def _start_state(
 ) -> TrainState:
     """The latest checkpoint of this run, else the one to start from, else fresh parameters."""
     wanted = checkpoints.abstract_like(abstract, shardings)
-    latest = saver.latest_step()
-    if latest is not None:
-        log.info("resuming at step %d from %s", latest, saver.directory)
-        return checkpoints.restore(saver, latest, wanted, description)
+    if saver.newest is not None:
+        log.info("resuming at step %d from %s", saver.newest, saver.folder)
+        return saver.restore(wanted, description)
     if restore.path and restore.restore_optimizer_state:
         model_dir, start, format = checkpoints.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
@@ -215,28 +265,14 @@ def _start_state(
     return TrainState(count, params, opt_state)
 
 
-def _report(pending: list[tuple[int, Sums]], saver) -> dict[str, float]:
-    """Numbers of the steps since the last report; raises UserError if a loss is not finite."""
-    window = jax.device_get(pending)
-    for number, sums in window:
-        if not math.isfinite(float(sums["loss"])) or not math.isfinite(float(sums["grad_norm"])):
-            saver.wait_until_finished()
-            kept = saver.latest_step()
-            good = "no checkpoint was saved yet" if kept is None else f"step {kept} is kept"
-            raise UserError(
-                f"loss is {float(sums['loss'])} and the gradient's norm "
-                f"{float(sums['grad_norm'])} at step {number}; stopped, {good} in "
-                f"{saver.directory}. Try a lower learning rate (gin: BASE_LEARNING_RATE), "
-                "max_grad_norm, or another RANDOM_SEED"
-            )
-    totals = metrics.total(sums for _, sums in window)
-    newest = window[-1][1]
-    return {
-        **metrics.language_model(totals),
-        "z_loss": totals["z_loss"] / max(totals["num_tokens"], 1.0),
-        "grad_norm": float(newest["grad_norm"]),
-        "learning_rate": float(newest["learning_rate"]),
-    }
+@contextlib.contextmanager
+def _saying_what_is_kept(saver: saving.Saver):
+    """Ctrl-C leaves with a word on what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = saver.kept(wait=True)
+        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
 
 
 class _Evaluator:

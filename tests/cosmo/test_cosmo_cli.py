@@ -371,12 +371,14 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(small, tmp_path, caps
         capsys, *start, "--gin.TRAIN_STEPS=40", "--gin.BASE_LEARNING_RATE=1e38",
         "--gin.WARMUP_STEPS=1", "--gin.CHECKPOINT_PERIOD=1",
     )  # fmt: skip
-    assert "loss is nan" in text or "loss is inf" in text
-    assert "at step " in text
-    step = int(text.split("at step ")[1].split(";")[0])
+    assert "is bad: loss nan" in text or "is bad: loss inf" in text
+    step = int(text.split("step ")[1].split()[0])
     kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
     assert kept
     assert max(kept) < step
+    assert f"step {max(kept)} is kept in {folder}" in text
+    (line,) = (folder / "bad_steps.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == step
 
 
 def test_no_gin_file(capsys):

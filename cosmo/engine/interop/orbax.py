@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from cosmo.engine import checkpoints
+from cosmo.engine import checkpoints, integrity
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop.lazy import LazyArray
 from cosmo.engine.writer import is_remote
@@ -86,6 +86,8 @@ def write(
         logging.getLogger("absl").setLevel(spoken)
     if step not in checkpoints.completed_steps(output):
         raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
+    with explained("cannot write checksums"):
+        integrity.write(folder / str(step))
 
 
 def read(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:

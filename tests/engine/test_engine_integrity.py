@@ -1,0 +1,253 @@
+"""Damaged checkpoints are found, named and stepped over; states move between numbers of devices."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cosmo.engine import checkpoints, integrity, saving, train
+from cosmo.engine.errors import UserError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import fault_driver
+import faults
+
+OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
+
+
+def run(folder, **changes):
+    """A training run in this process; the final step."""
+    options = {**OPTIONS, **changes}
+    with pytest.MonkeyPatch.context() as patch:
+        fault_driver.patch(options, patch.setattr)
+        return int(train.train(**fault_driver.settings(str(folder), options)).step)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with checkpoints 4, 8 and 12; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert run(folder) == 12
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def files(checkpoint):
+    """Files of a checkpoint that hold numbers, or say where they are, the largest first."""
+    found = [p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size]
+    return sorted(found, key=lambda p: -p.stat().st_size)
+
+
+def flip(path, seed=0):
+    """Flip one bit."""
+    content = bytearray(path.read_bytes())
+    where = random.Random(seed).randrange(len(content) * 8)
+    content[where // 8] ^= 1 << where % 8
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": (lambda c: flip(files(c)[0]), "another checksum than was written"),
+    "cut short": (lambda c: os.truncate(files(c)[0], 100), "has 100 bytes"),
+    "deleted shard": (lambda c: files(c)[1].unlink(), "is missing"),
+    "no manifest": (lambda c: flip(c / "checksums.0.json"), ""),
+    "not finished": (lambda c: (c / "commit_success.txt").unlink(), "was not finished"),
+    "progress": (lambda c: (c / "progress/metadata").write_text("{}"), "progress/metadata"),
+    # Of an older version: no checksums, but what cannot be read is seen too.
+    "unreadable, without checksums": (
+        lambda c: ((c / "checksums.0.json").unlink(), files(c)[0].unlink()),
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_steps_over_a_damaged_checkpoint(finished, copied, caplog, damage):
+    """Oracle: the undamaged run, to the bit, after going on from the checkpoint before; the log
+    names the damaged one and why, and it is kept aside."""
+    spoil, why = DAMAGES[damage]
+    spoil(copied / "checkpoints/12")
+    (copied / "checkpoints/16.orbax-checkpoint-tmp").mkdir()  # what a kill leaves
+    with caplog.at_level("INFO", "cosmo"):
+        assert run(copied) == 12
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("checkpoints/12 is not used: " in w and why in w for w in warnings), warnings
+    assert any(r.getMessage().startswith("resuming at step 8") for r in caplog.records)
+    assert (copied / "damaged_checkpoints/12").is_dir()
+    assert checkpoints.completed_steps(str(copied)) == [4, 8, 12]
+    assert not list((copied / "checkpoints").glob("*tmp*"))
+    assert faults.results(copied) == faults.results(finished)
+
+
+def test_no_flipped_bit_goes_unnoticed(copied):
+    """Property: one bit flipped in each of the files in turn is found; or nothing depends on it:
+    Orbax's note of when it wrote."""
+    folder = copied / "checkpoints/8"
+    unnoticed = []
+    assert integrity.problem(folder) is None
+    for seed, path in enumerate(files(folder)):
+        content = path.read_bytes()
+        flip(path, seed)
+        if integrity.problem(folder) is None:
+            unnoticed.append(path.name)
+        path.write_bytes(content)
+    assert set(unnoticed) <= {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert len(files(folder)) > 15
+    assert integrity.problem(folder) is None
+
+
+def test_parts_of_a_checkpoint_are_checked_by_all(copied):
+    """Property: of three processes exactly one finds a damaged file, whichever file it is."""
+    folder = copied / "checkpoints/8"
+    for path in files(folder)[:6]:
+        content = path.read_bytes()
+        flip(path)
+        found = [integrity.problem(folder, part, 3) for part in range(3)]
+        if not path.name.startswith("checksums"):
+            assert sum(problem is not None for problem in found) == 1
+        path.write_bytes(content)
+
+
+def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
+    """Named: an error, whoever reads it. A run's folder: the one before, with a word."""
+    flip(files(copied / "checkpoints/12")[0])
+    with pytest.raises(UserError, match=r"checkpoints/12 is damaged: state/.* checksum"):
+        checkpoints.locate(str(copied / "checkpoints/12"))
+    assert checkpoints.locate(str(copied)).step == 8
+    assert "checkpoints/12 is damaged and not used" in caplog.text
+    assert (copied / "checkpoints/12").exists()  # readers move nothing
+    for step in (4, 8):
+        files(copied / f"checkpoints/{step}")[0].unlink()
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        checkpoints.locate(str(copied))
+    (copied / "checkpoints/4/commit_success.txt").unlink()
+    with pytest.raises(UserError, match="was not finished"):
+        checkpoints.locate(str(copied / "checkpoints/4"))
+
+
+def test_checkpoints_without_checksums_are_read(finished, copied):
+    """Oracle: the same state as with them."""
+    for manifest in copied.glob("checkpoints/*/checksums*"):
+        manifest.unlink()
+    assert run(copied, total_steps=16) == 16
+    with pytest.raises(UserError, match="nothing to do"):
+        run(finished)
+
+
+def test_checksums_by_hand(tmp_path):
+    """Oracle: CRC-32's published check value, of the text 123456789."""
+    (tmp_path / "a").write_text("123456789")
+    assert integrity.checksum(tmp_path / "a") == (9, 0xCBF43926)
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("# of tasks: 1/2.\nThe first task: 0. Some timed out task names:\n1\n\n\nRPC: /x", "1"),
+        ("Some timed out task names:\n/job:jax/task:1\n/job:jax/task:12\n\nRPC", "1, 12"),
+        ("UNAVAILABLE: gone", ""),
+    ],
+)
+def test_who_lags_is_read_from_the_barriers_message(text, names):
+    """Oracle: messages as the coordination service writes them."""
+    assert saving.lagging(text) == names
+
+
+# States between devices.
+
+RESHARD = """
+import json, sys
+sys.path[:0] = [".", "tests/engine"]
+import jax, numpy as np
+import fault_driver
+from cosmo.engine import checkpoints, partitioning, saving
+from cosmo.engine.step import state_shardings
+
+devices, action, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+assert len(jax.devices()) == devices
+fault_driver.patch(fault_driver.OPTIONS)
+run = fault_driver.settings(folder, fault_driver.OPTIONS)
+mesh = partitioning.Partitioner().mesh()
+abstract, shardings = state_shardings(run["model"], run["step"], run["partitioner"], mesh)
+saver = saving.Saver(folder, run["checkpoint"])
+if action == "save":
+    rng = np.random.default_rng(0)
+    fill = lambda a: rng.integers(1, 2**30, a.shape, np.int32).view(np.int32)
+    make = lambda a, s: jax.device_put(fill(a).astype(a.dtype), s)
+    state = jax.tree.map(make, abstract, shardings)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+    saver.save(5, state, {})
+    saver.wait()
+else:
+    state = saver.restore(checkpoints.abstract_like(abstract, shardings), {})
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding == sharding and len(leaf.sharding.device_set) == devices
+paths = jax.tree_util.tree_leaves_with_path(state)
+np.savez(sys.argv[4], **{checkpoints._path(p): np.asarray(leaf) for p, leaf in paths})
+"""
+
+
+def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
+    """Oracle: the arrays that were saved, to the bit, parameters and optimizer state."""
+
+    def begin(devices, action):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        out = tmp_path / f"{action}{devices}.npz"
+        arguments = [str(devices), action, str(tmp_path / "run"), str(out)]
+        return out, subprocess.Popen(
+            [sys.executable, "-c", RESHARD, *arguments],
+            cwd=faults.ROOT,
+            env={**os.environ, "XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(out, process):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-3000:]
+        return dict(np.load(out))
+
+    saved = finish(*begin(8, "save"))
+    assert sum(name.startswith("opt_state/") for name in saved) > 10
+    assert {name.split("/")[0] for name in saved} == {"step", "params", "opt_state"}
+    restored = [finish(*both) for both in [begin(n, "restore") for n in (1, 2, 4)]]
+    # Without a device: JAX is told to use a kind that does not exist.
+    code = "import sys, pickle; from cosmo.engine import checkpoints as c;"
+    code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
+    env = {**os.environ, "JAX_PLATFORMS": "nothing"}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=faults.ROOT, env=env, capture_output=True, check=True)
+    import pickle
+
+    step, state = pickle.loads(done.stdout)
+    assert step == 5
+    restored.append({k.lstrip("/"): v for k, v in faults.leaves(state).items()})
+    for arrays in restored:
+        assert arrays.keys() == saved.keys()
+        for name in saved:
+            assert arrays[name].dtype == saved[name].dtype, name
+            assert arrays[name].tobytes() == saved[name].tobytes(), name
+
+
+def test_an_imported_checkpoint_has_checksums(tmp_path):
+    """Property: whoever writes a checkpoint of ours leaves checksums that hold."""
+    from cosmo.engine.interop import lazy, orbax
+
+    state = {"params": {"w": lazy.from_array(np.arange(6.0, dtype=np.float32).reshape(2, 3))}}
+    orbax.write(str(tmp_path), 3, state, {"network": "x"})
+    folder = tmp_path / "checkpoints/3"
+    named = json.loads((folder / "checksums.0.json").read_text())["files"]
+    assert len(named) > 3 and integrity.problem(folder) is None
+    assert checkpoints.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
