@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _wait_for_stderr() -> None:
-    """Wait until nobody keeps stderr from being seen (see cosmo.engine.data)."""
-    data = sys.modules.get("cosmo.engine.data")
-    if data is not None:
-        with data.STDERR_HELD:
+    """Wait until nobody keeps stderr from being seen (see cosmo.engine.seqio_bridge)."""
+    bridge = sys.modules.get("cosmo.engine.seqio_bridge")
+    if bridge is not None:
+        with bridge.STDERR_HELD:
             pass
 
 

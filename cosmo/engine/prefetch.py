@@ -47,6 +47,10 @@ class Prefetcher:
                 return item
         raise self._ended
 
+    def is_empty(self) -> bool:
+        """Whether `next` would have to wait."""
+        return self._items.empty()
+
     def close(self) -> None:
         """Stop reading ahead; safe to call twice. Nothing can be taken afterwards."""
         self._stop.set()

@@ -1,16 +1,26 @@
 """The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cosmo.engine import checkpoints, data, evaluate, infer, metrics, models, partitioning, writer
+from cosmo.engine import (
+    checkpoints,
+    data,
+    evaluate,
+    infer,
+    metrics,
+    models,
+    partitioning,
+    rows,
+    writer,
+)
 from cosmo.engine.errors import UserError
 from cosmo.engine.interop import sources
 from cosmo.engine.prefetch import Prefetcher
@@ -25,6 +35,7 @@ from cosmo.engine.step import (
 from cosmo.engine.writer import log
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the progress line names
 
 
 def train(
@@ -55,6 +66,8 @@ def train(
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
+    if dataset.cache_path is not None:
+        rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
     evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
@@ -70,8 +83,8 @@ def train(
 
         # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
         position = checkpoints.progress(saver, done).get("data") if resuming else None
-        start = {"start_step": done, "position": position, **data.process_shard()}
-        batches = Prefetcher(lambda: data.train_batches(dataset, **start))
+        start = {"start_step": done, "num_steps": total_steps - done, "position": position}
+        batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         run_step = compile_step(model, step, dataset, mesh, abstract, shardings, random_seed)
@@ -96,9 +109,10 @@ def train(
         pending: list[tuple[int, Sums]] = []  # sums still on the device, so that steps queue up
         save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
         tokens, since = 0, time.monotonic()
-        for batch in itertools.chain([first], batches):
-            tokens += sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
-            state, sums = run_step(state, partitioning.put_batch(batch.arrays, mesh))
+        batch, waited = first, 0.0
+        while True:
+            tokens += batch.tokens
+            state, sums = run_step(state, batch.arrays)
             done += 1
             pending.append((done, sums))
             last = done == total_steps
@@ -109,11 +123,14 @@ def train(
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens * jax.process_count() / elapsed
                 values["steps_per_second"] = len(pending) / elapsed
+                values["input_wait"] = waited / elapsed
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
                 note = f"loss {values['loss']:.4f}, {values['tokens_per_second']:.0f} tokens/s,"
+                if values["input_wait"] > WORTH_SAYING:
+                    note += f" {values['input_wait']:.0%} waiting for input,"
                 progress.update(done, note, force=last)
                 pending.clear()
-                tokens, since = 0, time.monotonic()
+                tokens, since, waited = 0, time.monotonic(), 0.0
             if save_now:  # before evaluation: whatever happens there, the steps are kept
                 checkpoints.save(saver, done, state, description, {"data": batch.position})
             if evaluate_now:
@@ -123,8 +140,30 @@ def train(
                 since = time.monotonic()  # a rate is of training alone
             if last:
                 break
+            if batches.is_empty():
+                jax.block_until_ready(sums)  # what the devices still compute is no waiting
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
         saver.wait_until_finished()  # a save that failed in the background is an error here
     return state
+
+
+class _DeviceBatch(NamedTuple):
+    """A `data.TrainBatch` on the devices; `tokens` are those of this process's rows."""
+
+    arrays: dict[str, jax.Array]
+    position: Any
+    rows: np.ndarray | None
+    tokens: int
+
+
+def _on_device(dataset: data.DatasetConfig, start: dict[str, Any], mesh: Mesh):
+    """Training batches, each on its way to the devices: run ahead, the transfer costs no step."""
+    for batch in data.train_batches(dataset, **start, **data.process_shard()):
+        tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+        arrays = partitioning.put_batch(batch.arrays, mesh)
+        yield _DeviceBatch(arrays, batch.position, batch.rows, tokens)
 
 
 def compile_step(
