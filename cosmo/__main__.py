@@ -48,12 +48,13 @@ def _run(argv: list[str]) -> int:
 
     rest, bindings = config.split_arguments(argv)
     args = verbs.parse(rest)
+    args.command_line = argv
     verb = verbs.VERBS[args.verb]
     _set_up_logging(args.quiet)
     if bindings and verb.gin_file is None:
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{bindings[0]}")
     _set_up_jax(args.distributed)
-    if verb.gin_file is not None:
+    if verb.gin_file is not None and verb.takes_settings(args):
         bindings += verbs.macros(args)
         search_paths = [path for path in args.gin_search_paths.split(",") if path]
         gin_files = args.gin_file or _saved_settings(args.verb, verb.saved_settings, bindings)

@@ -167,7 +167,7 @@ def eval_batches(
     """
     share = config.batch_size // num_shards
     batches = {}
-    for task, seqio in _subtasks(config):
+    for task, seqio in subtasks(config):
         with plain_errors(task.name, config.split):
             dataset = seqio.get_dataset(
                 task.name,
@@ -195,14 +195,14 @@ def eval_batches(
 
 def check_split(config: DatasetConfig) -> None:
     """Raise UserError, before any data is read, if no task has the split that is wanted."""
-    _subtasks(config)
+    subtasks(config)
 
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
     """Every task of the mixture that has the split and metrics, with its rows in memory."""
     lengths = dict(config.task_feature_lengths)
     tasks = []
-    for task, _ in _subtasks(config):
+    for task, _ in subtasks(config):
         with plain_errors(task.name, config.split):
             dataset = task.get_dataset(
                 sequence_length=lengths,
@@ -235,7 +235,7 @@ def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[E
     return tasks
 
 
-def _subtasks(config: DatasetConfig):
+def subtasks(config: DatasetConfig):
     """(task, the seqio module) for each task of the mixture that has the split."""
     seqio = import_seqio()
     name = resolve_name(config)

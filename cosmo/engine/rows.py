@@ -50,6 +50,11 @@ class RowFormat:
         """Bytes of a row, without the names of its examples."""
         return self.width * np.dtype(self.dtype).itemsize
 
+    @property
+    def feature_names(self) -> list[str]:
+        """What `features` gives."""
+        return sorted(self.features(np.zeros((1, self.width), np.int32)))
+
     def encode(self, row: np.ndarray, names: Sequence[str]) -> bytes:
         """A record of `row`, int [width], and of its examples' names."""
         text = "\n".join(name.replace("\n", " ") for name in names)
@@ -224,6 +229,7 @@ def open_cache(config: Any, vocabulary: Any = None) -> Cache:
     for what, theirs, wanted, names in (
         ("lengths", lengths, ours, "TASK_FEATURE_LENGTHS"),
         ("packing", cache.format.packed, config.pack, "train/data.DatasetConfig.pack"),
+        ("features", manifest["features"], cache.format.feature_names, "CACHE_PATH"),
         ("split", manifest["split"], config.split, "train/data.DatasetConfig.split"),
     ):
         if theirs != wanted:
