@@ -104,7 +104,7 @@ def write_cache(
                 "finished shards are kept; the same command goes on from there"
             ) from None
         finally:
-            told.bar.finish()
+            told.finish()
     return _finish(folder, plan, config, number, allow_unknown)
 
 
@@ -112,6 +112,7 @@ def work(config: CacheConfig, output: str, processes: int) -> None:
     """A worker process, one of `processes`: writes the shards that it is told to."""
     folder = Path(output)
     plan = _read_plan(folder)
+    data.resolve_name(config.dataset)  # registers the tasks
     workers.serve(lambda shard, more: _write_shard(config, folder, plan, shard, processes, more))
 
 

@@ -34,16 +34,23 @@ def serve(job: Callable[[int, Callable[[int], None]], None]) -> None:
 
 
 class Told:
-    """Adds up what the workers tell, and says it now and then."""
+    """Adds up what is told to be done, and says it now and then, from the first word on."""
 
     def __init__(self, total: int, done: int, unit: str):
-        self.bar = Progress(total, done, unit=unit)
-        self.done, self.lock = done, threading.Lock()
+        self.total, self.done, self.unit = total, done, unit
+        self.bar: Progress | None = None
+        self.lock = threading.Lock()
 
     def more(self, number: int) -> None:
         with self.lock:
             self.done += number
+            if self.bar is None:  # before that, processes started: no rate would count it
+                self.bar = Progress(self.total, self.done, unit=self.unit)
             self.bar.update(self.done)
+
+    def finish(self) -> None:
+        if self.bar is not None:
+            self.bar.finish()
 
 
 def run(
