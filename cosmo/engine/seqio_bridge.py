@@ -76,6 +76,11 @@ class plain_errors:  # noqa: N801
     def __exit__(self, kind, error, traceback):
         if error is None or isinstance(error, UserError | GeneratorExit):
             return False
+        if isinstance(error, AssertionError) and "task cache directories" in str(error):
+            raise UserError(
+                f"reading {self.what}: {error} Write it with seqio_cache_tasks and name its folder "
+                "(see WORKSPACE.md), or leave out --gin.USE_CACHED_TASKS"
+            ) from error
         if type(error).__module__.startswith("tensorflow"):
             found = self._SOURCE.search(getattr(error, "message", str(error)))
             if found:

@@ -24,6 +24,7 @@ ALIKE = 0.02  # rates so near to the tasks' sizes mean: every example once
 BATCH = 256  # examples handed over at once: the crossing from TensorFlow is what costs
 PROBE = 1000  # examples of a task that are looked at before the work begins
 MANY = 10  # times that a task is read in an epoch, from which on a mistake is likely
+SIDES = ("inputs", "targets")
 GOLDEN = 0.6180339887498949  # multiples of it lie evenly over [0, 1)
 
 
@@ -149,7 +150,7 @@ def read(
 
 def _flat(batch):
     """A batch of ragged sides as (task, {side: (tokens, tokens an example)}, names)."""
-    sides = {name: (batch[name].values, batch[name].row_lengths()) for name in ("inputs", "targets")}
+    sides = {side: (batch[side].values, batch[side].row_lengths()) for side in SIDES}
     return batch["task"], sides, batch["id"]
 
 
@@ -215,7 +216,7 @@ def _tag(number: int, dataset):
     def tag(example):
         name = example.get("id", "")
         name = name if isinstance(name, str) or name.dtype == tf.string else tf.as_string(name)
-        kept = {name: example[name] for name in ("inputs", "targets")}
+        kept = {side: example[side] for side in SIDES}
         return {**kept, "task": tf.constant(number, tf.int64), "id": tf.reshape(name, [])}
 
     return dataset.map(tag, num_parallel_calls=tf.data.AUTOTUNE)
