@@ -217,6 +217,8 @@ VERBS = {
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run \\
     --gin.TRAIN_STEPS=1200 --gin.BATCH_SIZE=32 --gin.DROPOUT_RATE=0.1
+  python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run2 \\
+    --gin.CACHE_PATH=/tmp/rows
 """,
         run="cosmo.commands:run_train",
         gin_file="gin/runs/train.gin",
@@ -225,13 +227,13 @@ VERBS = {
     "cache": Verb(
         help="write a mixture's packed rows to files, to train from without SeqIO",
         description="Run a mixture through SeqIO and write its packed rows to files. Training from "
-        "them reads many times faster, in a globally shuffled order, goes on at the very row after "
+        "them (--gin.CACHE_PATH=DIR) reads many times faster, in a globally shuffled order, goes on at the very row after "
         "a stop, and needs no TensorFlow. A command that was stopped, even killed, goes on when it "
         "is given again; a finished one checks the files, and replaces damaged ones.",
         examples="""\
   python -m cosmo cache --gin_file=gin/cosmo/tiny.gin --output=/tmp/rows --epochs=10
-  python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run \\
-    --gin.CACHE_PATH=/tmp/rows
+  python -m cosmo cache --gin_file=gin/cosmo/cosmo_3b.gin --output=/data/cosmo_rows --epochs=4 \\
+    --processes=32 --gin.SODA_PATH=data/soda --gin.PROSOCIAL_PATH=data/prosocial_dialog
   python -m cosmo cache --output=/tmp/rows --show=0,17
 """,
         run="cosmo.commands:run_cache",

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+PATIENCE = 5.0  # seconds that `close` waits for a slow reader
+
 
 class Prefetcher:
     """Runs an iterator in a thread, `depth` items ahead; its errors are raised by `next`.
@@ -20,13 +22,18 @@ class Prefetcher:
         self._thread.start()
 
     def _run(self, make):
+        items = None
         try:
-            for item in make():
+            items = make()
+            for item in items:
                 if not self._put((item, None)):
                     return
             self._put((None, StopIteration()))
         except BaseException as error:
             self._put((None, error))
+        finally:
+            if hasattr(items, "close"):
+                items.close()
 
     def _put(self, item) -> bool:
         while not self._stop.is_set():
@@ -52,6 +59,11 @@ class Prefetcher:
         return self._items.empty()
 
     def close(self) -> None:
-        """Stop reading ahead; safe to call twice. Nothing can be taken afterwards."""
+        """Stop reading ahead; safe to call twice. Nothing can be taken afterwards.
+
+        Waits for the item that is being read: a thread that is inside C++ when Python ends takes
+        the process down with it.
+        """
         self._stop.set()
         self._ended = self._ended or StopIteration()
+        self._thread.join(PATIENCE)

@@ -5,6 +5,7 @@ numbers as one vector of integers, and behind it the names of its examples. Rows
 order of (seed, times read through), by number, so that a position is a count. No TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -330,4 +331,7 @@ def batches(
         )
     source = _Batches(cache, config.batch_size, start, seed, shard, num_shards)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-    yield from grain.MapDataset.source(source).to_iter_dataset(options)
+    with contextlib.closing(
+        iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    ) as ahead:
+        yield from ahead

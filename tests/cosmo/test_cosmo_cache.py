@@ -167,7 +167,8 @@ def test_training_loads_no_tensorflow(training, tmp_path):
         f"assert main({command!r}) == 0\n"
         "print(*[m for m in ('tensorflow', 'seqio', 'tensorflow_datasets') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ""
     assert (tmp_path / "checkpoints/2").is_dir()
     # Whoever evaluates the run finds its task in config.gin, although training has not called it.
@@ -254,7 +255,7 @@ def test_t5_separators_are_no_unknown_text(small, tmp_path, shared, capsys):
     t5 = [f"--gin.VOCABULARY_PATH={other}", "--gin.VOCAB_SIZE=32128"]
     assert main([*command, *t5]) == 0
     tasks = Cache(str(tmp_path / "rows")).manifest["tasks"]
-    assert [entry["unknown_share"] for entry in tasks.values()] == [0, 0]
+    assert [entry["unknown_share"] for entry in tasks.values()] == [0]
     text = (ROOT / "tasks/sample/soda/validation.jsonl").read_text()
     line = json.loads(text.splitlines()[0])
     line["dialogue"] = ["你好 世界 " * 3 for _ in line["dialogue"]]
