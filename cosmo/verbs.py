@@ -227,9 +227,10 @@ VERBS = {
     "cache": Verb(
         help="write a mixture's packed rows to files, to train from without SeqIO",
         description="Run a mixture through SeqIO and write its packed rows to files. Training from "
-        "them (--gin.CACHE_PATH=DIR) reads many times faster, in a globally shuffled order, goes on at the very row after "
-        "a stop, and needs no TensorFlow. A command that was stopped, even killed, goes on when it "
-        "is given again; a finished one checks the files, and replaces damaged ones.",
+        "them (--gin.CACHE_PATH) reads many times faster, in a globally shuffled order, goes on "
+        "at the very row after a stop, and needs no TensorFlow. A command that was stopped, even "
+        "killed, goes on when it is given again; a finished one checks the files, and replaces "
+        "damaged ones.",
         examples="""\
   python -m cosmo cache --gin_file=gin/cosmo/tiny.gin --output=/tmp/rows --epochs=10
   python -m cosmo cache --gin_file=gin/cosmo/cosmo_3b.gin --output=/data/cosmo_rows --epochs=4 \\

@@ -1,11 +1,12 @@
 """Reading ahead in a thread."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PATIENCE = 5.0  # seconds that `close` waits for a slow reader
+PATIENCE = 60.0  # seconds that the end of the process waits for what is being read
 
 
 class Prefetcher:
@@ -20,6 +21,12 @@ class Prefetcher:
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(make,), daemon=True)
         self._thread.start()
+        # A thread that is inside C++ when Python ends takes the process down with it.
+        atexit.register(self._join)
+
+    def _join(self):
+        self._stop.set()
+        self._thread.join(PATIENCE)
 
     def _run(self, make):
         items = None
@@ -34,6 +41,7 @@ class Prefetcher:
         finally:
             if hasattr(items, "close"):
                 items.close()
+            atexit.unregister(self._join)
 
     def _put(self, item) -> bool:
         while not self._stop.is_set():
@@ -59,11 +67,6 @@ class Prefetcher:
         return self._items.empty()
 
     def close(self) -> None:
-        """Stop reading ahead; safe to call twice. Nothing can be taken afterwards.
-
-        Waits for the item that is being read: a thread that is inside C++ when Python ends takes
-        the process down with it.
-        """
+        """Stop reading ahead; safe to call twice. Nothing can be taken afterwards."""
         self._stop.set()
         self._ended = self._ended or StopIteration()
-        self._thread.join(PATIENCE)
