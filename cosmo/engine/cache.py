@@ -22,6 +22,7 @@ from cosmo.engine import data, infer, slices, workers, writer
 from cosmo.engine.errors import UserError
 from cosmo.engine.packing import Counts, Packer
 from cosmo.engine.rows import MANIFEST, VERSION, Cache, RowFormat, fingerprint, shard_name
+from cosmo.engine.shards import explained
 from cosmo.engine.writer import log
 
 WORK, PLAN = ".work", "plan.json"
@@ -74,17 +75,20 @@ def write_cache(
             raise UserError(f"--{flag}={number}; it must be at least 1")
     if shards_per_epoch is not None and shards_per_epoch < 1:
         raise UserError(f"--shards_per_epoch={shards_per_epoch}; it must be at least 1")
-    folder = _prepare(output, overwrite)
+    folder = Path(output)
+    _check_free(folder, output, overwrite)
     settings = _settings(config, epochs, shards_per_epoch, recipe)
     plan = _read_plan(folder)
+    if plan is not None:
+        _check_settings(folder, plan["settings"], settings)
+    with explained(folder, "give another --output"):
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        (folder / WORK / "partial-probe").write_text("")
+        for stale in (folder / WORK).glob("partial-*"):
+            stale.unlink(missing_ok=True)
     if plan is None:
         plan = {"settings": settings, **_plan(config, shards_per_epoch, allow_unknown)}
-        (folder / WORK).mkdir(exist_ok=True)
         writer.write_atomic(folder / WORK / PLAN, json.dumps(plan, indent=1))
-    _check_settings(folder, plan["settings"], settings)
-    (folder / WORK).mkdir(exist_ok=True)
-    for stale in (folder / WORK).glob("partial-*"):
-        stale.unlink(missing_ok=True)
     number = epochs * plan["shards_per_epoch"]
     done = {shard: note for shard in range(number) if (note := _finished(folder, shard, number))}
     todo = [shard for shard in range(number) if shard not in done]
@@ -116,23 +120,22 @@ def work(config: CacheConfig, output: str, processes: int) -> None:
     workers.serve(lambda shard, more: _write_shard(config, folder, plan, shard, processes, more))
 
 
-def _prepare(output: str, overwrite: bool) -> Path:
+def _check_free(folder: Path, output: str, overwrite: bool) -> None:
+    """Raise UserError if the folder holds anything but a cache; `overwrite` removes a cache."""
     if writer.is_remote(output):
         raise UserError(f"--output={output}: a cache is written to a local or mounted folder")
-    folder = Path(str(writer.prepare_folder(output, "output")))
-    ours = [*folder.glob("rows-*.arrayrecord"), folder / MANIFEST]
     if overwrite:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-        for path in ours:
+        for path in [*folder.glob("rows-*.arrayrecord"), folder / MANIFEST]:
             path.unlink(missing_ok=True)
-    elif not (folder / MANIFEST).exists() and not (folder / WORK / PLAN).exists():
-        for path in folder.iterdir():
-            if path.name != WORK:
-                raise UserError(
-                    f"--output={output} holds {path.name} and no cache; give another folder, or "
-                    "--overwrite to replace a cache's files in it"
-                )
-    return folder
+    elif folder.exists() and not (folder / MANIFEST).exists():
+        with explained(folder, "give another --output"):
+            others = [path.name for path in folder.iterdir() if path.name != WORK]
+        if others and not (folder / WORK / PLAN).exists():
+            raise UserError(
+                f"--output={output} holds {others[0]} and no cache; give another folder, or "
+                "--overwrite to replace a cache's files in it"
+            )
 
 
 def _settings(config: CacheConfig, epochs: int, shards_per_epoch, recipe: str) -> dict[str, Any]:
@@ -302,6 +305,8 @@ def _write_shard(
             file.write(record)
             rows += 1
         file.close()
+        if array_record_module.ArrayRecordReader(str(partial)).num_records() != rows:
+            raise UserError(f"cannot write {path}: it does not hold what was written; a full disk?")
         note = {
             "file": path.name,
             "epoch": epoch,

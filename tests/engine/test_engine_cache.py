@@ -201,7 +201,7 @@ def test_engine_cache_empty_task_is_named(tmp_path, how):
     name = mix("cache_m", [(register("cache_a", 4), 1), (empty, 1)])
     with pytest.raises(UserError, match="task 'cache_empty' has no examples in split 'train'"):
         cache.write_cache(settings(name), str(tmp_path / "c"))
-    with pytest.raises(UserError, match="no cache"):
+    with pytest.raises(UserError, match="is not finished"):
         rows.Cache(str(tmp_path / "c"))
 
 
@@ -270,3 +270,6 @@ def test_engine_cache_other_settings_and_occupied_folders(tmp_path):
         cache.write_cache(settings(name), str(tmp_path / "mine"))
     cache.write_cache(settings(name), str(tmp_path / "mine"), overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "mine" / cache.WORK).exists()
+    with pytest.raises(UserError, match=r"cannot write .*give another --output"):
+        cache.write_cache(settings(name), str(tmp_path / "mine" / "thesis.txt"))
