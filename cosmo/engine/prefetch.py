@@ -25,8 +25,17 @@ class Prefetcher:
         atexit.register(self._join)
 
     def _join(self):
-        self._stop.set()
+        self.close()
         self._thread.join(PATIENCE)
+        self._drop()
+
+    def _drop(self):
+        """Let go of what nobody will take: arrays on devices, which XLA's threads hold too."""
+        while True:
+            try:
+                self._items.get_nowait()
+            except queue.Empty:
+                return
 
     def _run(self, make):
         items = None
@@ -41,7 +50,6 @@ class Prefetcher:
         finally:
             if hasattr(items, "close"):
                 items.close()
-            atexit.unregister(self._join)
 
     def _put(self, item) -> bool:
         while not self._stop.is_set():
@@ -70,3 +78,4 @@ class Prefetcher:
         """Stop reading ahead; safe to call twice. Nothing can be taken afterwards."""
         self._stop.set()
         self._ended = self._ended or StopIteration()
+        self._drop()
