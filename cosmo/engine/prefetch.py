@@ -55,7 +55,7 @@ class Prefetcher:
         while not self._stop.is_set():
             try:
                 self._items.put(item, timeout=0.2)
-                return True
+                return not self._stop.is_set()
             except queue.Full:
                 continue
         return False
