@@ -19,7 +19,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], int | None]) -> int:
-    """Call `run`; the exit code, 0 if it gives none. Of several processes one that fails ends here and now."""
+    """Call `run`; the exit code, 0 if it gives none.
+
+    Of several processes one that fails ends here and now.
+    """
     from cosmo.engine.errors import UserError
     from tasks.errors import DataError
 
@@ -53,10 +56,10 @@ def _leave(code: int) -> int:
 
 
 def _wait_for_stderr() -> None:
-    """Wait until nobody keeps stderr from being seen (see cosmo.engine.data)."""
-    data = sys.modules.get("cosmo.engine.data")
-    if data is not None:
-        with data.STDERR_HELD:
+    """Wait until nobody keeps stderr from being seen (see cosmo.engine.seqio_bridge)."""
+    bridge = sys.modules.get("cosmo.engine.seqio_bridge")
+    if bridge is not None:
+        with bridge.STDERR_HELD:
             pass
 
 
@@ -67,6 +70,7 @@ def _run(argv: list[str]) -> int | None:
 
     rest, bindings = config.split_arguments(argv)
     args = verbs.parse(rest)
+    args.command_line = argv
     verb = verbs.VERBS[args.verb]
     _set_up_logging(args.quiet)
     if bindings and verb.gin_file is None:
@@ -74,7 +78,7 @@ def _run(argv: list[str]) -> int | None:
     if verb.environment is not None:
         os.environ.update(_function(verb.environment)(args))
     _set_up_jax(args.distributed)
-    if verb.gin_file is not None:
+    if verb.gin_file is not None and verb.takes_settings(args):
         bindings = [*verb.bindings, *bindings, *verbs.macros(args)]
         search_paths = [path for path in args.gin_search_paths.split(",") if path]
         gin_files = args.gin_file or _saved_settings(args.verb, verb.saved_settings, bindings)

@@ -1,12 +1,15 @@
 """What each verb does, between the command line and the engine. Loads JAX."""
 
 import argparse
+import dataclasses
 import logging
+import os
+import sys
 
 import jax
 
-from cosmo import chat, records
-from cosmo.engine import config, evaluate, jobs, shards, train
+from cosmo import cache_view, chat, records
+from cosmo.engine import cache, config, evaluate, jobs, shards, train
 from cosmo.engine.errors import UserError
 from tasks import formatting
 
@@ -21,6 +24,36 @@ def run_train(args: argparse.Namespace) -> None:
         print(f"stopped by SIGTERM: step {step} is saved in {folder}; the same command goes on")
     else:
         print(f"done: step {step} in {folder}")
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    """`cache`: a mixture's packed rows to files, or some rows of a cache to the terminal."""
+    if args.show:
+        cache_view.show(args.output, args.show, args.vocabulary)
+        return
+    if args.distributed:
+        raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
+    wanted = config.call(cache.CacheConfig)
+    wanted = dataclasses.replace(
+        wanted,
+        dataset=dataclasses.replace(wanted.dataset, split=args.split),
+        apart=dataclasses.astuple(config.call(formatting.Separators)),
+    )
+    if args.worker:
+        cache.work(wanted, args.output, args.worker)
+        return
+    made = cache.write_cache(
+        wanted,
+        args.output,
+        epochs=args.epochs,
+        processes=args.processes or os.cpu_count() or 1,
+        shards_per_epoch=args.shards_per_epoch,
+        overwrite=args.overwrite,
+        allow_unknown=args.allow_unknown,
+        recipe=config.operative_config(),
+        worker=[sys.executable, "-m", "cosmo", *args.command_line],
+    )
+    print(cache_view.report(made))
 
 
 def run_eval(args: argparse.Namespace) -> None:

@@ -11,14 +11,17 @@ import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
+from cosmo import flags
+
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """`run` is "module:function" of the parsed arguments, imported only when it is called.
 
-    `gin_file` holds the verb's defaults; None: the verb takes no gin settings. `saved_settings`:
-    without --gin_file it reads MODEL_DIR/config.gin. `bindings` hold before the user's own.
-    `environment` names a function of the arguments: variables to set before JAX is loaded.
+    `gin_file` holds the verb's defaults; None: the verb takes no gin settings. `takes_settings`:
+    whether it does so with these flags. `saved_settings`: without --gin_file it reads
+    MODEL_DIR/config.gin. `bindings` hold before the user's own. `environment` names a function of
+    the arguments: variables to set before JAX is loaded.
     """
 
     help: str
@@ -27,6 +30,7 @@ class Verb:
     run: str
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     gin_file: str | None = None
+    takes_settings: Callable[[argparse.Namespace], bool] = lambda args: True
     saved_settings: bool = True
     bindings: tuple[str, ...] = ()
     environment: str | None = None
@@ -39,168 +43,6 @@ settings:
 """
 
 
-# Flags that are gin macros: flag, macro, type, name of the value, help with the default.
-GENERATION = (
-    ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
-    ("--temperature", "TEMPERATURE", float, "T", "above 0, sample (0.0: the likeliest token)"),
-    ("--top_k", "TOP_K", int, "K", "sample from the K likeliest tokens (0: from all)"),
-    ("--top_p", "TOP_P", float, "P", "sample from the likeliest tokens of mass P (1.0)"),
-    ("--num_samples", "NUM_SAMPLES", int, "N", "sampled answers to each record (1)"),
-    ("--beam_size", "BEAM_SIZE", int, "N", "above 1, search with so many beams (1)"),
-    ("--length_penalty", "LENGTH_PENALTY", float, "A", "above 0, beams favour length (0.6)"),
-    ("--seed", "RANDOM_SEED", int, "N", "a sample depends on it and on the record's id (0)"),
-)
-CHAT = (
-    ("--temperature", "CHAT_TEMPERATURE", float, "T", "0 takes the likeliest token (1.0)"),
-    ("--top_p", "CHAT_TOP_P", float, "P", "sample from the likeliest tokens of mass P (0.95)"),
-    ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
-    ("--seed", "RANDOM_SEED", int, "N", "same seed and same lines, same talk (0)"),
-)
-
-
-def _add_macros(parser: argparse._ActionsContainer, table) -> None:
-    for flag, macro, kind, value, text in table:
-        parser.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
-
-
-def _infer_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what is answered, and where the answers go")
-    what.add_argument(
-        "--input",
-        metavar="FILE",
-        help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; plain or .gz. Without it the SeqIO mixture's examples are answered",
-    )
-    what.add_argument(
-        "--output",
-        metavar="PATH",
-        help="FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and "
-        "rejected.jsonl; without --input a folder (default: inferences/ in the run's folder)",
-    )
-    text = "predict (default), or score: the log-likelihood of the responses"
-    _add_macros(what, [("--mode", "MODE", str, "MODE", text)])
-
-    work = parser.add_argument_group("how the work is cut")
-    work.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
-    work.add_argument(
-        "--shards",
-        metavar="LIST",
-        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
-        "commands may share one output",
-    )
-    work.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help="records between saves, which is what a kill can cost (default: 64 batches)",
-    )
-    _add_macros(work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")])
-    work.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove what an earlier run left at --output, and start anew",
-    )
-    _add_macros(parser.add_argument_group("generation (greedy by default)"), GENERATION)
-
-
-def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--situation", metavar="TEXT", help="instead of being asked for it")
-    parser.add_argument("--role", metavar="TEXT", help="instead of being asked for it")
-    _add_macros(parser, CHAT)
-
-
-def _plan_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:2x4), "
-        "cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8",
-    )
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    p.add_argument("--hlo", metavar="FILE", help="write the compiled program's text there")
-    p.add_argument(
-        "--start_step",
-        type=int,
-        default=0,
-        metavar="N",
-        help="steps of TRAIN_STEPS that the starting checkpoint has done already (0)",
-    )
-    many = p.add_argument_group("trying many settings")
-    many.add_argument(
-        "--sweep", action="store_true", help="compile every combination; rank those that fit"
-    )
-    many.add_argument("--partitions", default="1,2,4,8", metavar="A,B", help="(1,2,4,8)")
-    many.add_argument("--microbatches", default="1,2", metavar="A,B", help="(1,2)")
-    many.add_argument(
-        "--remat_policies", default="minimal,full", metavar="A,B", help="(minimal,full)"
-    )
-
-
-def _import_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--format", choices=["t5x", "hf"], help="what --source is; found out if not said"
-    )
-    p.add_argument(
-        "--source",
-        required=True,
-        metavar="PATH",
-        help="a T5X checkpoint (checkpoint_STEP, or the folder over several: the latest), local or "
-        "gs://, or a HuggingFace folder",
-    )
-    p.add_argument(
-        "--output",
-        required=True,
-        metavar="CKPT",
-        help="folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
-    )
-    p.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="its SentencePiece model, to be kept with it; a HuggingFace folder's own if not given",
-    )
-    p.add_argument(
-        "--optimizer_state",
-        action="store_true",
-        help="take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True",
-    )
-    p.add_argument(
-        "--step", type=int, help="the step to count from, if not the checkpoint's own (hf: 0)"
-    )
-
-
-def _export_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--format", choices=["t5x", "hf"], required=True, help="what to write")
-    p.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint) or MODEL_DIR/checkpoints/STEP; T5X's and "
-        "HuggingFace's are read too",
-    )
-    p.add_argument(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="hf: the folder to make; t5x: the folder to make checkpoint_STEP in",
-    )
-    p.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "bfloat16", "float16"],
-        help="hf: of the weights; float16 is refused, with the reason (default float32)",
-    )
-    p.add_argument(
-        "--max_shard_gb", type=float, default=5.0, help="hf: size of a weights file (default 5)"
-    )
-    p.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="hf: the SentencePiece model for the tokenizer files, if not the one that the "
-        "checkpoint was trained with",
-    )
-
-
 VERBS = {
     "train": Verb(
         help="train, or go on from the latest checkpoint in MODEL_DIR",
@@ -210,9 +52,30 @@ VERBS = {
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run \\
     --gin.TRAIN_STEPS=1200 --gin.BATCH_SIZE=32 --gin.DROPOUT_RATE=0.1
+  python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run2 \\
+    --gin.CACHE_PATH=/tmp/rows
 """,
         run="cosmo.commands:run_train",
         gin_file="gin/runs/train.gin",
+        saved_settings=False,
+    ),
+    "cache": Verb(
+        help="write a mixture's packed rows to files, to train from without SeqIO",
+        description="Run a mixture through SeqIO and write its packed rows to files. Training from "
+        "them (--gin.CACHE_PATH) reads many times faster, in a globally shuffled order, goes on "
+        "at the very row after a stop, and needs no TensorFlow. A command that was stopped, even "
+        "killed, goes on when it is given again; a finished one checks the files, and replaces "
+        "damaged ones.",
+        examples="""\
+  python -m cosmo cache --gin_file=gin/cosmo/tiny.gin --output=/tmp/rows --epochs=10
+  python -m cosmo cache --gin_file=gin/cosmo/cosmo_3b.gin --output=/data/cosmo_rows --epochs=4 \\
+    --processes=32 --gin.SODA_PATH=data/soda --gin.PROSOCIAL_PATH=data/prosocial_dialog
+  python -m cosmo cache --output=/tmp/rows --show=0,17
+""",
+        run="cosmo.commands:run_cache",
+        add_arguments=flags.cache_arguments,
+        gin_file="gin/runs/cache.gin",
+        takes_settings=lambda args: not args.show,
         saved_settings=False,
     ),
     "eval": Verb(
@@ -238,7 +101,7 @@ VERBS = {
   python -m cosmo infer --gin.MODEL_DIR=/tmp/run --mode=score
 """,
         run="cosmo.commands:run_infer",
-        add_arguments=_infer_arguments,
+        add_arguments=flags.infer_arguments,
         gin_file="gin/runs/infer.gin",
     ),
     "chat": Verb(
@@ -250,7 +113,7 @@ VERBS = {
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run --role="Imagine you are Maya and speak to Ivan"
 """,
         run="cosmo.commands:run_chat",
-        add_arguments=_chat_arguments,
+        add_arguments=flags.chat_arguments,
         gin_file="gin/runs/infer.gin",
     ),
     "plan": Verb(
@@ -266,7 +129,7 @@ VERBS = {
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --gin.BATCH_SIZE=128
 """,
         run="cosmo.planning:run_plan",
-        add_arguments=_plan_arguments,
+        add_arguments=flags.plan_arguments,
         gin_file="gin/runs/plan.gin",
         saved_settings=False,
         bindings=("MODEL_DIR = None", "INITIAL_CHECKPOINT_PATH = None"),
@@ -283,7 +146,7 @@ VERBS = {
   python -m cosmo import --format=hf --source=/data/cosmo-xl --output=/tmp/cosmo_xl
 """,
         run="cosmo.convert:run_import",
-        add_arguments=_import_arguments,
+        add_arguments=flags.import_arguments,
     ),
     "export": Verb(
         help="write a checkpoint as a HuggingFace folder, or as T5X restores it",
@@ -295,7 +158,7 @@ VERBS = {
   python -m cosmo export --format=t5x --checkpoint=/tmp/run/checkpoints/600 --output=/tmp/t5x
 """,
         run="cosmo.convert:run_export",
-        add_arguments=_export_arguments,
+        add_arguments=flags.export_arguments,
     ),
 }
 

@@ -276,7 +276,7 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
             "reading Parquet needs pyarrow",
             got="no pyarrow",
             expected="it installed",
-            remedy="Install the extra `pipeline`, which holds it, or give the data as JSON lines.",
+            remedy="Install the extra `seqio`, which holds it, or give the data as JSON lines.",
         ) from None
     number = 0
     with file.open("rb") as raw:

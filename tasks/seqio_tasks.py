@@ -32,14 +32,34 @@ _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that
 
 
 class _FilesSource(seqio.FunctionDataSource):
-    """SeqIO's function source, except that the splits are looked up when they are asked for.
+    """SeqIO's function source over the examples of files, except that
 
-    Registering a task must not touch the data: it may lie on a bucket, or not be needed at all.
+    - splits are looked up when they are asked for: registering a task must not touch the data,
+      which may lie on a bucket, or not be needed at all;
+    - a shard leaves the other shards' examples out before TensorFlow sees them, since reading and
+      formatting an example costs a tenth of what TensorFlow adds.
     """
 
-    def __init__(self, dataset_fn: Callable[..., tf.data.Dataset], path: Any):
-        super().__init__(dataset_fn, splits=SPLITS)
-        self._path = path
+    def __init__(self, path: Any, examples: Callable[[str], Iterator[Example]]):
+        super().__init__(functools.partial(_file_dataset, path, examples), splits=SPLITS)
+        self._path, self._examples = path, examples
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def get_dataset(self, split, shuffle=True, seed=None, shard_info=None, **unused):
+        del shuffle, seed, unused  # see _file_dataset
+        index, number = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+
+        def of_shard(split: str) -> Iterator[Example]:
+            return itertools.islice(self._examples(split), index, None, number)
+
+        return _file_dataset(self._path, of_shard, split)
+
+    def count(self, split: str) -> int:
+        """Examples in `split`, all of which are read."""
+        return sum(1 for _ in self._examples(split))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -63,10 +83,7 @@ def sources(
             lambda split: prosocial_file_examples(prosocial_path, split, seed),
         ),
     }
-    return {
-        name: _FilesSource(functools.partial(_file_dataset, path, examples), path)
-        for name, (path, examples) in readers.items()
-    }
+    return {name: _FilesSource(path, examples) for name, (path, examples) in readers.items()}
 
 
 def register(
@@ -224,7 +241,7 @@ def _file_dataset(
     path: Any,
     examples: Callable[[str], Iterator[Example]],
     split: str,
-    shuffle_files: bool,
+    shuffle_files: bool = False,
     seed: int | None = None,
 ) -> tf.data.Dataset:
     """The examples of `split` as a tf.data dataset with the features `tokenize_parts` takes.

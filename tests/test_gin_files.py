@@ -10,7 +10,7 @@ from cosmo.engine import config, models
 from cosmo.engine.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-VERBS = ("train", "eval", "infer")
+VERBS = ("train", "eval", "infer", "cache")
 REQUIRED = (
     "MODEL_DIR = '/nowhere'",
     "MIXTURE_OR_TASK_NAME = 'cosmo'",
@@ -50,7 +50,7 @@ def test_model_files_build_published_sizes(path):
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiments_load_for_every_verb(path, verb):
-    """Property: one experiment file serves train, eval and infer."""
+    """Property: one experiment file serves every verb."""
     further = ["INITIAL_CHECKPOINT_PATH = '/nowhere'"] if verb == "train" else []
     model = build(path, verb, *further)
     assert models.abstract_params(model)

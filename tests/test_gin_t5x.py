@@ -24,6 +24,7 @@ NOTHING_TRAINED = "INITIAL_CHECKPOINT_PATH = None"
 
 # Macros that T5X has no use for, and why.
 NOT_USED = {
+    "CACHE_PATH": "the cache of packed rows is this engine's format",
     "SCAN_LAYERS": "t5x.examples.t5 does not scan its layers",
     "REMAT_POLICY": "t5x.examples.t5 does not rematerialize",
     "MIXTURE_OR_TASK_MODULE": "deprecated there: import the module in a gin file",

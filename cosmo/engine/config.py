@@ -127,12 +127,29 @@ def macro_value(name: str) -> Any:
 def operative_config() -> str:
     """All bindings in use so far, as a gin file that repeats the run.
 
+    What they refer to is in it, called or not: training from a cache calls no task, but whoever
+    evaluates the run does.
+
     gin writes what a macro builds in a scope of the macro's name (`MODEL/t5.T5Config.emb_dim`),
     which would win over an override of the plain name: the scope is left out.
     """
+    _add_references()
     text = gin.operative_config_str()
     macros = "|".join(set(_MACRO_DEFINITION.findall(text)))
     return re.sub(rf"^({macros})/", "", text, flags=re.M) if macros else text
+
+
+def _add_references() -> None:
+    """Put the bindings that operative ones refer to among the operative ones."""
+    operative, bound = gin_internals._OPERATIVE_CONFIG, gin_internals._CONFIG
+    size = -1
+    while size != len(operative):
+        size = len(operative)
+        for reference in list(gin_internals.iterate_references(operative)):
+            selector = reference.configurable.selector
+            for scope in {"", "/".join(reference.scopes)}:
+                if (scope, selector) in bound and (scope, selector) not in operative:
+                    operative[scope, selector] = dict(bound[scope, selector])
 
 
 def saved_macros(path: epath.PathLike) -> dict[str, Any]:

@@ -4,22 +4,19 @@ SeqIO and TensorFlow are imported where a SeqIO task is read and nowhere else, s
 records never loads them.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import os
-import re
-import sys
-import tempfile
-import threading
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from cosmo.engine import rows
 from cosmo.engine.errors import UserError
+from cosmo.engine.seqio_bridge import import_seqio, plain_errors
 
 HostBatch = dict[str, np.ndarray]
 FEATURES = (
@@ -38,6 +35,7 @@ class DatasetConfig:
 
     `mixture_or_task_name` is a name in SeqIO's registry, or a function that returns one (it may
     register tasks first; it is called only when the data is read). `module` is imported first.
+    `cache_path`: training reads the packed rows of a cache there (see `rows`) instead of SeqIO.
     """
 
     mixture_or_task_name: str | Callable[[], str]
@@ -49,6 +47,7 @@ class DatasetConfig:
     use_cached: bool = False
     pack: bool = True
     module: str | None = None
+    cache_path: str | None = None
 
     def __post_init__(self):
         check_lengths(self.task_feature_lengths)
@@ -100,7 +99,7 @@ def check_lengths(lengths: Any) -> None:
 
 def resolve_name(config: DatasetConfig) -> str:
     """Import what registers the task, and return its name. Loads SeqIO."""
-    seqio = _import_seqio()
+    seqio = import_seqio()
     if config.module:
         try:
             importlib.import_module(config.module)
@@ -122,6 +121,7 @@ def train_batches(
     config: DatasetConfig,
     *,
     start_step: int = 0,
+    num_steps: int | None = None,
     position: Any = None,
     shard: int = 0,
     num_shards: int = 1,
@@ -130,13 +130,16 @@ def train_batches(
 
     Reading goes on at `position`, which came with an earlier batch. Live SeqIO has none: there the
     order is a function of (seed, start_step), so that a run resumed at another step reads the
-    corpus in another order rather than reading its beginning again.
+    corpus in another order rather than reading its beginning again. `num_steps`, the batches that
+    will be wanted, is only for the log.
     """
-    del position
-    seqio = _import_seqio()
+    if config.cache_path is not None:
+        where = {"position": position, "shard": shard, "num_shards": num_shards}
+        yield from itertools.starmap(TrainBatch, rows.batches(config, num_steps=num_steps, **where))
+    seqio = import_seqio()
     name = resolve_name(config)
     seed = None if config.seed is None else (config.seed * 1_000_003 + start_step) % 2**31
-    with _plain_errors(name, config.split):
+    with plain_errors(name, config.split):
         dataset = seqio.get_dataset(
             name,
             dict(config.task_feature_lengths),
@@ -164,8 +167,8 @@ def eval_batches(
     """
     share = config.batch_size // num_shards
     batches = {}
-    for task, seqio in _subtasks(config):
-        with _plain_errors(task.name, config.split):
+    for task, seqio in subtasks(config):
+        with plain_errors(task.name, config.split):
             dataset = seqio.get_dataset(
                 task.name,
                 dict(config.task_feature_lengths),
@@ -192,15 +195,15 @@ def eval_batches(
 
 def check_split(config: DatasetConfig) -> None:
     """Raise UserError, before any data is read, if no task has the split that is wanted."""
-    _subtasks(config)
+    subtasks(config)
 
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
     """Every task of the mixture that has the split and metrics, with its rows in memory."""
     lengths = dict(config.task_feature_lengths)
     tasks = []
-    for task, _ in _subtasks(config):
-        with _plain_errors(task.name, config.split):
+    for task, _ in subtasks(config):
+        with plain_errors(task.name, config.split):
             dataset = task.get_dataset(
                 sequence_length=lengths,
                 split=config.split,
@@ -232,9 +235,9 @@ def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[E
     return tasks
 
 
-def _subtasks(config: DatasetConfig):
+def subtasks(config: DatasetConfig):
     """(task, the seqio module) for each task of the mixture that has the split."""
-    seqio = _import_seqio()
+    seqio = import_seqio()
     name = resolve_name(config)
     tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
     found = [(task, seqio) for task in tasks if config.split in task.splits]
@@ -285,58 +288,6 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _import_seqio():
-    """SeqIO, with TensorFlow kept off the accelerators (JAX needs all of their memory)."""
-    if "seqio" not in sys.modules:
-        with _without_device_notes():
-            try:
-                import seqio
-                import tensorflow as tf
-            except ImportError as error:
-                raise UserError(
-                    f"reading a SeqIO task needs the extra `seqio` ({error}): "
-                    "pip install -e '.[seqio]'"
-                ) from error
-            tf.config.set_visible_devices([], "GPU")
-            tf.constant(0)  # starts its runtime, and what that has to say
-    import seqio
-
-    return seqio
-
-
-# Held while descriptor 2 is set aside: whoever must be heard waits for it.
-STDERR_HELD = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_device_notes():
-    """Holds back what TensorFlow's C++ prints on loading about GPUs and oneDNN; all else passes.
-
-    It writes to file descriptor 2 before any log level applies, so the descriptor is set aside.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with STDERR_HELD, tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines(keepends=True):
-                if not _DEVICE_NOTE.search(line):
-                    sys.stderr.write(line)
-
-
-# TensorFlow's own lines only: another thread may be writing in the meantime.
-_DEVICE_NOTE = re.compile(
-    r"^WARNING: All log messages before absl::InitializeLog"
-    r"|^[IWE]\d{4} .*(oneDNN|cuda|cuInit|TensorRT|cpu_feature_guard)"
-)
-
-
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a whole training batch, known before any data is read."""
     names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
@@ -369,27 +320,6 @@ def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
     name = example.get("id", str(index))
     name = name.decode("utf-8") if isinstance(name, bytes) else str(name)
     return Row(name, text("inputs"), ids("inputs"), text("targets"), ids("targets"))
-
-
-class _plain_errors:  # noqa: N801
-    """Turns TensorFlow's report of an error in a Python reader back into that error's one line."""
-
-    _SOURCE = re.compile(r"(?:^|\s)([\w.]*(?:Error|Exception)): (.+?)(?:\nTraceback|\n\n|$)", re.S)
-
-    def __init__(self, name: str, split: str):
-        self.what = f"{name!r}, split {split!r}"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is None or isinstance(error, UserError | GeneratorExit):
-            return False
-        if type(error).__module__.startswith("tensorflow"):
-            found = self._SOURCE.search(getattr(error, "message", str(error)))
-            if found:
-                raise UserError(f"reading {self.what}: {found.group(2).strip()}") from error
-        return False
 
 
 def process_shard() -> dict[str, int]:

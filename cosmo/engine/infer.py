@@ -28,6 +28,8 @@ class Vocabulary(Protocol):
     path: str
     size: int
     fingerprint: str
+    eos_id: int
+    unk_id: int
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from cosmo.engine import chips, data, hlo, hlo_cost, models, partitioning, sizing, train
+from cosmo.engine import chips, data, guard, hlo, hlo_cost, models, partitioning, sizing, train
 from cosmo.engine.errors import UserError
 from cosmo.engine.step import StepConfig, state_shardings
 
@@ -30,6 +30,7 @@ class Job:
     dataset: data.DatasetConfig
     step: StepConfig = StepConfig()
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
+    bad_steps: guard.GuardConfig = guard.GuardConfig()
     total_steps: int = 0
 
 
@@ -101,7 +102,7 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
         partitioning.check_batch_size(
             job.dataset.batch_size, layout.mesh, microbatches, "BATCH_SIZE"
         )
-        found = _compiled(model, config, job.dataset, partitioner, layout, hlo_path)
+        found = _compiled(model, config, job, partitioner, layout, hlo_path)
     return _finish(job, topology, chip, mesh_shape, choice, found, limit, batch, start_step)
 
 
@@ -151,11 +152,14 @@ class _Found:
     seconds: float | None
 
 
-def _compiled(model, config, dataset, partitioner, layout, hlo_path) -> _Found:
+def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
     abstract, shardings = state_shardings(model, config, partitioner, layout.mesh)
     began = time.monotonic()
     try:
-        compiled = train.compile_step(model, config, dataset, layout, abstract, shardings, seed=0)
+        skips = job.bad_steps.skips
+        compiled = train.compile_step(
+            model, config, job.dataset, layout, abstract, shardings, seed=0, skips=skips
+        )
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(
             r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", str(error)

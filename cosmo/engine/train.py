@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from cosmo.engine import (
     models,
     partitioning,
     preemption,
+    rows,
     saving,
     sizing,
     writer,
@@ -36,6 +37,7 @@ from cosmo.engine.step import (
 from cosmo.engine.writer import log
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the progress line names
 
 
 def train(
@@ -71,6 +73,8 @@ def train(
     mesh = partitioner.mesh()
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
+    if dataset.cache_path is not None:
+        rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
     evaluating = evaluation is not None and evaluation.period is not None
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
@@ -95,9 +99,9 @@ def train(
             )
 
         # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-        saved = saver.progress()
-        start = {"start_step": done, "position": saved.get("data"), **data.process_shard()}
-        batches = Prefetcher(lambda: data.train_batches(dataset, **start))
+        saved, left = saver.progress(), total_steps - done
+        start = {"start_step": done, "num_steps": left, "position": saved.get("data")}
+        batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         layout = partitioner.layout(mesh)
@@ -133,21 +137,24 @@ def train(
                 board.write(done, evaluator.run(state.params, done))
         notice.leave_at_once(None)
 
-        def keep(batch: data.TrainBatch) -> None:
+        def keep(batch: _DeviceBatch) -> None:
             board.flush()
-            remember = {"data": batch.position, "guard": guarding.progress()}
+            remember = {"data": batch.host.position, "guard": guarding.progress()}
             saver.save(done, state, description, remember)
 
         save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
         tokens, steps, since = 0, 0, time.monotonic()
-        for batch in itertools.chain([first], batches) if done < total_steps else ():
-            tokens += sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+        batch, waited = first, 0.0
+        while done < total_steps:
+            tokens += batch.tokens
             steps += 1
             limit = guarding.limit(done + 1)
             further = (limit,) if bad_steps.skips else ()
-            state, sums = run_step(state, partitioning.put_batch(batch.arrays, mesh), *further)
+            state, sums = run_step(state, batch.arrays, *further)
             done += 1
-            guarding.add(done, sums, batch, limit)  # still on the device, so that steps queue up
+            guarding.add(
+                done, sums, batch.host, limit
+            )  # still on the device, so that steps queue up
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
@@ -157,11 +164,14 @@ def train(
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens * jax.process_count() / elapsed
                 values["steps_per_second"] = steps / elapsed
+                values["input_wait"] = waited / elapsed
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
                 note = f"loss {values.get('loss', math.nan):.4f}, "
                 note += f"{values['tokens_per_second']:.0f} tokens/s,"
+                if values["input_wait"] > WORTH_SAYING:
+                    note += f" {values['input_wait']:.0%} waiting for input,"
                 progress.update(done, note, force=last)
-                tokens, steps, since = 0, 0, time.monotonic()
+                tokens, steps, waited, since = 0, 0, 0.0, time.monotonic()
             if save_now:  # before evaluation: whatever happens there, the steps are kept
                 keep(batch)
             if evaluate_now and not stop:
@@ -178,10 +188,31 @@ def train(
                 since = time.monotonic()  # a rate is of training alone
             if last or stop:
                 break
+            if batches.is_empty():
+                jax.block_until_ready(sums)  # what the devices still compute is no waiting
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
         saver.wait()  # a save that failed in the background is an error here
         if notice.interrupted:
             raise KeyboardInterrupt
     return state
+
+
+class _DeviceBatch(NamedTuple):
+    """A `data.TrainBatch` on the devices; `tokens` are those of this process's rows."""
+
+    arrays: dict[str, jax.Array]
+    host: data.TrainBatch
+    tokens: int
+
+
+def _on_device(dataset: data.DatasetConfig, start: dict[str, Any], mesh: jax.sharding.Mesh):
+    """Training batches, each on its way to the devices: run ahead, the transfer costs no step."""
+    for batch in data.train_batches(dataset, **start, **data.process_shard()):
+        tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+        arrays = partitioning.put_batch(batch.arrays, mesh)
+        yield _DeviceBatch(arrays, batch, tokens)
 
 
 def compile_step(

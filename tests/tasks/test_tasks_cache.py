@@ -40,6 +40,27 @@ def _write_cache(task, split, folder):
     (folder / "COMPLETED").touch()
 
 
+def test_shards_of_a_task_are_its_examples(tmp_path, vocabulary_path):
+    """Oracle: the unsharded task; its source counts as many, without TensorFlow."""
+    path = write_lines(tmp_path / "train.jsonl", [soda_row(i, turns=5) for i in range(30)])
+    mixtures.use("soda", soda_path=path, vocabulary_path=vocabulary_path, narrative_dropout=0)
+    task = seqio.get_mixture_or_task("soda")
+
+    def ids(index, number):
+        dataset = task.get_dataset(
+            {"inputs": 24, "targets": 16},
+            "train",
+            shuffle=False,
+            shard_info=seqio.ShardInfo(index, number),
+        )
+        return [example["id"] for example in dataset.as_numpy_iterator()]
+
+    whole = ids(0, 1)
+    shards = [ids(index, 7) for index in range(7)]
+    assert shards == [whole[index::7] for index in range(7)]
+    assert task.source.count("train") == len(whole) == 120
+
+
 def test_a_cached_task_gives_the_same_examples(tmp_path, cache_folder, vocabulary_path):
     """Oracle: the live pipeline with the same seed, dropout included, at any sequence length."""
     path = write_lines(tmp_path / "train.jsonl", [soda_row(i, turns=5) for i in range(30)])

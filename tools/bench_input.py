@@ -1,0 +1,81 @@
+"""How fast training examples come: SeqIO live, and the cache of packed rows.
+
+Both are read as training reads them, by `data.train_batches`, in turn, and examples are counted the
+same way: segments of the rows that came. The corpus is the sample corpus many times over.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+from cosmo.engine import cache, data
+from tasks import mixtures, vocabularies
+
+COPIES = 8  # of the sample corpus
+ROWS = 128  # of a batch
+LENGTHS = {"inputs": 512, "targets": 128}
+VOCABULARY = "tasks/sample/vocabulary.model"
+
+
+def examples(batch: data.TrainBatch) -> int:
+    """Examples in a batch of packed rows."""
+    return int(batch.arrays["encoder_segment_ids"].max(axis=1).sum())
+
+
+def rate(config: data.DatasetConfig, seconds: float) -> float:
+    """Examples a second, after as many batches as are read ahead."""
+    batches = data.train_batches(config)
+    for _ in range(8):
+        next(batches)
+    count, began = 0, time.monotonic()
+    while time.monotonic() - began < seconds:
+        count += examples(next(batches))
+    elapsed = time.monotonic() - began
+    batches.close()
+    return count / elapsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure both sides and print the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for corpus in ("soda", "prosocial"):
+            text = pathlib.Path(f"tasks/sample/{corpus}/train.jsonl").read_text()
+            (folder / corpus).mkdir()
+            (folder / corpus / "train.jsonl").write_text(text * COPIES)
+
+        def register() -> str:
+            return mixtures.use(
+                "cosmo",
+                soda_path=folder / "soda",
+                prosocial_path=folder / "prosocial",
+                vocabulary_path=VOCABULARY,
+                rates={"soda": 3.0, "prosocial_dialog": 1.0},
+                shuffle_buffer_size=2000,
+            )
+
+        live = data.DatasetConfig(register, LENGTHS, batch_size=ROWS)
+        began = time.monotonic()
+        settings = cache.CacheConfig(live, vocabularies.load(VOCABULARY))
+        made = cache.write_cache(settings, str(folder / "rows"))
+        total, seconds = made.manifest["totals"]["examples"], time.monotonic() - began
+        print(f"writing the cache: {total / seconds:.0f} examples/s, one process", file=sys.stderr)
+        sides = {"live SeqIO": live}
+        sides["cache"] = dataclasses.replace(live, cache_path=str(folder / "rows"))
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for number in range(args.rounds):
+            for side, config in sides.items():
+                rates[side].append(rate(config, args.seconds))
+                print(f"round {number + 1}: {side} {rates[side][-1]:.0f}", file=sys.stderr)
+    print(f"training examples read, batches of {ROWS} rows of 512/128 tokens")
+    median = {side: statistics.median(values) for side, values in rates.items()}
+    for side, values in rates.items():
+        ratio = f", {median[side] / median['live SeqIO']:.1f} x" if side == "cache" else ""
+        print(
+            f"  {side:<12} {median[side]:8.0f} examples/s (of {len(values)}: {min(values):.0f} to "
+            f"{max(values):.0f}){ratio}"
+        )
