@@ -119,7 +119,7 @@ def patch(options: dict, put=setattr) -> None:
 
     from cosmo.engine import checkpoints, data, evaluate, integrity
 
-    def train_batches(config, *, start_step, position, shard=0, num_shards=1):
+    def train_batches(config, *, start_step, position, shard=0, num_shards=1, **_):
         index = position or 0
         assert index == start_step, "the data goes on where the steps do"
         while True:

@@ -14,7 +14,7 @@ from cosmo.engine import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-RATES = ("train/tokens_per_second", "train/steps_per_second")
+RATES = ("train/tokens_per_second", "train/steps_per_second", "train/input_wait")
 
 
 def command(model_dir, **options) -> list[str]:
