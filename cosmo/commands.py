@@ -9,15 +9,42 @@ import sys
 import jax
 
 from cosmo import cache_view, chat, records
-from cosmo.engine import cache, config, evaluate, jobs, shards, train
+from cosmo.engine import cache, config, evaluate, jobs, rows, shards, train
 from cosmo.engine.errors import UserError
 from tasks import formatting
 
 log = logging.getLogger("cosmo")
 
 
+# What the rows of a cache depend on beside lengths and vocabulary, which the engine compares.
+CACHED = (
+    "MIXTURE_OR_TASK_NAME",
+    "MIXTURE_RATES",
+    "NARRATIVE_DROPOUT",
+    "INSTRUCTION_DROPOUT",
+    "SEPARATOR",
+    "TURN_SEPARATOR",
+)
+
+
+def _check_cache() -> None:
+    """Raise UserError if CACHE_PATH was written with other settings than this run names."""
+    path = config.query("CACHE_PATH")
+    if path is None:
+        return
+    recipe = rows.Cache(path).manifest["settings"]["recipe"]
+    theirs = config.macros_in("\n".join(recipe))
+    for name in CACHED:
+        if name in theirs and theirs[name] != config.query(name):
+            raise UserError(
+                f"the cache {path} was written with {name}={theirs[name]!r}, this run says "
+                f"{config.query(name)!r}: give --gin.{name} as it was, or another CACHE_PATH"
+            )
+
+
 def run_train(args: argparse.Namespace) -> None:
     """`train`: everything comes from gin."""
+    _check_cache()
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
     if step < int(config.query("TRAIN_STEPS")):

@@ -81,6 +81,7 @@ def write_cache(
     plan = _read_plan(folder)
     if plan is not None:
         _check_settings(folder, plan["settings"], settings)
+        _check_sources(folder, config, plan["tasks"])
     with explained(folder, "give another --output"):
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         (folder / WORK / "partial-probe").write_text("")
@@ -171,6 +172,17 @@ def _check_settings(folder: Path, kept: Mapping[str, Any], wanted: Mapping[str, 
         )
 
 
+def _check_sources(folder: Path, config: CacheConfig, tasks: Mapping[str, Any]) -> None:
+    """Raise UserError if a task's source has another number of examples than it had."""
+    for name, entry in tasks.items():
+        size = slices.count(config.dataset, name)
+        if size != entry["source"]:
+            raise UserError(
+                f"the source of task {name!r} has {size:,} examples; it had {entry['source']:,} "
+                f"when {folder} was begun: give another --output, or --overwrite"
+            )
+
+
 def _read_plan(folder: Path) -> dict[str, Any] | None:
     """What was planned: kept in the manifest of a finished cache, in `.work` of another."""
     for path in (folder / MANIFEST, folder / WORK / PLAN):
@@ -192,7 +204,7 @@ def _plan(config: CacheConfig, shards_per_epoch: int | None, allow_unknown: bool
         size = slices.count(dataset, name)
         if not size:
             raise UserError(f"task {name!r} has no examples in split {dataset.split!r}")
-        tasks[name] = {"rate": rate, "examples": size, "times": 1.0}
+        tasks[name] = {"rate": rate, "source": size, "examples": size, "times": 1.0}
         log.info("%s: %s examples", name, f"{size:,}")
     for name, entry in tasks.items():
         counts = _counts(config, [name])

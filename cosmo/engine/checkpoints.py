@@ -48,6 +48,8 @@ class CheckpointConfig:
     save_timeout: int = 1200
 
     def __post_init__(self):
+        if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
+            raise UserError(f"KEEP_CHECKPOINTS={self.keep!r}; give at least 1, or None for all")
         if not isinstance(self.save_timeout, int) or self.save_timeout < 1:
             raise UserError(f"SAVE_TIMEOUT={self.save_timeout!r}; give seconds, at least 1")
 

@@ -154,8 +154,13 @@ def _add_references() -> None:
 
 def saved_macros(path: epath.PathLike) -> dict[str, Any]:
     """The macros of a config.gin that stand for plain values; gin's own state is left alone."""
+    return macros_in(epath.Path(path).read_text())
+
+
+def macros_in(text: str) -> dict[str, Any]:
+    """As `saved_macros`, of the text of such a file."""
     found: dict[str, Any] = {}
-    text = epath.Path(path).read_text().replace("\\\n", "")
+    text = text.replace("\\\n", "")
     places = [*(match.start() for match in _MACRO_DEFINITION.finditer(text)), len(text)]
     for start, end in itertools.pairwise(places):
         name, _, value = text[start:end].partition("=")

@@ -65,8 +65,10 @@ def problem(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None
             manifest = json.loads((folder / name).read_text())
             processes = int(manifest["processes"])
             expected.update(manifest["files"])
+        except FileNotFoundError:
+            return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror or error})"
+            raise _unreadable(folder / name, error) from error
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"{name} is no manifest of ours: it is damaged"
         process += 1
@@ -106,8 +108,13 @@ def _difference(folder: epath.Path, name: str, size: int, crc: int) -> str | Non
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:
-        return f"{name} cannot be read ({error.strerror or error})"
+        raise _unreadable(path, error) from error
     return None
+
+
+def _unreadable(path: epath.Path, error: OSError) -> UserError:
+    """Not damage: a network file system that fails for a moment must not cost a checkpoint."""
+    return UserError(f"{path} cannot be read now: {error.strerror or error}; try again")
 
 
 def _files(folder: epath.Path) -> Iterable[str]:

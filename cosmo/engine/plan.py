@@ -19,6 +19,7 @@ from cosmo.engine import chips, data, guard, hlo, hlo_cost, models, partitioning
 from cosmo.engine.errors import UserError
 from cosmo.engine.step import StepConfig, state_shardings
 
+_GPUS_A_HOST = 8  # as DGX and cloud machines have
 _TIMES = {"all-reduce": 2.0}  # how often a byte of a collective's result crosses a link; else once
 
 
@@ -85,10 +86,15 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
     limit = chip.hbm_bytes or _host_memory() // count
-    local = count if devices is None else _per_host(devices)
+    local = min(count, _GPUS_A_HOST) if devices is None else _per_host(devices)
     bound = chip.hbm_bytes if name != "cpu" else None
     settings = job.model, job.step, job.partitioner
     choice = sizing.choose(job.model, job.step, batch, job.partitioner, count, local, bound)
+    if count > local and choice.num_partitions > 0 and local % choice.num_partitions:
+        raise UserError(
+            f"num_partitions={choice.num_partitions} must divide the {local} devices of each host: "
+            "hosts feed rows of their own (gin: NUM_PARTITIONS)"
+        )
     model, config, partitioner = sizing.settle(*settings, choice)
     if devices is None:
         mesh_shape = _check(choice, count, job.dataset.batch_size)
@@ -165,7 +171,7 @@ def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
             r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", str(error)
         )
         if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
-            raise
+            raise UserError(f"the compiler failed: {str(error).splitlines()[0]}") from error
         number, unit = [group for group in needed.groups() if group is not None]
         temporaries = int(float(number) * 1024 ** " KMGT".index(unit or " "))
         return _Found(_shard_bytes(abstract, shardings), temporaries, None, False, None)
@@ -293,7 +299,7 @@ def _devices(name: str, shape: str) -> list[Any] | None:
 def _check(choice: sizing.Choice, count: int, batch_size: int) -> dict[str, int]:
     """The mesh's shape, if it suits `count` devices."""
     parts = choice.num_partitions
-    if count % parts:
+    if parts < 1 or count % parts:
         raise UserError(f"num_partitions={parts} does not divide {count} devices")
     if batch_size % (count // parts * choice.num_microbatches):
         raise UserError(

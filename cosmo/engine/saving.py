@@ -219,9 +219,15 @@ def _set_aside_damaged(model_dir: str) -> int | None:
         for path in folder.iterdir():  # Orbax would take it for a checkpoint
             if path.name.isdigit() and int(path.name) not in done:
                 _set_aside(path, f"it was not finished (no {checkpoints.COMMITTED})")
+    moved = False
     while True:
         steps = checkpoints.completed_steps(model_dir) if first else []
         step = _of_the_first(steps[-1] if steps else -1)
+        if step < 0 and moved:
+            raise UserError(
+                f"every checkpoint of {model_dir} was damaged, and is now in {DAMAGED}/ there; "
+                "give another MODEL_DIR, or the same command again to start anew"
+            )
         if step < 0:
             return None
         path = folder / str(step)
@@ -235,6 +241,7 @@ def _set_aside_damaged(model_dir: str) -> int | None:
             return step
         if first:
             _set_aside(path, found or "another process found it damaged")
+        moved = True
         anywhere(False)  # all wait for the move
 
 

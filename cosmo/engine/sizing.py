@@ -6,11 +6,14 @@ network.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.extend import core
 from jax.sharding import AbstractMesh
 
@@ -20,19 +23,6 @@ from cosmo.engine.writer import log
 
 _SLACK = 1.35
 _FULL = 0.92  # of a device's memory: an estimate is to leave room
-# (remat_policy, num_microbatches), the cheapest first. Keeping what "none" keeps costs more memory
-# traffic than recomputing attention costs time.
-_BY_COST = (
-    ("minimal", 1),
-    ("none", 1),
-    ("minimal", 2),
-    ("full", 1),
-    ("minimal", 4),
-    ("full", 2),
-    ("full", 4),
-    ("full", 8),
-)
-_UNBOUND = (("none", 1), *_BY_COST)
 _CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer partitions is taken
 
 
@@ -50,8 +40,7 @@ def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch)
 
     Loss and gradients without recomputation, a multiply-add counted as two; `batch` is abstract.
     """
-    network = dataclasses.replace(model.network, remat_policy="none")
-    return matmul_flops(dataclasses.replace(model, network=network), batch)
+    return matmul_flops(_with_policy(model, "none"), batch)
 
 
 def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
@@ -67,8 +56,7 @@ def kept_activations(
     model: models.EncoderDecoderModel, batch: models.Batch, remat_policy: str
 ) -> list[jax.ShapeDtypeStruct]:
     """Arrays that the forward pass of the whole batch leaves to the backward one."""
-    network = dataclasses.replace(model.network, remat_policy=remat_policy)
-    return _kept(dataclasses.replace(model, network=network), tuple(sorted(batch.items())))
+    return _kept(_with_policy(model, remat_policy), tuple(sorted(batch.items())))
 
 
 @functools.lru_cache(maxsize=64)  # several estimates ask for the same
@@ -124,10 +112,9 @@ def memory_estimate(
     at_work = share("none") / max(*stacks, 1)
     gathered = 2 * 2 * params / (max(sum(stacks), 1) * parts)  # a layer's weights and gradients
     gradients = 4 * params / devices * (2 if choice.num_microbatches > 1 else 1)
-    return {
-        "arguments": state / devices,
-        "temporaries": share(choice.remat_policy) + _SLACK * (at_work + gathered) + gradients,
-    }
+    training = share(choice.remat_policy) + _SLACK * (at_work + gathered) + gradients
+    # Generation, as evaluations do, gathers the decoder's weights: less than all of them.
+    return {"arguments": state / devices, "temporaries": max(training, 2 * params / parts)}
 
 
 def traffic_estimate(
@@ -197,11 +184,11 @@ def choose(
         least = min(map(cost, able))
         parts = next(n for n in able if cost(n) <= _CLOSE * least)
     policy, count = _policy(model), step.num_microbatches
-    options = [
-        Choice(parts, *option)
-        for option in (_BY_COST if hbm_bytes else _UNBOUND)
-        if policy in (None, option[0]) and count in (None, option[1])
-    ] or [Choice(parts, policy or "full", count or 1)]
+    policies = [policy] if policy else ["minimal", "none", "full"] if hbm_bytes else ["none"]
+    counts = [count] if count else [1, 2, 4, 8, 16]
+    options = sorted(
+        (Choice(parts, *option) for option in itertools.product(policies, counts)), key=_cost
+    )
     if parts < 1 or devices % parts:
         return options[0]  # which is an error elsewhere
     shards = devices // parts
@@ -220,10 +207,13 @@ def choose_here(
     batch: models.Batch,
 ) -> Choice:
     """`choose` for the devices of this process, and say what was chosen."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     chip = chips.by_kind(device.device_kind)
     stats = device.memory_stats() or {}
     hbm_bytes = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
+    if hbm_bytes and jax.process_count() > 1:  # all must choose alike
+        told = multihost_utils.process_allgather(np.float32(hbm_bytes))
+        hbm_bytes = float(np.min(told))
     local = jax.local_device_count()
     choice = choose(model, step, batch, partitioner, jax.device_count(), local, hbm_bytes)
     given = (partitioner.num_partitions, _policy(model), step.num_microbatches)
@@ -246,9 +236,8 @@ def settle(
     choice: Choice,
 ) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
     """The settings with nothing left open."""
-    network = dataclasses.replace(model.network, remat_policy=choice.remat_policy)
     return (
-        dataclasses.replace(model, network=network),
+        _with_policy(model, choice.remat_policy),
         dataclasses.replace(step, num_microbatches=choice.num_microbatches),
         dataclasses.replace(partitioner, num_partitions=choice.num_partitions),
     )
@@ -271,10 +260,26 @@ def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
     return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
 
 
+def _cost(choice: Choice) -> float:
+    """Which of two settings to try first. Microbatches gather all weights again, and full
+    rematerialization computes a third more; keeping what "none" keeps costs more memory traffic
+    than computing attention again costs time."""
+    policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
+    return choice.num_microbatches + policy[choice.remat_policy]
+
+
 def _policy(model: models.EncoderDecoderModel) -> str | None:
     """The remat_policy, or None where it is left open."""
-    policy = model.network.remat_policy
+    policy = getattr(model.network, "remat_policy", "none")
     return None if policy == "auto" else policy
+
+
+def _with_policy(model: models.EncoderDecoderModel, policy: str) -> models.EncoderDecoderModel:
+    """The model with another remat_policy, if its network has such a thing."""
+    if not hasattr(model.network, "remat_policy"):
+        return model
+    network = dataclasses.replace(model.network, remat_policy=policy)
+    return dataclasses.replace(model, network=network)
 
 
 def _size(network: Any, name: str) -> int:

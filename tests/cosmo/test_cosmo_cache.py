@@ -63,9 +63,10 @@ def cached(arguments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def training(small, cached):
+def training(small, sizes, cached):
     """Arguments of training from that cache, without evaluation."""
-    return ["train", *small, f"--gin.CACHE_PATH={cached}", "--gin.EVAL_PERIOD=None", "--quiet"]
+    source = [f"--gin.CACHE_PATH={cached}", f"--gin.MIXTURE_RATES={sizes}"]
+    return ["train", *small, *source, "--gin.EVAL_PERIOD=None", "--quiet"]
 
 
 def files(folder):
@@ -281,3 +282,32 @@ def test_errors_of_the_command_line(small, tmp_path, capsys):
         assert main([*arguments, "--quiet"]) == 1
         captured = capsys.readouterr().err
         assert said in captured and captured.count("\n") == 1, captured
+
+
+@pytest.mark.parametrize(
+    "setting", ["NARRATIVE_DROPOUT=0.9", "MIXTURE_OR_TASK_NAME=soda", "SEPARATOR=' | '"]
+)
+def test_a_cache_of_other_settings_is_refused(arguments, cached, tmp_path, capsys, setting):
+    """Training would use other rows than the run says. Oracle: the setting is named."""
+    settings = [a for a in arguments if a.startswith("--gin")]
+    folder = f"--gin.MODEL_DIR={tmp_path}/run"
+    cache = f"--gin.CACHE_PATH={cached}"
+    code = main(["train", *settings, folder, cache, "--gin.TRAIN_STEPS=1", f"--gin.{setting}"])
+    error = capsys.readouterr().err
+    assert code == 1 and f"was written with {setting.split('=')[0]}=" in error
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_source_that_changed_is_not_taken_for_the_same(small, tmp_path, capsys):
+    """The same command, but a file has lost half of its lines. Oracle: both counts are named."""
+    for name, lines in (("soda", 8), ("prosocial", 8)):
+        (tmp_path / name).mkdir()
+        text = (ROOT / f"tasks/sample/{name}/train.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / name / "train.jsonl").write_text("".join(text[:lines]))
+    paths = [f"--gin.SODA_PATH={tmp_path}/soda", f"--gin.PROSOCIAL_PATH={tmp_path}/prosocial"]
+    command = ["cache", *small, *paths, f"--output={tmp_path}/rows", "--processes=1", "--quiet"]
+    assert main(command) == 0
+    file = tmp_path / "soda/train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
+    assert main(command) == 1
+    assert "the source of task 'soda' has" in capsys.readouterr().err

@@ -104,6 +104,8 @@ def test_cosmo_plan_sweep_ranks_what_fits():
         (("--topology=h100:2x2",), "h100:8"),
         (("--topology=h100:8", "--gin.NUM_PARTITIONS=1", "--gin.BATCH_SIZE=12"), "BATCH_SIZE"),
         (("--topology=h100:8", "--gin.NUM_PARTITIONS=3"), "num_partitions=3 does not divide"),
+        (("--topology=h100:8", "--gin.NUM_PARTITIONS=0"), "num_partitions=0 does not divide"),
+        (("--topology=h100:32", "--gin.NUM_PARTITIONS=16"), "the 8 devices of each host"),
         (("--topology=h100:8", "--hlo=x"), "--hlo: nothing is compiled"),
         (("--topology=h100:8", "--sweep", "--partitions=two"), "--partitions=two"),
     ],
