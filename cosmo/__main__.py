@@ -36,6 +36,15 @@ def guarded(run: Callable[[], int | None]) -> int:
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
         return _leave(1)
+    except ImportError as error:
+        # Ctrl-C while a library loads: its C++ side makes another error of it.
+        cause = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        print("interrupted", file=sys.stderr)
+        return _leave(130)
     except KeyboardInterrupt as stop:
         _wait_for_stderr()
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)

@@ -73,7 +73,7 @@ def run_cache(args: argparse.Namespace) -> None:
         wanted,
         args.output,
         epochs=args.epochs,
-        processes=args.processes or os.cpu_count() or 1,
+        processes=(os.cpu_count() or 1) if args.processes is None else args.processes,
         shards_per_epoch=args.shards_per_epoch,
         overwrite=args.overwrite,
         allow_unknown=args.allow_unknown,

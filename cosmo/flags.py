@@ -98,13 +98,11 @@ def plan_arguments(p: argparse.ArgumentParser) -> None:
     )
     many = p.add_argument_group("trying many settings")
     many.add_argument(
-        "--sweep", action="store_true", help="compile every combination; rank those that fit"
+        "--sweep", action="store_true", help="plan every combination; rank those that fit"
     )
-    many.add_argument("--partitions", default="1,2,4,8", metavar="A,B", help="(1,2,4,8)")
-    many.add_argument("--microbatches", default="1,2", metavar="A,B", help="(1,2)")
-    many.add_argument(
-        "--remat_policies", default="minimal,full", metavar="A,B", help="(minimal,full)"
-    )
+    many.add_argument("--partitions", metavar="A,B", help="(1,2,4,8)")
+    many.add_argument("--microbatches", metavar="A,B", help="(1,2)")
+    many.add_argument("--remat_policies", metavar="A,B", help="(minimal,full)")
 
 
 def cache_arguments(p: argparse.ArgumentParser) -> None:

@@ -36,6 +36,9 @@ def run_plan(args: argparse.Namespace) -> int:
     from cosmo.engine import config, plan
 
     job = config.call(plan.Job)
+    given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
+    if given and not args.sweep:
+        raise UserError(f"--{given[0]} is for --sweep; one setting is given with --gin.NAME=VALUE")
     if args.sweep:
         return _run_sweep(args, job)
     made = plan.make(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
@@ -55,9 +58,9 @@ def _run_sweep(args: argparse.Namespace, job: Any) -> int:
     choices = [
         sizing.Choice(*one)
         for one in itertools.product(
-            _list(args.partitions, int, "--partitions"),
-            _list(args.remat_policies, str, "--remat_policies"),
-            _list(args.microbatches, int, "--microbatches"),
+            _list(args.partitions or "1,2,4,8", int, "--partitions"),
+            _list(args.remat_policies or "minimal,full", str, "--remat_policies"),
+            _list(args.microbatches or "1,2", int, "--microbatches"),
         )
     ]
     plans, began = [], time.monotonic()
@@ -75,7 +78,10 @@ def _run_sweep(args: argparse.Namespace, job: Any) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(made) for made in ranked], indent=2))
     else:
-        print(f"{args.topology}: {len(ranked)} of {len(choices)} fit, the fastest bound first")
+        print(
+            f"{args.topology}: {len(ranked)} of {len(choices)} fit, the fastest bound first, then "
+            "the least traffic and memory; memory a device, products, collectives, step at least:"
+        )
         for made in ranked:
             print(f"  {_row(made)}")
     return 0 if ranked else 1

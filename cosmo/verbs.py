@@ -63,9 +63,9 @@ VERBS = {
         help="write a mixture's packed rows to files, to train from without SeqIO",
         description="Run a mixture through SeqIO and write its packed rows to files. Training from "
         "them (--gin.CACHE_PATH) reads many times faster, in a globally shuffled order, goes on "
-        "at the very row after a stop, and needs no TensorFlow. A command that was stopped, even "
-        "killed, goes on when it is given again; a finished one checks the files, and replaces "
-        "damaged ones.",
+        "at the very row after a stop, and needs no TensorFlow (with EVAL_PERIOD=None). A command "
+        "that was stopped, even killed, goes on when it is given again; a finished one checks the "
+        "files, and replaces damaged ones.",
         examples="""\
   python -m cosmo cache --gin_file=gin/cosmo/tiny.gin --output=/tmp/rows --epochs=10
   python -m cosmo cache --gin_file=gin/cosmo/cosmo_3b.gin --output=/data/cosmo_rows --epochs=4 \\
@@ -119,14 +119,14 @@ VERBS = {
     "plan": Verb(
         help="what a training step needs on a TPU slice or on GPUs, without having them",
         description="Compile the step that train would run for a TPU slice, with the real TPU "
-        "compiler (extra `tpu`), and say whether it fits, what it computes and sends, and how fast "
-        "it can be at best. What the settings leave open is chosen as train would. Exit code 1 if "
-        "it does not fit. An INITIAL_CHECKPOINT_PATH is not needed.",
+        "compiler (extra `tpu`), or for CPU devices, and say whether it fits, what it computes and "
+        "sends, and how fast it can be at best; for GPUs by arithmetic. What the settings leave "
+        "open is chosen as train would. Exit code 1 if it does not fit. An INITIAL_CHECKPOINT_PATH is not needed.",
         examples="""\
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v3:4x4 --start_step=1100000
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_11b.gin --topology=v3:8x8 --json --hlo=step.txt
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v5e:4x8 --sweep
-  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --gin.BATCH_SIZE=128
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --start_step=1100000
 """,
         run="cosmo.planning:run_plan",
         add_arguments=flags.plan_arguments,

@@ -80,6 +80,8 @@ class Plan:
 def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None = None) -> Plan:
     """Plan `job` on `topology`. The compiled text goes to `hlo_path`; raises UserError for settings
     that do not suit the devices."""
+    if job.total_steps and not 0 <= start_step < job.total_steps:
+        raise UserError(f"--start_step={start_step} is not below TRAIN_STEPS={job.total_steps}")
     name, shape = chips.parse_topology(topology)
     chip = chips.CHIPS[name]
     batch = data.abstract_batch(job.dataset)
@@ -300,12 +302,15 @@ def _check(choice: sizing.Choice, count: int, batch_size: int) -> dict[str, int]
     """The mesh's shape, if it suits `count` devices."""
     parts = choice.num_partitions
     if parts < 1 or count % parts:
-        raise UserError(f"num_partitions={parts} does not divide {count} devices")
-    if batch_size % (count // parts * choice.num_microbatches):
         raise UserError(
-            f"batch_size={batch_size} does not divide over {count // parts} data shards x "
-            f"{choice.num_microbatches} microbatches (gin: BATCH_SIZE)"
+            f"num_partitions={parts} does not divide {count} devices (gin: NUM_PARTITIONS)"
         )
+    shards, microbatches = count // parts, choice.num_microbatches
+    if batch_size % (shards * microbatches):
+        over = f"{shards} data shards"
+        if batch_size % shards == 0:
+            over += f" x {microbatches} microbatches"
+        raise UserError(f"batch_size={batch_size} does not divide over {over} (gin: BATCH_SIZE)")
     return {"data": count // parts, "model": parts}
 
 

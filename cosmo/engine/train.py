@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import math
 import time
 from collections.abc import Callable
@@ -76,8 +77,15 @@ def train(
     if dataset.cache_path is not None:
         rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
     evaluating = evaluation is not None and evaluation.period is not None
+    if evaluating and importlib.util.find_spec("seqio") is None:
+        raise UserError(
+            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
+            "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
+        )
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
+        if jax.process_index() == 0:
+            closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = saving.Saver(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for what is still being written

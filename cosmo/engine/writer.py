@@ -1,11 +1,15 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and a line that a person can follow."""
 
+import contextlib
 import json
 import logging
 import math
+import os
+import socket
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -29,6 +33,34 @@ def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
             f"give another folder with --gin.{name}=PATH"
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def only_writer(folder: epath.Path, name: str = "MODEL_DIR") -> Iterator[None]:
+    """Hold `folder` for this process; raise UserError if another holds it.
+
+    The lock goes with the process, however it ends. An object store has none.
+    """
+    if is_remote(folder):
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{name}={folder} is in use by {file.read().strip() or 'another process'}: stop "
+                "it, or give another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            log.info("%s cannot be locked: see to it that nobody else writes there", folder)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_atomic(path: epath.PathLike, text: str) -> None:

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from cosmo.__main__ import main
-from cosmo.engine.writer import MetricWriter
+from cosmo.__main__ import guarded, main
+from cosmo.engine.writer import MetricWriter, only_writer
 
 
 @pytest.fixture
@@ -81,3 +81,25 @@ def test_sigterm_by_the_command_line(small, tmp_path, capsys):
     assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [step]
     assert main([*command, f"--gin.TRAIN_STEPS={step + 2}"]) == 0
     assert f"done: step {step + 2}" in capsys.readouterr().out
+
+
+def test_a_folder_in_use_is_refused(small, tmp_path, capsys):
+    """Two runs in one folder would spoil each other's checkpoints. Oracle: the holder is named."""
+    with only_writer(tmp_path):
+        code = main(["train", *small, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=1"])
+    error = capsys.readouterr().err
+    assert code == 1 and f"MODEL_DIR={tmp_path} is in use by process {os.getpid()}" in error
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_ctrl_c_while_a_library_loads_is_no_error(capsys):
+    """NumPy's C++ side turns it into an ImportError. Oracle: exit code 130, one word."""
+
+    def run():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("numpy._core.multiarray failed to import")  # noqa: B904
+
+    assert guarded(run) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -75,7 +75,10 @@ def test_cosmo_plan_says_what_would_fit():
     assert code == 1
     assert "DOES NOT FIT" in said and "larger slice" in said
     code, said, _ = run(
-        "--gin_file=gin/cosmo/cosmo_3b.gin", "--topology=h100:8", "--gin.REMAT_POLICY=none"
+        "--gin_file=gin/cosmo/cosmo_3b.gin",
+        "--topology=h100:8",
+        "--gin.REMAT_POLICY=none",
+        "--gin.NUM_MICROBATCHES=1",
     )
     assert code == 1
     assert "what fits: --gin.NUM_PARTITIONS=1 --gin.REMAT_POLICY=minimal" in said
@@ -106,6 +109,8 @@ def test_cosmo_plan_sweep_ranks_what_fits():
         (("--topology=h100:8", "--gin.NUM_PARTITIONS=3"), "num_partitions=3 does not divide"),
         (("--topology=h100:8", "--gin.NUM_PARTITIONS=0"), "num_partitions=0 does not divide"),
         (("--topology=h100:32", "--gin.NUM_PARTITIONS=16"), "the 8 devices of each host"),
+        (("--topology=h100:8", "--start_step=600"), "--start_step=600 is not below TRAIN_STEPS"),
+        (("--topology=h100:8", "--partitions=1"), "--partitions is for --sweep"),
         (("--topology=h100:8", "--hlo=x"), "--hlo: nothing is compiled"),
         (("--topology=h100:8", "--sweep", "--partitions=two"), "--partitions=two"),
     ],
