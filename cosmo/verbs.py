@@ -121,7 +121,8 @@ VERBS = {
         description="Compile the step that train would run for a TPU slice, with the real TPU "
         "compiler (extra `tpu`), or for CPU devices, and say whether it fits, what it computes and "
         "sends, and how fast it can be at best; for GPUs by arithmetic. What the settings leave "
-        "open is chosen as train would. Exit code 1 if it does not fit. An INITIAL_CHECKPOINT_PATH is not needed.",
+        "open is chosen as train would. Exit code 1 if it does not fit. An INITIAL_CHECKPOINT_PATH "
+        "is not needed.",
         examples="""\
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v3:4x4 --start_step=1100000
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_11b.gin --topology=v3:8x8 --json --hlo=step.txt
