@@ -124,9 +124,10 @@ def answers(setting, parts, devices):
     params = jax.device_put(start.params, layout)
     batch = partitioning.put_batch(batches[0], mesh)
     greedy = infer._predict_fn(model, decoding.DecodingConfig(max_new_tokens=5), mesh)
-    said = greedy(params, batch["encoder_input_tokens"], None)
-    scores = infer._score_fn(model, mesh)(params, batch)["score"]
-    return {"said": np.asarray(said.tokens).tolist(), "scores": np.asarray(scores).tolist()}
+    # One program at a time: two at once on eight devices of two cores may wait for each other.
+    said = np.asarray(greedy(params, batch["encoder_input_tokens"], None).tokens)
+    scores = np.asarray(infer._score_fn(model, mesh)(params, batch)["score"])
+    return {"said": said.tolist(), "scores": scores.tolist()}
 
 
 def run_on_eight_devices(out: str) -> None:
