@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cosmo.engine.errors import UserError
@@ -61,6 +62,8 @@ class Partitioner:
                 f"num_partitions={parts} must divide the {jax.local_device_count()} "
                 "devices of each host: hosts feed rows of their own (gin: NUM_PARTITIONS)"
             )
+        if len(devices) > 1 and devices[0].platform == "cpu":
+            _forgo_compilation_cache()
         # A host's devices stand together, so that it owns one run of the batch's rows.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         grid = np.asarray(devices).reshape(-1, parts)
@@ -74,6 +77,17 @@ class Partitioner:
         """A sharding for every parameter: `axes` are its logical names, see models.logical_axes."""
         layout = self.layout(mesh)
         return jax.tree.map(lambda leaf, names: layout.sharding(leaf.shape, names), abstract, axes)
+
+
+def _forgo_compilation_cache() -> None:
+    """Compile anew from here on: XLA's CPU programs lose the order of their collectives on disk.
+
+    Read back from the persistent cache, independent all-reduces start in whatever order, each
+    device waits in another one, and the run hangs (jaxlib 0.10).
+    """
+    if jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which otherwise remembers that it was in use
 
 
 @dataclasses.dataclass(frozen=True)
