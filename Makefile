@@ -36,7 +36,7 @@ endif
 lock:
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --quiet --no-header \
-	  --no-annotate --extra seqio --extra plot --extra dev \
+	  --no-annotate --extra seqio --extra plot --extra stats --extra co3 --extra dev \
 	  --constraint requirements.constraints -o requirements.lock
 
 clean:
