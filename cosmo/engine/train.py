@@ -14,6 +14,7 @@ import numpy as np
 from cosmo.engine import (
     checkpoints,
     data,
+    early_stopping,
     evaluate,
     guard,
     infer,
@@ -53,6 +54,7 @@ def train(
     checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: guard.GuardConfig = guard.GuardConfig(),
+    early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], str] | None = None,
@@ -82,6 +84,8 @@ def train(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
+    save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
+    early_stop.check(evaluation.period if evaluating else None, save_period)
     evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
     with contextlib.ExitStack() as closing:
         if jax.process_index() == 0:
@@ -100,6 +104,17 @@ def train(
             and (done % evaluation.period == 0 or done == total_steps)
             and not saving.anywhere(writer.has(model_dir, done, "eval/"))
         )
+        stopping = early_stopping.Stopping(
+            early_stop,
+            model_dir,
+            done if resuming else 0,
+            saver,
+            enabled=jax.process_index() == 0,
+        )
+        if stopping.finished and not evaluate_first:
+            stopping.say(done)
+            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            return saver.restore(wanted, description)
         if done > total_steps or (done == total_steps and not evaluate_first):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
             raise UserError(
@@ -142,7 +157,8 @@ def train(
         if evaluating:
             evaluator.check()
             if evaluate_first or (evaluation.run_before_training and not resuming):
-                board.write(done, evaluator.run(state.params, done))
+                results = evaluator.run(state.params, done)
+                board.write(done, stopping.add(done, results) if evaluate_first else results)
         notice.leave_at_once(None)
 
         def keep(batch: _DeviceBatch) -> None:
@@ -150,10 +166,9 @@ def train(
             remember = {"data": batch.host.position, "guard": guarding.progress()}
             saver.save(done, state, description, remember)
 
-        save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
         tokens, steps, since = 0, 0, time.monotonic()
         batch, waited = first, 0.0
-        while done < total_steps:
+        while done < total_steps and not stopping.finished:
             tokens += batch.tokens
             steps += 1
             limit = guarding.limit(done + 1)
@@ -187,14 +202,14 @@ def train(
                 try:
                     with notice.interrupting():
                         results = evaluator.run(state.params, done)
-                    board.write(done, results)
+                    board.write(done, stopping.add(done, results))
                 except preemption.Stopped:
                     stop = True  # the next start evaluates
             if stop and not save_now:
                 keep(batch)
             if save_now or evaluate_now:
                 since = time.monotonic()  # a rate is of training alone
-            if last or stop:
+            if last or stop or stopping.finished:
                 break
             if batches.is_empty():
                 jax.block_until_ready(sums)  # what the devices still compute is no waiting
@@ -204,6 +219,8 @@ def train(
         saver.wait()  # a save that failed in the background is an error here
         if notice.interrupted:
             raise KeyboardInterrupt
+        if done == total_steps or stopping.finished:
+            stopping.say(done)
     return state
 
 
