@@ -71,7 +71,8 @@ def train(
     infer.check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
     model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
-    mesh = partitioner.mesh()
+    layout = partitioner.layout(partitioner.mesh())
+    mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
     if dataset.cache_path is not None:
@@ -82,7 +83,7 @@ def train(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
-    evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
+    evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
     with contextlib.ExitStack() as closing:
         if jax.process_index() == 0:
             closing.enter_context(writer.only_writer(folder))
@@ -112,7 +113,6 @@ def train(
         batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        layout = partitioner.layout(mesh)
         run_step = compile_step(
             model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
         )
@@ -317,9 +317,9 @@ def _saying_what_is_kept(saver: saving.Saver):
 class _Evaluator:
     """Evaluates on demand; reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, mesh, seed):
+    def __init__(self, config, model, vocabulary, layout, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.mesh, self.seed = mesh, seed
+        self.layout, self.seed = layout, seed
         self.packed: dict[str, list[data.HostBatch]] | None = None
         self.tasks: list[data.EvalTask] | None = None
 
@@ -342,7 +342,7 @@ class _Evaluator:
                 self.packed = data.eval_batches(
                     config.packed, num_batches=config.steps, **data.process_shard()
                 )
-            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
+            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = data.eval_tasks(config.generated, config.num_examples)
@@ -350,7 +350,7 @@ class _Evaluator:
                 self.model,
                 params,
                 self.vocabulary,
-                self.mesh,
+                self.layout,
                 config.generated.batch_size,
                 config.generated.task_feature_lengths,
             )

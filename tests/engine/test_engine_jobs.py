@@ -388,10 +388,10 @@ def network(tiny_config, make_params):
 
 def session(network, batch_size, **changes):
     model, params = network
-    mesh = partitioning.Partitioner().mesh()
+    layout = partitioning.Layout(partitioning.Partitioner().mesh())
     lengths = {"inputs": 48, "targets": 16}
     return infer.Session(
-        model, params, Words(), mesh, batch_size, lengths, **{"bucketed": True, **changes}
+        model, params, Words(), layout, batch_size, lengths, **{"bucketed": True, **changes}
     )
 
 

@@ -120,13 +120,14 @@ def answers(setting, parts, devices):
     model, _, start, batches = setting
     partitioner = partitioning.Partitioner(num_partitions=parts)
     mesh = partitioner.mesh(devices)
-    layout = partitioner.param_shardings(mesh, start.params, models.logical_axes(model))
-    params = jax.device_put(start.params, layout)
+    layout = partitioner.layout(mesh)
+    shardings = partitioner.param_shardings(mesh, start.params, models.logical_axes(model))
+    params = jax.device_put(start.params, shardings)
     batch = partitioning.put_batch(batches[0], mesh)
-    greedy = infer._predict_fn(model, decoding.DecodingConfig(max_new_tokens=5), mesh)
+    greedy = infer._predict_fn(model, decoding.DecodingConfig(max_new_tokens=5), layout)
     # One program at a time: two at once on eight devices of two cores may wait for each other.
     said = np.asarray(greedy(params, batch["encoder_input_tokens"], None).tokens)
-    scores = np.asarray(infer._score_fn(model, mesh)(params, batch)["score"])
+    scores = np.asarray(infer._score_fn(model, layout)(params, batch)["score"])
     return {"said": said.tolist(), "scores": scores.tolist()}
 
 
@@ -432,6 +433,16 @@ def test_engine_partitioning_axes_that_do_not_divide_stay_whole():
         "twice": ("model", None),
     }
     assert partitioning.batch_sharding(mesh).spec == P("data")
+
+
+def test_engine_partitioning_a_function_is_jitted_under_the_rules_that_were_given():
+    """Other rules than the default, as lists, as gin gives them. Oracle: these rules."""
+    partitioner = partitioning.Partitioner(axis_rules=[["batch", "data"]])
+    layout = partitioner.layout(partitioner.mesh())
+    found = []
+    assert layout.jit(lambda x: found.append(partitioning._ACTIVE.get()) or x + 1)(1) == 2
+    assert found == [layout] and layout.axis_rules == (("batch", "data"),)
+    assert {layout: 1} == {partitioner.layout(partitioner.mesh()): 1}
 
 
 @pytest.mark.parametrize("count", [3, 16, 0, -1])
