@@ -62,7 +62,7 @@ def train(
     A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
     that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
     saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
-    state.
+    state, a finished run's as it was saved.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
@@ -101,7 +101,11 @@ def train(
             and (done % evaluation.period == 0 or done == total_steps)
             and not saving.anywhere(writer.has(model_dir, done, "eval/"))
         )
-        if done > total_steps or (done == total_steps and not evaluate_first):
+        if resuming and done == total_steps and not evaluate_first:
+            log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
+            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            return saver.restore(wanted, description)
+        if done > total_steps or (done == total_steps and not resuming):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
             raise UserError(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"

@@ -135,13 +135,24 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
         checkpoints.locate(str(copied / "checkpoints/4"))
 
 
-def test_checkpoints_without_checksums_are_read(finished, copied):
+def test_checkpoints_without_checksums_are_read(copied):
     """Oracle: the same state as with them."""
     for manifest in copied.glob("checkpoints/*/checksums*"):
         manifest.unlink()
     assert run(copied, total_steps=16) == 16
-    with pytest.raises(UserError, match="nothing to do"):
-        run(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(copied):
+    """The same settings again end well, fewer steps are an error. Oracle: the state that was saved,
+    and the files that were there."""
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    assert run(copied) == 12
+    with pytest.raises(UserError, match="is at step 12 and TRAIN_STEPS=8: nothing to do"):
+        run(copied, total_steps=8)
+    after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
 
 
 def test_checksums_by_hand(tmp_path):
