@@ -84,8 +84,9 @@ def train(
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
     evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
+    first_process = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
-        if jax.process_index() == 0:
+        if first_process:
             closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = saving.Saver(model_dir, checkpoint)
@@ -123,7 +124,6 @@ def train(
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
-        first_process = jax.process_index() == 0
         if first_process:
             checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
@@ -164,9 +164,8 @@ def train(
             further = (limit,) if bad_steps.skips else ()
             state, sums = run_step(state, batch.arrays, *further)
             done += 1
-            guarding.add(
-                done, sums, batch.host, limit
-            )  # still on the device, so that steps queue up
+            # The sums are on the device still, so that steps queue up.
+            guarding.add(done, sums, batch.host, limit)
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
