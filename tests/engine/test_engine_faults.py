@@ -9,10 +9,8 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import faults
+import pytest
 
 # A run whose every kind of number must come back: dropout, a learning rate that warms up, windows
 # of reports across saves, evaluations, skipped steps, a limit that follows the gradient's norms.

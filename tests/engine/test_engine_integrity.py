@@ -8,25 +8,20 @@ import shutil
 import subprocess
 import sys
 
+import fault_driver
+import faults
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, integrity, saving, train
+from cosmo.engine import checkpoints, integrity, saving
 from cosmo.engine.errors import UserError
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fault_driver
-import faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
 
 def run(folder, **changes):
     """A training run in this process; the final step."""
-    options = {**OPTIONS, **changes}
-    with pytest.MonkeyPatch.context() as patch:
-        fault_driver.patch(options, patch.setattr)
-        return int(train.train(**fault_driver.settings(str(folder), options)).step)
+    return int(faults.run_here(OPTIONS, folder, **changes).step)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_network
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
@@ -37,21 +38,11 @@ def setting():
     import jax
     import jax.numpy as jnp
 
-    from cosmo.engine import models, step, t5
+    from cosmo.engine import models, step
     from cosmo.engine.optimizer import Adafactor
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    network = t5.T5Config(
-        vocab_size=40,
-        emb_dim=16,
-        num_heads=2,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        head_dim=8,
-        mlp_dim=24,
-        dtype="float32",
-        dropout_rate=0.1,
-    )
+    network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     config = step.StepConfig(optimizer=Adafactor(min_dim_size_to_factor=8))
     rng = np.random.default_rng(0)
