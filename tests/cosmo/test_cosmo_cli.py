@@ -54,11 +54,10 @@ def test_loss_falls(trained):
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_training_again_says_that_it_is_done(trained, small, capsys, caplog):
+def test_training_again_says_that_it_is_done(trained, small, capsys):
     """A loop that starts a finished run again ends. Oracle: exit code 0 and the line."""
     assert run("train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=8") == 0
     assert f"done: step 8 in {trained}" in capsys.readouterr().out
-    assert f"{trained} is finished: it is at step 8, which is TRAIN_STEPS" in caplog.text
     text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=7")
     assert "step 8" in text
 

@@ -137,11 +137,13 @@ def test_checkpoints_without_checksums_are_read(copied):
     assert run(copied, total_steps=16) == 16
 
 
-def test_a_finished_run_is_left_as_it_is(copied):
+def test_a_finished_run_is_left_as_it_is(copied, caplog):
     """The same settings again end well, fewer steps are an error. Oracle: the state that was saved,
     and the files that were there."""
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
-    assert run(copied) == 12
+    with caplog.at_level("INFO", "cosmo"):
+        assert run(copied) == 12
+    assert f"{copied} is finished: it is at step 12, which is TRAIN_STEPS" in caplog.text
     with pytest.raises(UserError, match="is at step 12 and TRAIN_STEPS=8: nothing to do"):
         run(copied, total_steps=8)
     after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
