@@ -101,6 +101,11 @@ def read(config: StoppingConfig, model_dir: str, until_step: int) -> Record:
     return record
 
 
+def ended(config: StoppingConfig, record: Record) -> bool:
+    """Whether a run with this record is over."""
+    return config.patience is not None and record.since >= config.patience
+
+
 class Stopping:
     """Follows a run's evaluations; without a patience it does nothing.
 
@@ -128,7 +133,7 @@ class Stopping:
     @property
     def finished(self) -> bool:
         """Whether the run is over."""
-        return self.config.patience is not None and self.record.since >= self.config.patience
+        return ended(self.config, self.record)
 
     def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
         """Take note of an evaluation; the results to be written, with a count of ours.
