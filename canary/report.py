@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.metrics import safety
 from tasks.metrics.overlap import pair_bleu4, pair_f1
-from tasks.records import SAFETY_LABELS
+from tasks.safety import CLASSES, LABELS, rot_text, three_class
 
 # Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,
 # but for the perplexity.
@@ -34,7 +34,10 @@ _LARGEST_NATS = 700.0  # exp of more is no float
 
 @dataclass(frozen=True)
 class Gold:
-    """What the corpus says of one context: its label (of SAFETY_LABELS) and RoTs, possibly none."""
+    """What the corpus says of one context: its label (of tasks.safety.LABELS) and its RoTs.
+
+    RoTs as in the model's targets: a casual context has none, although some of the corpus do.
+    """
 
     label: str
     rots: tuple[str, ...]
@@ -44,7 +47,7 @@ class Gold:
 class Found:
     """What a model says of it.
 
-    `probabilities` has one of each of SAFETY_LABELS; `rot_text` is its RoTs as it wrote them, empty
+    `probabilities` has one of each of LABELS; `rot_text` is its RoTs as it wrote them, empty
     where it wrote none. `rot_log_likelihood` is that of the gold RoTs (natural logarithm, summed
     over their `rot_tokens` tokens), or None where nobody asked.
     """
@@ -54,11 +57,6 @@ class Found:
     rot_text: str
     rot_log_likelihood: float | None
     rot_tokens: int
-
-
-def joined(rots: Sequence[str]) -> str:
-    """RoTs as one text, as in the model's targets: with commas."""
-    return ", ".join(rots)
 
 
 def most_frequent(golds: Sequence[Gold]) -> Gold:
@@ -96,8 +94,8 @@ def report(
     )
     made = {
         "examples": len(golds),
-        "five_labels": _judged(counts, SAFETY_LABELS),
-        "three_classes": _judged(counts_three, safety.CLASSES),
+        "five_labels": _judged(counts, LABELS),
+        "three_classes": _judged(counts_three, CLASSES),
         "calibration": calibration,
         "rots": _rots(golds, [f.rot_text for f in founds]) | _perplexity(golds, founds),
         "baseline": None,
@@ -106,12 +104,12 @@ def report(
         always = [baseline.label] * len(golds)
         made["baseline"] = {
             "label": baseline.label,
-            "rots": joined(baseline.rots),
+            "rots": _joined(baseline.rots),
             "accuracy": safety.accuracy(safety.confusion([g.label for g in golds], always)),
             "accuracy_three": safety.accuracy(_three(golds, always)),
             **{
                 k: v
-                for k, v in _rots(golds, [joined(baseline.rots)] * len(golds)).items()
+                for k, v in _rots(golds, [_joined(baseline.rots)] * len(golds)).items()
                 if k in ("bleu4", "f1")
             },
         }
@@ -120,9 +118,9 @@ def report(
 
 def _three(golds: Sequence[Gold], labels: Sequence[str]) -> Any:
     return safety.confusion(
-        [safety.three_classes(g.label) for g in golds],
-        [safety.three_classes(label) for label in labels],
-        safety.CLASSES,
+        [three_class(g.label) for g in golds],
+        [three_class(label) for label in labels],
+        CLASSES,
     )
 
 
@@ -138,10 +136,10 @@ def _judged(counts: Any, labels: Sequence[str]) -> dict[str, Any]:
 
 def _check(number: int, found: Found) -> None:
     given = found.probabilities
-    if set(given) != set(SAFETY_LABELS):
+    if set(given) != set(LABELS):
         raise ValueError(
             f"example {number}: probabilities of other labels: got {sorted(given)}, expected one "
-            f"for each of {SAFETY_LABELS}"
+            f"for each of {LABELS}"
         )
     total = math.fsum(given.values())
     # Five float32 exponentials of a softmax miss 1 by much less than this.
@@ -153,7 +151,7 @@ def _check(number: int, found: Found) -> None:
 
 
 def _rots(golds: Sequence[Gold], texts: Sequence[str]) -> dict[str, Any]:
-    pairs = [(text, joined(g.rots)) for g, text in zip(golds, texts, strict=True) if g.rots]
+    pairs = [(text, _joined(g.rots)) for g, text in zip(golds, texts, strict=True) if g.rots]
     bleu4 = [pair_bleu4(*pair) for pair in pairs]
     f1 = [pair_f1(*pair) for pair in pairs]
     return {
@@ -165,6 +163,10 @@ def _rots(golds: Sequence[Gold], texts: Sequence[str]) -> dict[str, Any]:
         "bleu4": math.fsum(bleu4) / len(pairs) if pairs else None,
         "f1": math.fsum(f1) / len(pairs) if pairs else None,
     }
+
+
+def _joined(rots: Sequence[str]) -> str:
+    return rot_text(rots) if rots else ""
 
 
 def _perplexity(golds: Sequence[Gold], founds: Sequence[Found]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """How well dialogue safety labels were found: tables of counts, and what follows from them.
 
-Labels are numbers here, 0 to C - 1, in order of severity; `three_classes` joins the five labels to
-the three that annotators chose from.
+Labels are those of `tasks.safety`, five (LABELS) or three (CLASSES), in order of severity.
 """
 
 from __future__ import annotations
@@ -12,21 +11,11 @@ from typing import Any
 import numpy as np
 
 from tasks.metrics.checks import same_length
-from tasks.records import SAFETY_LABELS
-
-CLASSES = ("casual", "needs caution", "needs intervention")  # the words of the annotations
-_CLASS_OF = (0, 1, 1, 1, 2)  # of each of SAFETY_LABELS: one to three votes for caution are caution
-
-
-def three_classes(label: str) -> str:
-    """The one of CLASSES that `label` (one of SAFETY_LABELS) belongs to. Raises ValueError."""
-    if label not in SAFETY_LABELS:
-        raise ValueError(f"not a safety label: got {label!r}, expected one of {SAFETY_LABELS}")
-    return CLASSES[_CLASS_OF[SAFETY_LABELS.index(label)]]
+from tasks.safety import LABELS
 
 
 def confusion(
-    golds: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = SAFETY_LABELS
+    golds: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
     """How often gold label i was taken for label j: int64 [C, C], gold down, predicted across.
 

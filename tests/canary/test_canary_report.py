@@ -7,9 +7,9 @@ import math
 import pytest
 
 from canary.report import Found, Gold, aligned, most_frequent, report, table
-from tasks.records import SAFETY_LABELS
+from tasks.safety import LABELS
 
-CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = SAFETY_LABELS
+CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = LABELS
 LIE = "It's wrong to lie."
 HELP = "You should ask for help."
 
@@ -17,7 +17,7 @@ HELP = "You should ask for help."
 def found(label, confidence=0.6, rot="", log_likelihood=None, tokens=0):
     rest = (1 - confidence) / 4
     return Found(
-        label, {x: confidence if x == label else rest for x in SAFETY_LABELS}, rot, log_likelihood,
+        label, {x: confidence if x == label else rest for x in LABELS}, rot, log_likelihood,
         tokens,
     )  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_aligned():
         (found("__fine__"), "example 0: unknown label: got '__fine__'"),
         (Found(CASUAL, {CASUAL: 1.0}, "", None, 0), "example 0: probabilities of other labels"),
         (found(CASUAL, 1.7), "example 0: not probabilities"),
-        (Found(CASUAL, dict.fromkeys(SAFETY_LABELS, 0.5), "", None, 0), "with sum 2.5"),
+        (Found(CASUAL, dict.fromkeys(LABELS, 0.5), "", None, 0), "with sum 2.5"),
     ],
 )
 def test_bad_answers_name_their_example(wrong, words):

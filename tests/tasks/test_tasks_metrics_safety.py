@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tasks.metrics import safety
-from tasks.records import SAFETY_LABELS
 
 ABC = ("a", "b", "c")
 
@@ -53,12 +52,6 @@ def test_calibrated_and_overconfident():
     assert made["bins"][7]["accuracy"] is None
 
 
-def test_three_classes():
-    """Oracle: appendix A.4: votes for caution without one for intervention."""
-    got = [safety.three_classes(label) for label in SAFETY_LABELS]
-    assert got == ["casual", *["needs caution"] * 3, "needs intervention"]
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -66,7 +59,6 @@ def test_three_classes():
         (lambda: safety.confusion([], []), "nothing to measure"),
         (lambda: safety.confusion(["a"], ["a", "b"], ABC), "expected equal lengths"),
         (lambda: safety.calibration([0.2, float("nan")], [True, True]), "not a probability"),
-        (lambda: safety.three_classes("needs_caution"), "expected one of"),
     ],
 )
 def test_what_cannot_be_measured_is_said(call, words):
