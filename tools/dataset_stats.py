@@ -17,7 +17,9 @@ dialogue at all, or if anything was left out and `--strict` was given.
 """
 
 import argparse
+import dataclasses
 import glob
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import sys
 from typing import Any
 
 from canary.report import aligned
+from cosmo.engine.errors import UserError
 from cosmo.engine.writer import Progress, write_atomic
 from tasks.errors import DataError
 from tasks.recognize import looks_like
@@ -93,37 +96,57 @@ def files_of(path: str) -> list[pathlib.Path]:
     return data
 
 
-def statistics(path: str) -> dict[str, Any]:
-    """Reads all dialogues of `path`, with progress. Raises DataError if its corpus is not known."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A PATH and what it holds: `files` of `corpus` (a key of READERS), and files of no corpus."""
+
+    path: str
+    corpus: str
+    files: tuple[pathlib.Path, ...]
+    not_read: tuple[pathlib.Path, ...]
+
+
+def find(path: str) -> Found:
+    """Raises DataError unless `path` holds one corpus."""
     kinds = {file: looks_like(file) for file in files_of(path)}
     known = sorted({kind for kind in kinds.values() if kind in READERS})
     if len(known) != 1:
-        what = "several corpora" if known else "not a corpus of dialogues"
         raise DataError.at(
             path,
             None,
-            what,
+            "several corpora" if known else "not a corpus of dialogues",
             got="; ".join(
                 f"{file.name}: {kind or 'nothing known'}" for file, kind in kinds.items()
             ),
             expected=f"files of one of {', '.join(READERS)}",
-            remedy="Give each corpus as a path of its own.",
+            remedy="Give each corpus as a path of its own." if known else "Correct the path.",
         )
-    corpus, files = Corpus(), [_Watched(file) for file, kind in kinds.items() if kind == known[0]]
+    ours, others = (
+        tuple(file for file, kind in kinds.items() if (kind == known[0]) is wanted)
+        for wanted in (True, False)
+    )
+    return Found(path, known[0], ours, others)
+
+
+def statistics(found: Found) -> dict[str, Any]:
+    """Reads all dialogues, with progress: numbers as plain dicts and lists (JSON)."""
+    corpus, files = Corpus(), [_Watched(file) for file in found.files]
     size = sum(file.size for file in files)
     progress = Progress(None, unit="dialogue", every_seconds=10)
-    for done, item in enumerate(read(files, known[0]), 1):
+    for done, item in enumerate(read(files, found.corpus), 1):
         corpus.add(item)
         if done % 256 == 0:
             part = sum(file.position() for file in files) / max(size, 1)
             progress.total = round(done / part) if part else None  # as the bytes so far suggest
-            progress.update(done, pathlib.Path(path).name)
+            progress.update(done, pathlib.Path(found.path).name)
     progress.finish()
-    left_out = [str(file) for file, kind in kinds.items() if kind != known[0]]
-    name = known[0].removesuffix(" (direct download)")
-    return {"path": path, "corpus": name, "files": len(files), "not_read": left_out} | (
-        corpus.result()
-    )
+    return {
+        "path": found.path,
+        "corpus": found.corpus.removesuffix(" (direct download)"),
+        "files": len(files),
+        "not_read": [str(file) for file in found.not_read],
+        **corpus.result(),
+    }
 
 
 def table(made: list[dict[str, Any]]) -> str:
@@ -223,12 +246,23 @@ def _two(value: float | None) -> str:
     return "none (all alike)" if value is None else f"{value:.2f}"
 
 
-def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib.Path]:
-    """What was asked for as files. Returns their paths. Raises ValueError, OSError."""
-    labelled = [one for one in made if one["safety"]]
-    drawn = {args.plot: labelled[0]} if args.plot and len(labelled) == 1 else {}
-    if args.plot and not drawn:
+def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
+    """Raises ValueError for what would fail after all has been read."""
+    labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
+    if args.plot and len(labelled) != 1:
         raise ValueError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
+    needs = {"krippendorff": "stats"} if labelled else {}
+    if labelled and (args.plot or args.output):
+        needs["matplotlib"] = "plot"
+    for module, extra in needs.items():
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"{module} is not installed: pip install -e '.[{extra}]'")
+
+
+def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib.Path]:
+    """What was asked for as files. Returns their paths. Raises UserError, OSError."""
+    labelled = [one for one in made if one["safety"]]
+    drawn = {args.plot: labelled[0]} if args.plot and labelled else {}
     written = []
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -266,13 +300,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cosmo").setLevel(logging.INFO)  # progress, where stderr is no terminal
     try:
-        made = [statistics(path) for path in args.paths]
+        paths = [find(path) for path in args.paths]
+        _check_extras(paths, args)
+        made = [statistics(found) for found in paths]
         written = _write(made, args)
-    except ImportError as error:
-        extra = "plot" if "matplotlib" in str(error) else "stats"
-        print(f"error: {error}: pip install -e '.[{extra}]'", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:

@@ -20,7 +20,7 @@ COLOURS = ("#a8d5ba", "#fbe7a1", "#f8bd6b", "#e8793a", "#a61e22")
 _NAMES = ("casual", "possibly\nneeds caution", "probably\nneeds caution", "needs\ncaution",
           "needs\nintervention")  # fmt: skip
 _BAR = 0.34  # width, in turns
-_LEGIBLE = 0.025  # of the bar's height: a smaller part has no room for its number
+_LEGIBLE = 0.04  # of the bar's height: a smaller part has no room for its number
 _TURNS = 6  # drawn; published dialogues have three
 
 

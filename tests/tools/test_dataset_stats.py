@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.writer import Progress
-from tools import corpus_files, corpus_stats, dataset_stats
+from tools import corpus_files, corpus_stats, dataset_stats, plot_labels
 
 SMALL = pathlib.Path(__file__).resolve().parents[1] / "golden/statistics_small.json"
 CAUTION = ["needs caution"] * 3
@@ -18,6 +18,10 @@ LABEL = {
     tuple(CAUTION): "__needs_caution__",
     ("needs caution", "casual", "casual"): "__possibly_needs_caution__",
 }
+
+
+def count(path):
+    return dataset_stats.statistics(dataset_stats.find(path))
 
 
 def row(dialogue, response, done, votes=("casual",) * 3, rots=None, **changes):
@@ -57,7 +61,7 @@ def test_prosocial_by_hand(tmp_path):
     """Oracle: counted by hand: 2 dialogues, 8 utterances of 4 or 3 words, 4 RoTs, 2 of them
     different, of 2, 4, 2, 2 words; labels and their successors.
     """
-    made = dataset_stats.statistics(prosocial(tmp_path))
+    made = count(prosocial(tmp_path))
     assert (made["corpus"], made["dialogues"], made["utterances"]) == ("ProsocialDialog", 2, 8)
     assert (made["average_turns"], made["average_utterance_words"]) == (4.0, 3.5)
     assert made["rots"] == {"total": 4, "unique": 2, "average_words": 2.5}
@@ -100,7 +104,7 @@ def test_alpha_by_hand():
 def test_incomplete_dialogues_count_for_labels_only(tmp_path):
     """Oracle: dialogues 2, 3 and 4 lack beginning, middle and end; their 4 rows count."""
     more = [row(2, 1, True), row(3, 0, False), row(3, 2, True), row(4, 0, False)]
-    made = dataset_stats.statistics(prosocial(tmp_path, *more))
+    made = count(prosocial(tmp_path, *more))
     assert made["incomplete_dialogues"] == {"beginning": 1, "middle": 1, "end": 1}
     assert (made["dialogues"], made["utterances"], made["safety"]["rows"]) == (2, 8, 8)
     assert [x["turn"] for x in made["safety"]["by_turn"]] == [1, 2, 3]
@@ -131,7 +135,7 @@ def test_a_bad_record_is_said_and_the_rest_counted(tmp_path, capsys, bad, reason
     said = capsys.readouterr().out
     assert re.search(rf"rows.jsonl:5: .*{reason}", said)
     assert "1 bad records" in said
-    made = dataset_stats.statistics(path)
+    made = count(path)
     # Bad votes spoil the votes, not the dialogue.
     assert made["dialogues"] == (4 if "vote" in reason else 3)
     assert made["safety"]["votes"]["rows"] == 5
@@ -141,9 +145,7 @@ def test_a_bad_record_is_said_and_the_rest_counted(tmp_path, capsys, bad, reason
 
 def test_a_label_that_its_votes_do_not_give(tmp_path):
     """Oracle: appendix A.4: three votes for casual are no possible caution."""
-    made = dataset_stats.statistics(
-        prosocial(tmp_path, row(7, 0, True, safety_label="__possibly_needs_caution__"))
-    )
+    made = count(prosocial(tmp_path, row(7, 0, True, safety_label="__possibly_needs_caution__")))
     votes = made["safety"]["votes"]
     assert votes["label_differs"] == 1
     place = f"{tmp_path}/rows.jsonl:5"
@@ -167,7 +169,7 @@ def test_hub_rows_and_direct_download_agree(tmp_path):
         for key in ("context", "response", "dialogue_id", "response_id"):
             del r[key]
     path = write(tmp_path / "direct.json", [json.dumps(nested, indent=1)])
-    one, two = dataset_stats.statistics(hub), dataset_stats.statistics(path)
+    one, two = count(hub), count(path)
     assert {k: v for k, v in one.items() if k != "path"} == {
         k: v for k, v in two.items() if k != "path"
     }
@@ -202,7 +204,7 @@ OTHERS = {
 def test_other_corpora_by_hand(tmp_path, corpus):
     """Oracle: one dialogue of two utterances and five words in its publisher's format."""
     name = {"DailyDialog": "d.txt", "PersonaChat": "p.txt", "EmpatheticDialogues": "e.csv"}
-    made = dataset_stats.statistics(write(tmp_path / name.get(corpus, "x.json"), [OTHERS[corpus]]))
+    made = count(write(tmp_path / name.get(corpus, "x.json"), [OTHERS[corpus]]))
     assert made["corpus"] == corpus
     assert (made["dialogues"], made["utterances"]) == (1, 2)
     assert made["average_utterance_words"] == 2.5
@@ -217,9 +219,9 @@ def test_parquet_and_gzip(tmp_path):
     pq.write_table(pa.Table.from_pylist([OTHERS["SODA"]]), tmp_path / "train.parquet")
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(json.dumps(OTHERS["SODA"]).encode()))
     for name in ("train.parquet", "x.jsonl.gz"):
-        made = dataset_stats.statistics(str(tmp_path / name))
+        made = count(str(tmp_path / name))
         assert (made["corpus"], made["dialogues"], made["utterances"]) == ("SODA", 1, 2)
-    both = dataset_stats.statistics(str(tmp_path / "*"))
+    both = count(str(tmp_path / "*"))
     assert (both["files"], both["dialogues"]) == (2, 2)
 
 
@@ -229,7 +231,7 @@ def test_a_damaged_file_is_counted_up_to_the_damage(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut.json").write_text(json.dumps(OTHERS["BlendedSkillTalk"] * 2)[:-5])
     for name, least in (("cut.jsonl.gz", 2), ("cut.json", 1)):
-        made = dataset_stats.statistics(str(tmp_path / name))
+        made = count(str(tmp_path / name))
         assert made["dialogues"] >= least and made["bad_records"] == 1
         assert "The rest of the file is not counted." in made["bad_records_quoted"][0]
 
@@ -256,7 +258,7 @@ def test_bad_records_of_other_corpora(tmp_path, corpus, bad, reason):
     good = OTHERS[corpus]
     lines = [good, bad] if not isinstance(good, list) else [good + bad]
     path = write(tmp_path / ("x.txt" if isinstance(good, str) else "x.json"), lines)
-    made = dataset_stats.statistics(path)
+    made = count(path)
     assert (made["dialogues"], made["bad_records"]) == (1, 1)
     assert reason in made["bad_records_quoted"][0]
 
@@ -288,6 +290,25 @@ def test_many_paths_one_table_and_files(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["dialogues"] == 2
 
 
+def test_the_figure_says_what_the_table_says(tmp_path, monkeypatch):
+    """Oracle: shares of `prosocial`'s labels by hand: 1, 1, 2 of 4; 2 of 2; 1, 1 of 2; from
+    caution one each to casual and possible caution; a band each, as wide as half of a bar.
+    """
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    safety = count(prosocial(tmp_path))["safety"]
+    plot_labels.plot(safety, tmp_path / "p.png", "title")
+    overall, flow, heat = figures[0].axes
+    assert [t.get_text() for t in overall.texts] == ["25%", "25%", "50%"]
+    assert [t.get_text() for t in flow.texts] == ["100%", "50%", "50%"]
+    ticks = [t.get_text() for t in flow.get_xticklabels()]
+    assert ticks == ["turn 1\n2 contexts", "turn 2\n2 contexts"]
+    bands = [band.get_paths()[0].get_extents() for band in flow.collections]
+    assert [(b.y0, b.y1) for b in bands] == [(0.0, 0.5), (0.5, 1.0)]
+    assert [t.get_text() for t in heat.texts][15:20] == ["50%\n1", "50%\n1", *["0%\n0"] * 3]
+
+
 @pytest.mark.parametrize(
     "lines, words",
     [
@@ -317,6 +338,14 @@ def test_two_corpora_in_a_folder_are_refused(tmp_path, capsys):
     assert "draws one ProsocialDialog: got 0" in capsys.readouterr().err
 
 
+def test_a_missing_extra_is_said_before_reading(tmp_path, monkeypatch, capsys):
+    """Oracle: the extra's name, and nothing read."""
+    monkeypatch.setattr(dataset_stats.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dataset_stats, "statistics", None)
+    assert dataset_stats.main([prosocial(tmp_path)]) == 1
+    assert "krippendorff is not installed: pip install -e '.[stats]'" in capsys.readouterr().err
+
+
 def test_progress_has_rate_and_time_left(tmp_path, monkeypatch, caplog):
     """Oracle: 600 lines of the same length: after 512 their bytes suggest a total of 600."""
     path = write(tmp_path / "d.txt", [OTHERS["DailyDialog"]] * 600)
@@ -326,7 +355,7 @@ def test_progress_has_rate_and_time_left(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(dataset_stats, "Progress", often)
     with caplog.at_level("INFO", logger="cosmo"):
-        dataset_stats.statistics(path)
+        count(path)
     said = [record.message for record in caplog.records]
     assert len(said) == 2 and re.search(r"dialogue 512/600 d.txt .* dialogues/s, .* left", said[1])
 
@@ -335,9 +364,9 @@ def test_real_rows(shared):
     """Oracle: the published label of each of 13 real rows follows from its votes; the sizes of the
     real validation split of DailyDialog (1,000 dialogues, 8,069 utterances).
     """
-    made = dataset_stats.statistics(str(shared / "data/prosocial_rows.jsonl"))
+    made = count(str(shared / "data/prosocial_rows.jsonl"))
     assert made["safety"]["votes"]["rows"] == 13
     assert (made["safety"]["votes"]["label_differs"], made["bad_records"]) == (0, 0)
-    daily = dataset_stats.statistics(str(shared / "data/dailydialog_validation.txt"))
+    daily = count(str(shared / "data/dailydialog_validation.txt"))
     assert (daily["dialogues"], daily["utterances"], daily["bad_records"]) == (1000, 8069, 0)
-    assert dataset_stats.statistics(str(shared / "data/soda_rows.jsonl"))["dialogues"] == 5
+    assert count(str(shared / "data/soda_rows.jsonl"))["dialogues"] == 5
