@@ -243,7 +243,7 @@ def _one(value: float | None) -> str:
 
 
 def _two(value: float | None) -> str:
-    return "none (all alike)" if value is None else f"{value:.2f}"
+    return "undefined" if value is None else f"{value:.2f}"
 
 
 def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
