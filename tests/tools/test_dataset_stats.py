@@ -116,6 +116,18 @@ def test_incomplete_dialogues_count_for_labels_only(tmp_path):
     )
 
 
+def test_two_samples_joined_have_the_same_numbers(tmp_path):
+    """Oracle: a dialogue 4 that breaks off before another one's 4: one lacks its end, one is whole.
+
+    Rows that do not say `episode_done` end where the next dialogue begins.
+    """
+    made = count(prosocial(tmp_path, row(4, 0, False), row(4, 0, True)))
+    assert (made["dialogues"], made["incomplete_dialogues"]) == (3, {"end": 1})
+    silent = [row(d, r, "absent") for d, r in ((8, 0), (8, 1), (8, 0), (9, 0))]
+    made = count(write(tmp_path / "silent.jsonl", silent))
+    assert (made["dialogues"], made["utterances"], made["incomplete_dialogues"]) == (3, 8, {})
+
+
 BAD = (
     ('{"context": \n', "broken JSON"),
     (row(5, 0, True, context="absent"), "field 'context' is missing"),
