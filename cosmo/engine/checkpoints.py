@@ -96,13 +96,7 @@ def manager(
     )
 
 
-def start_saving(
-    manager,
-    step: int,
-    state: Any,
-    description: dict[str, Any],
-    progress: dict[str, Any] | None = None,
-) -> None:
+def start_saving(manager, step: int, state: Any, description: Any, progress: Any) -> None:
     """Start writing `state`; training goes through `saving.Saver`, which hears of failures."""
     import orbax.checkpoint as ocp
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from cosmo.engine import batching, checkpoints, data, models, partitioning
 from cosmo.engine.decoding import DecodingConfig
@@ -46,7 +45,7 @@ class Session:
     model: models.EncoderDecoderModel
     params: models.Params = dataclasses.field(repr=False)
     vocabulary: Vocabulary
-    mesh: Mesh
+    layout: partitioning.Layout
     batch_size: int
     lengths: Mapping[str, int]
     bucketed: bool = False
@@ -90,7 +89,7 @@ class SessionConfig:
             self.model,
             params,
             self.vocabulary,
-            mesh,
+            self.partitioner.layout(mesh),
             self.batch_size,
             dict(self.task_feature_lengths),
             self.bucketed,
@@ -139,22 +138,17 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
 
 
 @functools.lru_cache(maxsize=32)
-def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
-    # Replicated results: on a pod every process then holds all answers.
+def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
+    # Whole results: on a pod every process then holds all answers.
     def predict(params, tokens, row_keys):
-        with partitioning.Layout(mesh).active():
-            return models.predict(model, params, tokens, decoding, row_keys)
+        return models.predict(model, params, tokens, decoding, row_keys)
 
-    return jax.jit(predict, out_shardings=partitioning.replicated(mesh))
+    return layout.jit(predict)
 
 
 @functools.lru_cache(maxsize=32)
-def _score_fn(model, mesh: Mesh):
-    def score(params, batch):
-        with partitioning.Layout(mesh).active():
-            return models.score(model, params, batch)
-
-    return jax.jit(score, out_shardings=partitioning.replicated(mesh))
+def _score_fn(model, layout: partitioning.Layout):
+    return layout.jit(functools.partial(models.score, model))
 
 
 class Work(NamedTuple):
@@ -167,7 +161,7 @@ class Work(NamedTuple):
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
     """Answers by generation; a sample depends on (seed, row id), not on the batch."""
-    run = _predict_fn(session.model, decoding, session.mesh)
+    run = _predict_fn(session.model, decoding, session.layout)
 
     def start(group):
         batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
@@ -193,7 +187,7 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
 
 def scoring(session: Session) -> Work:
     """The log-likelihood (nats) of each row's targets. Raises UserError if a row has none."""
-    run = _score_fn(session.model, session.mesh)
+    run = _score_fn(session.model, session.layout)
 
     def start(group):
         for row in group.rows:
@@ -283,7 +277,7 @@ def _put(session: Session, batch: data.HostBatch) -> models.Batch:
     share = session.batch_size // jax.process_count()
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
-    return partitioning.put_batch(local, session.mesh)
+    return partitioning.put_batch(local, session.layout.mesh)
 
 
 def record(answer: Answer, mode: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def train(
     A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
     that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
     saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
-    state.
+    state, a finished run's as it was saved.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
@@ -71,7 +71,8 @@ def train(
     infer.check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
     model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
-    mesh = partitioner.mesh()
+    layout = partitioner.layout(partitioner.mesh())
+    mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
     if dataset.cache_path is not None:
@@ -82,9 +83,10 @@ def train(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
-    evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
+    evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
+    first_process = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
-        if jax.process_index() == 0:
+        if first_process:
             closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = saving.Saver(model_dir, checkpoint)
@@ -100,7 +102,11 @@ def train(
             and (done % evaluation.period == 0 or done == total_steps)
             and not saving.anywhere(writer.has(model_dir, done, "eval/"))
         )
-        if done > total_steps or (done == total_steps and not evaluate_first):
+        if resuming and done == total_steps and not evaluate_first:
+            log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
+            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            return saver.restore(wanted, description)
+        if done > total_steps or (done == total_steps and not resuming):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
             raise UserError(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
@@ -112,14 +118,12 @@ def train(
         batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        layout = partitioner.layout(mesh)
         run_step = compile_step(
             model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
         )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
-        first_process = jax.process_index() == 0
         if first_process:
             checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
@@ -160,9 +164,8 @@ def train(
             further = (limit,) if bad_steps.skips else ()
             state, sums = run_step(state, batch.arrays, *further)
             done += 1
-            guarding.add(
-                done, sums, batch.host, limit
-            )  # still on the device, so that steps queue up
+            # The sums are on the device still, so that steps queue up.
+            guarding.add(done, sums, batch.host, limit)
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
@@ -317,9 +320,9 @@ def _saying_what_is_kept(saver: saving.Saver):
 class _Evaluator:
     """Evaluates on demand; reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, mesh, seed):
+    def __init__(self, config, model, vocabulary, layout, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.mesh, self.seed = mesh, seed
+        self.layout, self.seed = layout, seed
         self.packed: dict[str, list[data.HostBatch]] | None = None
         self.tasks: list[data.EvalTask] | None = None
 
@@ -342,7 +345,7 @@ class _Evaluator:
                 self.packed = data.eval_batches(
                     config.packed, num_batches=config.steps, **data.process_shard()
                 )
-            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
+            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = data.eval_tasks(config.generated, config.num_examples)
@@ -350,7 +353,7 @@ class _Evaluator:
                 self.model,
                 params,
                 self.vocabulary,
-                self.mesh,
+                self.layout,
                 config.generated.batch_size,
                 config.generated.task_feature_lengths,
             )

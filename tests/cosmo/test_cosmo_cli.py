@@ -55,8 +55,10 @@ def test_loss_falls(trained):
 
 
 def test_training_again_says_that_it_is_done(trained, small, capsys):
-    """A finished run is not silently accepted as trained further."""
-    text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=8")
+    """A loop that starts a finished run again ends. Oracle: exit code 0 and the line."""
+    assert run("train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=8") == 0
+    assert f"done: step 8 in {trained}" in capsys.readouterr().out
+    text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=7")
     assert "step 8" in text
 
 

@@ -67,22 +67,13 @@ class Words:
 def settings(model_dir: str, options: dict) -> dict:
     """Keyword arguments of `train.train`."""
     import jax
+    import tiny_network
 
-    from cosmo.engine import checkpoints, data, evaluate, guard, models, partitioning, step, t5
+    from cosmo.engine import checkpoints, data, evaluate, guard, models, partitioning, step
     from cosmo.engine.optimizer import Adafactor
     from cosmo.engine.schedules import LearningRateSchedule
 
-    network = t5.T5Config(
-        vocab_size=40,
-        emb_dim=16,
-        num_heads=2,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        head_dim=8,
-        mlp_dim=24,
-        dtype="float32",
-        dropout_rate=0.1,
-    )
+    network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     lengths = {"inputs": SOURCE, "targets": TARGET}
     rows = ROWS * jax.process_count()
     dataset = data.DatasetConfig("none", lengths, batch_size=rows)
@@ -139,7 +130,7 @@ def patch(options: dict, put=setattr) -> None:
     put(data, "abstract_batch", abstract_batch)
     put(data, "check_split", lambda dataset: None)
 
-    def teacher_forced(model, params, packed, mesh):
+    def teacher_forced(model, params, packed, layout):
         time.sleep(options["slow_evaluation"])
         first = jax.tree.leaves(params)[0]
         return {"task": {"sum": float(np.sum(np.asarray(first, np.float64)))}}
