@@ -102,7 +102,8 @@ class Sharding:
 class Report:
     """What a run has done: records now in its shards, and the totals and seconds of this command.
 
-    `totals` are those of `infer.answer`; they are empty if everything was done before.
+    `totals` are those of `infer.answer` (with `done` where a source's records are not its lines);
+    they are empty if everything was done before.
     """
 
     answered: int
@@ -122,7 +123,8 @@ class Report:
 
 def _speed(totals: Counter[str], seconds: float) -> str:
     tokens = totals["new_tokens"] / max(seconds, 1e-9)
-    return f"{tokens:.0f} new tokens/s, {batching.padding(totals):.0%} padding"
+    generated = f"{tokens:.0f} new tokens/s, " if tokens else ""
+    return f"{generated}{batching.padding(totals):.0%} padding"
 
 
 def answer_source(
@@ -262,7 +264,7 @@ class _Progress:
 
     def batch(self, counts: Counter[str]) -> None:
         self.totals.update(counts)
-        self.in_window += counts["records"]
+        self.in_window += counts.get("done", counts["records"])
         note = _speed(self.totals, time.monotonic() - self.began)
         self.bar.update(self.records + self.in_window, f"({note})")
 
