@@ -201,23 +201,35 @@ class Canary:
         decoding: DecodingConfig,
         seed: int = 0,
         on_batch: Callable[[Counter[str]], None] = lambda counts: None,
-        forced: Callable[[data.Row], int | None] = lambda row: None,
     ) -> list[Chirp]:
         """The Chirp of each context; equal ones are answered once.
 
-        `forced` may name the label (its place in `safety.LABELS`) that RoTs are to follow.
+        `on_batch` is told of every finished batch, as by `infer.answer`.
         """
         rows = list(dict.fromkeys(contexts))
+        answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
+        found = {row: chirp(answer) for row, answer in zip(rows, answers, strict=True)}
+        return [found[row] for row in contexts]
+
+    def answers(
+        self,
+        rows: Sequence[data.Row],
+        *,
+        rots: bool,
+        decoding: DecodingConfig,
+        seed: int = 0,
+        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    ) -> list[infer.Answer]:
+        """What the engine says of each context: labels scored and, with `rots`, RoTs after the
+        likeliest, all from one pass of the encoder."""
         if rots:
             continues = [safety.needs_rots(label) for label in safety.LABELS]
             work = infer.choosing_then_generating(
-                self.session, self.choices, decoding, seed, continues, forced
+                self.session, self.choices, decoding, seed, continues
             )
         else:
             work = infer.choosing(self.session, self.choices)
-        answers = infer.answer(self.session, rows, work, on_batch)
-        found = {row: _chirp(answer) for row, answer in zip(rows, answers, strict=True)}
-        return [found[row] for row in contexts]
+        return infer.answer(self.session, rows, work, on_batch)
 
     @property
     def choices(self) -> list[list[int]]:
@@ -272,14 +284,20 @@ def _check_labels(vocabulary: infer.Vocabulary, style: safety.LabelStyle) -> Non
             )
 
 
-def _chirp(answer: infer.Answer) -> Chirp:
-    scores = answer.scores if answer.choice is None else answer.choice_scores
+def chirp(answer: infer.Answer) -> Chirp:
+    """What an answer of `Canary.answers` says."""
+    scores = label_scores(answer)
     most = max(scores)
     parts = [math.exp(score - most) for score in scores]
     probabilities = dict(zip(safety.LABELS, (p / sum(parts) for p in parts), strict=True))
     label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
     text = answer.predictions[0].strip() if answer.predictions else ""
     return Chirp(label, probabilities, split_rots(text), label == HUMAN, f"{label} {text}".strip())
+
+
+def label_scores(answer: infer.Answer) -> tuple[float, ...]:
+    """The log-likelihoods (nats) of the labels, in the order of `safety.LABELS`."""
+    return answer.scores if answer.choice is None else answer.choice_scores
 
 
 def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:

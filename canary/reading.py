@@ -35,7 +35,8 @@ Items = list[Dialogue | shards.Rejected]
 class Format:
     """How files of a corpus are cut into pieces, and what `read` makes of one.
 
-    `read(piece, its number, path, whole)`: `whole` asks for whole dialogues where a piece also holds every context of one.
+    `read(piece, its number, path, whole)`: `whole` asks for whole dialogues where a piece also
+    holds every context of one.
     """
 
     name: str

@@ -52,9 +52,9 @@ def source(
 ) -> shards.Source:
     """The records that `items` makes of each piece of a file, plain or `.gz`; rejects are logged.
 
-    `items(piece, its number from 0)` returns what cannot be used as `shards.Rejected`, and nothing for a blank piece.
-    `identity` is what else tells these records from others. Raises UserError, which names what is
-    `expected`, if the file cannot be read or is empty.
+    `items(piece, its number from 0)` returns what cannot be used as `shards.Rejected`, and nothing
+    for a blank piece. `identity` is what else tells these records from others. Raises UserError,
+    which names what is `expected`, if the file cannot be read or is empty.
     """
     index = _index(path, cut)
     if not index.count:
