@@ -11,7 +11,7 @@ from typing import Any
 from canary import pieces
 from cosmo.engine import lines, shards
 from cosmo.engine.errors import UserError
-from tasks import records
+from tasks import casual, recognize, records
 from tasks.records import Place
 
 SNIFFED = 50  # lines looked at to tell what a file is
@@ -73,7 +73,7 @@ def recognise(path: str) -> Format:
             blank &= not text
             if text.startswith("[") and _is_download(path):
                 return FORMATS["prosocial_download"]
-            if "__eou__" in text and not text.startswith("{"):
+            if casual.END in text and not text.startswith("{"):
                 return FORMATS["dailydialog"]
             name = _of_object(text)
             if name is not None:
@@ -108,8 +108,6 @@ def _is_download(path: str) -> bool:
 
 
 def _looks(path: str) -> str:
-    from tasks import recognize
-
     name = recognize.looks_like(path)
     return f"looks like {name}" if name else "is of no corpus known here"
 
@@ -181,10 +179,12 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
-    *turns, rest = text.split("__eou__")
+    *turns, rest = text.split(casual.END)
     if not turns or rest.strip():
-        raise ValueError("the line does not end with __eou__, as a dialogue of DailyDialog does")
-    return Dialogue(number, checked(turns))
+        raise ValueError(
+            f"the line does not end with {casual.END}, as a dialogue of DailyDialog does"
+        )
+    return Dialogue(number, checked(list(map(casual.detokenize, turns))))
 
 
 def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:

@@ -14,14 +14,14 @@ SODA = {"narrative": "n", "dialogue": ["Hi.", "Hello."], "speakers": ["A", "B"]}
 DAILY = "Hi . __eou__ Hello , you . __eou__"
 
 
-def row(dialogue, response, text="text", **changes):
+def row(dialogue, place, text="text", **changes):
     return {
-        "context": f"{text} {response}",
-        "response": f"answer {response}",
+        "context": f"{text} {place}",
+        "response": f"answer {place}",
         "rots": ["It's wrong."],
         "safety_label": "__needs_caution__",
         "dialogue_id": dialogue,
-        "response_id": response,
+        "response_id": place,
         "episode_done": False,
         **changes,
     }
@@ -145,7 +145,7 @@ def test_bad_lines_of_dailydialog_are_set_aside(tmp_path):
     """An utterance that is empty, or a line that breaks off."""
     path = write(tmp_path / "in", DAILY, "Hi . __eou__ __eou__", "Hi . __eou__ Hel")
     dialogues, rejects = read(path)
-    assert [d.turns for d in dialogues] == [("Hi .", "Hello , you .")]
+    assert [d.turns for d in dialogues] == [("Hi.", "Hello, you.")]  # as in training
     assert ["turn 2 is empty" in rejects[0].reason, "__eou__" in rejects[1].reason] == [True] * 2
 
 
