@@ -39,6 +39,8 @@ def run_plan(args: argparse.Namespace) -> int:
     given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
     if given and not args.sweep:
         raise UserError(f"--{given[0]} is for --sweep; one setting is given with --gin.NAME=VALUE")
+    if args.sweep and args.hlo:
+        raise UserError("--hlo writes one program: leave out --sweep, or --hlo")
     if args.sweep:
         return _run_sweep(args, job)
     made = plan.make(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)

@@ -6,8 +6,10 @@ import pathlib
 import jax
 import pytest
 
-from cosmo.engine import config, models
+from cosmo.engine import config, early_stopping, models, step
+from cosmo.engine.early_stopping import StoppingConfig
 from cosmo.engine.errors import UserError
+from cosmo.engine.optimizer import AdamW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERBS = ("train", "eval", "infer", "cache")
@@ -72,6 +74,26 @@ def test_paper_recipes(name, further):
     assert config.query("NARRATIVE_DROPOUT") == 0.3
     assert config.query("INSTRUCTION_DROPOUT") == 0.5
     assert "Adafactor" in str(config.query("OPTIMIZER"))
+
+
+def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
+    """Oracle: by hand: Adam at 1e-5, patience 5; a recipe's file serves every verb."""
+    path = tmp_path / "adam.gin"
+    path.write_text(
+        "from __gin__ import dynamic_registration\nfrom cosmo.engine import optimizer\n"
+        "include 'gin/cosmo/tiny.gin'\nOPTIMIZER = @optimizer.AdamW()\n"
+        "BASE_LEARNING_RATE = 1e-5\nLEARNING_RATE_FACTORS = 'constant'\n"
+        "EARLY_STOPPING_PATIENCE = 5\n"
+    )
+    for verb in VERBS:
+        config.load(f"gin/runs/{verb}.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    config.load("gin/runs/train.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    found = config.call(step.StepConfig)
+    assert found.optimizer == AdamW(weight_decay=0.0)
+    assert float(found.learning_rate(81_000)) == pytest.approx(1e-5)
+    assert config.call(early_stopping.StoppingConfig) == StoppingConfig(
+        5, "eval/all/perplexity", None, 0.0
+    )
 
 
 def test_another_architecture_overrides_the_network(tmp_path):

@@ -113,6 +113,7 @@ def test_cosmo_plan_sweep_ranks_what_fits():
         (("--topology=h100:8", "--partitions=1"), "--partitions is for --sweep"),
         (("--topology=h100:8", "--hlo=x"), "--hlo: nothing is compiled"),
         (("--topology=h100:8", "--sweep", "--partitions=two"), "--partitions=two"),
+        (("--topology=h100:8", "--sweep", "--hlo=x"), "--hlo writes one program"),
     ],
 )
 def test_cosmo_plan_bad_settings_are_one_line(arguments, words):
