@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from canary import pieces
+from canary import parquet, pieces
 from cosmo.engine import lines, shards
 from cosmo.engine.errors import UserError
 from tasks import casual, recognize, records
@@ -16,7 +16,8 @@ from tasks.records import Place
 
 SNIFFED = 50  # lines looked at to tell what a file is
 EXPECTED = (
-    "SODA rows, ProsocialDialog rows or its direct download, {turns} records or DailyDialog's text"
+    "SODA rows (Parquet too), ProsocialDialog rows or its direct download, {turns} records or "
+    "DailyDialog's text"
 )
 
 
@@ -51,6 +52,8 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
     `context`; with `whole` it gives all of it once. Raises UserError for a file that cannot be
     read, or is of no corpus in FORMATS.
     """
+    if path.endswith(".parquet"):
+        return parquet.source(path, _soda_row)
     found = recognise(path)
     return lines.source(
         path,
@@ -148,6 +151,13 @@ def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> shards.R
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
+
+
+def _soda_row(row: Any, place: Place, number: int) -> Dialogue | shards.Rejected:
+    try:
+        return Dialogue(str(number), records.soda_dialogue(row, place, str(number)).dialogue)
+    except ValueError as error:
+        return _rejected(error, place, parquet.kept(row))
 
 
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:

@@ -232,6 +232,26 @@ def test_any_span_can_be_read(tmp_path, monkeypatch, every):
         assert read(path, spans=[(5, 6), (8, 9)])[0] == tail
 
 
+def test_soda_in_parquet(tmp_path):
+    """Oracle: the same rows as JSON lines; any span of several row groups can be read."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{**SODA, "dialogue": [f"Hi {i}.", "Hello."]} for i in range(10)]
+    rows[4]["dialogue"] = ["Hi.", " "]
+    path = tmp_path / "soda.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    wanted, (reject,) = read(write(tmp_path / "soda.jsonl", *rows))
+    dialogues, (found,) = read(path)
+    assert dialogues == wanted
+    assert (found.line, found.reason) == (reject.line, reject.reason)
+    assert read(path, spans=[(0, 2), (7, 8)])[0] == [wanted[0], wanted[1], wanted[6]]
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(UserError, match="the columns"):
+        read(path)
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="no whole Parquet"):
+        read(path)
+
+
 def test_real_rows(shared):
     """Oracle: counts of the files, by hand; tasks.readers reads the same dialogues."""
     from tasks import readers
