@@ -14,7 +14,7 @@ from cosmo.engine.errors import UserError
 from tasks import casual, recognize, records
 from tasks.records import Place
 
-SNIFFED = 50  # lines looked at to tell what a file is
+SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (
     "SODA rows (Parquet too), ProsocialDialog rows or its direct download, {turns} records or "
     "DailyDialog's text"
@@ -69,7 +69,7 @@ def recognise(path: str) -> Format:
     with lines.opened(path) as file:
         blank = True
         for _ in range(SNIFFED):
-            line = file.readline(pieces.CHUNK)
+            line = file.readline(LINE)
             if not line:
                 break
             text = line.decode("utf-8-sig", errors="replace").strip()

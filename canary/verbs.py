@@ -65,7 +65,7 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="N",
-        help="dialogues between saves, which is what a kill can cost (default: 64 batches)",
+        help="dialogues between saves, which is what a kill can cost (default: about 64 batches)",
     )
     work.add_argument(
         "--overwrite",
