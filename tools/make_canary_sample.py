@@ -25,8 +25,8 @@ from tools.make_sample_corpus import label_for, to_me, to_you, write_jsonl, writ
 from tools.sample_casual_corpora import casual_files
 from tools.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
 
-SIZES = {"train": 640, "validation": 100, "test": 140}  # dialogues
-_KINDS = {"mild": 0.32, "severe": 0.3, "danger": 0.18, "casual": 0.2}
+SIZES = {"train": 680, "validation": 90, "test": 130}  # dialogues
+_KINDS = {"mild": 0.36, "severe": 0.32, "danger": 0.16, "casual": 0.16}
 _MAX_ROWS = 3
 _UNSEEN_SHARE = 0.25  # of the test split's openings: phrasings that training lacks
 _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
@@ -39,18 +39,18 @@ _OPENINGS = {
     "danger": {"danger": 82, "harmless": 18},
     "casual": {"think": 30, "deed": 40, "defiant": 30},
 }
-_AFTER_PROBLEM = {"excuse": 28, "waver": 30, "defy": 12, "threat": 5, "accept": 15, "end": 10}
+_AFTER_PROBLEM = {"excuse": 28, "waver": 30, "defy": 12, "threat": 5, "accept": 16, "end": 6}
 _NEXT = {
     "think": _AFTER_PROBLEM,
     "deed": _AFTER_PROBLEM,
     "defiant": _AFTER_PROBLEM,
-    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 32, "end": 10},
-    "waver": {"accept": 55, "defy": 25, "end": 20},
+    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 35, "end": 7},
+    "waver": {"accept": 58, "defy": 30, "end": 12},
     "defy": {"threat": 30, "waver": 20, "accept": 30, "end": 20},
     "threat": {"refuse": 40, "end": 60},
     "resist": {"thanks": 60, "end": 40},
     "harmless": {"thanks": 50, "end": 50},
-    "accept": {"thanks": 50, "end": 50},
+    "accept": {"thanks": 35, "end": 65},
     "thanks": {"end": 1},
     "danger": {"later": 50, "refuse": 15, "calling": 25, "end": 10},
     "later": {"refuse": 40, "calling": 40, "end": 20},
@@ -116,8 +116,7 @@ def _templates(kind: str, part: str, split: str, speech: Speech) -> list[str]:
     if split == "test" and kind != "casual" and speech.rng.random() < _UNSEEN_SHARE:
         return phrases[part + "_unseen"]
     name = speech.entry["name"]
-    chosen = [t for t in known if held_out(name, speech.act, t) is (split != "train")]
-    return chosen or ([] if split == "train" else phrases[part + "_unseen"])
+    return [t for t in known if held_out(name, speech.act, t) is (split != "train")]
 
 
 def _opening(kind: str, part: str, split: str, speech: Speech) -> tuple[str, str] | None:
