@@ -8,19 +8,14 @@ print(reply.text)
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-from etils import epath
-
 from cosmo import records
-from cosmo.engine import config, data, infer, models, partitioning
+from cosmo.engine import data, infer, opening
 from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
-from cosmo.engine.interop import sources
 from tasks import formatting, vocabularies
 
 # A record {turns, narrative?, instruction?, response?, id?}, its turns alone, or one utterance.
@@ -129,42 +124,22 @@ def load(
 
     Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
-    source = sources.open_source(str(path))
-    vocabulary = vocabulary or source.vocabulary_path
-    if vocabulary is None:
-        raise UserError(
-            f"{source} comes without a vocabulary: load(path, vocabulary=FILE), a SentencePiece "
-            "model (of a HuggingFace model, its spiece.model)"
-        )
-    saved = epath.Path(source.path) / "config.gin"
-    settings = config.saved_macros(saved) if source.format == "cosmo" and saved.exists() else {}
+    config, settings = opening.session_config(
+        path,
+        vocabularies.load,
+        vocabulary=vocabulary,
+        lengths=lengths,
+        usual_lengths=LENGTHS,
+        batch_size=batch_size,
+        dtype=dtype,
+        num_partitions=num_partitions,
+    )
     if separators is None:
         usual = formatting.Separators()
         separators = formatting.Separators(
             settings.get("SEPARATOR", usual.sep), settings.get("TURN_SEPARATOR", usual.turn)
         )
-    on_cpu = jax.default_backend() == "cpu"
-    network = dataclasses.replace(
-        source.network,
-        dtype=dtype or ("float32" if on_cpu else "bfloat16"),
-        dropout_rate=0.0,
-        scan_layers=not on_cpu,  # unrolled, a CPU is faster
-    )
-    partitioner = partitioning.Partitioner(num_partitions)
-    shards = partitioner.mesh().shape["data"]
-    session, step = infer.SessionConfig(
-        model=models.EncoderDecoderModel(network),
-        vocabulary=vocabularies.load(vocabulary),
-        checkpoint_path=str(path),
-        task_feature_lengths={
-            **LENGTHS,
-            **settings.get("TASK_FEATURE_LENGTHS", {}),
-            **(lengths or {}),
-        },
-        batch_size=-(-batch_size // shards) * shards,
-        partitioner=partitioner,
-    ).open()
+    session, step = config.open()
     return DialogueModel(session, separators, step)
 
 

@@ -1,29 +1,16 @@
 """Plain dialogue records to rows that the engine answers, without SeqIO or TensorFlow."""
 
-import contextlib
 import dataclasses
-import gzip
-import hashlib
-import io
 import json
-import logging
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from etils import epath
-
-from cosmo.engine import shards
+from cosmo.engine import lines, shards
 from cosmo.engine.data import Row
-from cosmo.engine.errors import UserError
 from cosmo.engine.infer import Vocabulary
 from tasks import formatting
 
-log = logging.getLogger("cosmo")
-
 FIELDS = "{narrative, instruction, turns}"
-INDEX_EVERY = 1024  # lines between the places that reading can begin at
-WARNINGS = 10  # rejected lines that are also logged
 
 
 def row(
@@ -84,72 +71,22 @@ def source(
     a blank one skipped; with `mode="score"` a record needs a response to score. Raises UserError if
     the file cannot be read or has no lines.
     """
-    index = _index(path)
-    if not index.lines:
-        raise UserError(f"--input={path} is empty; give JSON lines of {FIELDS}")
-    warned = 0
 
-    def item(number: int, line: bytes) -> Row | shards.Rejected:
-        nonlocal warned
+    def items(piece: lines.Piece, number: int) -> list[Row | shards.Rejected]:
+        (line,) = piece.lines
+        if not line.strip():
+            return []
         try:
-            return _line_row(line, vocabulary, inputs_length, separators, mode, str(number))
+            return [_line_row(line, vocabulary, inputs_length, separators, mode, str(number))]
         except (ValueError, RecursionError) as error:
-            warned += 1
-            if warned <= WARNINGS:
-                log.warning("rejected: %s:%d: %s", path, number + 1, error)
-            if warned == WARNINGS:
-                log.warning("further rejected lines are written and not logged")
-            text = line.decode("utf-8", errors="backslashreplace").rstrip("\r\n")
-            return shards.Rejected(number + 1, str(error), text)
+            return [shards.Rejected(piece.line + 1, str(error), lines.text_of(piece.lines))]
 
-    def read(spans: Sequence[shards.Span]) -> Iterator[list[Row | shards.Rejected]]:
-        with _lines(path) as lines:
-            position = 0
-            for span in spans:
-                if span.start != position:
-                    lines.seek(index.starts[span.start // INDEX_EVERY])
-                    for _ in range(span.start % INDEX_EVERY):
-                        next(lines)
-                position = span.stop
-                numbered = zip(range(span.start, span.stop), lines, strict=False)
-                yield [item(number, line) for number, line in numbered if line.strip()]
-
-    identity = {
-        "lines": index.lines,
-        "sha256": index.sha256,
-        "separators": dataclasses.asdict(separators),
-    }
-    return shards.Source(str(path), index.lines, identity, read)
-
-
-class _Index(NamedTuple):
-    lines: int
-    sha256: str  # of the bytes, of a .gz file those inside
-    starts: list[int]  # where in the bytes every INDEX_EVERYth line starts
-
-
-def _index(path: str) -> _Index:
-    digest, starts, count, position = hashlib.sha256(), [], 0, 0
-    with _lines(path) as lines:
-        for line in lines:
-            if count % INDEX_EVERY == 0:
-                starts.append(position)
-            digest.update(line)
-            count += 1
-            position += len(line)
-    return _Index(count, digest.hexdigest(), starts)
-
-
-@contextlib.contextmanager
-def _lines(path: str) -> Iterator[BinaryIO]:
-    """The file, decompressed if it is `.gz`; an error in reading it is the user's to mend."""
-    try:
-        with epath.Path(path).open("rb") as file:
-            packed = str(path).endswith(".gz")
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--input={path} cannot be read: {reason}") from error
+    return lines.source(
+        path,
+        items,
+        expected=f"JSON lines of {FIELDS}",
+        identity={"separators": dataclasses.asdict(separators)},
+    )
 
 
 def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:

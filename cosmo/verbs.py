@@ -6,12 +6,11 @@ in capitals is a gin macro: giving it is giving `--gin.THAT_MACRO=VALUE`, after 
 
 import argparse
 import dataclasses
-import difflib
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn
 
 from cosmo import flags
+from cosmo.engine import terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,16 +163,9 @@ VERBS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
 def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The whole command line but for --gin.NAME=VALUE, and the parser of each verb."""
-    top = _Parser(
+    top = terminal.Parser(
         prog="python -m cosmo",
         description="Train, evaluate and question dialogue models.",
         epilog="python -m cosmo VERB --help shows a verb's flags, defaults and examples.",
@@ -219,16 +211,7 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The parsed command line; a mistake is one line on stderr and exit code 2."""
     top, by_verb = parser()
-    args, unknown = top.parse_known_args(arguments)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        known = list(by_verb[args.verb]._option_string_actions)
-        near = difflib.get_close_matches(flag, known, 1)
-        others = [v for v, sub in by_verb.items() if flag in sub._option_string_actions]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        hint = f"; it belongs to {' and '.join(others)}" if others else hint
-        by_verb[args.verb].error(f"{args.verb} does not know {flag}{hint}")
-    return args
+    return terminal.parse(top, by_verb, arguments)
 
 
 def macros(args: argparse.Namespace) -> list[str]:

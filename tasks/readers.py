@@ -47,13 +47,14 @@ _BATCH_ROWS = 1024  # Parquet rows held at a time
 _CORRUPT = (EOFError, zlib.error, gzip.BadGzipFile)
 _DOWNLOAD_AGAIN = "Download or write the file again."
 
-# Parquet columns that are read; the rest (model answers, annotators' reasons) stay on disk.
+# Parquet columns that are read; the rest (model answers, reasons of votes) stay on disk.
 _SODA_COLUMNS = ("narrative", "dialogue", "speakers")
 _PROSOCIAL_COLUMNS = (
     "context",
     "response",
     "rots",
     "safety_label",
+    "safety_annotations",
     "dialogue_id",
     "response_id",
     "episode_done",

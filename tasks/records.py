@@ -7,18 +7,13 @@ field. Fields that no example is made from may be absent; present, they must hav
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from tasks import safety
 from tasks.errors import DataError, shown
 
-SAFETY_LABELS = (
-    "__casual__",
-    "__possibly_needs_caution__",
-    "__probably_needs_caution__",
-    "__needs_caution__",
-    "__needs_intervention__",
-)
+SAFETY_LABELS = safety.LABELS
 
 _SODA_OPTIONAL = {
     "head": str,
@@ -32,45 +27,12 @@ _SODA_OPTIONAL = {
     "split": str,
 }
 _PROSOCIAL_OPTIONAL = {
-    "safety_annotations": list,
     "safety_annotation_reasons": list,
     "source": str,
     "etc": str,
     "episode_done": bool,
 }
 _TYPE_NAMES = {str: "a string", int: "an integer", list: "a list", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class SodaDialogue:
-    """One SODA dialogue: `speakers[i]` says `dialogue[i]`. Kim et al. 2023."""
-
-    id: str
-    narrative: str
-    dialogue: tuple[str, ...]
-    speakers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ProsocialTurn:
-    """One exchange: the other speaker's `context`, the guiding speaker's `response`.
-
-    `rots` are the rules of thumb the response was written from, possibly none; `safety_label`
-    (one of SAFETY_LABELS) judges the context.
-    """
-
-    context: str
-    response: str
-    rots: tuple[str, ...]
-    safety_label: str
-
-
-@dataclass(frozen=True)
-class ProsocialDialogue:
-    """One complete ProsocialDialog dialogue, its exchanges in order. Kim et al. 2022."""
-
-    id: str
-    turns: tuple[ProsocialTurn, ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +50,41 @@ class Place:
         return DataError.at(
             self.file, self.line, problem, got=got, expected=expected, remedy=remedy
         )
+
+
+@dataclass(frozen=True)
+class SodaDialogue:
+    """One SODA dialogue: `speakers[i]` says `dialogue[i]`. Kim et al. 2023."""
+
+    id: str
+    narrative: str
+    dialogue: tuple[str, ...]
+    speakers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProsocialTurn:
+    """One exchange: the other speaker's `context`, the guiding speaker's `response`.
+
+    `rots` are the rules of thumb the response was written from, possibly none; `safety_label`
+    (one of SAFETY_LABELS) judges the context, `votes` are the annotators' judgements that it was
+    made from (None where the row has none), unchecked, `place` is where the row stands.
+    """
+
+    context: str
+    response: str
+    rots: tuple[str, ...]
+    safety_label: str
+    votes: tuple[str, ...] | None = None
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class ProsocialDialogue:
+    """One complete ProsocialDialog dialogue, its exchanges in order. Kim et al. 2022."""
+
+    id: str
+    turns: tuple[ProsocialTurn, ...]
 
 
 def soda_dialogue(row: Any, place: Place, id: str) -> SodaDialogue:
@@ -120,12 +117,17 @@ def prosocial_turn(row: Any, place: Place) -> ProsocialTurn:
     # A casual exchange has no rules of thumb: published as null or as an empty list.
     if "rots" not in row or row["rots"] is not None:
         rots = _texts(row, "rots", place, empty_texts=True)
+    votes = None
+    if row.get("safety_annotations") is not None:
+        votes = _texts(row, "safety_annotations", place, empty_texts=True)
     _check_optional(row, _PROSOCIAL_OPTIONAL, place)
     return ProsocialTurn(
         context=_text(row, "context", place),
         response=_text(row, "response", place),
         rots=tuple(rot for rot in rots if rot),
         safety_label=label,
+        votes=votes,
+        place=place,
     )
 
 

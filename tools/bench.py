@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from cosmo.__main__ import HUGE_PAGES
+from cosmo.engine.terminal import HUGE_PAGES
 from tools import bench_device, bench_input
 from tools.bench_sides import SIDES, SIZES, write_weights
 
@@ -66,8 +66,8 @@ def first_step(args: argparse.Namespace) -> float:
 
 FIRST_TOKEN = """
 import cosmo, sys
-from cosmo.__main__ import _set_up_jax
-_set_up_jax(False)
+from cosmo.engine import terminal
+terminal.set_up_jax()
 cosmo.load(sys.argv[1]).generate(["Hello!"], max_new_tokens=1)
 """
 

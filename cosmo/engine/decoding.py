@@ -103,25 +103,31 @@ def decode(
     batch_size: int,
     config: DecodingConfig,
     row_keys_B: jax.Array | None = None,
+    first_B: jax.Array | None = None,
+    ended_B: jax.Array | None = None,
 ) -> Decoded:
     """Generate up to `max_new_tokens` for each of `batch_size` inputs.
 
     `step(tokens_R, index, cache) -> (logits_RV, cache)` is given the tokens at position `index`
     (PAD at 0, as T5 starts) and scores the ones after. `row_keys_B` are random keys, one an input:
-    sampling draws from them and the position only, never from the batch a row is in.
+    sampling draws from them and the position only, never from the batch a row is in. Another token
+    than PAD may be the first (`first_B`), for a cache that holds what went before. Inputs of which
+    `ended_B` holds get an empty answer of score 0, and are waited for no longer.
     """
     n = config.rows_per_input
+    first_B = jnp.full((batch_size,), PAD, jnp.int32) if first_B is None else first_B
+    ended_B = jnp.zeros((batch_size,), bool) if ended_B is None else ended_B
     if n > 1:
         cache = cache.repeat(n)
     if config.beam_size > 1:
-        rule = _beam(batch_size, config)
+        rule = _beam(ended_B, config)
     else:
         if config.temperature > 0.0:
             if row_keys_B is None:
                 raise ValueError("sampling needs row_keys: one random key an input")
             keys = jax.vmap(lambda key: jax.random.split(key, n))(row_keys_B)
             row_keys_B = keys.reshape(batch_size * n)
-        rule = _sampling(batch_size * n, config, row_keys_B)
+        rule = _sampling(jnp.repeat(ended_B, n), config, row_keys_B)
 
     def body(carry):
         index, tokens_R, cache, state = carry
@@ -135,7 +141,7 @@ def decode(
         index, _, _, state = carry
         return (index < config.max_new_tokens) & ~rule.done(state, index)
 
-    first_R = jnp.full((batch_size * n,), PAD, jnp.int32)
+    first_R = jnp.repeat(first_B, n)
     *_, state = jax.lax.while_loop(cond, body, (jnp.int32(0), first_R, cache, rule.start))
     return rule.finish(state)
 
@@ -146,12 +152,13 @@ class _Samples(NamedTuple):
     ended_R: jax.Array
 
 
-def _sampling(rows: int, config: DecodingConfig, row_keys_R: jax.Array | None) -> _Rule:
+def _sampling(ended_R: jax.Array, config: DecodingConfig, row_keys_R: jax.Array | None) -> _Rule:
     """One token a row and step; with `temperature=0` the likeliest (greedy)."""
+    rows = ended_R.size
     start = _Samples(
         jnp.full((rows, config.max_new_tokens), PAD, jnp.int32),
         jnp.zeros((rows,), jnp.float32),
-        jnp.zeros((rows,), bool),
+        ended_R,
     )
 
     def advance(state, logits_RV, index):
@@ -234,13 +241,13 @@ class _Beams(NamedTuple):
     ended_score_BN: jax.Array  # IMPOSSIBLE where no hypothesis has ended yet
 
 
-def _beam(batch: int, config: DecodingConfig) -> _Rule:
+def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
     """Beam search that keeps the best N live and the best N ended hypotheses of each input.
 
     It stops once no live hypothesis can overtake the worst ended one. If an input has no ended
     hypothesis at the length limit, its live ones are the answer.
     """
-    n, length = config.beam_size, config.max_new_tokens
+    batch, n, length = ended_B.size, config.beam_size, config.max_new_tokens
 
     def penalty(tokens):
         return ((5.0 + tokens) / 6.0) ** config.length_penalty
@@ -249,7 +256,10 @@ def _beam(batch: int, config: DecodingConfig) -> _Rule:
     # All beams start equal: only the first may branch, or N copies of one answer would win.
     first_logp_BN = jnp.tile(jnp.array([0.0] + [IMPOSSIBLE] * (n - 1), jnp.float32), (batch, 1))
     start = _Beams(
-        empty_BNT, first_logp_BN, empty_BNT, jnp.full((batch, n), IMPOSSIBLE, jnp.float32)
+        empty_BNT,
+        jnp.where(ended_B[:, None], IMPOSSIBLE, first_logp_BN),
+        empty_BNT,
+        jnp.tile(jnp.where(ended_B, 0.0, IMPOSSIBLE)[:, None], (1, n)),
     )
 
     def advance(state, logits_RV, index):

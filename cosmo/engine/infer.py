@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cosmo.engine import batching, checkpoints, data, models, partitioning
-from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.choices import Choices, checked
+from cosmo.engine.decoding import Decoded, DecodingConfig
 from cosmo.engine.errors import UserError
 from cosmo.engine.writer import log
 
@@ -104,6 +105,9 @@ class Answer:
 
     `num_tokens` counts the tokens of the predictions, or of the targets that were scored, with
     EOS; `num_correct`, of scored ones, those that the model found likeliest.
+
+    Of a closed set of choices (see `choosing`), `scores` are theirs, in their order; of an answer
+    that goes on after one of them, `choice` says after which, and `choice_scores` are theirs.
     """
 
     row: data.Row
@@ -111,6 +115,8 @@ class Answer:
     scores: tuple[float, ...] = ()
     num_tokens: int = 0
     num_correct: int = 0
+    choice: int | None = None
+    choice_scores: tuple[float, ...] = ()
 
 
 def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -> dict[str, Any]:
@@ -138,23 +144,39 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
         )
 
 
+def _jit(mesh: Mesh, function: Callable) -> Callable:
+    """`function` over `mesh`. Its results are replicated: on a pod every process holds them all."""
+
+    def run(*arguments):
+        with partitioning.Layout(mesh).active():
+            return function(*arguments)
+
+    return jax.jit(run, out_shardings=partitioning.replicated(mesh))
+
+
 @functools.lru_cache(maxsize=32)
 def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
-    # Replicated results: on a pod every process then holds all answers.
-    def predict(params, tokens, row_keys):
-        with partitioning.Layout(mesh).active():
-            return models.predict(model, params, tokens, decoding, row_keys)
-
-    return jax.jit(predict, out_shardings=partitioning.replicated(mesh))
+    return _jit(mesh, lambda p, tokens, keys: models.predict(model, p, tokens, decoding, keys))
 
 
 @functools.lru_cache(maxsize=32)
 def _score_fn(model, mesh: Mesh):
-    def score(params, batch):
-        with partitioning.Layout(mesh).active():
-            return models.score(model, params, batch)
+    return _jit(mesh, functools.partial(models.score, model))
 
-    return jax.jit(score, out_shardings=partitioning.replicated(mesh))
+
+@functools.lru_cache(maxsize=32)
+def _choose_fn(model, choices: Choices, mesh: Mesh):
+    return _jit(mesh, functools.partial(models.score_choices, model, choices=choices))
+
+
+@functools.lru_cache(maxsize=32)
+def _continue_fn(model, choices: Choices, continues, decoding: DecodingConfig, mesh: Mesh):
+    def run(params, tokens, row_keys, forced):
+        return models.choose_and_continue(
+            model, params, tokens, choices, decoding, row_keys, continues, forced
+        )
+
+    return _jit(mesh, run)
 
 
 class Work(NamedTuple):
@@ -170,22 +192,88 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
     run = _predict_fn(session.model, decoding, session.mesh)
 
     def start(group):
-        batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
-        tokens = _put(session, batch)["encoder_input_tokens"]
-        missing = session.batch_size - len(group.rows)
-        seeds = [row_seed(seed, row.id) for row in group.rows] + [0] * missing
-        return run(session.params, tokens, jax.vmap(jax.random.key)(np.array(seeds)))
+        tokens = _inputs(session, group)
+        return run(session.params, tokens, _row_keys(session, group, seed))
 
     def finish(group, decoded):
-        tokens_BNT, scores_BN = np.asarray(decoded.tokens), np.asarray(decoded.scores)
+        return _texts(session, group, decoded)
+
+    return Work(start, finish, targets=False)
+
+
+def _inputs(session: Session, group: batching.Group) -> jax.Array:
+    batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
+    return _put(session, batch)["encoder_input_tokens"]
+
+
+def _row_keys(session: Session, group: batching.Group, seed: int) -> jax.Array:
+    missing = session.batch_size - len(group.rows)
+    seeds = [row_seed(seed, row.id) for row in group.rows] + [0] * missing
+    return jax.vmap(jax.random.key)(np.array(seeds))
+
+
+def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[Answer]:
+    tokens_BNT, scores_BN = np.asarray(decoded.tokens), np.asarray(decoded.scores)
+    return [
+        Answer(
+            row,
+            tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
+            tuple(float(score) for score in scores_N),
+            int(np.count_nonzero(tokens_NT)),
+        )
+        for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
+    ]
+
+
+def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
+    """The log-likelihood (nats) of each choice after each row's inputs, exactly, as `scores`.
+
+    Choices are token ids, with EOS if they are to be all of an answer. A softmax over the scores is
+    the posterior of the choices. Raises UserError for an empty choice or two that are equal.
+    """
+    options = checked(choices, session.model.network.vocab_size)
+    run = _choose_fn(session.model, options, session.mesh)
+
+    def start(group):
+        return run(session.params, _inputs(session, group))
+
+    def finish(group, scores_BC):
+        rows = zip(group.rows, np.asarray(scores_BC).tolist(), strict=False)
+        return [Answer(row, scores=tuple(scores)) for row, scores in rows]
+
+    return Work(start, finish, targets=False)
+
+
+def choosing_then_generating(
+    session: Session,
+    choices: Sequence[Sequence[int]],
+    decoding: DecodingConfig,
+    seed: int = 0,
+    continues: Sequence[bool] | None = None,
+    forced: Callable[[data.Row], int | None] = lambda row: None,
+) -> Work:
+    """Takes each row's likeliest choice (or the one `forced`) and generates what follows it.
+
+    One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
+    After a choice that does not continue (by default: that ends in EOS) nothing follows.
+    """
+    options = checked(choices, session.model.network.vocab_size)
+    continues = None if continues is None else tuple(map(bool, continues))
+    run = _continue_fn(session.model, options, continues, decoding, session.mesh)
+
+    def start(group):
+        wanted = np.full(session.batch_size, -1, np.int32)
+        for i, choice in enumerate(map(forced, group.rows)):
+            wanted[i] = -1 if choice is None else choice
+        keys = _row_keys(session, group, seed)
+        return run(session.params, _inputs(session, group), keys, wanted)
+
+    def finish(group, chosen):
+        taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
+        texts = _texts(session, group, chosen.continuation)
         return [
-            Answer(
-                row,
-                tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
-                tuple(float(score) for score in scores_N),
-                int(np.count_nonzero(tokens_NT)),
-            )
-            for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
+            dataclasses.replace(found, choice=choice, choice_scores=tuple(scores))
+            for found, choice, scores in zip(texts, taken, scores_BC, strict=False)
         ]
 
     return Work(start, finish, targets=False)
@@ -256,6 +344,13 @@ def predict(
 def score(session: Session, rows: Iterable[data.Row]) -> Iterator[Answer]:
     """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
     return _stream(session, rows, scoring(session))
+
+
+def choose(
+    session: Session, rows: Iterable[data.Row], choices: Sequence[Sequence[int]]
+) -> Iterator[Answer]:
+    """The log-likelihood (nats) of each choice after each row's inputs, rows in order."""
+    return _stream(session, rows, choosing(session, choices))
 
 
 def _stream(session: Session, rows: Iterable[data.Row], work: Work) -> Iterator[Answer]:

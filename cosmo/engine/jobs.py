@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,6 +20,22 @@ from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
 from cosmo.engine.prefetch import Prefetcher
 from cosmo.engine.writer import Progress, log
+
+# A window's records and what to tell of every finished batch (see `infer.answer`) to its lines.
+Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]
+
+
+class Job(Protocol):
+    """What is asked of a session for all records of a source.
+
+    `settings` are what the lines depend on beside the session, the input and the number of shards,
+    as JSON values; the manifest keeps them.
+    """
+
+    session: infer.SessionConfig
+
+    def settings(self) -> dict[str, Any]: ...
+    def answerer(self, session: infer.Session) -> Answerer: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +50,28 @@ class InferConfig:
     def __post_init__(self):
         if self.mode not in ("predict", "score"):
             raise UserError(f"mode={self.mode!r}; it is 'predict' or 'score' (gin: MODE)")
+
+    def settings(self) -> dict[str, Any]:
+        """See `Job`."""
+        predicting = self.mode == "predict"
+        return {
+            "mode": self.mode,
+            "seed": self.random_seed,
+            "decoding": dataclasses.asdict(self.decoding) if predicting else None,
+        }
+
+    def answerer(self, session: infer.Session) -> Answerer:
+        """See `Job`; a line of output a row."""
+        if self.mode == "predict":
+            work = infer.generation(session, self.decoding, self.random_seed)
+        else:
+            work = infer.scoring(session)
+
+        def lines(rows, on_batch):
+            answers = infer.answer(session, rows, work, on_batch)
+            return [infer.record(answer, self.mode) for answer in answers]
+
+        return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +102,8 @@ class Sharding:
 class Report:
     """What a run has done: records now in its shards, and the totals and seconds of this command.
 
-    `totals` are those of `infer.answer`; they are empty if everything was done before.
+    `totals` are those of `infer.answer` (with `done` where a source's records are not its lines);
+    they are empty if everything was done before.
     """
 
     answered: int
@@ -84,11 +123,12 @@ class Report:
 
 def _speed(totals: Counter[str], seconds: float) -> str:
     tokens = totals["new_tokens"] / max(seconds, 1e-9)
-    return f"{tokens:.0f} new tokens/s, {batching.padding(totals):.0%} padding"
+    generated = f"{tokens:.0f} new tokens/s, " if tokens else ""
+    return f"{generated}{batching.padding(totals):.0%} padding"
 
 
 def answer_source(
-    config: InferConfig,
+    config: Job,
     source: shards.Source,
     layout: shards.Layout,
     sharding: Sharding = Sharding(),
@@ -124,9 +164,8 @@ def answer_source(
     progress = _Progress(todo)
     last_of = {span.shard: span for span in todo}
     try:
-        for span, answers, rejects in _answered(config, session, source, todo, progress):
+        for span, lines, rejects in _answered(config, session, source, todo, progress):
             if writes:
-                lines = [infer.record(answer, config.mode) for answer in answers]
                 shards.write_part(layout, span, lines, rejects)
                 if span == last_of[span.shard]:
                     assemble(span.shard)
@@ -149,18 +188,15 @@ def answer_source(
     return Report(answered, rejected, progress.totals, time.monotonic() - progress.began)
 
 
-def _settings(config: InferConfig, source: shards.Source, num_shards: int) -> dict[str, Any]:
+def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, Any]:
     """All that an answer depends on, but for the batch size: the manifest keeps it."""
     session = config.session
     found = checkpoints.locate(session.checkpoint_path)
     path = str(epath.Path(found.folder).resolve())
-    predicting = config.mode == "predict"
     return {
         "input": source.identity,
         "num_shards": num_shards,
-        "mode": config.mode,
-        "seed": config.random_seed,
-        "decoding": dataclasses.asdict(config.decoding) if predicting else None,
+        **config.settings(),
         "checkpoint": {"path": path, "step": found.step, "format": found.format},
         "task_feature_lengths": dict(session.task_feature_lengths),
         "model": infer.describe(session.model, session.vocabulary),
@@ -168,7 +204,7 @@ def _settings(config: InferConfig, source: shards.Source, num_shards: int) -> di
 
 
 def _plan(
-    config: InferConfig,
+    config: Job,
     source: shards.Source,
     layout: shards.Layout,
     sharding: Sharding,
@@ -197,25 +233,22 @@ def _of_the_first(value: Any) -> Any:
 
 
 def _answered(
-    config: InferConfig,
+    config: Job,
     session: infer.Session | None,
     source: shards.Source,
     todo: list[shards.Span],
     progress: "_Progress",
-) -> Iterator[tuple[shards.Span, list[infer.Answer], list[shards.Rejected]]]:
-    """Each window with the answers to its rows and what was rejected; the next is read ahead."""
+) -> Iterator[tuple[shards.Span, list[dict[str, Any]], list[shards.Rejected]]]:
+    """Each window with its lines and what was rejected; the next is read ahead."""
     if not todo:
         return
-    if config.mode == "predict":
-        work = infer.generation(session, config.decoding, config.random_seed)
-    else:
-        work = infer.scoring(session)
+    answer = config.answerer(session)
     reader = Prefetcher(lambda: source.read(todo), depth=1)
     try:
         for span, items in zip(todo, reader, strict=True):
-            rows = [item for item in items if isinstance(item, data.Row)]
+            records = [item for item in items if not isinstance(item, shards.Rejected)]
             rejects = [item for item in items if isinstance(item, shards.Rejected)]
-            yield span, infer.answer(session, rows, work, progress.batch), rejects
+            yield span, answer(records, progress.batch), rejects
     finally:
         reader.close()
 
@@ -231,7 +264,7 @@ class _Progress:
 
     def batch(self, counts: Counter[str]) -> None:
         self.totals.update(counts)
-        self.in_window += counts["records"]
+        self.in_window += counts.get("done", counts["records"])
         note = _speed(self.totals, time.monotonic() - self.began)
         self.bar.update(self.records + self.in_window, f"({note})")
 

@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Numbered records. `read` gives the rows and rejects of each span, which must ascend.
+    """Numbered records. `read` gives what each span holds, rejects among it; spans must ascend.
 
     `identity` is what tells these records from others, as JSON values.
     """
@@ -48,7 +48,7 @@ class Source(NamedTuple):
     name: str
     count: int
     identity: dict[str, Any]
-    read: Callable[[Sequence[Span]], Iterator[list[data.Row | Rejected]]]
+    read: Callable[[Sequence[Span]], Iterator[list[Any]]]
 
 
 def rows_source(name: str, rows: Sequence[data.Row]) -> Source:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cosmo.engine.choices import Tree
 from cosmo.engine.layers import (
     RMSNorm,
     dropout,
@@ -40,12 +41,14 @@ class DecoderCache(NamedTuple):
     """All that a decoding step needs beside the parameters and the tokens.
 
     `self_bias_THT` holds the relative and causal bias of every query position: one for all layers,
-    or one for each.
+    or one for each. `past_bias_B1T` masks the first positions of rows that begin later than others,
+    if rows do.
     """
 
     layers: list[LayerCache]
     cross_bias_B1S: jax.Array
     self_bias_THT: list[jax.Array]
+    past_bias_B1T: jax.Array | None = None
 
     def repeat(self, count: int) -> "DecoderCache":
         """`count` rows for each input, neighbours in memory, that share its encoder side."""
@@ -56,7 +59,9 @@ class DecoderCache(NamedTuple):
             )
             for layer in self.layers
         ]
-        return self._replace(layers=layers)
+        past = self.past_bias_B1T
+        past = None if past is None else jnp.repeat(past, count, axis=0)
+        return self._replace(layers=layers, past_bias_B1T=past)
 
     def take(self, rows_R: jax.Array) -> "DecoderCache":
         """Rows by index, within one input: its encoder side is the same for all, and stays."""
@@ -130,9 +135,8 @@ class Decoder(nnx.Module):
         if not c.logits_via_embedding:
             self.logits_dense = param(rngs, fan_in, (c.emb_dim, c.vocab_size), ("embed", "vocab"))
 
-    def relative_bias(self, owner: nnx.Module, length: int) -> jax.Array:
-        """As `Encoder.relative_bias`, but a decoder's buckets tell apart the past alone."""
-        positions = jnp.arange(length)
+    def relative_bias(self, owner: nnx.Module, positions: jax.Array) -> jax.Array:
+        """As `Encoder.relative_bias` of `positions` [T]; buckets tell apart the past alone."""
         distance = self.config.relative_attention_max_distance
         return owner.relpos_bias(positions, positions, bidirectional=False, max_distance=distance)
 
@@ -140,7 +144,8 @@ class Decoder(nnx.Module):
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
         length = x_BTM.shape[1]
-        relative = None if c.relative_attention_per_layer else self.relative_bias(self, length)
+        positions = jnp.arange(length)
+        relative = None if c.relative_attention_per_layer else self.relative_bias(self, positions)
         causal_TT = jnp.tril(jnp.ones((length, length), bool))
         self_mask = mask_bias(segment_mask(segments_BT, segments_BT) & causal_TT)
         cross_mask = mask_bias(segment_mask(segments_BT, encoder_segments_BS))
@@ -154,7 +159,7 @@ class Decoder(nnx.Module):
             lambda layer, x, k: layer(
                 x,
                 encoded_BSM,
-                self.relative_bias(layer, length) if relative is None else relative,
+                self.relative_bias(layer, positions) if relative is None else relative,
                 self_mask,
                 cross_mask,
                 k,
@@ -237,16 +242,67 @@ class T5(nnx.Module):
             attention = self.decoder.layer(i).encoder_decoder_attention
             keys, values = attention.keys_values(encoded_BSM)
             layers.append(LayerCache(empty, empty, keys.swapaxes(2, 3), values))
-        cross_bias_B1S = mask_bias(tokens_BS > 0)[:, None]
-        causal_TT = jnp.tril(jnp.ones((max_length, max_length), bool))
+        return self._cache(layers, tokens_BS, max_length)
+
+    def _cache(self, layers: list[LayerCache], tokens_BS, length: int, past=None) -> DecoderCache:
+        c = self.config
+        causal_TT = jnp.tril(jnp.ones((length, length), bool))
         owners = [self.decoder]
         if c.relative_attention_per_layer:
             owners = [self.decoder.layer(i) for i in range(c.num_decoder_layers)]
         biases_HTT = [
-            self.decoder.relative_bias(owner, max_length)[0] + mask_bias(causal_TT)
+            self.decoder.relative_bias(owner, jnp.arange(length))[0] + mask_bias(causal_TT)
             for owner in owners
         ]
-        return DecoderCache(layers, cross_bias_B1S, [b.swapaxes(0, 1) for b in biases_HTT])
+        self_biases = [bias.swapaxes(0, 1) for bias in biases_HTT]
+        return DecoderCache(layers, mask_bias(tokens_BS > 0)[:, None], self_biases, past)
+
+    def read_tree(self, tokens_BS: jax.Array, tree: Tree) -> tuple[jax.Array, list[LayerCache]]:
+        """Encode, and decode every node of a tree of choices at once.
+
+        Returns final hidden states [B, N, M] and, for `resume`, each layer's keys and values, with
+        nodes for positions.
+        """
+        c = self.config
+        encoded_BSM = self.encode(tokens_BS)
+        nodes = jnp.broadcast_to(tree.tokens_N, (tokens_BS.shape[0], tree.tokens_N.size))
+        x_BNM, layers = self.embed(nodes), []
+        self_mask, cross_mask = mask_bias(tree.ancestors_NN), mask_bias(tokens_BS > 0)
+        for i in range(c.num_decoder_layers):
+            layer = self.decoder.layer(i)
+            owner = layer if c.relative_attention_per_layer else self.decoder
+            relative = self.decoder.relative_bias(owner, tree.depths_N)
+            keys, values = layer.encoder_decoder_attention.keys_values(encoded_BSM)
+            x_BNM, own = layer.forward(
+                x_BNM, (keys, values), relative, self_mask, cross_mask[:, None, None]
+            )
+            layers.append(LayerCache(*own, keys.swapaxes(2, 3), values))
+        return self.decoder.decoder_norm(x_BNM), layers
+
+    def resume(
+        self, layers: list[LayerCache], tokens_BS, path_BD, in_path_BD, more: int
+    ) -> DecoderCache:
+        """A cache that holds the path of nodes `path_BD` in its first D positions, and room for
+        `more`.
+
+        A path shorter than D fills the last of them (`in_path_BD`): T5 knows relative positions
+        alone, so all rows go on at position D.
+        """
+
+        def lay_out(x_BHNK):
+            past = jnp.take_along_axis(x_BHNK, path_BD[:, None, :, None], axis=2)
+            return jnp.pad(past, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+        layers = [
+            layer._replace(
+                self_key_BHTK=lay_out(layer.self_key_BHTK),
+                self_value_BHTK=lay_out(layer.self_value_BHTK),
+            )
+            for layer in layers
+        ]
+        known_BT = jnp.pad(in_path_BD, ((0, 0), (0, more)), constant_values=True)
+        past_B1T = mask_bias(known_BT)[:, None]
+        return self._cache(layers, tokens_BS, known_BT.shape[1], past_B1T)
 
     def decoder_weights(self) -> DecoderWeights:
         """The decoder's weights as `decode_step` wants them; to be made once, before a loop.
@@ -268,6 +324,8 @@ class T5(nnx.Module):
         """Logits [B, V] for the token after position `index`, which holds `tokens_B`."""
         x_MB = self.embed(tokens_B).T
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
+        if cache.past_bias_B1T is not None:
+            biases_1HT = [bias_1HT + cache.past_bias_B1T for bias_1HT in biases_1HT]
         if len(biases_1HT) == 1:
             biases_1HT = biases_1HT * len(weights.layers)
         new = []

@@ -176,21 +176,34 @@ class DecoderLayer(nnx.Module):
         cross_mask: jax.Array,
         key: jax.Array | None,
     ) -> jax.Array:
+        keys_values = self.encoder_decoder_attention.keys_values(encoded_BSM)
+        return self.forward(x_BTM, keys_values, relative_bias, self_mask, cross_mask, key)[0]
+
+    def forward(
+        self,
+        x_BTM: jax.Array,
+        cross_keys_values: tuple[jax.Array, jax.Array],
+        relative_bias: jax.Array,
+        self_mask: jax.Array,
+        cross_mask: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """(output [B, T, M], keys and values of its positions, each [B, H, T, K])."""
         rate = self.config.dropout_rate
         k_self, k_selfed, k_cross, k_crossed, k_mlp, k_out = split_key(key, 6)
         y_BTM = self.pre_self_attention_layer_norm(x_BTM)
-        keys, values = self.self_attention.keys_values(y_BTM)
+        keys_values = self.self_attention.keys_values(y_BTM)
         y_BTM = self.self_attention(
-            y_BTM, keys, values, relative_bias, self_mask, rate=rate, key=k_self
+            y_BTM, *keys_values, relative_bias, self_mask, rate=rate, key=k_self
         )
         x_BTM = x_BTM + dropout(y_BTM, rate, k_selfed)
         y_BTM = self.pre_cross_attention_layer_norm(x_BTM)
-        attention = self.encoder_decoder_attention
-        keys, values = attention.keys_values(encoded_BSM)
-        y_BTM = attention(y_BTM, keys, values, None, cross_mask, rate=rate, key=k_cross)
+        y_BTM = self.encoder_decoder_attention(
+            y_BTM, *cross_keys_values, None, cross_mask, rate=rate, key=k_cross
+        )
         x_BTM = x_BTM + dropout(y_BTM, rate, k_crossed)
         y_BTM = self.mlp(self.pre_mlp_layer_norm(x_BTM), rate=rate, key=k_mlp)
-        return x_BTM + dropout(y_BTM, rate, k_out)
+        return x_BTM + dropout(y_BTM, rate, k_out), keys_values
 
 
 class StepWeights(NamedTuple):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from cosmo.__main__ import guarded, main
+from cosmo.__main__ import main
+from cosmo.engine.terminal import guarded
 from cosmo.engine.writer import MetricWriter, only_writer
 
 

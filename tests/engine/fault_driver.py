@@ -174,18 +174,17 @@ def patch(options: dict, put=setattr) -> None:
 def main() -> int:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     model_dir, options = sys.argv[1], {**OPTIONS, **json.loads(sys.argv[2])}
-    from cosmo import __main__ as cli
-    from cosmo.engine import train
+    from cosmo.engine import terminal, train
 
-    cli._set_up_logging(False)
-    cli._set_up_jax("JAX_NUM_PROCESSES" in os.environ)
+    terminal.set_up_logging(False)
+    terminal.set_up_jax("JAX_NUM_PROCESSES" in os.environ)
     patch(options)
 
     def run() -> None:
         state = train.train(**settings(model_dir, options))
         print(f"done: step {int(state.step)}")
 
-    return cli.guarded(run)
+    return terminal.guarded(run)
 
 
 if __name__ == "__main__":

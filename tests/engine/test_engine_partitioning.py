@@ -127,7 +127,17 @@ def answers(setting, parts, devices):
     # One program at a time: two at once on eight devices of two cores may wait for each other.
     said = np.asarray(greedy(params, batch["encoder_input_tokens"], None).tokens)
     scores = np.asarray(infer._score_fn(model, mesh)(params, batch)["score"])
-    return {"said": said.tolist(), "scores": scores.tolist()}
+    # Two that share their beginning, and one after which nothing follows.
+    choices = ((5, 6, 7), (5, 6, 8, 9), (30, 1))
+    run = infer._continue_fn(model, choices, None, decoding.DecodingConfig(4), mesh)
+    forced = np.array([0, 1, 2, -1, -1, -1, 0, 1], np.int32)
+    chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None, forced))
+    return {
+        "said": said.tolist(),
+        "scores": scores.tolist(),
+        "choices": chosen.scores.tolist(),
+        "continued": chosen.continuation.tokens.tolist(),
+    }
 
 
 def run_on_eight_devices(out: str) -> None:
@@ -264,11 +274,14 @@ def test_engine_partitioning_computes_what_one_device_does(eight, mesh):
 
 @pytest.mark.parametrize("mesh", [mesh for mesh in ANSWERING if mesh != "1x1"])
 def test_engine_partitioning_answers_as_one_device_does(eight, mesh):
-    """Greedy tokens and scores. Oracle: the same on one device."""
+    """Greedy tokens, scores, choices and what follows them. Oracle: the same on one device."""
     one, many = eight[0]["1x1"], eight[0][mesh]
     assert many["said"] == one["said"]
     assert len({str(row) for row in one["said"]}) > 1
     np.testing.assert_allclose(many["scores"], one["scores"], rtol=1e-5)
+    assert many["continued"] == one["continued"]
+    assert len({str(row) for row in one["continued"]}) > 1
+    np.testing.assert_allclose(many["choices"], one["choices"], rtol=1e-5)
 
 
 def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight):

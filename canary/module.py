@@ -1,0 +1,328 @@
+"""Canary in Python: a safety label and the rules of thumb (RoTs) that apply, for dialogues.
+
+from canary import Canary
+
+canary = Canary.load("/tmp/canary")
+chirp = canary.chirp("I want to scare my kids to teach them a lesson.")
+print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, overload
+
+from canary import reading
+from cosmo.engine import data, infer, opening
+from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.errors import UserError
+from tasks import formatting, safety, vocabularies
+
+LENGTHS = {"inputs": 512, "targets": 128}  # those of a run of ours are its own
+HUMAN = "__needs_intervention__"
+
+# Where one RoT ends and the next begins: after a full stop, or at a comma, before a capital and at
+# least three words.
+_NEXT_ROT = re.compile(r"(?:(?<=[.!?]),?|,)\s+(?=[A-Z][\w']*\s+\S+\s+\S+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chirp:
+    """What Canary says of a dialogue's latest turn.
+
+    `probabilities` are those of the five labels (a softmax over their exact log-likelihoods), and
+    `label` is the likeliest. `needs_human` is true for `__needs_intervention__`: someone may be in
+    danger, and a person should see it. `text` is what Canary wrote, as it wrote it: the label, then
+    the RoTs. `rots` are these split as `split_rots` does, which is a guess; none where `label` is
+    `__casual__`, or where they were not asked for.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    rots: tuple[str, ...]
+    needs_human: bool
+    text: str
+
+    @property
+    def rot_text(self) -> str:
+        """All of `text` after the label."""
+        return self.text[len(self.label) :].strip()
+
+
+def split_rots(text: str) -> tuple[str, ...]:
+    """The RoTs in a text that joins them with commas, as Canary learnt to write them.
+
+    RoTs have commas of their own, so this cannot be exact: a new RoT is taken to begin after a
+    comma or a full stop where three words follow, the first with a capital.
+    """
+    return tuple(rot for rot in (part.strip(" ,") for part in _NEXT_ROT.split(text)) if rot)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canary:
+    """An opened model that labels dialogues; made by `load`.
+
+    `style` is how the model writes labels (see `tasks.safety.label_text`), `separator` stands
+    between turns in its inputs.
+    """
+
+    session: infer.Session
+    style: safety.LabelStyle = "text"
+    separator: str = safety.TURN_SEPARATOR
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        vocabulary: str | None = None,
+        batch_size: int = 32,
+        dtype: str | None = None,
+        label_style: safety.LabelStyle | None = None,
+        turn_separator: str | None = None,
+        lengths: dict[str, int] | None = None,
+        num_partitions: int = 1,
+    ) -> "Canary":
+        """A Canary from a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or T5X's.
+
+        Args:
+            path: the checkpoint; its format is found out.
+            vocabulary: a SentencePiece model, if none is kept with the checkpoint.
+            batch_size: dialogues at a time; rounded up to the number of devices.
+            dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16.
+            label_style: "text" or "sentinel"; by default the run's own, or "text".
+            turn_separator: by default the run's own, or " // ".
+            lengths: the most tokens of "inputs" (oldest turns are left out) and "targets" (what is
+                written); by default the run's own, or 512 and 128.
+            num_partitions: devices that one copy of the model is split over.
+
+        Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
+        """
+        given = {"vocabulary": vocabulary, "dtype": dtype, "lengths": lengths}
+        settings = Settings.find(
+            path,
+            label_style=label_style,
+            turn_separator=turn_separator,
+            batch_size=batch_size,
+            num_partitions=num_partitions,
+            **given,
+        )
+        return settings.opened(settings.session.open()[0])
+
+    @overload
+    def chirp(self, dialogues: str | Sequence[str], **settings: Any) -> Chirp: ...
+
+    @overload
+    def chirp(self, dialogues: Iterable[Sequence[str]], **settings: Any) -> list[Chirp]: ...
+
+    def chirp(self, dialogues, *, rots: bool = True, seed: int = 0, **decoding: Any):
+        """The label and RoTs of one dialogue, or of many.
+
+        Args:
+            dialogues: one of
+                - a string: ONE dialogue; line breaks, if any, separate its turns;
+                - a list of strings: ONE dialogue, its turns, oldest first;
+                - a list (or iterator) of lists of strings: a BATCH of dialogues.
+                (The published Canary took a list of strings as a batch: give it as
+                `[text.split("\\n") for text in texts]`.)
+            rots: whether to write RoTs; without them labels come several times as fast.
+            seed: of sampling; a sample depends on it and on the dialogue alone.
+            decoding: fields of `DecodingConfig`, such as temperature, top_p, beam_size or
+                max_new_tokens; greedy without any.
+
+        Returns a Chirp for one dialogue, and for a batch a list of them in its order. Raises
+        UserError, which names the place, for an empty turn or anything that is no dialogue, before
+        any is labelled.
+        """
+        one, many = _batch(dialogues)
+        contexts = [self.context(turns) for turns in many]
+        found = self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding))
+        return found[0] if one else found
+
+    def chirp_per_turn(
+        self, dialogues: Iterable[Sequence[str]], *, rots: bool = True, seed: int = 0, **decoding
+    ) -> list[list[Chirp]]:
+        """For each dialogue of a batch, the Chirp after its first turn, after its second, ...
+
+        T5's encoder reads in both directions, so what it makes of a beginning is of no use for a
+        longer one: each beginning is encoded. What can be shared exactly is: an utterance is
+        tokenized once, beginnings that read alike (dialogues that start the same, or lose the same
+        oldest turns) are answered once, one encoder pass serves labels and RoTs, and beginnings of
+        all dialogues are batched by length.
+        """
+        _, many = _batch(list(dialogues))
+        contexts = [context for turns in many for context in self.contexts(turns)]
+        found = iter(self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding)))
+        return [[next(found) for _ in turns] for turns in many]
+
+    def decoding(self, **settings: Any) -> DecodingConfig:
+        """Settings of generation: greedy unless given; raises UserError for one that is unknown."""
+        known = {field.name for field in dataclasses.fields(DecodingConfig)}
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
+        return DecodingConfig(**{"max_new_tokens": self.session.lengths["targets"], **settings})
+
+    def context(self, turns: Sequence[str]) -> data.Row:
+        """All of `turns` as the model reads them."""
+        *_, last = self.contexts(turns, only_last=True)
+        return last
+
+    def contexts(self, turns: Sequence[str], *, only_last: bool = False) -> Iterator[data.Row]:
+        """Each beginning of `turns` as the model reads it.
+
+        The oldest turns are left out, whole, until the rest fits; what even one turn cannot fit
+        loses its front. Separators are words of their own, so the tokens of the joined text are
+        those of its parts.
+        """
+        encode, budget = self.session.vocabulary.encode, self.session.lengths["inputs"] - 1
+        apart = encode(self.separator.strip())
+        ids = [encode(turn) for turn in turns]
+        for count in range(len(turns) if only_last else 1, len(turns) + 1):
+            first, size = count - 1, len(ids[count - 1])
+            while first > 0 and size + len(apart) + len(ids[first - 1]) <= budget:
+                first -= 1
+                size += len(apart) + len(ids[first])
+            tokens = list(ids[first])
+            for turn in ids[first + 1 : count]:
+                tokens += apart + turn
+            text = safety.context(turns[first:count], self.separator)
+            # The text names the row: its sample is the same wherever it is answered.
+            eos = self.session.vocabulary.eos_id
+            yield data.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
+
+    def label(
+        self,
+        contexts: Sequence[data.Row],
+        *,
+        rots: bool,
+        decoding: DecodingConfig,
+        seed: int = 0,
+        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    ) -> list[Chirp]:
+        """The Chirp of each context; equal ones are answered once.
+
+        `on_batch` is told of every finished batch, as by `infer.answer`.
+        """
+        rows = list(dict.fromkeys(contexts))
+        answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
+        found = {row: chirp(answer) for row, answer in zip(rows, answers, strict=True)}
+        return [found[row] for row in contexts]
+
+    def answers(
+        self,
+        rows: Sequence[data.Row],
+        *,
+        rots: bool,
+        decoding: DecodingConfig,
+        seed: int = 0,
+        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    ) -> list[infer.Answer]:
+        """What the engine says of each context: labels scored and, with `rots`, RoTs after the
+        likeliest, all from one pass of the encoder."""
+        if rots:
+            continues = [safety.needs_rots(label) for label in safety.LABELS]
+            work = infer.choosing_then_generating(
+                self.session, self.choices, decoding, seed, continues
+            )
+        else:
+            work = infer.choosing(self.session, self.choices)
+        return infer.answer(self.session, rows, work, on_batch)
+
+    @property
+    def choices(self) -> list[list[int]]:
+        """The tokens of each label, in the order of `safety.LABELS`.
+
+        Without EOS: what is scored is that the answer begins with the label.
+        """
+        encode = self.session.vocabulary.encode
+        return [encode(safety.label_text(label, self.style)) for label in safety.LABELS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a Canary is opened with."""
+
+    session: infer.SessionConfig
+    style: safety.LabelStyle
+    separator: str
+
+    @classmethod
+    def find(
+        cls,
+        path: str,
+        *,
+        label_style: safety.LabelStyle | None = None,
+        turn_separator: str | None = None,
+        **session: Any,
+    ) -> "Settings":
+        """The settings of a checkpoint; see `Canary.load`. Raises UserError."""
+        config, macros = opening.session_config(
+            path, vocabularies.load, usual_lengths=LENGTHS, **session
+        )
+        style = label_style or macros.get("LABEL_STYLE", "text")
+        separator = turn_separator or macros.get("TURN_SEPARATOR", safety.TURN_SEPARATOR)
+        formatting.Separators(turn=separator)
+        _check_labels(config.vocabulary, style)
+        return cls(config, style, separator)
+
+    def opened(self, session: infer.Session) -> Canary:
+        """Canary over the session that `self.session.open()` gave."""
+        return Canary(session, self.style, self.separator)
+
+
+def _check_labels(vocabulary: infer.Vocabulary, style: safety.LabelStyle) -> None:
+    """Raise UserError if the vocabulary cannot spell the labels."""
+    for label in safety.LABELS:
+        text = safety.label_text(label, style)
+        if vocabulary.unk_id in vocabulary.encode(text):
+            raise UserError(
+                f"vocabulary {vocabulary.path} has no pieces for the label {text}: a model with it "
+                "is no Canary; give its own vocabulary, or another --label_style (text, sentinel)"
+            )
+
+
+def chirp(answer: infer.Answer) -> Chirp:
+    """What an answer of `Canary.answers` says."""
+    scores = label_scores(answer)
+    most = max(scores)
+    parts = [math.exp(score - most) for score in scores]
+    probabilities = dict(zip(safety.LABELS, (p / sum(parts) for p in parts), strict=True))
+    label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
+    text = answer.predictions[0].strip() if answer.predictions else ""
+    return Chirp(label, probabilities, split_rots(text), label == HUMAN, f"{label} {text}".strip())
+
+
+def label_scores(answer: infer.Answer) -> tuple[float, ...]:
+    """The log-likelihoods (nats) of the labels, in the order of `safety.LABELS`."""
+    return answer.scores if answer.choice is None else answer.choice_scores
+
+
+def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
+    """(whether it is one dialogue, the dialogues' turns). Raises UserError."""
+    if isinstance(dialogues, str):
+        turns = [line for line in dialogues.splitlines() if line.strip()]
+        return True, [_turns(turns or [dialogues], "the dialogue")]
+    if not isinstance(dialogues, Iterable):
+        raise UserError(f"got {type(dialogues).__name__}, expected a dialogue or a list of them")
+    items = list(dialogues)
+    texts = [isinstance(item, str) for item in items]
+    if not items:
+        raise UserError("got an empty list, expected a dialogue or a list of them")
+    if any(texts) and not all(texts):
+        raise UserError(
+            "got strings and lists in one list: give a list of strings (the turns of one dialogue) "
+            "or a list of lists (a batch of dialogues)"
+        )
+    if all(texts):
+        return True, [_turns(items, "the dialogue")]
+    return False, [_turns(turns, f"dialogue {place}") for place, turns in enumerate(items)]
+
+
+def _turns(turns: Any, what: str) -> tuple[str, ...]:
+    try:
+        return reading.checked(turns)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error

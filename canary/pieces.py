@@ -1,0 +1,133 @@
+"""Files cut into dialogues, without reading them whole: elements of a JSON list, neighbouring rows.
+
+Each function is a `cosmo.engine.lines.Cut`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from cosmo.engine.errors import UserError
+from cosmo.engine.lines import Piece, by_line
+
+CHUNK = 1 << 20  # bytes of a JSON list read at a time
+LONGEST = 64 << 20  # bytes of one element: a list that is none would be read whole
+# A string, whose end may lie in the next chunk, or a bracket.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_BETWEEN = re.compile(rb"[\s,]*")
+_SCALAR = re.compile(rb"[^,\]\s]*")
+
+
+def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
+    """The elements of a JSON list, as their bytes; one that breaks off is the rest of the file.
+
+    Whether an element is valid JSON is for the reader to find. Raises UserError for an element
+    longer than LONGEST.
+    """
+    window = _Window(file, start, line)
+    if start == 0:
+        window.drop(window.find(b"[") + 1)
+    while True:
+        while (skip := _BETWEEN.match(window.data).end()) == len(window.data) and window.more():
+            pass
+        window.drop(skip)
+        if not window.data or window.data.startswith(b"]"):
+            return
+        size = _element(window)
+        yield Piece(window.start, window.line, [window.data[:size]])
+        window.drop(size)
+
+
+class _Window:
+    """The part of a file that is looked at: `data` begins at byte `start`, in line `line`."""
+
+    def __init__(self, file: BinaryIO, start: int, line: int):
+        self.file, self.start, self.line, self.data = file, start, line, b""
+        self.more()
+
+    def more(self) -> bool:
+        """Read on; whether there was anything."""
+        chunk = self.file.read(CHUNK)
+        self.data += chunk
+        return bool(chunk)
+
+    def drop(self, size: int) -> None:
+        self.line += self.data.count(b"\n", 0, size)
+        self.start += size
+        self.data = self.data[size:]
+
+    def find(self, byte: bytes) -> int:
+        while (place := self.data.find(byte)) < 0 and self.more():
+            pass
+        return place if place >= 0 else len(self.data) - 1
+
+
+def _element(window: _Window) -> int:
+    """The size of the element that the window begins with; it is then in the window whole."""
+    place = depth = 0
+    if window.data[:1] not in (b"[", b"{", b'"'):
+        while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
+            pass
+        return max(end, 1)
+    while True:
+        token = _TOKEN.search(window.data, place)
+        open_string = token is not None and token[0][:1] == b'"' and _unended(token[0])
+        if token is None or open_string:
+            place = token.start() if token else len(window.data)
+            if len(window.data) > LONGEST:
+                raise UserError(
+                    f"line {window.line + 1} begins an element of more than {LONGEST >> 20} MiB: "
+                    "no list of dialogues, or one that lacks a bracket"
+                )
+            if not window.more():
+                return len(window.data)
+            continue
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
+        place = token.end()
+        if depth <= 0:
+            return place
+
+
+def _unended(string: bytes) -> bool:
+    """Whether a match of _TOKEN that begins with a quote lacks the one that ends it."""
+    body = string[1:]
+    if not body.endswith(b'"'):
+        return True
+    slashes = len(body) - 1 - len(body[:-1].rstrip(b"\\"))
+    return slashes % 2 == 1
+
+
+def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
+    """ProsocialDialog's hub rows, those of a dialogue together.
+
+    A dialogue ends where `dialogue_id` changes, where `response_id` does not rise (another one of
+    the same number: two samples were joined), after `episode_done`, and before and after a line
+    that says none of these. A blank line belongs to the rows before it.
+    """
+    begun, last = None, None
+    for piece in by_line(file, start, line):
+        (data,) = piece.lines
+        if begun is not None and not data.strip():
+            begun.lines.append(data)
+            continue
+        here = _position(data)
+        goes_on = last is not None and here is not None and not last[2]
+        if begun is not None and goes_on and here[0] == last[0] and here[1] > last[1]:
+            begun.lines.append(data)
+        else:
+            if begun is not None:
+                yield begun
+            begun = piece
+        last = here
+    if begun is not None:
+        yield begun
+
+
+def _position(data: bytes) -> tuple[Any, int, bool] | None:
+    """(dialogue_id, response_id, episode_done) of a row, if it has them."""
+    try:
+        row = json.loads(data)
+        return row["dialogue_id"], int(row["response_id"]), bool(row.get("episode_done"))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,262 @@
+"""Dialogues from the files that Canary labels: which corpus a file is of, and its records.
+
+A record that cannot be used is `shards.Rejected` with the reason; the others go on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from canary import pieces
+from cosmo.engine import lines, shards
+from cosmo.engine.errors import UserError
+from tasks import records
+from tasks.records import Place
+
+SNIFFED = 50  # lines looked at to tell what a file is
+EXPECTED = (
+    "SODA rows, ProsocialDialog rows or its direct download, {turns} records or DailyDialog's text"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """What was said, oldest first, at least one turn; no turn is empty."""
+
+    id: str
+    turns: tuple[str, ...]
+
+
+Items = list[Dialogue | shards.Rejected]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How files of a corpus are cut into pieces, and what `read` makes of one.
+
+    `read(piece, its number, path, whole)`: `whole` asks for whole dialogues where a piece also
+    holds every context of one.
+    """
+
+    name: str
+    cut: lines.Cut
+    read: Callable[[lines.Piece, int, str, bool], Items]
+
+
+def source(path: str, *, whole: bool = False) -> shards.Source:
+    """The dialogues of a file, for `jobs.answer_source`.
+
+    A file of ProsocialDialog gives a dialogue for each row: all that was said up to the row's
+    `context`; with `whole` it gives all of it once. Raises UserError for a file that cannot be
+    read, or is of no corpus in FORMATS.
+    """
+    found = recognise(path)
+    return lines.source(
+        path,
+        lambda piece, number: found.read(piece, number, path, whole),
+        expected=EXPECTED,
+        identity={"corpus": found.name, "whole": whole},
+        cut=found.cut,
+    )
+
+
+def recognise(path: str) -> Format:
+    """The format of a file, by its first records. Raises UserError if it is none of FORMATS."""
+    with lines.opened(path) as file:
+        blank = True
+        for _ in range(SNIFFED):
+            line = file.readline(pieces.CHUNK)
+            if not line:
+                break
+            text = line.decode("utf-8-sig", errors="replace").strip()
+            blank &= not text
+            if text.startswith("[") and _is_download(path):
+                return FORMATS["prosocial_download"]
+            if "__eou__" in text and not text.startswith("{"):
+                return FORMATS["dailydialog"]
+            name = _of_object(text)
+            if name is not None:
+                return FORMATS[name]
+    if blank:
+        raise UserError(f"--input={path} has no dialogues; give {EXPECTED}")
+    raise UserError(f"--input={path} {_looks(path)}; give {EXPECTED}")
+
+
+def _of_object(text: str) -> str | None:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    if "turns" in row:
+        return "turns"
+    if "dialogue" in row:
+        return "soda"
+    return "prosocial" if {"context", "response", "dialogue_id"} <= row.keys() else None
+
+
+def _is_download(path: str) -> bool:
+    with lines.opened(path) as file:
+        first = next(pieces.elements(file), None)
+    try:
+        dialogue = json.loads(b"".join(first.lines)) if first else None
+        return isinstance(dialogue, list) and {"text", "labels"} <= dialogue[0].keys()
+    except (ValueError, RecursionError, LookupError, AttributeError):
+        return False
+
+
+def _looks(path: str) -> str:
+    from tasks import recognize
+
+    name = recognize.looks_like(path)
+    return f"looks like {name}" if name else "is of no corpus known here"
+
+
+def _object(data: bytes) -> Any:
+    """The JSON value of some bytes; raises ValueError that says what is wrong."""
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON: nested too deeply") from error
+    return value
+
+
+def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
+    """A `Format.read` for pieces of one record: `read` its text, or set it aside."""
+
+    def items(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+        (data,) = piece.lines
+        if not data.strip():
+            return []
+        place = Place(path, piece.line + 1)
+        try:
+            return [read(data, place, str(number))]
+        except ValueError as error:
+            return [_rejected(error, place, piece.lines)]
+
+    return items
+
+
+def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> shards.Rejected:
+    reason = str(error).removeprefix(f"{place.file}:{place.line}: ")
+    return shards.Rejected(place.line, reason, lines.text_of(kept))
+
+
+def _soda(data: bytes, place: Place, number: str) -> Dialogue:
+    return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
+
+
+def _turns(data: bytes, place: Place, number: str) -> Dialogue:
+    record = _object(data)
+    if not isinstance(record, dict):
+        raise ValueError(f"got {type(record).__name__}, expected an object {{turns}}")
+    name = record.get("id")
+    return Dialogue(number if name is None else str(name), checked(record.get("turns")))
+
+
+def checked(turns: Any) -> tuple[str, ...]:
+    """Turns without the white space around them; raises ValueError that says which is unusable."""
+    if not isinstance(turns, list | tuple) or not turns:
+        raise ValueError("field 'turns': expected a list of at least one utterance")
+    for place, turn in enumerate(turns):
+        if not isinstance(turn, str):
+            raise ValueError(f"turn {place + 1}: got {type(turn).__name__}, expected a string")
+        if not turn.strip():
+            raise ValueError(f"turn {place + 1} is empty: every turn needs a text")
+        try:
+            turn.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"turn {place + 1} is not valid text (half a character)") from None
+    return tuple(turn.strip() for turn in turns)
+
+
+def _daily(data: bytes, place: Place, number: str) -> Dialogue:
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    *turns, rest = text.split("__eou__")
+    if not turns or rest.strip():
+        raise ValueError("the line does not end with __eou__, as a dialogue of DailyDialog does")
+    return Dialogue(number, checked(turns))
+
+
+def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+    """Hub rows of one dialogue: a row is usable if all rows before it are there."""
+
+    def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
+        for offset, data in enumerate(piece.lines):
+            if data.strip():
+                yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
+
+    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, records.ProsocialTurn]:
+        dialogue, response, _ = records.row_position(row, place)
+        if response != expected:
+            raise place.error(
+                "its dialogue's rows before it are missing",
+                f"response_id {response}",
+                f"response_id {expected}",
+            )
+        return str(dialogue), str(response), records.prosocial_turn(row, place)
+
+    return _contexts(rows(), turn, whole)
+
+
+def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+    """A dialogue of the direct download, which has no name but its number."""
+    place = Place(path, piece.line + 1)
+    try:
+        dialogue = _object(b"".join(piece.lines))
+        if not isinstance(dialogue, list) or not dialogue:
+            raise ValueError("expected a dialogue: a list of at least one row")
+    except ValueError as error:
+        return [_rejected(error, place, piece.lines)]
+
+    def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
+        for row_number, row in enumerate(dialogue, start=1):
+            here = Place(path, piece.line + 1, f"row {row_number}")
+            yield here, [json.dumps(row).encode()], lambda row=row: row
+
+    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, records.ProsocialTurn]:
+        return str(number), str(expected), records.direct_download_turn(row, place)
+
+    return _contexts(rows(), turn, whole)
+
+
+def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
+    """A dialogue for each row, or one; after a row that cannot be used no later one can."""
+    items: Items = []
+    turns: tuple[str, ...] = ()
+    name, count, broken = "", 0, False
+    for place, kept, read in rows:
+        try:
+            if broken:
+                raise ValueError("a row before it in its dialogue cannot be used")
+            name, response, found = turn(read(), place, count)
+        except ValueError as error:
+            broken = True
+            items.append(_rejected(error, place, kept))
+            continue
+        if not whole:
+            items.append(Dialogue(f"{name}-{response}", (*turns, found.context)))
+        turns += (found.context, found.response)
+        count += 1
+    return [Dialogue(name, turns), *items] if whole and turns else items
+
+
+FORMATS = {
+    found.name: found
+    for found in (
+        Format("soda", lines.by_line, _one(_soda)),
+        Format("turns", lines.by_line, _one(_turns)),
+        Format("dailydialog", lines.by_line, _one(_daily)),
+        Format("prosocial", pieces.dialogues, _prosocial),
+        Format("prosocial_download", pieces.elements, _download),
+    )
+}

@@ -1,0 +1,254 @@
+"""What a model's labels and rules of thumb are worth, in the terms of the paper's table 2.
+
+`report` counts, `table` puts it into words beside the paper's rows. Kim et al. 2022
+("ProsocialDialog"), section 5.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.metrics import safety
+from tasks.metrics.overlap import pair_bleu4, pair_f1
+from tasks.safety import CLASSES, LABELS, rot_text, three_class
+
+# Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,
+# but for the perplexity.
+PAPER = (
+    ("BAD classifier", 72.2, 72.1, None, None, None),
+    ("BERT", 73.1, 72.8, None, None, None),
+    ("NormTransformer", None, None, 10.2, 36.1, 8.6),
+    ("DialoGPT", None, None, 10.0, 32.1, 8.7),
+    ("GPT-2", 69.3, 68.4, 9.6, 32.3, 8.8),
+    ("T5", 72.4, 73.4, 16.1, 38.9, 5.9),
+    ("Canary (Social Chemistry)", 73.5, 73.1, 16.3, 39.2, 5.4),
+    ("Canary (MIC)", 74.1, 74.0, 16.2, 41.2, 5.3),
+    ("Canary (Delphi)", 77.9, 77.1, 16.5, 43.3, 5.3),
+)
+_LARGEST_NATS = 700.0  # exp of more is no float
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What the corpus says of one context: its label (of tasks.safety.LABELS) and its RoTs.
+
+    RoTs as in the model's targets: a casual context has none, although some of the corpus do.
+    """
+
+    label: str
+    rots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model says of it.
+
+    `probabilities` has one of each of LABELS; `rot_text` is its RoTs as it wrote them, empty
+    where it wrote none. `rot_log_likelihood` is that of the gold RoTs (natural logarithm, summed
+    over their `rot_tokens` tokens), or None where nobody asked.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+    rot_text: str
+    rot_log_likelihood: float | None
+    rot_tokens: int
+
+
+def most_frequent(golds: Sequence[Gold]) -> Gold:
+    """The label and the RoTs that occur most often: what who has learnt nothing would answer.
+
+    Among equally frequent ones the first; no RoTs where `golds` have none.
+    """
+    rots = Counter(gold.rots for gold in golds if gold.rots).most_common(1)
+    return Gold(
+        Counter(gold.label for gold in golds).most_common(1)[0][0], rots[0][0] if rots else ()
+    )
+
+
+def report(
+    golds: Sequence[Gold], founds: Sequence[Found], baseline: Gold | None = None
+) -> dict[str, Any]:
+    """Everything that is measured, as plain numbers, lists and dicts (JSON). Shares are 0 to 1.
+
+    The three classes are those of the labels found, not of their summed probabilities. BLEU-4 and
+    F1 (means over examples; ParlAI's) and the perplexity exp(-sum of log likelihoods / tokens) are
+    of the examples whose gold has RoTs; None where there is none, and the perplexity too where it
+    exceeds what a float holds. `baseline` is an answer given to every example, for comparison:
+    `most_frequent` of the training examples.
+
+    Raises ValueError, with the example's number from 0, for lists that do not match, a label that
+    is not of the five, and probabilities that are none.
+    """
+    counts = safety.confusion([g.label for g in golds], [f.label for f in founds])
+    counts_three = _three(golds, [f.label for f in founds])
+    for number, found in enumerate(founds):
+        _check(number, found)
+    calibration = safety.calibration(
+        [min(f.probabilities[f.label], 1.0) for f in founds],
+        [g.label == f.label for g, f in zip(golds, founds, strict=True)],
+    )
+    made = {
+        "examples": len(golds),
+        "five_labels": _judged(counts, LABELS),
+        "three_classes": _judged(counts_three, CLASSES),
+        "calibration": calibration,
+        "rots": _rots(golds, [f.rot_text for f in founds]) | _perplexity(golds, founds),
+        "baseline": None,
+    }
+    if baseline is not None:
+        always = [baseline.label] * len(golds)
+        made["baseline"] = {
+            "label": baseline.label,
+            "rots": _joined(baseline.rots),
+            "accuracy": safety.accuracy(safety.confusion([g.label for g in golds], always)),
+            "accuracy_three": safety.accuracy(_three(golds, always)),
+            **{
+                k: v
+                for k, v in _rots(golds, [_joined(baseline.rots)] * len(golds)).items()
+                if k in ("bleu4", "f1")
+            },
+        }
+    return made
+
+
+def _three(golds: Sequence[Gold], labels: Sequence[str]) -> Any:
+    return safety.confusion(
+        [three_class(g.label) for g in golds],
+        [three_class(label) for label in labels],
+        CLASSES,
+    )
+
+
+def _judged(counts: Any, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "labels": list(labels),
+        "accuracy": safety.accuracy(counts),
+        "macro_f1": safety.macro_f1(counts),
+        "per_class": dict(zip(labels, safety.per_class(counts), strict=True)),
+        "confusion": counts.tolist(),
+    }
+
+
+def _check(number: int, found: Found) -> None:
+    given = found.probabilities
+    if set(given) != set(LABELS):
+        raise ValueError(
+            f"example {number}: probabilities of other labels: got {sorted(given)}, expected one "
+            f"for each of {LABELS}"
+        )
+    total = math.fsum(given.values())
+    # Five float32 exponentials of a softmax miss 1 by much less than this.
+    if not (min(given.values()) >= 0 and abs(total - 1) < 1e-3):
+        raise ValueError(
+            f"example {number}: not probabilities: got {dict(given)} with sum {total}, expected "
+            "numbers from 0 with sum 1"
+        )
+
+
+def _rots(golds: Sequence[Gold], texts: Sequence[str]) -> dict[str, Any]:
+    pairs = [(text, _joined(g.rots)) for g, text in zip(golds, texts, strict=True) if g.rots]
+    bleu4 = [pair_bleu4(*pair) for pair in pairs]
+    f1 = [pair_f1(*pair) for pair in pairs]
+    return {
+        "examples": len(pairs),  # with gold RoTs
+        "answered": sum(bool(text.strip()) for text, _ in pairs),  # of these, with an RoT found
+        "unasked": sum(
+            bool(text.strip()) for g, text in zip(golds, texts, strict=True) if not g.rots
+        ),  # an RoT found where gold has none
+        "bleu4": math.fsum(bleu4) / len(pairs) if pairs else None,
+        "f1": math.fsum(f1) / len(pairs) if pairs else None,
+    }
+
+
+def _joined(rots: Sequence[str]) -> str:
+    return rot_text(rots) if rots else ""
+
+
+def _perplexity(golds: Sequence[Gold], founds: Sequence[Found]) -> dict[str, Any]:
+    scored = [
+        f for g, f in zip(golds, founds, strict=True) if g.rots and f.rot_log_likelihood is not None
+    ]
+    tokens = sum(f.rot_tokens for f in scored)
+    nats = -math.fsum(f.rot_log_likelihood for f in scored) / tokens if tokens else None
+    fits = nats is not None and nats < _LARGEST_NATS
+    return {
+        "scored": len(scored),  # examples whose gold RoTs have a likelihood
+        "tokens": tokens,
+        "nats_per_token": nats if nats is not None and math.isfinite(nats) else None,
+        "perplexity": math.exp(nats) if fits else None,
+    }
+
+
+def table(made: Mapping[str, Any], name: str = "this model") -> str:
+    """A `report` for reading, in percent: table 2 with `name`'s row, then label by label."""
+    rots, baseline = made["rots"], made["baseline"]
+    rows = [["", "accuracy", "3 classes", "RoT BLEU-4", "RoT F1", "RoT perplexity"]]
+    for model, valid, test, *others in PAPER:
+        both = "-" if valid is None else f"{valid} / {test}"
+        rows.append([model, both, "-", *("-" if x is None else str(x) for x in others)])
+    if baseline is not None:
+        shares = [baseline[key] for key in ("accuracy", "accuracy_three", "bleu4", "f1")]
+        rows.append(["the most frequent answer", *map(_percent, shares), "-"])
+    five, three = made["five_labels"], made["three_classes"]
+    shares = [five["accuracy"], three["accuracy"], rots["bleu4"], rots["f1"]]
+    rows.append([name, *map(_percent, shares), _number(rots["perplexity"])])
+    parts = [
+        aligned(rows),
+        "Of the paper's models accuracy is validation / test, the rest test; a perplexity is per "
+        f"token of\nthe model's own vocabulary. {name}: {made['examples']:,} examples; RoTs: "
+        f"{rots['examples']:,} whose gold has some; perplexity:\n{rots['scored']:,} of these, "
+        f"{rots['tokens']:,} tokens.",
+    ]
+    if baseline is not None:
+        parts.append(f"The most frequent answer: {baseline['label']} {baseline['rots']}".rstrip())
+    for title, judged in (("five labels", five), ("three classes", three)):
+        parts += [_class_table(title, judged), _confusion_table(judged)]
+    error = made["calibration"]["error"]
+    parts.append(
+        f"Expected calibration error {_percent(error)} ({len(made['calibration']['bins'])} bins).\n"
+        f"RoTs written for {rots['answered']:,} of {rots['examples']:,} that have some, and for "
+        f"{rots['unasked']:,} of {made['examples'] - rots['examples']:,} that have none."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of cells in columns: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _class_table(title: str, judged: Mapping[str, Any]) -> str:
+    rows = [[title, "precision", "recall", "F1", "gold", "predicted"]]
+    for label, row in judged["per_class"].items():
+        shares = [_percent(row[key]) for key in ("precision", "recall", "f1")]
+        rows.append([label, *shares, f"{row['gold']:,}", f"{row['predicted']:,}"])
+    rows.append(["macro mean", "", "", _percent(judged["macro_f1"]), "", ""])
+    return aligned(rows)
+
+
+def _confusion_table(judged: Mapping[str, Any]) -> str:
+    short = [label.strip("_").removesuffix("_needs_caution") for label in judged["labels"]]
+    rows = [["gold (down), predicted (across)", *short]]
+    for label, counts in zip(judged["labels"], judged["confusion"], strict=True):
+        rows.append([label, *(f"{count:,}" for count in counts)])
+    return aligned(rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
