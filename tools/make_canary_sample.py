@@ -271,6 +271,7 @@ def make_prosocial(seed: int) -> dict[str, list[dict[str, Any]]]:
     with (Path(__file__).parent / "sample_corpus_canary_degrees.toml").open("rb") as file:
         phrases = tomllib.load(file)
     seen: set[tuple[str, ...]] = set()
+    learnt: set[str] = set()  # the rules of the training split, each of one topic or of all
     splits: dict[str, list[dict[str, Any]]] = {}
     for split, size in SIZES.items():
         rng = random.Random(f"canary/{split}/{seed}")
@@ -283,6 +284,11 @@ def make_prosocial(seed: int) -> dict[str, list[dict[str, Any]]]:
                 waiting[kind] = rng.sample(entries[kind], len(entries[kind]))
             dialogue = draw_dialogue(kind, waiting[kind].pop(), phrases, split, rng)
             if dialogue is None or _spoken(dialogue) in seen:
+                continue
+            rots = {rot for row in dialogue for rot in row["rots"] or ()}
+            if split == "train":
+                learnt |= rots
+            elif not rots <= learnt:
                 continue
             seen.add(_spoken(dialogue))
             for index, row in enumerate(dialogue):
