@@ -6,6 +6,7 @@ from split to any of these. Remote paths (`gs://...`) go through etils.epath.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ from tasks.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")
-_DATA_NAME = re.compile(r"(?P<stem>.+?)\.(jsonl|json|ndjson|parquet)(\.gz)?$")
+RECORDS = ("jsonl", "json", "ndjson", "parquet")  # the endings of files of records
+TABLES = ("csv", "tsv")
+TEXTS = ("txt",)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 _log = logging.getLogger(__name__)
@@ -40,40 +43,50 @@ def resolve(path: Any) -> Any:
     return local
 
 
-def files_for_split(path: Any, split: str) -> list[Any]:
-    """The data files of `split` under `path`, sorted by name.
+def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -> list[Any]:
+    """The data files of `split` under `path`, sorted by name; in folders those of `endings`.
 
     `path`: a mapping split -> path; a template with `{split}`; a glob; one file, which then
     serves every split (a warning says so); or a folder of `SPLIT*.jsonl|json|parquet[.gz]` or of
     folders named by split. `valid`, `val` and `dev` are other names for `validation`. Raises
     DataError with what was looked for, where, and what was found.
     """
-    files, shared = _find(path, split)
+    files, shared = _find(path, split, endings)
     if shared and split != "train" and (str(path), split) not in _warned:
         _warned.add((str(path), split))
         _log.warning("%s serves every split: split %r reads the same records", path, split)
     return files
 
 
-def splits_of(path: Any) -> list[str]:
+def all_files(path: Any, split: str, endings: tuple[str, ...]) -> list[Any]:
+    """The files to read for `split` of a corpus whose records name their splits themselves.
+
+    A mapping or a template is looked up for the split; of anything else all files serve it.
+    """
+    if isinstance(path, Mapping) or path is None or "{split}" in str(path):
+        return files_for_split(path, split, endings)
+    return _expand(path, None, split, endings)[0]
+
+
+def splits_of(path: Any, endings: tuple[str, ...] = RECORDS) -> list[str]:
     """The splits that `path` has files for, in the order of SPLITS; possibly none."""
     splits = []
     for split in SPLITS:
         try:
-            _find(path, split)
+            _find(path, split, endings)
         except DataError:
             continue
         splits.append(split)
     return splits
 
 
-def _find(path: Any, split: str) -> tuple[list[Any], bool]:
+def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], bool]:
     """(files of `split`, whether they serve every split)."""
-    names = _names(split)
+    names = split_names(split)
     if isinstance(path, Mapping):
         for name in names:
             if name in path:
-                return _expand(path[name], None, split)[0], False
+                return _expand(path[name], None, split, endings)[0], False
         raise DataError.at(
             dict(path),
             None,
@@ -89,29 +102,34 @@ def _find(path: Any, split: str) -> tuple[list[Any], bool]:
             "the path is not set",
             got=repr(path),
             expected="a file, a folder, a glob or a mapping from split to these",
-            remedy="Set it (gin: SODA_PATH, PROSOCIAL_PATH).",
+            remedy="Set it (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
         )
     if "{split}" in str(path):
         for name in names:
             candidate = str(path).replace("{split}", name)
             place = resolve(candidate)
             if place.is_dir():
-                found = _data_files(place)
+                found = _data_files(place, endings)
             elif place.exists():
                 found = [place]
             else:
                 found = _glob(candidate) if _is_glob(candidate) else []
             if found:
-                return _one_format(found, path), False
-        raise _nothing(path, split, f"{[str(path).replace('{split}', name) for name in names]}")
-    return _expand(path, names, split)
+                return _one_format(found, path, endings), False
+        raise _nothing(
+            path, split, endings, f"{[str(path).replace('{split}', name) for name in names]}"
+        )
+    return _expand(path, names, split, endings)
 
 
-def _names(split: str) -> tuple[str, ...]:
+def split_names(split: str) -> tuple[str, ...]:
+    """The names that a split goes by: `valid`, `val` and `dev` are `validation` too."""
     return _VALIDATION if split in _VALIDATION else (split,)
 
 
-def _expand(path: Any, names: tuple[str, ...] | None, split: str) -> tuple[list[Any], bool]:
+def _expand(
+    path: Any, names: tuple[str, ...] | None, split: str, endings: tuple[str, ...]
+) -> tuple[list[Any], bool]:
     """(files of `path`, whether they serve every split).
 
     `names` are the names of the split, or None when every file of `path` belongs to it.
@@ -119,27 +137,27 @@ def _expand(path: Any, names: tuple[str, ...] | None, split: str) -> tuple[list[
     if _is_glob(str(path)) and not resolve(path).exists():
         found = _glob(str(path))
         if not found:
-            raise _nothing(path, split, "no file matches the glob")
-        files, shared = _of_split(found, names, path, split)
-        return _one_format(files, path), shared
+            raise _nothing(path, split, endings, "no file matches the glob")
+        files, shared = _of_split(found, names, path, split, endings)
+        return _one_format(files, path, endings), shared
     place = resolve(path)
     if place.is_dir():
         for name in names or ():
-            if (place / name).is_dir() and (inside := _data_files(place / name)):
-                return _one_format(inside, path), False
-        found = _data_files(place)
+            if (place / name).is_dir() and (inside := _data_files(place / name, endings)):
+                return _one_format(inside, path, endings), False
+        found = _data_files(place, endings)
         chosen = found if names is None else _named(found, names)
         if not chosen:
             listed = sorted(child.name for child in place.iterdir())
-            raise _nothing(path, split, f"the folder {place} holds {listed[:20]}")
-        return _one_format(chosen, path), False
+            raise _nothing(path, split, endings, f"the folder {place} holds {listed[:20]}")
+        return _one_format(chosen, path, endings), False
     if place.exists():
         return [place], names is not None
-    raise _nothing(path, split, _looked_at(path))
+    raise _nothing(path, split, endings, _looked_at(path))
 
 
 def _of_split(
-    found: list[Any], names: tuple[str, ...] | None, path: Any, split: str
+    found: list[Any], names: tuple[str, ...] | None, path: Any, split: str, endings: tuple[str, ...]
 ) -> tuple[list[Any], bool]:
     """Of a glob's files those named after the split; all of them when no name tells a split."""
     if names is None:
@@ -149,7 +167,9 @@ def _of_split(
         return found, True
     chosen = _named(found, names)
     if not chosen:
-        raise _nothing(path, split, f"the glob matches {[file.name for file in found][:20]}")
+        raise _nothing(
+            path, split, endings, f"the glob matches {[file.name for file in found][:20]}"
+        )
     return chosen, False
 
 
@@ -159,16 +179,21 @@ def _named(files: list[Any], names: tuple[str, ...]) -> list[Any]:
     return [file for file in files if pattern.match(file.name)]
 
 
-def _data_files(folder: Any) -> list[Any]:
-    files = (child for child in folder.iterdir() if _DATA_NAME.match(child.name))
+def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
+    files = (child for child in folder.iterdir() if _data_name(endings).match(child.name))
     return sorted((f for f in files if not f.name.startswith(".")), key=lambda f: f.name)
 
 
-def _one_format(files: list[Any], path: Any) -> list[Any]:
+@functools.cache
+def _data_name(endings: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(?P<stem>.+?)\.({'|'.join(endings)})(\.gz)?$")
+
+
+def _one_format(files: list[Any], path: Any, endings: tuple[str, ...]) -> list[Any]:
     """`files`, unless one of them is there twice: `train.jsonl` beside `train.parquet`."""
     seen: dict[str, str] = {}
     for file in files:
-        match = _DATA_NAME.match(file.name)
+        match = _data_name(endings).match(file.name)
         stem = str(file.parent / (match["stem"] if match else file.name))
         if stem in seen:
             raise DataError.at(
@@ -211,15 +236,15 @@ def _looked_at(path: Any) -> str:
     return f"nothing at {Path.cwd() / path} nor at {_REPOSITORY / path}"
 
 
-def _nothing(path: Any, split: str, found: str) -> DataError:
-    names = _names(split)
+def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str) -> DataError:
+    names = split_names(split)
     return DataError.at(
         path,
         None,
         f"no data for split {split!r}",
         got=found,
         expected="a file, or a folder with files named "
-        + ", ".join(f"{name}*.jsonl" for name in names)
-        + " (or .json, .parquet, each plain or .gz)",
-        remedy="Download the corpus or correct the path (gin: SODA_PATH, PROSOCIAL_PATH).",
+        + ", ".join(f"{name}*.{endings[0]}" for name in names)
+        + f" ({'or .' + ', .'.join(endings[1:]) + ', ' if endings[1:] else ''}each plain or .gz)",
+        remedy="Download the corpus or correct the path (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
     )

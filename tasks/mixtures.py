@@ -9,17 +9,16 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks import families
 from tasks.errors import DataError
+from tasks.families import NAMES, CanaryData
 from tasks.formatting import Separators
-from tasks.vocabularies import T5_VOCABULARY
+from tasks.safety import LABELS, label_text
+from tasks.vocabularies import T5_VOCABULARY, load
 
-NAMES = ("soda", "prosocial_dialog", "cosmo")
-
-# Published sizes of the training splits, in examples: SODA has 1,191,582 dialogues of 7.6
-# utterances on average, every one but the first a target; ProsocialDialog has 120,236 responses.
-# Mixing at these rates reads every example equally often.
-RATES = {"soda": 1_191_582 * (7.6 - 1), "prosocial_dialog": 120_236.0}
+RATES = families.MIXTURES["cosmo"]
 _SEPARATORS = Separators()
+_CANARY = CanaryData()
 
 
 def use(
@@ -36,12 +35,20 @@ def use(
     token_metrics: bool = True,
     seed: int = 0,
     shuffle_buffer_size: int = 20_000,
+    canary: CanaryData = _CANARY,
 ) -> str:
-    """Registers the tasks `soda` and `prosocial_dialog` and the mixture `cosmo`; returns `name`.
+    """Registers the family of tasks and mixtures that `name` is of, and returns `name`.
 
-    An earlier registration of the three is replaced, so a run is described by one call. The name
-    of a task that somebody else registered with SeqIO is returned untouched. Data is not opened
-    here: a path that does not exist is reported when its dataset is asked for.
+    Cosmo's: the tasks `soda` and `prosocial_dialog`, the mixture `cosmo` of them. Canary's:
+    `canary_prosocial` (label, then rules of thumb), `canary_safety` (label), `canary_rot` (rules of
+    thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all casual), `canary`, the
+    mixture of the first and the last three; for pre-training `social_chemistry`, `mic`,
+    `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative` and `norm_bank`, the mixture of
+    these three.
+
+    An earlier registration is replaced, so a run is described by one call. The name of a task that
+    somebody else registered with SeqIO is returned untouched. Data is not opened here: a path that
+    does not exist is reported when its dataset is asked for.
 
     Args:
         name: the task or mixture wanted.
@@ -50,13 +57,16 @@ def use(
         separators: a `Separators`, or its two texts (between parts, between turns).
         narrative_dropout, instruction_dropout: how often training leaves the part out, drawn
             independently for each example and epoch (Kim et al. 2023, section 4). Splits other
-            than `train` always keep both.
-        rates: the mixture's rate per task, by default RATES.
-        source: `files`, or `tfds` for datasets that `tfds build` wrote to `tfds_data_dir`.
+            than `train` always keep both. Canary's tasks have neither.
+        rates: rates of the tasks in the mixture that `name` is, or is in; the others keep those of
+            `tasks.families.MIXTURES`. A task of rate 0 is left out.
+        source: `files`, or, for Cosmo's tasks, `tfds` for datasets that `tfds build` wrote to
+            `tfds_data_dir`.
         token_metrics: whether to add perplexity and token accuracy, which need a model that
             returns token counts with its scores.
         seed: of the names drawn for ProsocialDialog; data from TFDS has its names already.
         shuffle_buffer_size: examples held to shuffle from.
+        canary: where the other corpora of Canary's tasks are, and how labels are written.
 
     Raises:
         DataError: `name` is neither ours nor registered, the vocabulary cannot be used, or a
@@ -65,16 +75,16 @@ def use(
     if name not in NAMES:
         import seqio
 
-        known = sorted({*NAMES, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-        if name in known:
+        registered = sorted({*NAMES, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+        if name in registered:
             return name
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(name, registered, n=1, cutoff=0.0)[0]
         raise DataError.at(
             "MIXTURE_OR_TASK_NAME",
             None,
             "no such task or mixture",
             got=repr(name),
-            expected=f"one of {known}, perhaps {nearest!r}",
+            expected=f"one of {registered}, perhaps {nearest!r}",
             remedy="Correct the name, or import the module that registers it first.",
         )
     if not isinstance(separators, Separators):
@@ -93,23 +103,55 @@ def use(
         raise DataError(
             "source='tfds' needs the folder of the datasets (gin: mixtures.use.tfds_data_dir)"
         )
-    rates = {**RATES, **(rates or {})}
-    if set(rates) != set(RATES) or min(rates.values()) < 0 or not sum(rates.values()):
+    for_canary = name in families.CANARY_NAMES
+    if source == "tfds" and for_canary:
         raise DataError(
-            f"rates={rates}: expected numbers from 0, not all 0, for {sorted(RATES)} "
-            "(gin: MIXTURE_RATES)"
+            f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files' "
+            "(gin: mixtures.use.source)"
         )
+    names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
+    mixtures = families.mixtures_for(name, rates, names)
+    if for_canary:
+        _check_labels(vocabulary_path, canary)
+        corpora = families.canary_corpora(prosocial_path, canary)
+    else:
+        corpora = families.cosmo_corpora(soda_path, prosocial_path, seed)
 
     from tasks import seqio_tasks
 
     seqio_tasks.register(
-        sources=seqio_tasks.sources(source, soda_path, prosocial_path, tfds_data_dir, seed),
+        sources={
+            task: seqio_tasks.tfds_source(task, tfds_data_dir)
+            if source == "tfds"
+            else seqio_tasks.file_source(corpus)
+            for task, corpus in corpora.items()
+        },
+        mixtures=mixtures,
+        text_metrics=families.CANARY if for_canary else families.COSMO,
         vocabulary_path=vocabulary_path,
         separators=separators,
         narrative_dropout=narrative_dropout,
         instruction_dropout=instruction_dropout,
-        rates=rates,
         token_metrics=token_metrics,
         shuffle_buffer_size=shuffle_buffer_size,
     )
     return name
+
+
+def _check_labels(vocabulary_path: Any, canary: CanaryData) -> None:
+    """Raises DataError for a vocabulary in which a label is not what it was, read back."""
+    vocabulary = load(vocabulary_path)
+    single = canary.label_style == "sentinel"
+    for label in LABELS:
+        text = label_text(label, canary.label_style)
+        ids = vocabulary.encode(text)
+        whole = vocabulary.unk_id not in ids and vocabulary.decode(ids) == text
+        if not whole or (single and len(ids) != 1):
+            raise DataError.at(
+                vocabulary.path,
+                None,
+                f"the vocabulary does not hold the label {text!r}",
+                got=f"{len(ids)} pieces that read {vocabulary.decode(ids)!r}",
+                expected="one piece" if single else "pieces that read the same",
+                remedy="Give T5's vocabulary or another style (VOCABULARY_PATH, LABEL_STYLE).",
+            )

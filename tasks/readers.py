@@ -6,18 +6,15 @@ file, a folder or a glob; local or remote. See `tasks.files` for how paths and s
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import logging
-import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.errors import DataError, shown
+from tasks.errors import DataError
 from tasks.files import files_for_split, resolve, splits_of
+from tasks.raw import DOWNLOAD_AGAIN, rows
+from tasks.recognize import PROSOCIAL, named
 from tasks.records import (
     Place,
     ProsocialDialogue,
@@ -41,11 +38,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_SPACE = re.compile(r"\s*")
-_GZIP = b"\x1f\x8b"
-_BATCH_ROWS = 1024  # Parquet rows held at a time
-_CORRUPT = (EOFError, zlib.error, gzip.BadGzipFile)
-_DOWNLOAD_AGAIN = "Download or write the file again."
 
 # Parquet columns that are read; the rest (model answers, reasons of votes) stay on disk.
 _SODA_COLUMNS = ("narrative", "dialogue", "speakers")
@@ -70,9 +62,10 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
     files = files_for_split(path, split)
     count = 0
     for file in files:
-        for place, row in _rows(file, _SODA_COLUMNS):
-            yield soda_dialogue(row, place, f"soda-{split}-{count}")
-            count += 1
+        with named(file, "SODA"):
+            for place, row in rows(file, _SODA_COLUMNS):
+                yield soda_dialogue(row, place, f"soda-{split}-{count}")
+                count += 1
     _refuse_empty(files, count)
 
 
@@ -87,12 +80,13 @@ def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogu
     files = files_for_split(path, split)
     joiner = _Joiner(f"prosocial-{split}")
     for file in files:
-        for place, row in _rows(file, _PROSOCIAL_COLUMNS):
-            if isinstance(row, list):
-                yield from joiner.finish()
-                yield from joiner.whole(_nested_turns(row, place))
-            else:
-                yield from joiner.add(row, place)
+        with named(file, *PROSOCIAL):
+            for place, row in rows(file, _PROSOCIAL_COLUMNS):
+                if isinstance(row, list):
+                    yield from joiner.finish()
+                    yield from joiner.whole(_nested_turns(row, place))
+                else:
+                    yield from joiner.add(row, place)
         # Shards cut dialogues: only the next file can tell whether this one's last goes on.
         joiner.report()
     yield from joiner.finish()
@@ -170,132 +164,5 @@ def _refuse_empty(files: Sequence[Any], count: int) -> None:
             "the data holds no dialogue",
             got=f"{len(files)} files without a record",
             expected="at least one record",
-            remedy=_DOWNLOAD_AGAIN,
+            remedy=DOWNLOAD_AGAIN,
         )
-
-
-def _rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
-    """(place, value) of each record of `file`; a nested dialogue comes as a list."""
-    if file.name.endswith(".parquet"):
-        return _parquet_rows(file, columns)
-    return _json_rows(file)
-
-
-def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
-    lines = _lines(file)
-    for number, line in lines:
-        if not line.strip():
-            continue
-        if line.lstrip().startswith("["):
-            yield from _json_list(file, number, line + "".join(text for _, text in lines))
-            return
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _broken_json(file, number, line, error) from None
-        yield Place(str(file), number), row
-
-
-def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, Any]]:
-    """Elements of the JSON list that `text` is, decoded one at a time to know their lines."""
-    decoder = json.JSONDecoder()
-    line, counted = first_line, 0  # `line` holds text[counted]
-
-    def skip_space(position: int) -> int:
-        nonlocal line, counted
-        position = _SPACE.match(text, position).end()
-        line, counted = line + text.count("\n", counted, position), position
-        return position
-
-    def wrong(problem: str, position: int, expected: str) -> DataError:
-        got = shown(text[position : position + 40]) if text[position:] else "the end of file"
-        at = line + text.count("\n", counted, position)
-        return Place(str(file), at).error(problem, got, expected)
-
-    position = skip_space(text.index("[") + 1)
-    number = 0
-    while text[position : position + 1] != "]":
-        if number:
-            if text[position : position + 1] != ",":
-                raise wrong("broken JSON list", position, "',' or ']'")
-            position = skip_space(position + 1)
-        number += 1
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise wrong(f"broken JSON ({error.msg})", error.pos, "valid JSON") from None
-        yield Place(str(file), line, f"dialogue {number}"), value
-        position = skip_space(end)
-    if text[skip_space(position + 1) :]:
-        raise wrong("text after the JSON list", counted, "the end of file")
-
-
-def _broken_json(file: Any, number: int, line: str, error: json.JSONDecodeError) -> DataError:
-    problem = f"broken JSON ({error.msg} at column {error.colno})"
-    return Place(str(file), number).error(problem, shown(line.strip()), "one JSON object a line")
-
-
-def _lines(file: Any) -> Iterator[tuple[int, str]]:
-    """(number from 1, text with its newline) of each line of a text file, gunzipped if need be."""
-    number = 0
-    with file.open("rb") as raw:
-        head = raw.read(len(_GZIP))
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if head == _GZIP else raw
-        try:
-            for number, line in enumerate(stream, start=1):
-                # A byte order mark is no part of the first record.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except _CORRUPT as error:
-            raise DataError.at(
-                file,
-                number + 1,
-                "the compressed file is cut short or damaged",
-                got=str(error),
-                expected="a whole gzip file",
-                remedy=_DOWNLOAD_AGAIN,
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError.at(
-                file,
-                number,
-                "not a text file",
-                got=f"byte {error.object[error.start]:#x}",
-                expected="JSON in UTF-8",
-                remedy=_DOWNLOAD_AGAIN,
-            ) from None
-
-
-def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DataError.at(
-            file,
-            None,
-            "reading Parquet needs pyarrow",
-            got="no pyarrow",
-            expected="it installed",
-            remedy="Install the extra `seqio`, which holds it, or give the data as JSON lines.",
-        ) from None
-    number = 0
-    with file.open("rb") as raw:
-        try:
-            # A remote file is fetched whole: Parquet seeks, and its shards are small.
-            source = raw if hasattr(raw, "fileno") else io.BytesIO(raw.read())
-            parquet = pq.ParquetFile(source)
-            present = [name for name in columns if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=present):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Place(str(file), number, "row of a Parquet file"), row
-        except pa.ArrowException as error:
-            raise DataError.at(
-                file,
-                number + 1,
-                "the Parquet file is damaged",
-                got=shown(str(error)),
-                expected="a whole Parquet file",
-                remedy=_DOWNLOAD_AGAIN,
-            ) from None

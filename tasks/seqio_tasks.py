@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from tasks import metrics
-from tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from tasks.corpus_examples import Corpus
 from tasks.errors import DataError
-from tasks.files import SPLITS, files_for_split, splits_of
+from tasks.files import SPLITS
 from tasks.formatting import Example, Separators
 from tasks.vocabularies import load, seqio_vocabulary
 
 TFDS_VERSION = "1.0.0"
-_TEXT_METRICS = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
 _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 
 _CHUNK = 64  # examples handed from Python to TensorFlow at once: the crossing is what costs
@@ -40,9 +39,9 @@ class _FilesSource(seqio.FunctionDataSource):
       formatting an example costs a tenth of what TensorFlow adds.
     """
 
-    def __init__(self, path: Any, examples: Callable[[str], Iterator[Example]]):
-        super().__init__(functools.partial(_file_dataset, path, examples), splits=SPLITS)
-        self._path, self._examples = path, examples
+    def __init__(self, corpus: Corpus):
+        super().__init__(functools.partial(_file_dataset, corpus, corpus.examples), splits=SPLITS)
+        self._corpus = corpus
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -53,50 +52,45 @@ class _FilesSource(seqio.FunctionDataSource):
         index, number = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
 
         def of_shard(split: str) -> Iterator[Example]:
-            return itertools.islice(self._examples(split), index, None, number)
+            return itertools.islice(self._corpus.examples(split), index, None, number)
 
-        return _file_dataset(self._path, of_shard, split)
+        return _file_dataset(self._corpus, of_shard, split)
 
     def count(self, split: str) -> int:
         """Examples in `split`, all of which are read."""
-        return sum(1 for _ in self._examples(split))
+        return sum(1 for _ in self._corpus.examples(split))
 
     @property
     def splits(self) -> tuple[str, ...]:
         # None at all: let get_dataset say why, which SeqIO's own "no splits" does not.
-        return tuple(splits_of(self._path)) or SPLITS
+        return tuple(self._corpus.splits()) or SPLITS
 
 
-def sources(
-    kind: str, soda_path: Any, prosocial_path: Any, tfds_data_dir: Any, seed: int
-) -> dict[str, seqio.DataSource]:
-    """The data sources of both tasks, of `kind` 'files' or 'tfds'."""
-    if kind == "tfds":
-        return {
-            name: seqio.TfdsDataSource(f"{name}:{TFDS_VERSION}", str(tfds_data_dir), read_only=True)
-            for name in ("soda", "prosocial_dialog")
-        }
-    readers = {
-        "soda": (soda_path, lambda split: soda_file_examples(soda_path, split)),
-        "prosocial_dialog": (
-            prosocial_path,
-            lambda split: prosocial_file_examples(prosocial_path, split, seed),
-        ),
-    }
-    return {name: _FilesSource(path, examples) for name, (path, examples) in readers.items()}
+def file_source(corpus: Corpus) -> seqio.DataSource:
+    """The examples of a corpus's files."""
+    return _FilesSource(corpus)
+
+
+def tfds_source(name: str, data_dir: Any) -> seqio.DataSource:
+    """The examples that `tfds build` wrote to `data_dir`."""
+    return seqio.TfdsDataSource(f"{name}:{TFDS_VERSION}", str(data_dir), read_only=True)
 
 
 def register(
     sources: Mapping[str, seqio.DataSource],
+    mixtures: Mapping[str, Mapping[str, float]],
+    text_metrics: Mapping[str, Sequence[Callable[..., Any]]],
     vocabulary_path: Any,
     separators: Separators,
     narrative_dropout: float,
     instruction_dropout: float,
-    rates: Mapping[str, float],
     token_metrics: bool,
     shuffle_buffer_size: int,
 ) -> None:
-    """Registers a task per source and the mixture `cosmo` of them, in place of earlier ones."""
+    """Registers a task per source and the mixtures of them, in place of earlier ones.
+
+    `mixtures`: name -> task -> rate; a task of rate 0 is left out. `text_metrics` are each task's.
+    """
     _check_splits_at_spaces(vocabulary_path, separators)
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary_path), add_eos=True)
     for name, source in sources.items():
@@ -116,11 +110,12 @@ def register(
                 seqio.preprocessors.append_eos_after_trim,
             ],
             output_features={"inputs": feature, "targets": feature},
-            metric_fns=[*_TEXT_METRICS, *(_TOKEN_METRICS if token_metrics else ())],
+            metric_fns=[*text_metrics[name], *(_TOKEN_METRICS if token_metrics else ())],
             shuffle_buffer_size=shuffle_buffer_size,
         )
-    seqio.MixtureRegistry.remove("cosmo")
-    seqio.MixtureRegistry.add("cosmo", [(name, rates[name]) for name in sources])
+    for mixture, rates in mixtures.items():
+        seqio.MixtureRegistry.remove(mixture)
+        seqio.MixtureRegistry.add(mixture, [(name, rate) for name, rate in rates.items() if rate])
 
 
 def tokenize_parts(
@@ -238,7 +233,7 @@ def join_parts(
 
 
 def _file_dataset(
-    path: Any,
+    corpus: Corpus,
     examples: Callable[[str], Iterator[Example]],
     split: str,
     shuffle_files: bool = False,
@@ -250,7 +245,7 @@ def _file_dataset(
     that order, and SeqIO shuffles examples afterwards.
     """
     del shuffle_files, seed
-    files_for_split(path, split)  # a missing path is reported here, not from inside TensorFlow
+    corpus.files(split)  # a missing path is reported here, not from inside TensorFlow
 
     def chunks() -> Iterator[dict[str, Any]]:
         for chunk in _chunks(examples(split)):

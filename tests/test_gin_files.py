@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from cosmo.engine import config, models
+from cosmo.engine import config, models, optimizer
 from cosmo.engine.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ PARAMETERS = {
     "t5_1_0_large": 737_668_096,
 }
 MODELS = sorted((ROOT / "gin/models").glob("*.gin"))
-EXPERIMENTS = sorted((ROOT / "gin/cosmo").glob("*.gin"))
+EXPERIMENTS = sorted([*(ROOT / "gin/cosmo").glob("*.gin"), *(ROOT / "gin/canary").glob("*.gin")])
 
 
 def build(gin_file: pathlib.Path, verb: str, *bindings: str) -> models.EncoderDecoderModel:
@@ -72,6 +72,32 @@ def test_paper_recipes(name, further):
     assert config.query("NARRATIVE_DROPOUT") == 0.3
     assert config.query("INSTRUCTION_DROPOUT") == 0.5
     assert "Adafactor" in str(config.query("OPTIMIZER"))
+
+
+def test_canarys_paper_recipe():
+    """Oracle: Kim et al. 2022, appendix B.1; 120,236 published exchanges, 4 of 7 examples."""
+    further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
+    config.load("gin/runs/train.gin", ["gin/canary/canary.gin"], further)
+    assert config.macro_value("OPTIMIZER") == optimizer.AdamW(0.9, 0.999, 1e-8, weight_decay=0.0)
+    assert config.query("BASE_LEARNING_RATE") == 1e-5
+    assert config.query("BATCH_SIZE") == 24 and config.query("PACK") is False
+    assert config.query("TRAIN_STEPS") == 81_000
+    assert config.query("EARLY_STOPPING_PATIENCE") == 5
+    assert config.query("EVAL_PERIOD") == round(120_236 * 7 / 4 / 24)
+    shapes = models.abstract_params(config.macro_value("MODEL"))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 737_668_096
+    config.load("gin/runs/train.gin", ["gin/canary/canary_adafactor.gin"], further)
+    assert config.macro_value("OPTIMIZER") == optimizer.Adafactor()
+
+
+@pytest.mark.parametrize("name", ["social_chemistry", "mic", "norm_bank"])
+def test_canarys_pretraining_recipes(name):
+    """Property: Canary's optimizer and batches, the task's own early stopping."""
+    further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
+    config.load("gin/runs/train.gin", [f"gin/canary/pretrain_{name}.gin"], further)
+    assert config.query("MIXTURE_OR_TASK_NAME") == name
+    assert config.query("EARLY_STOPPING_METRIC").split("/")[1].startswith(name)
+    assert isinstance(config.macro_value("OPTIMIZER"), optimizer.AdamW)
 
 
 def test_another_architecture_overrides_the_network(tmp_path):

@@ -11,12 +11,20 @@ import sys
 import pytest
 
 import gin
-from cosmo.engine import checkpoints, config, data, evaluate, models, partitioning, step
+from cosmo.engine import checkpoints, config, data, evaluate, models, optimizer, partitioning, step
 from tasks import mixtures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 T5X_FILES = sorted((ROOT / "gin/t5x").rglob("*.gin"))
-EXPERIMENTS = {"tiny": "cosmo_tiny", "cosmo_3b": "cosmo_3b", "cosmo_11b": "cosmo_11b"}
+# This engine's experiment file -> T5X's for training, and the one that its eval and infer take.
+EXPERIMENTS = {
+    "cosmo/tiny": ("cosmo_tiny", "cosmo/tiny"),
+    "cosmo/cosmo_3b": ("cosmo_3b", "cosmo/cosmo_3b"),
+    "cosmo/cosmo_11b": ("cosmo_11b", "cosmo/cosmo_11b"),
+    "canary/canary_tiny": ("canary_tiny", "canary/canary_tiny"),
+    "canary/canary": ("canary", "canary/full"),
+    "canary/canary_adafactor": ("canary_adafactor", "canary/canary_adafactor"),
+}
 TRAIN = ['MODEL_DIR = "/run"', 'INITIAL_CHECKPOINT_PATH = "/start/checkpoint_7"']
 EVAL = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'EVAL_OUTPUT_DIR = "/out"']
 INFER = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'INFER_OUTPUT_DIR = "/out"']
@@ -35,6 +43,8 @@ NOT_USED = {
     "BAD_STEP_POLICY": "T5X has no such setting",
     "SPIKE_FACTOR": "T5X has no such setting",
     "MAX_BAD_STEPS": "T5X has no such setting",
+    "EARLY_STOPPING_PATIENCE": "T5X does not stop early",
+    "EARLY_STOPPING_METRIC": "T5X does not stop early",
 }
 
 
@@ -62,7 +72,7 @@ def as_json(value):
 def experiment(request) -> str:
     """An experiment's name; this engine has read it for training."""
     further = ["MODEL_DIR = '/run'", "INITIAL_CHECKPOINT_PATH = '/start/checkpoint_7'"]
-    config.load("gin/runs/train.gin", [f"gin/cosmo/{request.param}.gin"], further)
+    config.load("gin/runs/train.gin", [f"gin/{request.param}.gin"], further)
     return request.param
 
 
@@ -72,7 +82,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
     That T5X's files parse, name real parameters and leave out none that is required is checked on
     the way: gin and the stubs, which have upstream's signatures, raise otherwise.
     """
-    theirs = built("train", f"gin/t5x/{EXPERIMENTS[experiment]}.gin", bindings=TRAIN)
+    theirs = built("train", f"gin/t5x/{EXPERIMENTS[experiment][0]}.gin", bindings=TRAIN)
     model = config.macro_value("MODEL")
     assert isinstance(model, models.EncoderDecoderModel)
     network = theirs["model"]["module"]["config"]
@@ -99,6 +109,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
         separators = task.pop("separators")
         bound = gin.get_bindings(mixtures.use)
         assert separators == vars(bound.pop("separators"))
+        assert task.pop("canary") == vars(bound.pop("canary"))
         assert task == as_json(bound)
 
     assert theirs["eval_period"] == evaluation.period
@@ -120,8 +131,15 @@ def test_train_gets_the_values_of_this_engine(experiment):
     assert len(schedule) == 3
     for name, value in schedule.items():
         assert value == getattr(settings.learning_rate, name)
-    clip = theirs["model"]["optimizer_def"]["global_norm_clip_threshold"]
-    assert clip == settings.max_grad_norm
+    theirs_optimizer = theirs["model"]["optimizer_def"]
+    if theirs_optimizer["called"] == "t5x.optimizers.adam":
+        assert settings.optimizer == optimizer.AdamW(weight_decay=0.0)
+        assert theirs_optimizer["learning_rate"] == settings.learning_rate.base_learning_rate
+        assert settings.learning_rate.names == ["constant"]
+        assert settings.max_grad_norm is None
+    else:
+        assert settings.optimizer == optimizer.Adafactor()
+        assert theirs_optimizer["global_norm_clip_threshold"] == settings.max_grad_norm
     # Left open, ours chooses; T5X must be told, and is told 1.
     assert config.call(partitioning.Partitioner).num_partitions is None
     assert theirs["partitioner"]["num_partitions"] == 1
@@ -144,7 +162,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
 @pytest.mark.parametrize("experiment_file", EXPERIMENTS)
 def test_eval_and_infer_get_the_values_of_this_engine(experiment_file):
     """Oracle: the settings that this engine builds from the same experiment file."""
-    shared = f"gin/cosmo/{experiment_file}.gin"
+    shared = f"gin/{EXPERIMENTS[experiment_file][1]}.gin"
     for script, verb, bindings in (("evaluate", "eval", EVAL), ("infer", "infer", INFER)):
         run_file = f"gin/t5x/runs/{verb}.gin"
         theirs = built(script, run_file, shared, bindings=[*bindings, NOTHING_TRAINED])
@@ -167,7 +185,7 @@ def test_eval_and_infer_get_the_values_of_this_engine(experiment_file):
             assert theirs["inference_evaluator_cls"]["num_examples"] == count
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS.values()))
+@pytest.mark.parametrize("name", sorted(train for train, _ in EXPERIMENTS.values()))
 def test_train_takes_no_none_for_eval_steps(name):
     """Oracle: t5x/utils.py multiplies EVAL_STEPS by the batch size; decoding is bounded by targets.
 
@@ -232,7 +250,7 @@ def references(paths) -> set[str]:
 
 def test_every_macro_is_used_or_excused():
     """Property: NOT_USED lists all macros that T5X ignores, and none that it reads."""
-    folders = ("defaults", "models", "cosmo")
+    folders = ("defaults", "models", "cosmo", "canary")
     shared = [path for name in folders for path in (ROOT / "gin" / name).glob("*.gin")]
     shared.append(ROOT / "gin/runs/finetune.gin")
     text = "".join(path.read_text() for path in shared)

@@ -1,0 +1,110 @@
+"""Which corpus a file looks like: for the error that a file of another corpus deserves."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tasks.errors import DataError
+from tasks.files import resolve
+
+_HEAD = 1 << 16  # bytes looked at: the first records, or a part of the first
+_GZIP = b"\x1f\x8b"
+
+PROSOCIAL = ("ProsocialDialog", "ProsocialDialog (direct download)")
+NORM_BANK = (
+    "Commonsense Norm Bank",
+    "Commonsense Norm Bank (relative)",
+    "Commonsense Norm Bank (text to text)",
+)
+
+# Names of fields in the first records -> corpus. The first line whose fields are all there counts,
+# so a more special format stands before the one it contains.
+_FIELDS = (
+    ("SODA", "narrative dialogue speakers"),
+    (PROSOCIAL[0], "context response rots safety_label"),
+    (PROSOCIAL[1], "text labels rots safety_label"),
+    ("ToxiChat", "reddit_thread"),
+    ("BlendedSkillTalk", "free_turker_utterance guided_turker_utterance"),
+    ("BlendedSkillTalk as the Hugging Face hub has it", "free_messages guided_messages"),
+    ("Wizard of Wikipedia", "chosen_topic dialog"),
+    ("Topical-Chat", "content message agent"),
+    ("ATOMIC-10X with names", "head relation tail x_relations"),
+    ("ATOMIC-10X", "head relation tail p_valid_model"),
+    ("ATOMIC-10X", "head relation tail rec_0.5"),
+    ("ATOMIC-2020 triples", "head relation tail"),
+    ("EmpatheticDialogues", "conv_id utterance_idx prompt"),
+    ("SBIC", "post targetMinority offensiveYN"),
+    ("Social Chemistry 101", "rot situation rot-agree"),
+    ("MIC", "Q A rot"),
+    (NORM_BANK[0], "input_sequence class_label text_label"),
+    (NORM_BANK[1], "action_1 action_2 targets"),
+    (NORM_BANK[2], "inputs targets"),
+    ("records for --input", "turns"),
+)
+
+
+def looks_like(file: Any) -> str | None:
+    """The name of the corpus that `file` (a path) seems to hold, None when it seems to hold none.
+
+    Judged by the names of fields in its first 64 KiB, plain or gzipped, by the columns of a
+    Parquet file, or by the marks of DailyDialog and PersonaChat. A file that cannot be read
+    looks like nothing.
+    """
+    place = resolve(file)
+    try:
+        if place.name.endswith(".parquet"):
+            return _of_fields(_parquet_columns(place))
+        text = _head(place)
+    except Exception:  # whoever asks has an error to report already
+        return None
+    start = text.lstrip()
+    if start.startswith(("{", "[")):
+        return _of_fields(set(re.findall(r'"([\w.-]+)"\s*:', text)))
+    first_line = start.partition("\n")[0]
+    if "__eou__" in first_line:
+        return "DailyDialog"
+    if re.match(r"1 (your persona: |partner's persona: |[^\t\n]+\t)", first_line):
+        return "PersonaChat"
+    header = set(re.split(r"[,\t]", first_line.replace('"', "").strip()))
+    return _of_fields(header) if "turns" not in header else None
+
+
+@contextlib.contextmanager
+def named(file: Any, *expected: str) -> Iterator[None]:
+    """Adds to a DataError raised inside that `file` looks like another corpus, if it does.
+
+    `expected` are the names that `looks_like` has for what it was to be.
+    """
+    try:
+        yield
+    except DataError as error:
+        found = looks_like(file)
+        if found is None or found in expected:
+            raise
+        raise DataError(f"{error} The file looks like {found}, not like {expected[0]}.") from None
+
+
+def _of_fields(fields: set[str]) -> str | None:
+    for corpus, needed in _FIELDS:
+        if fields.issuperset(needed.split()):
+            return corpus
+    return None
+
+
+def _head(file: Any) -> str:
+    with file.open("rb") as raw:
+        zipped = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        stream: Callable[[int], bytes] = gzip.GzipFile(fileobj=raw).read if zipped else raw.read
+        return stream(_HEAD).decode("utf-8-sig", errors="ignore")
+
+
+def _parquet_columns(file: Any) -> set[str]:
+    import pyarrow.parquet as pq
+
+    with file.open("rb") as raw:
+        return set(pq.read_schema(raw).names)
