@@ -3,7 +3,7 @@
 An utterance's votes follow from what it is about and how far the speaker goes. A small wrong is
 minded by one annotator of three when it is a thought, by two when it is a deed and by all when it
 is done in defiance; a serious one by two when it is a thought and else by all; small talk by none,
-in whatever words. So neither the topic nor a phrase tells the label: both together do.
+in whatever words. How a speaker takes advice counts alike for both. So neither the topic nor a phrase tells the label: both together do.
 
 Openings of validation and test join a topic and a phrasing that never meet in training. Beside
 the rows of ProsocialDialog stand small casual corpora in their publishers' formats. The same seed
@@ -25,8 +25,8 @@ from tools.make_sample_corpus import label_for, to_me, to_you, write_jsonl, writ
 from tools.sample_casual_corpora import casual_files
 from tools.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
 
-SIZES = {"train": 680, "validation": 90, "test": 130}  # dialogues
-_KINDS = {"mild": 0.36, "severe": 0.32, "danger": 0.16, "casual": 0.16}
+SIZES = {"train": 720, "validation": 60, "test": 120}  # dialogues
+_KINDS = {"mild": 0.29, "severe": 0.29, "danger": 0.19, "casual": 0.23}
 _MAX_ROWS = 3
 _UNSEEN_SHARE = 0.25  # of the test split's openings: phrasings that training lacks
 _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
@@ -39,12 +39,21 @@ _OPENINGS = {
     "danger": {"danger": 82, "harmless": 18},
     "casual": {"think": 30, "deed": 40, "defiant": 30},
 }
-_AFTER_PROBLEM = {"excuse": 28, "waver": 30, "defy": 12, "threat": 5, "accept": 16, "end": 6}
+_AFTER_PROBLEM = {
+    "excuse": 22,
+    "insist": 12,
+    "waver": 28,
+    "defy": 8,
+    "threat": 6,
+    "accept": 18,
+    "end": 6,
+}
 _NEXT = {
     "think": _AFTER_PROBLEM,
     "deed": _AFTER_PROBLEM,
     "defiant": _AFTER_PROBLEM,
     "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 35, "end": 7},
+    "insist": {"waver": 30, "defy": 20, "threat": 10, "accept": 33, "end": 7},
     "waver": {"accept": 58, "defy": 30, "end": 12},
     "defy": {"threat": 30, "waver": 20, "accept": 30, "end": 20},
     "threat": {"refuse": 40, "end": 60},
@@ -62,9 +71,11 @@ _SMALL_TALK_NEXT = {part: {"more": 85, "end": 15} for part in ("think", "deed", 
     "bye": {"end": 1},
 }
 # Votes for caution, of three, by part and by how serious the wrong is; parts left out are casual.
+# How a speaker takes advice is judged alike for every wrong.
+_REACTION_VOTES = {"waver": 1, "excuse": 2, "insist": 3, "defy": 3}
 _CAUTION_VOTES = {
-    "mild": {"think": 1, "deed": 2, "defiant": 3, "waver": 1, "excuse": 2, "defy": 3},
-    "severe": {"think": 2, "deed": 3, "defiant": 3, "waver": 1, "excuse": 3, "defy": 3},
+    "mild": {"think": 1, "deed": 2, "defiant": 3} | _REACTION_VOTES,
+    "severe": {"think": 2, "deed": 3, "defiant": 3} | _REACTION_VOTES,
 }
 _INTERVENTIONS = ("threat", "danger", "later", "refuse", "calling")
 
@@ -143,16 +154,16 @@ def _opening(kind: str, part: str, split: str, speech: Speech) -> tuple[str, str
 def _later(part: str, split: str, speech: Speech) -> tuple[str, str]:
     """(utterance, response) that go on with a dialogue."""
     entry, phrases, rng = speech.entry, speech.phrases, speech.rng
-    if part in ("excuse", "later", "more"):
-        said = entry[part]
-        index = rng.randrange(len(said))
-        template = rng.choice(phrases["later"]["excuse"]) if part == "excuse" else "{said}"
-        slots = speech.slots | {"said": said[index], "excuse": said[index]}
-        return expand(template, slots, rng), speech.answer(entry["explain"][index])
-    known = phrases["later"][part]
+    known = phrases["later"].get(part, ["{said}"])
     if split == "test" and rng.random() < _UNSEEN_SHARE:
         known = phrases["later"].get(part + "_unseen", known)
-    return speech.say(rng.choice(known)), speech.answer(rng.choice(phrases["answer"][part]))
+    template = rng.choice(known)
+    if part in ("excuse", "insist", "later", "more"):
+        said = entry["excuse" if part == "insist" else part]
+        index = rng.randrange(len(said))
+        slots = speech.slots | {"said": said[index], "excuse": said[index]}
+        return expand(template, slots, rng), speech.answer(entry["explain"][index])
+    return expand(template, speech.slots, rng), speech.answer(rng.choice(phrases["answer"][part]))
 
 
 def _votes(kind: str, part: str, entry: dict[str, Any], rng: random.Random) -> list[str]:
@@ -207,6 +218,7 @@ def _rots(kind: str, part: str, speech: Speech) -> list[str] | None:
         "defiant": [speech.act, 3],
         "waver": [2],
         "excuse": [2],
+        "insist": [2, 3],
         "defy": [3, 2],
         "danger": [0],
         "later": [1],

@@ -100,7 +100,7 @@ def test_dialogues_are_numbered_and_never_go_from_intervention_to_casual(split):
 
 
 def test_sizes_and_variety():
-    assert [len(dialogues(split)) for split in SPLITS] == [680, 90, 130]
+    assert [len(dialogues(split)) for split in SPLITS] == [720, 60, 120]
     for split in SPLITS:
         labels = Counter(row["safety_label"] for row in rows(split))
         assert set(labels) == set(LABELS)
