@@ -1,4 +1,5 @@
 # make quickstart   train, evaluate and question a small Cosmo, offline after installation
+# make canary-demo  train and measure a small Canary, offline after installation
 # make test         lint and tests
 # make lock         resolve requirements.lock anew from pyproject.toml (needs uv)
 #
@@ -10,10 +11,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test lock clean
+.PHONY: quickstart canary-demo test lock clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m tools.quickstart
+
+canary-demo: $(VENV)/.installed
+	$(BIN)/python -m canary demo
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -118,12 +118,12 @@ def make_soda(seed: int) -> dict[str, list[dict]]:
     return splits
 
 
-def _to_you(text: str) -> str:
+def to_you(text: str) -> str:
     """A slot's value as the listener says it: "my brother" becomes "your brother"."""
     return re.sub(r"\bmy\b", "your", text)
 
 
-def _to_me(text: str) -> str:
+def to_me(text: str) -> str:
     """Advice as the one who takes it says it: "you are" becomes "I am"."""
     text = re.sub(r"\byou are\b", "I am", text)
     return re.sub(r"\byou\b", "I", re.sub(r"\byour\b", "my", text))
@@ -163,9 +163,9 @@ def _annotate(
 def prosocial_dialogue(entry: dict, guidance: dict, rng: random.Random) -> list[dict]:
     """The rows of one dialogue about a problem, from the problem to (mostly) a good end."""
     slots = draw_slots(entry["slots"], rng)
-    slots["my_repair"] = _to_me(entry["repair"])
+    slots["my_repair"] = to_me(entry["repair"])
     slots |= {key: entry[key] for key in ("harm", "repair", "doing")}
-    heard = {key: _to_you(value) for key, value in slots.items() if key != "my_repair"}
+    heard = {key: to_you(value) for key, value in slots.items() if key != "my_repair"}
     danger = bool(entry.get("intervene"))
     kind = "danger" if danger else "caution"
     later_votes = min(3, entry["votes"] + 1)  # an excuse weighs more than the deed
@@ -245,11 +245,16 @@ def make_prosocial(seed: int) -> dict[str, list[dict]]:
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     """Write rows as JSON lines; a reader sees the old file or the whole new one."""
+    write_text(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            file.write(text)
         os.chmod(temporary, 0o644)  # mkstemp's files are private to their owner
         os.replace(temporary, path)
     except BaseException:
