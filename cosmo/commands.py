@@ -9,7 +9,7 @@ import sys
 import jax
 
 from cosmo import cache_view, chat, records
-from cosmo.engine import cache, config, evaluate, jobs, rows, shards, train
+from cosmo.engine import cache, config, early_stopping, evaluate, jobs, rows, shards, train
 from cosmo.engine.errors import UserError
 from tasks import formatting
 
@@ -47,7 +47,10 @@ def run_train(args: argparse.Namespace) -> None:
     _check_cache()
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
-    if step < int(config.query("TRAIN_STEPS")):
+    stopping = config.call(early_stopping.StoppingConfig)
+    if early_stopping.ended(stopping, early_stopping.read(stopping, folder, step)):
+        print(f"done: stopped early at step {step} in {folder}")
+    elif step < int(config.query("TRAIN_STEPS")):
         print(f"stopped by SIGTERM: step {step} is saved in {folder}; the same command goes on")
     else:
         print(f"done: step {step} in {folder}")

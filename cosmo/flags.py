@@ -182,8 +182,8 @@ def export_arguments(p: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint) or MODEL_DIR/checkpoints/STEP; T5X's and "
-        "HuggingFace's are read too",
+        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, or MODEL_DIR/"
+        "best of early stopping; T5X's and HuggingFace's are read too",
     )
     p.add_argument(
         "--output",

@@ -11,6 +11,10 @@ from typing import Any
 
 from cosmo.engine.errors import UserError
 
+# To libtpu; the TPU v6e's compiler nests so deep in fused products that libtpu 0.0.42 overruns the
+# stack of a fiber (64 KiB) and dies.
+DEEP_STACK = "--fibers_default_thread_stack_size=1048576"
+
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """What must be set before JAX starts: no accelerator is touched, as many devices as asked."""
@@ -25,6 +29,9 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
         "TPU_STDERR_LOG_LEVEL": "3",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # compile_seconds is to be of compiling
     }
+    if name == "v6e":
+        given = os.environ.get("LIBTPU_INIT_ARGS", "")
+        settings["LIBTPU_INIT_ARGS"] = f"{DEEP_STACK} {given}".strip()
     if name == "cpu" and count.isdigit():
         flag = f"--xla_force_host_platform_device_count={count}"
         settings["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -39,6 +46,8 @@ def run_plan(args: argparse.Namespace) -> int:
     given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
     if given and not args.sweep:
         raise UserError(f"--{given[0]} is for --sweep; one setting is given with --gin.NAME=VALUE")
+    if args.sweep and args.hlo:
+        raise UserError("--hlo writes one program: leave out --sweep, or --hlo")
     if args.sweep:
         return _run_sweep(args, job)
     made = plan.make(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)

@@ -43,8 +43,15 @@ NOT_USED = {
     "BAD_STEP_POLICY": "T5X has no such setting",
     "SPIKE_FACTOR": "T5X has no such setting",
     "MAX_BAD_STEPS": "T5X has no such setting",
+<<<<<<< HEAD
     "EARLY_STOPPING_PATIENCE": "T5X does not stop early",
     "EARLY_STOPPING_METRIC": "T5X does not stop early",
+=======
+    "EARLY_STOPPING_PATIENCE": "T5X has no such setting",
+    "EARLY_STOPPING_METRIC": "T5X has no such setting",
+    "EARLY_STOPPING_MODE": "T5X has no such setting",
+    "EARLY_STOPPING_MIN_DELTA": "T5X has no such setting",
+>>>>>>> c5_engine
 }
 
 

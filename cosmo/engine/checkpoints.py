@@ -8,6 +8,7 @@ T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.interop`
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from cosmo.engine.errors import UserError
 from cosmo.engine.writer import is_remote, log
 
 FOLDER = "checkpoints"
+BEST = "best"  # beside it, of a run with early stopping: a file with the best step's number
 COMMITTED = "commit_success.txt"  # Orbax's mark of a finished checkpoint
 VOCABULARY = "vocabulary.model"  # beside it: the SentencePiece model that token ids refer to
 
@@ -38,6 +40,8 @@ class RestoreConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all).
+
+    The best one of a run with early stopping is kept besides.
 
     A save that takes more than `save_timeout` seconds is an error (see `saving.Saver`).
     """
@@ -72,14 +76,31 @@ class Located(NamedTuple):
     format: str  # "cosmo", "t5x" or "huggingface"
 
 
+class _Kept(NamedTuple):
+    """Orbax's question which checkpoints to keep: the newest ones, and the one `best` names."""
+
+    newest: int | None
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        best, newest = self.best(), self.newest
+        old = 0 if newest is None else len(checkpoints) - newest
+        return [place >= old or info.step == best for place, info in enumerate(checkpoints)]
+
+
 def manager(
-    model_dir: str, keep: int | None = None, *, read_only: bool = False, async_options=None
+    model_dir: str,
+    keep: int | None = None,
+    *,
+    best: Callable[[], int | None] = lambda: None,
+    read_only: bool = False,
+    async_options=None,
 ):
     """An Orbax CheckpointManager over MODEL_DIR/checkpoints."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        preservation_policy=_Kept(keep, best),
         create=not read_only,
         enable_async_checkpointing=True,
         read_only=read_only,
@@ -96,13 +117,7 @@ def manager(
     )
 
 
-def start_saving(
-    manager,
-    step: int,
-    state: Any,
-    description: dict[str, Any],
-    progress: dict[str, Any] | None = None,
-) -> None:
+def start_saving(manager, step: int, state: Any, description: Any, progress: Any) -> None:
     """Start writing `state`; training goes through `saving.Saver`, which hears of failures."""
     import orbax.checkpoint as ocp
 
@@ -199,15 +214,19 @@ def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
 def locate(path: str) -> Located:
     """The checkpoint at `path`, in whichever of the three formats.
 
-    Ours is a run's folder (its latest sound checkpoint) or one checkpoint in it; T5X's is one
-    checkpoint or the folder over several (the latest). Raises UserError if there is none, or if the
-    one that is named is damaged.
+    Ours is a run's folder (its latest sound checkpoint), one checkpoint in it or MODEL_DIR/best,
+    which names one; T5X's is one checkpoint or the folder over several (the latest). Raises
+    UserError if there is none, or if the one that is named is damaged.
     """
     from cosmo.engine.interop import huggingface, t5x
 
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
+    if folder.name == BEST and not folder.is_dir():
+        folder = folder.parent / FOLDER / folder.read_text().strip()
+        if not folder.exists():
+            raise UserError(f"{path} names {folder}, which is not there any more")
     ours = folder.name.isdigit() and folder.parent.name == FOLDER
     if ours:
         if not (folder / COMMITTED).exists():

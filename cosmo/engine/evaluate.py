@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from cosmo.engine import checkpoints, data, infer, metrics, models, partitioning
 from cosmo.engine.decoding import DecodingConfig
@@ -48,25 +47,22 @@ class EvalConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def _loss_sums_fn(model: models.EncoderDecoderModel, mesh: Mesh):
-    def sums(params, batch):
-        with partitioning.Layout(mesh).active():
-            return models.loss(model, params, batch)[1]
-
-    return jax.jit(sums, out_shardings=partitioning.replicated(mesh))
+def _loss_sums_fn(model: models.EncoderDecoderModel, layout: partitioning.Layout):
+    return layout.jit(lambda params, batch: models.loss(model, params, batch)[1])
 
 
 def teacher_forced(
     model: models.EncoderDecoderModel,
     params: models.Params,
     batches: dict[str, list[data.HostBatch]],
-    mesh: Mesh,
+    layout: partitioning.Layout,
 ) -> dict[str, dict[str, float]]:
     """{task: loss (nats a token), perplexity, accuracy}, and "all" over the tokens of all tasks."""
-    run = _loss_sums_fn(model, mesh)
+    run = _loss_sums_fn(model, layout)
     sums = {
         task: metrics.total(
-            jax.device_get(run(params, partitioning.put_batch(batch, mesh))) for batch in many
+            jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
+            for batch in many
         )
         for task, many in batches.items()
     }

@@ -161,6 +161,7 @@ def main_memory_bytes(shape: str) -> int:
 
 
 def dims(shape: str) -> list[int]:
+    """The sizes of a shape such as `f32[8,128]{1,0}`: [8, 128]."""
     return [int(d) for d in _SHAPE.search(shape).group(2).split(",") if d]
 
 

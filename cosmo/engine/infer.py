@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from cosmo.engine import batching, checkpoints, data, models, partitioning
 from cosmo.engine.choices import Choices, checked
@@ -47,7 +46,7 @@ class Session:
     model: models.EncoderDecoderModel
     params: models.Params = dataclasses.field(repr=False)
     vocabulary: Vocabulary
-    mesh: Mesh
+    layout: partitioning.Layout
     batch_size: int
     lengths: Mapping[str, int]
     bucketed: bool = False
@@ -57,7 +56,8 @@ class Session:
 class SessionConfig:
     """What a session needs, in plain Python; gin binds it once for every verb that answers.
 
-    `checkpoint_path` is a run's folder (its latest checkpoint is taken) or one of its checkpoints.
+    `checkpoint_path` is a run's folder (its latest checkpoint is taken), or one of its checkpoints,
+    or MODEL_DIR/best.
     """
 
     model: models.EncoderDecoderModel
@@ -91,7 +91,7 @@ class SessionConfig:
             self.model,
             params,
             self.vocabulary,
-            mesh,
+            self.partitioner.layout(mesh),
             self.batch_size,
             dict(self.task_feature_lengths),
             self.bucketed,
@@ -144,39 +144,35 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
         )
 
 
-def _jit(mesh: Mesh, function: Callable) -> Callable:
-    """`function` over `mesh`. Its results are replicated: on a pod every process holds them all."""
+@functools.lru_cache(maxsize=32)
+def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
+    # Whole results: on a pod every process then holds all answers.
+    def predict(params, tokens, row_keys):
+        return models.predict(model, params, tokens, decoding, row_keys)
 
-    def run(*arguments):
-        with partitioning.Layout(mesh).active():
-            return function(*arguments)
-
-    return jax.jit(run, out_shardings=partitioning.replicated(mesh))
+    return layout.jit(predict)
 
 
 @functools.lru_cache(maxsize=32)
-def _predict_fn(model, decoding: DecodingConfig, mesh: Mesh):
-    return _jit(mesh, lambda p, tokens, keys: models.predict(model, p, tokens, decoding, keys))
+def _score_fn(model, layout: partitioning.Layout):
+    return layout.jit(functools.partial(models.score, model))
 
 
 @functools.lru_cache(maxsize=32)
-def _score_fn(model, mesh: Mesh):
-    return _jit(mesh, functools.partial(models.score, model))
+def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
+    return layout.jit(functools.partial(models.score_choices, model, choices=choices))
 
 
 @functools.lru_cache(maxsize=32)
-def _choose_fn(model, choices: Choices, mesh: Mesh):
-    return _jit(mesh, functools.partial(models.score_choices, model, choices=choices))
-
-
-@functools.lru_cache(maxsize=32)
-def _continue_fn(model, choices: Choices, continues, decoding: DecodingConfig, mesh: Mesh):
+def _continue_fn(
+    model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
+):
     def run(params, tokens, row_keys, forced):
         return models.choose_and_continue(
             model, params, tokens, choices, decoding, row_keys, continues, forced
         )
 
-    return _jit(mesh, run)
+    return layout.jit(run)
 
 
 class Work(NamedTuple):
@@ -189,7 +185,7 @@ class Work(NamedTuple):
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
     """Answers by generation; a sample depends on (seed, row id), not on the batch."""
-    run = _predict_fn(session.model, decoding, session.mesh)
+    run = _predict_fn(session.model, decoding, session.layout)
 
     def start(group):
         tokens = _inputs(session, group)
@@ -232,7 +228,7 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     the posterior of the choices. Raises UserError for an empty choice or two that are equal.
     """
     options = checked(choices, session.model.network.vocab_size)
-    run = _choose_fn(session.model, options, session.mesh)
+    run = _choose_fn(session.model, options, session.layout)
 
     def start(group):
         return run(session.params, _inputs(session, group))
@@ -259,7 +255,7 @@ def choosing_then_generating(
     """
     options = checked(choices, session.model.network.vocab_size)
     continues = None if continues is None else tuple(map(bool, continues))
-    run = _continue_fn(session.model, options, continues, decoding, session.mesh)
+    run = _continue_fn(session.model, options, continues, decoding, session.layout)
 
     def start(group):
         wanted = np.full(session.batch_size, -1, np.int32)
@@ -281,7 +277,7 @@ def choosing_then_generating(
 
 def scoring(session: Session) -> Work:
     """The log-likelihood (nats) of each row's targets. Raises UserError if a row has none."""
-    run = _score_fn(session.model, session.mesh)
+    run = _score_fn(session.model, session.layout)
 
     def start(group):
         for row in group.rows:
@@ -378,7 +374,7 @@ def _put(session: Session, batch: data.HostBatch) -> models.Batch:
     share = session.batch_size // jax.process_count()
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
-    return partitioning.put_batch(local, session.mesh)
+    return partitioning.put_batch(local, session.layout.mesh)
 
 
 def record(answer: Answer, mode: str) -> dict[str, Any]:

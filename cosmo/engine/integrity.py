@@ -90,13 +90,6 @@ def has_manifest(folder: epath.PathLike) -> bool:
     return any(p.name.startswith("checksums.") for p in epath.Path(folder).iterdir())
 
 
-def check(folder: epath.PathLike) -> None:
-    """Raise UserError if the checkpoint in `folder` is not what was written."""
-    found = problem(folder)
-    if found:
-        raise UserError(f"checkpoint {folder} is damaged: {found}")
-
-
 def _difference(folder: epath.Path, name: str, size: int, crc: int) -> str | None:
     path = folder / name
     try:

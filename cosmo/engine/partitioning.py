@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ class Partitioner:
 
     def layout(self, mesh: Mesh) -> "Layout":
         """The rules, applied to `mesh`."""
-        return Layout(mesh, self.axis_rules)
+        return Layout(mesh, tuple(map(tuple, self.axis_rules)))  # hashable, as gin's lists are not
 
     def param_shardings(self, mesh: Mesh, abstract: Any, axes: Any) -> Any:
         """A sharding for every parameter: `axes` are its logical names, see models.logical_axes."""
@@ -121,6 +121,16 @@ class Layout:
             yield
         finally:
             _ACTIVE.reset(token)
+
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, jitted under this layout; its results are whole on every device."""
+
+        @functools.wraps(function)
+        def laid_out(*args):
+            with self.active():
+                return function(*args)
+
+        return jax.jit(laid_out, out_shardings=replicated(self.mesh))
 
 
 _ACTIVE: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 from cosmo.engine import chips, data, guard, hlo, hlo_cost, models, partitioning, sizing, train
 from cosmo.engine.errors import UserError
@@ -99,18 +100,18 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
         )
     model, config, partitioner = sizing.settle(*settings, choice)
     if devices is None:
-        mesh_shape = _check(choice, count, job.dataset.batch_size)
-        found = _by_arithmetic(model, config, batch, count, choice)
+        mesh = _mesh(choice.num_partitions, count)
         if hlo_path:
             raise UserError(f"--hlo: nothing is compiled for {topology}, so there is no text")
     else:
-        layout = partitioner.layout(partitioner.mesh(devices))
-        mesh_shape = dict(layout.mesh.shape)
-        microbatches = config.num_microbatches
-        partitioning.check_batch_size(
-            job.dataset.batch_size, layout.mesh, microbatches, "BATCH_SIZE"
-        )
-        found = _compiled(model, config, job, partitioner, layout, hlo_path)
+        mesh = partitioner.mesh(devices)
+    rows, microbatches = job.dataset.batch_size, choice.num_microbatches
+    partitioning.check_batch_size(rows, mesh, microbatches, "BATCH_SIZE")
+    if devices is None:
+        found = _by_arithmetic(model, config, batch, count, choice)
+    else:
+        found = _compiled(model, config, job, partitioner, partitioner.layout(mesh), hlo_path)
+    mesh_shape = dict(mesh.shape)
     return _finish(job, topology, chip, mesh_shape, choice, found, limit, batch, start_step)
 
 
@@ -298,20 +299,13 @@ def _devices(name: str, shape: str) -> list[Any] | None:
     return list(description.devices)
 
 
-def _check(choice: sizing.Choice, count: int, batch_size: int) -> dict[str, int]:
-    """The mesh's shape, if it suits `count` devices."""
-    parts = choice.num_partitions
+def _mesh(parts: int, count: int) -> AbstractMesh:
+    """The mesh of `count` devices that are not even described."""
     if parts < 1 or count % parts:
         raise UserError(
             f"num_partitions={parts} does not divide {count} devices (gin: NUM_PARTITIONS)"
         )
-    shards, microbatches = count // parts, choice.num_microbatches
-    if batch_size % (shards * microbatches):
-        over = f"{shards} data shards"
-        if batch_size % shards == 0:
-            over += f" x {microbatches} microbatches"
-        raise UserError(f"batch_size={batch_size} does not divide over {over} (gin: BATCH_SIZE)")
-    return {"data": count // parts, "model": parts}
+    return AbstractMesh((count // parts, parts), ("data", "model"))
 
 
 def _shard_bytes(abstract: Any, shardings: Any) -> int:

@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 
 from cosmo.engine.writer import log
 
+HEARD = (signal.SIGTERM, signal.SIGINT)
+
 
 class Stopped(BaseException):
     """Raised out of a block of `Notice.interrupting`."""
@@ -66,8 +68,8 @@ class Notice:
                 signal.default_int_handler(number, frame)
             self.interrupted = True
         if not self.given:
+            self.given = True
             log.info("%s: saving and stopping", signal.Signals(number).name)
-        self.given = True
         if self._interrupting:
             self._interrupting = False
             raise Stopped
@@ -75,6 +77,8 @@ class Notice:
     def _watch(self, pipe: int) -> None:
         """In a thread: a handler of Python's would wait until the compiler, in C++, is done."""
         while signals := os.read(pipe, 64):
+            if not {*signals}.intersection(HEARD):
+                continue  # that of a handler of somebody else's
             leave = self._leave
             if signal.SIGTERM in signals and leave is not None:
                 _end(leave())
@@ -100,8 +104,7 @@ def listen() -> Iterator[Notice]:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, notice._handle) for number in numbers}
+    before = {number: signal.signal(number, notice._handle) for number in HEARD}
     waker = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watcher = threading.Thread(target=notice._watch, args=(reading,), daemon=True)
     watcher.start()

@@ -35,7 +35,8 @@ class Saver:
     """Saves states of a run to MODEL_DIR/checkpoints/STEP, one at a time, in the background.
 
     What fails there is raised as a UserError by the next call of `save` or `wait`. `newest` is the
-    newest sound checkpoint's step, or None: those that are damaged are set aside on opening.
+    newest sound checkpoint's step, or None: those that are damaged are set aside on opening. `best`
+    may be set to a step whose checkpoint is not to be deleted.
     """
 
     def __init__(self, model_dir: str, config: "checkpoints.CheckpointConfig"):
@@ -44,6 +45,7 @@ class Saver:
         self.folder = epath.Path(model_dir).resolve() / checkpoints.FOLDER
         self.timeout = config.save_timeout
         self.newest = _set_aside_damaged(model_dir)
+        self.best: int | None = None
         self._step: int | None = None  # of the save that is going on
         self._bytes = 0
         self._failed = False
@@ -52,6 +54,7 @@ class Saver:
         self._manager = checkpoints.manager(
             model_dir,
             config.keep,
+            best=lambda: self.best,
             async_options=ocp.AsyncOptions(
                 timeout_secs=self.timeout,
                 barrier_sync_fn=self._meet if several else None,

@@ -14,6 +14,7 @@ import numpy as np
 from cosmo.engine import (
     checkpoints,
     data,
+    early_stopping,
     evaluate,
     guard,
     infer,
@@ -53,6 +54,7 @@ def train(
     checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: guard.GuardConfig = guard.GuardConfig(),
+    early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], str] | None = None,
@@ -62,7 +64,7 @@ def train(
     A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
     that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
     saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
-    state.
+    state, a finished run's as it was saved.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
@@ -71,7 +73,8 @@ def train(
     infer.check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
     model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
-    mesh = partitioner.mesh()
+    layout = partitioner.layout(partitioner.mesh())
+    mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = infer.describe(model, vocabulary)
     if dataset.cache_path is not None:
@@ -82,9 +85,12 @@ def train(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
-    evaluator = _Evaluator(evaluation, model, vocabulary, mesh, random_seed)
+    save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
+    early_stop.check(evaluation.period if evaluating else None, save_period)
+    evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
+    first_process = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
-        if jax.process_index() == 0:
+        if first_process:
             closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = saving.Saver(model_dir, checkpoint)
@@ -100,7 +106,17 @@ def train(
             and (done % evaluation.period == 0 or done == total_steps)
             and not saving.anywhere(writer.has(model_dir, done, "eval/"))
         )
-        if done > total_steps or (done == total_steps and not evaluate_first):
+        start_step = done if resuming else 0
+        stopping = early_stopping.Stopping(
+            early_stop, model_dir, start_step, saver, enabled=first_process
+        )
+        if resuming and (done == total_steps or stopping.finished) and not evaluate_first:
+            if done == total_steps:
+                log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
+            stopping.say(done)
+            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            return saver.restore(wanted, description)
+        if done > total_steps or (done == total_steps and not resuming):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
             raise UserError(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
@@ -112,14 +128,12 @@ def train(
         batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        layout = partitioner.layout(mesh)
         run_step = compile_step(
             model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
         )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
-        first_process = jax.process_index() == 0
         if first_process:
             checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
@@ -142,7 +156,8 @@ def train(
         if evaluating:
             evaluator.check()
             if evaluate_first or (evaluation.run_before_training and not resuming):
-                board.write(done, evaluator.run(state.params, done))
+                results = evaluator.run(state.params, done)
+                board.write(done, stopping.add(done, results) if evaluate_first else results)
         notice.leave_at_once(None)
 
         def keep(batch: _DeviceBatch) -> None:
@@ -150,19 +165,17 @@ def train(
             remember = {"data": batch.host.position, "guard": guarding.progress()}
             saver.save(done, state, description, remember)
 
-        save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
         tokens, steps, since = 0, 0, time.monotonic()
         batch, waited = first, 0.0
-        while done < total_steps:
+        while done < total_steps and not stopping.finished:
             tokens += batch.tokens
             steps += 1
             limit = guarding.limit(done + 1)
             further = (limit,) if bad_steps.skips else ()
             state, sums = run_step(state, batch.arrays, *further)
             done += 1
-            guarding.add(
-                done, sums, batch.host, limit
-            )  # still on the device, so that steps queue up
+            # The sums are on the device still, so that steps queue up.
+            guarding.add(done, sums, batch.host, limit)
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
@@ -187,14 +200,14 @@ def train(
                 try:
                     with notice.interrupting():
                         results = evaluator.run(state.params, done)
-                    board.write(done, results)
+                    board.write(done, stopping.add(done, results))
                 except preemption.Stopped:
                     stop = True  # the next start evaluates
             if stop and not save_now:
                 keep(batch)
             if save_now or evaluate_now:
                 since = time.monotonic()  # a rate is of training alone
-            if last or stop:
+            if last or stop or stopping.finished:
                 break
             if batches.is_empty():
                 jax.block_until_ready(sums)  # what the devices still compute is no waiting
@@ -204,6 +217,8 @@ def train(
         saver.wait()  # a save that failed in the background is an error here
         if notice.interrupted:
             raise KeyboardInterrupt
+        if done == total_steps or stopping.finished:
+            stopping.say(done)
     return state
 
 
@@ -317,9 +332,9 @@ def _saying_what_is_kept(saver: saving.Saver):
 class _Evaluator:
     """Evaluates on demand; reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, mesh, seed):
+    def __init__(self, config, model, vocabulary, layout, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.mesh, self.seed = mesh, seed
+        self.layout, self.seed = layout, seed
         self.packed: dict[str, list[data.HostBatch]] | None = None
         self.tasks: list[data.EvalTask] | None = None
 
@@ -342,7 +357,7 @@ class _Evaluator:
                 self.packed = data.eval_batches(
                     config.packed, num_batches=config.steps, **data.process_shard()
                 )
-            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.mesh)
+            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = data.eval_tasks(config.generated, config.num_examples)
@@ -350,7 +365,7 @@ class _Evaluator:
                 self.model,
                 params,
                 self.vocabulary,
-                self.mesh,
+                self.layout,
                 config.generated.batch_size,
                 config.generated.task_feature_lengths,
             )

@@ -42,6 +42,7 @@ class Told:
         self.lock = threading.Lock()
 
     def more(self, number: int) -> None:
+        """So much more is done; threads may call it."""
         with self.lock:
             self.done += number
             if self.bar is None:  # before that, processes started: no rate would count it
@@ -49,6 +50,7 @@ class Told:
             self.bar.update(self.done)
 
     def finish(self) -> None:
+        """Leave the last line standing."""
         if self.bar is not None:
             self.bar.finish()
 

@@ -92,7 +92,7 @@ class Lines:
         if self.path.exists():
             if start_step:
                 there = self.path.read_text().splitlines()
-                self.lines = [line for line in there if _step(line) <= start_step]
+                self.lines = [line for line in there if step_of(line) <= start_step]
             write_atomic(self.path, "".join(line + "\n" for line in self.lines))
 
     def add(self, line: str) -> None:
@@ -146,7 +146,7 @@ def has(model_dir: str, step: int, part: str) -> bool:
     """Whether metrics.jsonl has a line of `step` with a metric with `part` in its name."""
     path = epath.Path(model_dir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return any(_step(x) == step and any(part in name for name in json.loads(x)) for x in lines)
+    return any(step_of(x) == step and any(part in name for name in json.loads(x)) for x in lines)
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -154,7 +154,8 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def _step(line: str) -> float:
+def step_of(line: str) -> float:
+    """The "step" of a JSON line; infinite if it was cut short."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
+from cosmo.engine import checkpoints
 
 
 def run(*arguments: str) -> int:
@@ -55,8 +56,10 @@ def test_loss_falls(trained):
 
 
 def test_training_again_says_that_it_is_done(trained, small, capsys):
-    """A finished run is not silently accepted as trained further."""
-    text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=8")
+    """A loop that starts a finished run again ends. Oracle: exit code 0 and the line."""
+    assert run("train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=8") == 0
+    assert f"done: step 8 in {trained}" in capsys.readouterr().out
+    text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={trained}", "--gin.TRAIN_STEPS=7")
     assert "step 8" in text
 
 
@@ -385,3 +388,14 @@ def test_no_gin_file(capsys):
     """A new user's first mistake."""
     assert "--gin_file=gin/cosmo/tiny.gin" in refusal(capsys, "train")
     assert "--gin.MODEL_DIR=DIR" in refusal(capsys, "chat")
+
+
+def test_a_run_that_is_stopped_early(small, tmp_path, capsys):
+    """Nothing is better by 1000, so the second evaluation ends the run. Oracle: by hand."""
+    folder = f"--gin.MODEL_DIR={tmp_path}"
+    early = ("--gin.EARLY_STOPPING_PATIENCE=1", "--gin.EARLY_STOPPING_MIN_DELTA=1000.0")
+    for _ in range(2):
+        command = ["train", *small, folder, *early, "--gin.TRAIN_STEPS=20", "--quiet"]
+        assert main(command) == 0
+        assert f"done: stopped early at step 8 in {tmp_path}" in capsys.readouterr().out
+    assert checkpoints.locate(f"{tmp_path}/best").step == 4

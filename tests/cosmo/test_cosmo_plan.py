@@ -113,6 +113,7 @@ def test_cosmo_plan_sweep_ranks_what_fits():
         (("--topology=h100:8", "--partitions=1"), "--partitions is for --sweep"),
         (("--topology=h100:8", "--hlo=x"), "--hlo: nothing is compiled"),
         (("--topology=h100:8", "--sweep", "--partitions=two"), "--partitions=two"),
+        (("--topology=h100:8", "--sweep", "--hlo=x"), "--hlo writes one program"),
     ],
 )
 def test_cosmo_plan_bad_settings_are_one_line(arguments, words):
@@ -179,3 +180,15 @@ def test_cosmo_plan_two_at_once_do_not_disturb_each_other():
     plans = [json.loads(process.communicate(timeout=1200)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert plans[0]["matmul_flops"] == plans[1]["matmul_flops"] > 0
+
+
+@pytest.mark.slow
+def test_cosmo_plan_compiles_dropout_for_v6e():
+    """Two layers of cosmo_3b, which libtpu 0.0.42 dies of without deeper stacks. Oracle: the
+    least possible products."""
+    pytest.importorskip("libtpu")
+    small = ("--gin.NUM_ENCODER_LAYERS=2", "--gin.NUM_DECODER_LAYERS=2")
+    words = "--gin.VOCABULARY_PATH=tasks/sample/vocabulary.model"
+    made = plan("--gin_file=gin/cosmo/cosmo_3b.gin", "--topology=v6e:4x4", *small, words)
+    assert made["fits"]
+    assert made["matmul_flops"] == pytest.approx(made["matmul_flops_minimum"], rel=0.05)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_network
 
-from cosmo.engine import models, t5
+from cosmo.engine import models
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -40,21 +41,7 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def tiny_config():
     """`tiny_config(**changes)`: a T5 1.1 of two and three layers in float32."""
-
-    def make(**changes) -> t5.T5Config:
-        sizes = dict(
-            vocab_size=40,
-            emb_dim=16,
-            num_heads=2,
-            num_encoder_layers=2,
-            num_decoder_layers=3,
-            head_dim=8,
-            mlp_dim=24,
-            dtype="float32",
-        )
-        return t5.T5Config(**{**sizes, **changes})
-
-    return make
+    return tiny_network.config
 
 
 @pytest.fixture(scope="session")

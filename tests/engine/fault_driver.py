@@ -29,6 +29,8 @@ OPTIONS = {
     "bad": [],  # steps whose loss weights are infinite
     "spikes": [],  # steps whose loss weights are a hundredfold
     "slow_evaluation": 0.0,  # seconds
+    "perplexity": {},  # what evaluations find: {step, as JSON writes it: value}
+    "patience": None,
     "sleeps": None,  # [process, "save" or "write"]: sleeps there instead
     "fail_write": None,  # the step whose background write fails
 }
@@ -67,22 +69,22 @@ class Words:
 def settings(model_dir: str, options: dict) -> dict:
     """Keyword arguments of `train.train`."""
     import jax
+    import tiny_network
 
-    from cosmo.engine import checkpoints, data, evaluate, guard, models, partitioning, step, t5
+    from cosmo.engine import (
+        checkpoints,
+        data,
+        early_stopping,
+        evaluate,
+        guard,
+        models,
+        partitioning,
+        step,
+    )
     from cosmo.engine.optimizer import Adafactor
     from cosmo.engine.schedules import LearningRateSchedule
 
-    network = t5.T5Config(
-        vocab_size=40,
-        emb_dim=16,
-        num_heads=2,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        head_dim=8,
-        mlp_dim=24,
-        dtype="float32",
-        dropout_rate=0.1,
-    )
+    network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     lengths = {"inputs": SOURCE, "targets": TARGET}
     rows = ROWS * jax.process_count()
     dataset = data.DatasetConfig("none", lengths, batch_size=rows)
@@ -109,6 +111,7 @@ def settings(model_dir: str, options: dict) -> dict:
         bad_steps=guard.GuardConfig(
             options["policy"], options["spike_factor"], options["max_in_a_row"]
         ),
+        early_stop=early_stopping.StoppingConfig(options["patience"]),
         stats_period=options["stats_period"],
     )
 
@@ -117,7 +120,7 @@ def patch(options: dict, put=setattr) -> None:
     """Replace the data, and put the faults in their places, by `put(object, name, value)`."""
     import jax
 
-    from cosmo.engine import checkpoints, data, evaluate, integrity
+    from cosmo.engine import checkpoints, data, evaluate, integrity, train
 
     def train_batches(config, *, start_step, position, shard=0, num_shards=1, **_):
         index = position or 0
@@ -139,12 +142,20 @@ def patch(options: dict, put=setattr) -> None:
     put(data, "abstract_batch", abstract_batch)
     put(data, "check_split", lambda dataset: None)
 
-    def teacher_forced(model, params, packed, mesh):
+    def teacher_forced(model, params, packed, layout):
         time.sleep(options["slow_evaluation"])
         first = jax.tree.leaves(params)[0]
         return {"task": {"sum": float(np.sum(np.asarray(first, np.float64)))}}
 
     put(evaluate, "teacher_forced", teacher_forced)
+    if options["perplexity"]:
+        run = train._Evaluator.run
+
+        def found(evaluator, params, step):
+            values = {"eval/all/perplexity": options["perplexity"][str(step)]}
+            return {**run(evaluator, params, step), **values}
+
+        put(train._Evaluator, "run", found)
     put(data, "eval_batches", lambda *args, **rest: [])
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():

@@ -1,4 +1,4 @@
-"""What the tests of faults share: runs in processes of their own, and what a run has left."""
+"""What the tests of faults share: runs here and in their own processes, and what they leave."""
 
 import json
 import os
@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import fault_driver
 import numpy as np
+import pytest
 
-from cosmo.engine import checkpoints
+from cosmo.engine import checkpoints, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -44,6 +46,14 @@ def run(model_dir, *, code=0, **options) -> str:
     process = start(model_dir, **options)
     assert process.wait(timeout=240) == code, said(model_dir)
     return said(model_dir)
+
+
+def run_here(options: dict, model_dir, **changes):
+    """A training run in this process; the final state."""
+    options = {**options, **changes}
+    with pytest.MonkeyPatch.context() as patch:
+        fault_driver.patch(options, patch.setattr)
+        return train.train(**fault_driver.settings(str(model_dir), options))
 
 
 def said(model_dir) -> str:

@@ -196,9 +196,10 @@ class Words:
 
 def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on):
     """Rows of several lengths in batches of four, in order. Oracle: `models` on all at once."""
-    mesh = partitioning.Partitioner().mesh()
+    partitioner = partitioning.Partitioner()
+    layout = partitioner.layout(partitioner.mesh())
     lengths = {"inputs": 64, "targets": LENGTH}
-    session = infer.Session(model, speaker, Words(), mesh, 4, lengths, bucketed=True)
+    session = infer.Session(model, speaker, Words(), layout, 4, lengths, bucketed=True)
     inputs = [tuple(examples[i % 6][0].tolist()) * (1 + 4 * (i == 2)) for i in range(8)]
     rows = [data.Row(str(i), "", ids) for i, ids in enumerate(inputs)]
     expected = go_on(model, speaker, padded(inputs, 64), DecodingConfig(5), None, FORCED)

@@ -1,6 +1,7 @@
 """Training runs that are killed, preempted, starved of disk or left waiting: real processes."""
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -9,10 +10,10 @@ import subprocess
 import sys
 import time
 
+import faults
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import faults
+from cosmo.engine import preemption
 
 # A run whose every kind of number must come back: dropout, a learning rate that warms up, windows
 # of reports across saves, evaluations, skipped steps, a limit that follows the gradient's norms.
@@ -232,3 +233,18 @@ def test_processes_stop_at_the_same_step(tmp_path):
     assert faults.results(folder) == faults.results(tmp_path / "whole")
     manifests = (folder / "checkpoints/40").glob("checksums.*")
     assert sorted(p.name for p in manifests) == ["checksums.0.json", "checksums.1.json"]
+
+
+def test_other_signals_do_not_stop_a_run():
+    """A library may handle one in Python, and the pipe tells of it too. Oracle: SIGTERM itself."""
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append("SIGUSR1"))
+    try:
+        with preemption.listen() as notice:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.3)
+            assert heard == ["SIGUSR1"] and not notice.reached(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert notice.reached(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

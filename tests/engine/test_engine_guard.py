@@ -1,32 +1,22 @@
 """Bad steps: skipped without a trace in the state, or the end of the run; always written down."""
 
+import functools
 import json
-import pathlib
-import sys
 
+import fault_driver
+import faults
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, guard, models, step, train
+from cosmo.engine import checkpoints, guard, models, step
 from cosmo.engine.errors import UserError
 from cosmo.engine.guard import GuardConfig
 from cosmo.engine.optimizer import Adafactor, AdamW
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fault_driver
-import faults
-
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 30, "save_period": 10, "keep": None}
-
-
-def run(folder, **changes):
-    """A training run in this process; the final state."""
-    options = {**OPTIONS, **changes}
-    with pytest.MonkeyPatch.context() as patch:
-        fault_driver.patch(options, patch.setattr)
-        return train.train(**fault_driver.settings(str(folder), options))
+run = functools.partial(faults.run_here, OPTIONS)
 
 
 @pytest.fixture(scope="module", params=[Adafactor(min_dim_size_to_factor=8), AdamW()])

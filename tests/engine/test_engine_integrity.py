@@ -8,25 +8,20 @@ import shutil
 import subprocess
 import sys
 
+import fault_driver
+import faults
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, integrity, saving, train
+from cosmo.engine import checkpoints, integrity, saving
 from cosmo.engine.errors import UserError
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fault_driver
-import faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
 
 def run(folder, **changes):
     """A training run in this process; the final step."""
-    options = {**OPTIONS, **changes}
-    with pytest.MonkeyPatch.context() as patch:
-        fault_driver.patch(options, patch.setattr)
-        return int(train.train(**fault_driver.settings(str(folder), options)).step)
+    return int(faults.run_here(OPTIONS, folder, **changes).step)
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +130,26 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
         checkpoints.locate(str(copied / "checkpoints/4"))
 
 
-def test_checkpoints_without_checksums_are_read(finished, copied):
+def test_checkpoints_without_checksums_are_read(copied):
     """Oracle: the same state as with them."""
     for manifest in copied.glob("checkpoints/*/checksums*"):
         manifest.unlink()
     assert run(copied, total_steps=16) == 16
-    with pytest.raises(UserError, match="nothing to do"):
-        run(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(copied, caplog):
+    """The same settings again end well, fewer steps are an error. Oracle: the state that was saved,
+    and the files that were there."""
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO", "cosmo"):
+        assert run(copied) == 12
+    assert f"{copied} is finished: it is at step 12, which is TRAIN_STEPS" in caplog.text
+    with pytest.raises(UserError, match="is at step 12 and TRAIN_STEPS=8: nothing to do"):
+        run(copied, total_steps=8)
+    after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
 
 
 def test_checksums_by_hand(tmp_path):

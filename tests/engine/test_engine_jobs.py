@@ -1,59 +1,19 @@
-"""Sharded, resumable answering: with answers made up in Python, and with a tiny network."""
+"""Sharded, resumable answering: the files, with answers made up in Python."""
 
 import itertools
 import json
 from collections import Counter
 
-import numpy as np
+import job_settings
 import pytest
 from etils import epath
+from job_settings import records
 
-from cosmo.engine import checkpoints, data, infer, jobs, models, partitioning, shards
+from cosmo.engine import checkpoints, infer, jobs, shards
 from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
 
-
-class Words:
-    """A vocabulary whose texts are the ids themselves."""
-
-    path, size, fingerprint = "words", 40, "0"
-
-    def encode(self, text):
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids):
-        return " ".join(str(i) for i in ids if i > 1)
-
-
-def records(count, bad=()):
-    """A source of `count` records of random lengths; those in `bad` are rejected."""
-    random = np.random.default_rng(3)
-    items = []
-    for i in range(count):
-        ids = tuple(random.integers(2, 40, random.integers(1, 48)).tolist())
-        row = data.Row(str(i), " ".join(map(str, ids)), ids, "3 4", (3, 4, 5 + i % 9, 1))
-        items.append(shards.Rejected(i + 1, "bad", "…") if i in bad else row)
-
-    def read(spans):
-        yield from (items[span.start : span.stop] for span in spans)
-
-    return shards.Source("records", count, {"count": count}, read)
-
-
-@pytest.fixture
-def config(model, monkeypatch):
-    """`config(batch_size=4, **changes)`: settings of a run over a checkpoint of step 7."""
-    monkeypatch.setattr(checkpoints, "locate", lambda path: checkpoints.Located(path, 7, "cosmo"))
-
-    def make(batch_size=4, **changes):
-        lengths = {"inputs": 48, "targets": 16}
-        session = infer.SessionConfig(model, Words(), "/run", lengths, batch_size)
-        return jobs.InferConfig(session, **changes)
-
-    return make
-
-
-# The files, with answers made up in Python.
+config = pytest.fixture(job_settings.config)
 
 
 @pytest.fixture
@@ -374,75 +334,6 @@ def test_outputs_that_cannot_be(run, tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(UserError, match="it is a folder"):
         run(tmp_path / "folder.jsonl", records(3))
-
-
-# With a network.
-
-
-@pytest.fixture(scope="module")
-def network(tiny_config, make_params):
-    """(model, params) of one layer each side, small enough to compile for many batch sizes."""
-    model = models.EncoderDecoderModel(tiny_config(num_encoder_layers=1, num_decoder_layers=1))
-    return model, make_params(model)
-
-
-def session(network, batch_size, **changes):
-    model, params = network
-    mesh = partitioning.Partitioner().mesh()
-    lengths = {"inputs": 48, "targets": 16}
-    return infer.Session(
-        model, params, Words(), mesh, batch_size, lengths, **{"bucketed": True, **changes}
-    )
-
-
-WAYS = {
-    "greedy": dict(decoding=DecodingConfig(5)),
-    "samples": dict(decoding=DecodingConfig(5, temperature=1.0, top_p=0.9, num_samples=2)),
-    "beam": dict(decoding=DecodingConfig(5, beam_size=3)),
-    "score": dict(mode="score"),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_answers_depend_on_neither_batch_size_nor_shards(config, network, tmp_path, way):
-    """Property: same seed and record, same answer; float32, so only the last digits of a score may
-    vary with the shape of the batch."""
-    found = {}
-    for batch_size, num_shards in [(1, 1), (3, 1), (8, 1), (3, 2), (8, 5)]:
-        folder = tmp_path / f"{batch_size}-{num_shards}"
-        layout = shards.output_layout(str(folder), num_shards)
-        jobs.answer_source(
-            config(batch_size, **WAYS[way]),
-            records(13, bad=(4,)),
-            layout,
-            jobs.Sharding(num_shards, window=7),
-            lambda batch_size=batch_size: (session(network, batch_size), 7),
-        )
-        files = sorted(folder.glob("predictions*"))
-        text = "".join(p.read_text() for p in files)
-        found[batch_size, num_shards] = [json.loads(line) for line in text.splitlines()]
-    expected = found.pop((1, 1))
-    assert len(expected) == 12
-    for rows in found.values():
-        for row, other in zip(rows, expected, strict=True):
-            assert {**row, "score": 0, "scores": 0} == {**other, "score": 0, "scores": 0}
-            for name in {"score", "scores"} & set(row):
-                np.testing.assert_allclose(row[name], other[name], rtol=2e-5)
-
-
-def test_answers_come_back_in_order_and_do_not_depend_on_neighbours(network):
-    """Oracle: each row answered alone; and padded to the full length, not to its bucket."""
-    decoding = DecodingConfig(5)
-    (rows,) = records(20).read([shards.Span(0, 0, 20)])
-    together = list(infer.predict(session(network, 3), rows, decoding))
-    assert [answer.row for answer in together] == rows
-    assert len({answer.predictions for answer in together}) > 5
-    for answer, row in zip(together, rows, strict=True):
-        (alone,) = infer.predict(session(network, 3), [row], decoding)
-        assert alone.predictions == answer.predictions
-        assert alone.scores == pytest.approx(answer.scores, rel=2e-5)
-    full = infer.predict(session(network, 3, bucketed=False), rows, decoding)
-    assert [a.predictions for a in full] == [a.predictions for a in together]
 
 
 def test_overwriting_touches_nothing_elsewhere(run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from cosmo.engine import optimizer
 from cosmo.engine.errors import UserError
 from cosmo.engine.optimizer import Adafactor, AdamW
+from cosmo.engine.schedules import LearningRateSchedule
 
 STEPS = 4
 FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -128,6 +129,25 @@ def test_engine_optimizer_adamw(stacked, decay):
     expected = run(theirs, unstack(params), [unstack(g) for g in gradients])
     for mine, plain in zip(run(ours, params, gradients, 0.02), expected, strict=True):
         assert_same(unstack(mine), plain)
+
+
+def test_engine_optimizer_adam_at_a_constant_rate(stacked):
+    """AdamW's defaults are plain Adam (Kingma and Ba 2015, algorithm 1) at 1e-5, as optax.adam and
+    PyTorch's Adam have it. Oracle: the paper's formula in float64, and optax.adam."""
+    params, gradients = stacked
+    rate = LearningRateSchedule("constant", base_learning_rate=1e-5)
+    assert [float(rate(step)) for step in (0, 1, 81_000)] == [float(np.float32(1e-5))] * 3
+    zeros = jax.tree.map(jnp.zeros_like, params)  # what Adam adds does not depend on them
+    first = second = moved = jax.tree.map(lambda p: np.zeros(p.shape), params)
+    for step, grads in enumerate(gradients, 1):
+        grads = jax.tree.map(lambda g: np.asarray(g, np.float64), grads)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
+        means = jax.tree.map(lambda m, step=step: m / (1 - 0.9**step), first)
+        roots = jax.tree.map(lambda v, step=step: np.sqrt(v / (1 - 0.999**step)), second)
+        moved = jax.tree.map(lambda p, m, r: p - 1e-5 * m / (r + 1e-8), moved, means, roots)
+    assert_same(run(optimizer.build(AdamW()), zeros, gradients, rate(0))[-1], moved, rtol=1e-4)
+    assert_same(run(optax.adam(1e-5), zeros, gradients)[-1], moved, rtol=1e-4)
 
 
 def test_engine_optimizer_adamw_weight_decay_by_hand():

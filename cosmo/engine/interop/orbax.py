@@ -79,7 +79,7 @@ def write(
             saver.save(step, args=args, force=True)
     except BaseException:
         if not is_remote(folder):
-            for partial in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            for partial in folder.glob(f"{step}{integrity.PARTIAL}*"):
                 partial.rmtree()
         raise
     finally:

@@ -1,0 +1,203 @@
+"""Runs and answers on meshes of CPU devices, for test_engine_partitioning.py.
+
+    python tests/engine/partition_driver.py OUT [PORT PROCESS]
+
+Writes OUT.json and OUT.npz; with PORT, as one of two processes.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny_network
+
+from cosmo.engine import partitioning
+
+# Every way to lay 1, 2, 4 and 8 devices out: data x model.
+MESHES = {
+    f"{count // parts}x{parts}": (count // parts, parts)
+    for count in (1, 2, 4, 8)
+    for parts in (1, 2, 4, 8)
+    if parts <= count
+}
+STEPS = 10
+
+
+ANSWERING = ("1x1", "8x1", "2x4")  # meshes that generate and score too
+TWO = ("4x1", "2x2")  # meshes of two processes with two devices each
+
+
+def setting():
+    """(model, step config, a state to start from, ten batches), all the same in every process."""
+    import jax
+    import jax.numpy as jnp
+
+    from cosmo.engine import models, step
+    from cosmo.engine.optimizer import Adafactor
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
+    model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+    config = step.StepConfig(optimizer=Adafactor(min_dim_size_to_factor=8))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        scale = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 1.0
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    params = jax.tree.map(fill, models.abstract_params(model))
+    start = step.TrainState(jnp.int32(0), params, jax.jit(config.transformation().init)(params))
+
+    batches = []
+    for _ in range(STEPS):
+        targets = rng.integers(2, 40, (8, 6)) * (np.arange(6) < rng.integers(1, 7, (8, 1)))
+        batches.append(
+            {
+                "encoder_input_tokens": rng.integers(2, 40, (8, 10)).astype(np.int32),
+                "decoder_target_tokens": targets.astype(np.int32),
+                "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1].astype(np.int32),
+            }
+        )
+    return model, config, jax.device_get(start), batches
+
+
+def paths(tree):
+    """{path: leaf}."""
+    import jax
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in leaves}
+
+
+def run_mesh(setting, parts, devices):
+    """(losses, the rows of each device of this process, final state) of ten steps."""
+    import jax
+
+    from cosmo.engine import step
+
+    model, config, start, batches = setting
+    partitioner = partitioning.Partitioner(num_partitions=parts)
+    mesh = partitioner.mesh(devices)
+    _, shardings = step.state_shardings(model, config, partitioner, mesh)
+    run = jax.jit(
+        step.make_train_step(model, config, 0, partitioner.layout(mesh)),
+        donate_argnums=0,
+        out_shardings=(shardings, partitioning.replicated(mesh)),
+    )
+    state, losses = jax.device_put(start, shardings), []
+    share = 8 // jax.process_count()
+    own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    for batch in batches:
+        batch = {name: rows[own] for name, rows in batch.items()}  # a process has only its rows
+        batch = partitioning.put_batch(batch, mesh)
+        rows = [s.data.shape[0] for s in batch["decoder_target_tokens"].addressable_shards]
+        state, sums = run(state, batch)
+        losses.append(float(sums["loss"] / sums["loss_weight"]))
+    return losses, rows, state
+
+
+def answers(setting, parts, devices):
+    """Scores, and what greedy decoding says, with the parameters to start from."""
+    import jax
+
+    from cosmo.engine import decoding, infer, models
+
+    model, _, start, batches = setting
+    partitioner = partitioning.Partitioner(num_partitions=parts)
+    mesh = partitioner.mesh(devices)
+    layout = partitioner.layout(mesh)
+    shardings = partitioner.param_shardings(mesh, start.params, models.logical_axes(model))
+    params = jax.device_put(start.params, shardings)
+    batch = partitioning.put_batch(batches[0], mesh)
+    greedy = infer._predict_fn(model, decoding.DecodingConfig(max_new_tokens=5), layout)
+    # One program at a time: two at once on eight devices of two cores may wait for each other.
+    said = np.asarray(greedy(params, batch["encoder_input_tokens"], None).tokens)
+    scores = np.asarray(infer._score_fn(model, layout)(params, batch)["score"])
+    # Two that share their beginning, and one after which nothing follows.
+    choices = ((5, 6, 7), (5, 6, 8, 9), (30, 1))
+    run = infer._continue_fn(model, choices, None, decoding.DecodingConfig(4), layout)
+    forced = np.array([0, 1, 2, -1, -1, -1, 0, 1], np.int32)
+    chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None, forced))
+    return {
+        "said": said.tolist(),
+        "scores": scores.tolist(),
+        "choices": chosen.scores.tolist(),
+        "continued": chosen.continuation.tokens.tolist(),
+    }
+
+
+def run_on_eight_devices(out: str) -> None:
+    """Ten steps on every mesh. Writes the losses, parameters and layouts that the tests read."""
+    import jax
+
+    from cosmo.engine import models, step, t5
+    from cosmo.engine.optimizer import Adafactor, AdamW
+
+    assert len(jax.devices()) == 8
+    given = setting()
+    report, arrays = {}, {}
+    partitioning.Partitioner().mesh(jax.devices()[:1])
+    report["cache"] = [jax.config.jax_enable_compilation_cache]
+    for name, (data, parts) in MESHES.items():
+        losses, rows, state = run_mesh(given, parts, jax.devices()[: data * parts])
+        report[name] = {
+            "losses": losses,
+            "rows": rows,
+            "shards": {
+                k: [list(s.data.shape) for s in a.addressable_shards]
+                for k, a in paths(state).items()
+            },
+        }
+        arrays.update({f"{name}:{k}": np.asarray(a) for k, a in paths(state.params).items()})
+        if name in ANSWERING:
+            report[name].update(answers(given, parts, jax.devices()[: data * parts]))
+
+    report["cache"].append(jax.config.jax_enable_compilation_cache)
+
+    # The optimizer's layout at sizes that Adafactor factors by default, without any memory.
+    large = t5.T5Config(vocab_size=384, emb_dim=128, num_heads=4, head_dim=64, mlp_dim=512)
+    square = dataclasses.replace(large, num_heads=2)
+    partitioner = partitioning.Partitioner(num_partitions=2)
+    for name, network, optimizer in [
+        ("adafactor", large, Adafactor()),
+        ("square", square, Adafactor()),
+        ("momentum", large, Adafactor(beta1=0.9)),
+        ("adamw", large, AdamW()),
+    ]:
+        abstract, shardings = step.state_shardings(
+            models.EncoderDecoderModel(network),
+            step.StepConfig(optimizer=optimizer, max_grad_norm=1.0),
+            partitioner,
+            partitioner.mesh(),
+        )
+        report[name] = {
+            k: [list(a.shape), list(s.spec)]
+            for (k, a), s in zip(paths(abstract).items(), paths(shardings).values(), strict=True)
+        }
+    np.savez(out + ".npz", **arrays)
+    Path(out + ".json").write_text(json.dumps(report))
+
+
+def run_as_one_of_two(out: str, port: str, process: str) -> None:
+    """The same on two devices of each of two processes; the first writes."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+    assert (len(jax.devices()), len(jax.local_devices())) == (4, 2)
+    given, report, arrays = setting(), {}, {}
+    for name in TWO:
+        losses, rows, state = run_mesh(given, MESHES[name][1], jax.devices())
+        report[name] = {"losses": losses, "rows": rows}
+        whole = multihost_utils.process_allgather(state.params, tiled=True)
+        arrays.update({f"{name}:{k}": np.asarray(a) for k, a in paths(whole).items()})
+    if process == "0":
+        np.savez(out + ".npz", **arrays)
+        Path(out + ".json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    (run_as_one_of_two if len(sys.argv) > 2 else run_on_eight_devices)(*sys.argv[1:])

@@ -1,0 +1,292 @@
+"""The dialogues of corpus files, for counting them: a bad record is handed on, never raised.
+
+Training refuses a corpus with a bad record; statistics say what is wrong with it and go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks import raw
+from tasks.errors import DataError, shown
+from tasks.records import (
+    Place,
+    ProsocialTurn,
+    direct_download_turn,
+    prosocial_turn,
+    row_position,
+    soda_dialogue,
+)
+
+Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
+
+# Parquet columns that are counted.
+COLUMNS = (
+    *("narrative", "dialogue", "speakers"),
+    *("context", "response", "rots", "safety_label", "safety_annotations", "source"),
+    *("dialogue_id", "response_id", "episode_done", "turns"),
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row of ProsocialDialog; `turn` counts the contexts of its dialogue from 1."""
+
+    turn: int
+    exchange: ProsocialTurn
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """A dialogue, or what there is of it: `lacks` says which part is missing, empty if none is."""
+
+    utterances: tuple[str, ...]
+    rows: tuple[Labelled, ...] = ()
+    lacks: str = ""
+
+
+def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
+    """The dialogues of `files`, all of `corpus` (a key of READERS), in order.
+
+    A DataError in their place is a record that cannot be used.
+    """
+    items, reader = READERS[corpus]
+    yield from reader(item for file in files for item in items(file))
+
+
+def records(file: Any) -> Iterator[Item | DataError]:
+    """JSON lines, a JSON list or Parquet. What breaks a list or a Parquet file ends it."""
+    try:
+        if file.name.endswith(".parquet") or _is_list(file):
+            yield from raw.rows(file, COLUMNS)
+            return
+        for number, line in raw.lines(file):
+            if not line.strip():
+                continue
+            place = Place(str(file), number)
+            try:
+                item = place, json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
+            yield item
+    except DataError as error:
+        yield _ended(error)
+
+
+def document(file: Any) -> Iterator[Item | DataError]:
+    """The entries of a file that is one JSON object."""
+    try:
+        value = json.loads("".join(line for _, line in raw.lines(file)))
+        for name, entry in value.items():
+            yield Place(str(file), 1, f"entry {name}"), entry
+    except DataError as error:
+        yield _ended(error)
+    except (json.JSONDecodeError, AttributeError) as error:
+        yield Place(str(file), 1).error("not a JSON object", str(error), "one object")
+
+
+def lines(file: Any) -> Iterator[Item | DataError]:
+    """The lines of a text file that are not empty."""
+    try:
+        for number, line in raw.lines(file):
+            if line.strip():
+                yield Place(str(file), number), line.rstrip("\r\n")
+    except DataError as error:
+        yield _ended(error)
+
+
+def _is_list(file: Any) -> bool:
+    first = next((line for _, line in raw.lines(file) if line.strip()), "")
+    return first.lstrip().startswith("[")
+
+
+def _ended(error: DataError) -> DataError:
+    return DataError(f"{error} The rest of the file is not counted.")
+
+
+def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
+    """A dialogue of every item: `parse(value, place)` gives its utterances or raises DataError."""
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        place, value = item
+        try:
+            yield Read(texts(parse(value, place), place))
+        except DataError as error:
+            yield error
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+            problem = f"not as its corpus is published ({type(error).__name__} {error})"
+            yield place.error(problem, shown(value), "the fields of the format")
+
+
+def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
+    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text."""
+    if not values:
+        raise place.error("a dialogue is empty", "no utterance", "at least one")
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str) or not value.strip():
+            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
+    return tuple(value.strip() for value in values)
+
+
+def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
+    rows: list[Labelled] = []
+    dialogue_id, ended, done_known = None, True, False
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        place, value = item
+        if isinstance(value, list):
+            if rows:
+                yield _dialogue(rows, ended or not done_known)
+            rows, ended = [], True
+            yield from _nested(value, place)
+            continue
+        try:
+            this_id, response_id, done = row_position(value, place)
+            row = Labelled(response_id + 1, prosocial_turn(value, place), value.get("source"))
+        except DataError as error:
+            yield error
+            continue
+        if rows and (ended or this_id != dialogue_id or row.turn <= rows[-1].turn):
+            yield _dialogue(rows, ended or not done_known)
+            rows = []
+        rows.append(row)
+        dialogue_id, ended, done_known = this_id, done, "episode_done" in value
+    if rows:
+        yield _dialogue(rows, ended or not done_known)
+
+
+def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
+    """A dialogue of the direct download: a list of rows."""
+    rows = []
+    for turn, value in enumerate(values, 1):
+        try:
+            at = Place(place.file, place.line, f"{place.inside}, row {turn}")
+            rows.append(Labelled(turn, direct_download_turn(value, at), value.get("source")))
+        except DataError as error:
+            yield error
+    if rows:
+        yield _dialogue(rows, rows[-1].turn == len(values))
+    elif not values:
+        yield place.error("a dialogue is empty", "no rows", "at least one")
+
+
+def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
+    lacks = "" if ended else "end"
+    if rows[-1].turn - rows[0].turn + 1 != len(rows):
+        lacks = "middle"
+    if rows[0].turn != 1:
+        lacks = "beginning"
+    said = [(row.exchange.context, row.exchange.response) for row in rows]
+    return Read(tuple(text for pair in said for text in pair), tuple(rows), lacks)
+
+
+def _soda(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    return _each(items, lambda row, place: soda_dialogue(row, place, "").dialogue)
+
+
+def _turns(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    return _each(items, lambda row, place: row["turns"])
+
+
+def _dailydialog(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    def parse(line: str, place: Place) -> list[str]:
+        *turns, rest = line.split("__eou__")
+        if rest.strip():
+            raise place.error("the line breaks off", shown(rest), "utterances ended by __eou__")
+        return turns
+
+    return _each(items, parse)
+
+
+def _blended(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    def parse(row: Any, place: Place) -> list[str]:
+        openers = [row["free_turker_utterance"], row["guided_turker_utterance"]]
+        return openers + [text for _, text in row["dialog"]]
+
+    return _each(items, parse)
+
+
+def _wizard(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    return _each(items, lambda row, place: [turn["text"] for turn in row["dialog"]])
+
+
+def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    return _each(items, lambda row, place: [turn["message"] for turn in row["content"]])
+
+
+def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
+    name, turns, numbers = None, [], []
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        place, fields = item[0], item[1].split(",")
+        if fields[0] == "conv_id":
+            continue
+        if len(fields) < 8 or not fields[1].isdigit():
+            expected = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
+            yield place.error("not a row of EmpatheticDialogues", shown(item[1]), expected)
+            continue
+        if fields[0] != name and turns:
+            yield _numbered(turns, numbers)
+            turns, numbers = [], []
+        name, text = fields[0], fields[5].replace("_comma_", ",").strip()
+        if not text:
+            yield place.error("field 'utterance' is empty", shown(fields[5]), "a text")
+            continue
+        turns.append(text)
+        numbers.append(int(fields[1]))
+    if turns:
+        yield _numbered(turns, numbers)
+
+
+def _numbered(turns: Sequence[str], numbers: Sequence[int]) -> Read:
+    whole = list(numbers) == list(range(1, len(numbers) + 1))
+    return Read(tuple(turns), lacks="" if whole else "beginning" if numbers[0] != 1 else "middle")
+
+
+def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Numbered lines; the number 1 begins a dialogue. ParlAI's __SILENCE__ is nobody's turn."""
+    turns: list[str] = []
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        place, line = item
+        number, _, rest = line.partition(" ")
+        if not number.isdigit():
+            yield place.error("not a numbered line", shown(line), "a number and a text")
+            continue
+        if number == "1" and turns:
+            yield Read(tuple(turns))
+            turns = []
+        if not rest.startswith(("your persona:", "partner's persona:")):
+            said = [text.strip() for text in rest.split("\t")[:2]]
+            turns += [text for text in said if text and text != "__SILENCE__"]
+    if turns:
+        yield Read(tuple(turns))
+
+
+# Corpora, as tasks.recognize calls them: what an item of their files is, and how items are read.
+READERS = {
+    "SODA": (records, _soda),
+    "ProsocialDialog": (records, _prosocial),
+    "ProsocialDialog (direct download)": (records, _prosocial),
+    "DailyDialog": (lines, _dailydialog),
+    "EmpatheticDialogues": (lines, _empathetic),
+    "BlendedSkillTalk": (records, _blended),
+    "Topical-Chat": (document, _topical),
+    "PersonaChat": (lines, _personachat),
+    "Wizard of Wikipedia": (records, _wizard),
+    "records for --input": (records, _turns),
+}

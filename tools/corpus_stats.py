@@ -1,0 +1,190 @@
+"""The numbers that papers give of a corpus: sizes, lengths, diversity, rules of thumb, labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import DataError
+from tasks.metrics.diversity import mtld, words
+from tasks.safety import LABELS, VOTES, aggregate, lacks_rots
+from tools.corpus_files import Labelled, Read
+
+SHOWN = 5  # bad records that are quoted
+
+
+def alpha(counts: Any, level: str) -> float | None:
+    """Krippendorff's alpha of votes: `counts` is [units, values], how many annotators said what.
+
+    `level` is nominal or ordinal (values in their order). None where all votes are the same: alpha
+    is about telling things apart. Needs the extra `stats`.
+    """
+    import krippendorff
+
+    counts = np.asarray(counts)
+    # A unit with one vote is paired with nothing and says nothing.
+    if (counts[counts.sum(1) > 1].sum(0) > 0).sum() < 2:
+        return None
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement=level))
+
+
+@dataclass
+class Labels:
+    """What rows of ProsocialDialog say about safety. All counts."""
+
+    rows: int = 0
+    by_turn: Counter[tuple[int, str]] = field(default_factory=Counter)  # turn from 1, label
+    steps: Counter[tuple[int, str, str]] = field(default_factory=Counter)  # turn, its label, next
+    votes: Counter[tuple[int, ...]] = field(default_factory=Counter)  # of each of VOTES
+    differ: int = 0  # rows whose votes make another label
+    differing: list[str] = field(default_factory=list)
+    sources: Counter[str] = field(default_factory=Counter)  # dialogues
+    lacking_rots: int = 0  # rows that need RoTs and have none
+    casual_rots: int = 0  # casual rows that have some
+
+    def add(self, rows: Sequence[Labelled]) -> list[DataError]:
+        """Counts the rows of one dialogue. Returns what is wrong with their votes."""
+        problems = []
+        for row in rows:
+            exchange = row.exchange
+            self.rows += 1
+            self.by_turn[row.turn, exchange.safety_label] += 1
+            self.lacking_rots += lacks_rots(exchange)
+            self.casual_rots += exchange.safety_label == LABELS[0] and bool(exchange.rots)
+            if exchange.votes is not None:
+                try:
+                    label = aggregate(exchange.votes)
+                except DataError as error:
+                    place = f"{exchange.place.file}:{exchange.place.line}"
+                    problems.append(DataError(f"{place}: field 'safety_annotations': {error}"))
+                    continue
+                self.votes[tuple(exchange.votes.count(vote) for vote in VOTES)] += 1
+                if label != exchange.safety_label:
+                    self.differ += 1
+                    if len(self.differing) < SHOWN:
+                        place = f"{exchange.place.file}:{exchange.place.line}"
+                        self.differing.append(f"{place}: {exchange.safety_label}, votes: {label}")
+        for one, two in itertools.pairwise(rows):
+            if two.turn == one.turn + 1:
+                self.steps[one.turn, one.exchange.safety_label, two.exchange.safety_label] += 1
+        self.sources[rows[0].source or "not said"] += 1
+        return problems
+
+    def result(self) -> dict[str, Any]:
+        """Everything, as plain numbers, lists and dicts. Rows and columns go by LABELS."""
+        turns = sorted({turn for turn, _ in self.by_turn})
+        counts = (
+            np.array(list(self.votes), int)
+            .reshape(-1, len(VOTES))
+            .repeat(list(self.votes.values()), axis=0)
+        )
+        return {
+            "rows": self.rows,
+            "labels": list(LABELS),
+            "overall": [sum(self.by_turn[turn, label] for turn in turns) for label in LABELS],
+            "by_turn": [
+                {"turn": turn, "counts": [self.by_turn[turn, label] for label in LABELS]}
+                for turn in turns
+            ],
+            "transitions": [
+                {
+                    "turn": turn,
+                    "counts": [[self.steps[turn, one, two] for two in LABELS] for one in LABELS],
+                }
+                for turn in sorted({turn for turn, _, _ in self.steps})
+            ],
+            "votes": {
+                "rows": len(counts),
+                "alpha_nominal": alpha(counts, "nominal"),
+                "alpha_ordinal": alpha(counts, "ordinal"),
+                "label_differs": self.differ,
+                "differing": self.differing,
+            },
+            "sources": dict(self.sources.most_common()),
+            "rows_that_lack_rots": self.lacking_rots,
+            "casual_rows_with_rots": self.casual_rots,
+        }
+
+
+@dataclass
+class Corpus:
+    """Running sums over the dialogues of a corpus; memory grows with the different RoTs alone."""
+
+    dialogues: int = 0
+    utterances: int = 0
+    words: int = 0
+    mtld: float = 0.0
+    mtld_dialogues: int = 0
+    incomplete: Counter[str] = field(default_factory=Counter)  # what is missing -> dialogues
+    bad: int = 0
+    quoted: list[str] = field(default_factory=list)
+    rots: int = 0
+    rot_words: int = 0
+    different_rots: set[str] = field(default_factory=set)
+    labels: Labels = field(default_factory=Labels)
+
+    def add(self, read: Read | DataError) -> None:
+        """Counts a dialogue or a bad record.
+
+        Of an incomplete dialogue only the rows count (labels, votes, RoTs): its length is not the
+        corpus's.
+        """
+        if isinstance(read, DataError):
+            self.bad += 1
+            if len(self.quoted) < SHOWN:
+                self.quoted.append(str(read))
+            return
+        if read.rows:
+            for problem in self.labels.add(read.rows):
+                self.add(problem)
+            for row in read.rows:
+                self.rots += len(row.exchange.rots)
+                self.rot_words += sum(len(rot.split()) for rot in row.exchange.rots)
+                self.different_rots.update(row.exchange.rots)
+        if read.lacks:
+            self.incomplete[read.lacks] += 1
+            return
+        self.dialogues += 1
+        self.utterances += len(read.utterances)
+        self.words += sum(len(text.split()) for text in read.utterances)
+        diversity = mtld(words(" ".join(read.utterances)))
+        if diversity is not None:
+            self.mtld += diversity
+            self.mtld_dialogues += 1
+
+    def result(self) -> dict[str, Any]:
+        """Everything, as plain numbers, lists and dicts; a mean of nothing is None."""
+        labelled = self.labels.rows > 0
+        return {
+            "dialogues": self.dialogues,
+            "utterances": self.utterances,
+            "average_turns": _mean(self.utterances, self.dialogues),
+            "average_utterance_words": _mean(self.words, self.utterances),
+            "mtld": _mean(self.mtld, self.mtld_dialogues),
+            "mtld_dialogues": self.mtld_dialogues,
+            "incomplete_dialogues": dict(self.incomplete),
+            "bad_records": self.bad,
+            "bad_records_quoted": self.quoted,
+            "rots": {
+                "total": self.rots,
+                "unique": len(self.different_rots),
+                "average_words": _mean(self.rot_words, self.rots),
+            }
+            if labelled
+            else None,
+            "safety": self.labels.result() if labelled else None,
+        }
+
+
+def all_transitions(safety: Mapping[str, Any]) -> np.ndarray:
+    """How often a context labelled i was followed by one labelled j, at any turn: int [5, 5]."""
+    return np.sum([np.zeros((5, 5), int), *(x["counts"] for x in safety["transitions"])], axis=0)
+
+
+def _mean(total: float, number: int) -> float | None:
+    return total / number if number else None

@@ -1,0 +1,326 @@
+"""The numbers that the papers give of a corpus: `python -m tools.dataset_stats PATH...`.
+
+A PATH is a file, a folder or a glob of SODA, ProsocialDialog (the hub's rows or the direct
+download), DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat, PersonaChat, Wizard of
+Wikipedia, or lines {"turns": [...]}; which of them it is, is recognised. Each PATH is a row of one
+table, with the papers' row below it (of the whole corpus, or its training set). For
+ProsocialDialog also safety labels by turn, how they change, the annotators' agreement, sources;
+`--plot` or `--output` draws them.
+
+Turns are utterances. Words stand between spaces; DailyDialog's punctuation stands apart, and counts
+as words. MTLD is the mean over the dialogues in which a word occurs twice, of their words in lower
+case, not lemmatized.
+
+A record that cannot be used is counted and its reason shown. A dialogue of which rows are missing,
+at the edge of a sample for instance, counts for labels and RoTs only. Exit code 1 if there was no
+dialogue at all, or if anything was left out and `--strict` was given.
+"""
+
+import argparse
+import dataclasses
+import glob
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import sys
+from typing import Any
+
+from canary.report import aligned
+from cosmo.engine.errors import UserError
+from cosmo.engine.writer import Progress, write_atomic
+from tasks.errors import DataError
+from tasks.recognize import looks_like
+from tools.corpus_files import READERS, read
+from tools.corpus_stats import Corpus, all_transitions
+
+# Kim et al. 2022, table 1, and Kim et al. 2023, table 2: dialogues, utterances, average turns,
+# average utterance length, MTLD. RoTs: Kim et al. 2022, appendix A.5.
+PAPER = {
+    "SODA": ("1.5M", "11M", "7.6", "16.1", "68.0"),
+    "ProsocialDialog": ("58k", "331k", "5.7", "20.0", "60.2", "217,321", "160,296", "9.5"),
+    "DailyDialog": ("13k", "104k", "7.9", "14.6", "63.0"),
+    "EmpatheticDialogues": ("25k", "107k", "4.3", "13.7", "64.2"),
+    "BlendedSkillTalk": ("7k", "76k", "11.2", "13.6", "64.2"),
+    "Topical-Chat": ("10k", "235k", "21.8", "19.6", "-"),
+    "PersonaChat": ("11k", "164k", "14.8", "14.2", "43.6"),
+    "Wizard of Wikipedia": ("22k", "202k", "9.1", "16.4", "60.3"),
+}
+COLUMNS = (
+    *("dialogues", "utterances", "turns/dialogue", "words/utterance", "MTLD"),
+    *("RoTs", "unique", "words/RoT"),
+)
+_ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
+
+
+class _Watched:
+    """A file that knows how much of it has been read: for the time left."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.name, self.parent = path, path.name, path.parent
+        self.size, self.stream = path.stat().st_size, None
+
+    def open(self, mode: str) -> Any:
+        self.stream = self.path.open(mode)
+        return self.stream
+
+    def position(self) -> int:
+        """Bytes read so far."""
+        if self.stream is None:
+            return 0
+        return self.size if self.stream.closed else self.stream.tell()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def files_of(path: str) -> list[pathlib.Path]:
+    """The data files of a file, a folder or a glob, by name. Raises DataError if there is none."""
+    place = pathlib.Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    names = glob.glob(str(place), recursive=True) if not place.is_dir() else place.rglob("*")
+    endings = tuple(f".{e}{gz}" for e in _ENDINGS for gz in ("", ".gz"))
+    found = sorted(p for p in map(pathlib.Path, names) if p.is_file())
+    data = [p for p in found if p.name.endswith(endings) and not p.name.startswith(".")]
+    if not data:
+        raise DataError.at(
+            path,
+            None,
+            "no data",
+            got=f"{len(found)} files" if found or place.exists() else "nothing there",
+            expected=f"a file, a folder or a glob of files that end in {', '.join(_ENDINGS)}",
+            remedy="Correct the path.",
+        )
+    return data
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A PATH and what it holds: `files` of `corpus` (a key of READERS), and files of no corpus."""
+
+    path: str
+    corpus: str
+    files: tuple[pathlib.Path, ...]
+    not_read: tuple[pathlib.Path, ...]
+
+
+def find(path: str) -> Found:
+    """Raises DataError unless `path` holds one corpus."""
+    kinds = {file: looks_like(file) for file in files_of(path)}
+    known = sorted({kind for kind in kinds.values() if kind in READERS})
+    if len(known) != 1:
+        raise DataError.at(
+            path,
+            None,
+            "several corpora" if known else "not a corpus of dialogues",
+            got="; ".join(
+                f"{file.name}: {kind or 'nothing known'}" for file, kind in kinds.items()
+            ),
+            expected=f"files of one of {', '.join(READERS)}",
+            remedy="Give each corpus as a path of its own." if known else "Correct the path.",
+        )
+    ours, others = (
+        tuple(file for file, kind in kinds.items() if (kind == known[0]) is wanted)
+        for wanted in (True, False)
+    )
+    return Found(path, known[0], ours, others)
+
+
+def statistics(found: Found) -> dict[str, Any]:
+    """Reads all dialogues, with progress: numbers as plain dicts and lists (JSON)."""
+    corpus, files = Corpus(), [_Watched(file) for file in found.files]
+    size = sum(file.size for file in files)
+    progress = Progress(None, unit="dialogue", every_seconds=10)
+    for done, item in enumerate(read(files, found.corpus), 1):
+        corpus.add(item)
+        if done % 256 == 0:
+            part = sum(file.position() for file in files) / max(size, 1)
+            progress.total = round(done / part) if part else None  # as the bytes so far suggest
+            progress.update(done, pathlib.Path(found.path).name)
+    progress.finish()
+    return {
+        "path": found.path,
+        "corpus": found.corpus.removesuffix(" (direct download)"),
+        "files": len(files),
+        "not_read": [str(file) for file in found.not_read],
+        **corpus.result(),
+    }
+
+
+def table(made: list[dict[str, Any]]) -> str:
+    """A row for each corpus, and the papers'."""
+    rows = [["", *COLUMNS]]
+    for one in made:
+        rots = one["rots"] or {}
+        rows.append(
+            [
+                pathlib.Path(one["path"]).name,
+                f"{one['dialogues']:,}",
+                f"{one['utterances']:,}",
+                *(_one(one[k]) for k in ("average_turns", "average_utterance_words", "mtld")),
+                *(f"{rots[k]:,}" if rots else "-" for k in ("total", "unique")),
+                _one(rots.get("average_words")),
+            ]
+        )
+        if one["corpus"] in PAPER:
+            cells = PAPER[one["corpus"]]
+            rows.append([f"  papers: {one['corpus']}", *cells, *["-"] * (8 - len(cells))])
+    return aligned(rows)
+
+
+def notes(one: dict[str, Any]) -> list[str]:
+    """What was left out of a corpus and why."""
+    lines = []
+    missing = one["incomplete_dialogues"]
+    if missing:
+        what = ", ".join(f"{number:,} lack the {part}" for part, number in missing.items())
+        lines.append(
+            f"{sum(missing.values()):,} incomplete dialogues: {what}; only their rows count"
+        )
+    if one["bad_records"]:
+        lines.append(f"{one['bad_records']:,} bad records; the first:")
+        lines += [f"  {reason}" for reason in one["bad_records_quoted"]]
+    if one["not_read"]:
+        lines.append(f"not read, for they are not {one['corpus']}: {', '.join(one['not_read'])}")
+    return lines
+
+
+def safety_tables(one: dict[str, Any]) -> str:
+    """The labels of a ProsocialDialog corpus: their shares, changes, votes and sources."""
+    safety = one["safety"]
+    rows = [["label, % of rows", "all", *(f"turn {x['turn']}" for x in safety["by_turn"])]]
+    columns = [safety["overall"], *(x["counts"] for x in safety["by_turn"])]
+    for i, label in enumerate(safety["labels"]):
+        rows.append([label, *(_share(c[i], sum(c)) for c in columns)])
+    rows.append(["rows", *(f"{sum(c):,}" for c in columns)])
+    parts = [aligned(rows)]
+    counts = all_transitions(safety)
+    short = [label.strip("_").removesuffix("_needs_caution") for label in safety["labels"]]
+    rows = [["from (down) to the next turn's, %", *short, "rows"]]
+    for i, label in enumerate(safety["labels"]):
+        shares = [_share(int(c), int(counts[i].sum())) for c in counts[i]]
+        rows.append([label, *shares, f"{counts[i].sum():,}"])
+    parts.append(aligned(rows))
+    votes = safety["votes"]
+    lines = [
+        f"votes: {votes['rows']:,} rows with three; Krippendorff's alpha "
+        f"{_two(votes['alpha_nominal'])} nominal, {_two(votes['alpha_ordinal'])} ordinal "
+        "(paper: 0.49)",
+        f"label that its votes do not give (appendix A.4): {votes['label_differs']:,} rows",
+        *(f"  {place}" for place in votes["differing"]),
+        f"rows that need RoTs and have none: {safety['rows_that_lack_rots']:,}; casual rows that "
+        f"have some: {safety['casual_rows_with_rots']:,}",
+        "sources, % of dialogues: "
+        + ", ".join(
+            f"{source} {_share(number, sum(safety['sources'].values()))}"
+            for source, number in safety["sources"].items()
+        )
+        + " (paper: Social Chemistry 62, SBIC 21, ETHICS 17)",
+    ]
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def text(made: list[dict[str, Any]]) -> str:
+    """Everything for reading."""
+    parts = [table(made)]
+    for one in made:
+        said = notes(one)
+        if said:
+            parts.append("\n".join([f"{one['path']}:", *(f"  {line}" for line in said)]))
+        if one["safety"]:
+            parts += [f"{one['path']}:", safety_tables(one)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def _one(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _two(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
+    """Raises ValueError for what would fail after all has been read."""
+    labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
+    if args.plot and len(labelled) != 1:
+        raise ValueError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
+    needs = {"krippendorff": "stats"} if labelled else {}
+    if labelled and (args.plot or args.output):
+        needs["matplotlib"] = "plot"
+    for module, extra in needs.items():
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"{module} is not installed: pip install -e '.[{extra}]'")
+
+
+def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib.Path]:
+    """What was asked for as files. Returns their paths. Raises UserError, OSError."""
+    labelled = [one for one in made if one["safety"]]
+    drawn = {args.plot: labelled[0]} if args.plot and labelled else {}
+    written = []
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, content in (("json", json.dumps(made, indent=1) + "\n"), ("txt", text(made))):
+            written.append(args.output / f"statistics.{name}")
+            write_atomic(written[-1], content)
+        for number, one in enumerate(labelled):
+            drawn[args.output / f"labels{number or ''}.png"] = one
+    if drawn:
+        from tools.plot_labels import plot
+
+        for path, one in drawn.items():
+            plot(one["safety"], path, title=f"Safety labels of {pathlib.Path(one['path']).name}")
+    return [*written, *drawn]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.dataset_stats",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, a folder or a glob")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--plot", metavar="FILE", type=pathlib.Path, help="labels as a PNG")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=pathlib.Path,
+        help="statistics.json, statistics.txt, and labels.png for each ProsocialDialog",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if anything is left out")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cosmo").setLevel(logging.INFO)  # progress, where stderr is no terminal
+    try:
+        paths = [find(path) for path in args.paths]
+        _check_extras(paths, args)
+        made = [statistics(found) for found in paths]
+        written = _write(made, args)
+    except (ValueError, OSError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        print(
+            json.dumps(made, indent=1) if args.json else text(made), end="\n" if args.json else ""
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for path in written:
+        print(path, file=sys.stderr)
+    empty = [one["path"] for one in made if not one["dialogues"] and not one["safety"]]
+    if empty:
+        print(f"error: no dialogue in {', '.join(empty)}", file=sys.stderr)
+    return int(bool(empty) or (args.strict and any(map(notes, made))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
