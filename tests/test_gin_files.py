@@ -6,14 +6,9 @@ import pathlib
 import jax
 import pytest
 
-<<<<<<< HEAD
-from cosmo.engine import config, models, optimizer
-=======
-from cosmo.engine import config, early_stopping, models, step
+from cosmo.engine import config, early_stopping, models, optimizer, step
 from cosmo.engine.early_stopping import StoppingConfig
->>>>>>> c5_engine
 from cosmo.engine.errors import UserError
-from cosmo.engine.optimizer import AdamW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERBS = ("train", "eval", "infer", "cache")
@@ -80,7 +75,26 @@ def test_paper_recipes(name, further):
     assert "Adafactor" in str(config.query("OPTIMIZER"))
 
 
-<<<<<<< HEAD
+def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
+    """Oracle: by hand: Adam at 1e-5, patience 5; a recipe's file serves every verb."""
+    path = tmp_path / "adam.gin"
+    path.write_text(
+        "from __gin__ import dynamic_registration\nfrom cosmo.engine import optimizer\n"
+        "include 'gin/cosmo/tiny.gin'\nOPTIMIZER = @optimizer.AdamW()\n"
+        "BASE_LEARNING_RATE = 1e-5\nLEARNING_RATE_FACTORS = 'constant'\n"
+        "EARLY_STOPPING_PATIENCE = 5\n"
+    )
+    for verb in VERBS:
+        config.load(f"gin/runs/{verb}.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    config.load("gin/runs/train.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    found = config.call(step.StepConfig)
+    assert found.optimizer == optimizer.AdamW(weight_decay=0.0)
+    assert float(found.learning_rate(81_000)) == pytest.approx(1e-5)
+    assert config.call(early_stopping.StoppingConfig) == StoppingConfig(
+        5, "eval/all/perplexity", None, 0.0
+    )
+
+
 def test_canarys_paper_recipe():
     """Oracle: Kim et al. 2022, appendix B.1; 120,236 published exchanges, 4 of 7 examples."""
     further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
@@ -105,26 +119,6 @@ def test_canarys_pretraining_recipes(name):
     assert config.query("MIXTURE_OR_TASK_NAME") == name
     assert config.query("EARLY_STOPPING_METRIC").split("/")[1].startswith(name)
     assert isinstance(config.macro_value("OPTIMIZER"), optimizer.AdamW)
-=======
-def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
-    """Oracle: by hand: Adam at 1e-5, patience 5; a recipe's file serves every verb."""
-    path = tmp_path / "adam.gin"
-    path.write_text(
-        "from __gin__ import dynamic_registration\nfrom cosmo.engine import optimizer\n"
-        "include 'gin/cosmo/tiny.gin'\nOPTIMIZER = @optimizer.AdamW()\n"
-        "BASE_LEARNING_RATE = 1e-5\nLEARNING_RATE_FACTORS = 'constant'\n"
-        "EARLY_STOPPING_PATIENCE = 5\n"
-    )
-    for verb in VERBS:
-        config.load(f"gin/runs/{verb}.gin", [str(path)], ["MODEL_DIR = 'x'"])
-    config.load("gin/runs/train.gin", [str(path)], ["MODEL_DIR = 'x'"])
-    found = config.call(step.StepConfig)
-    assert found.optimizer == AdamW(weight_decay=0.0)
-    assert float(found.learning_rate(81_000)) == pytest.approx(1e-5)
-    assert config.call(early_stopping.StoppingConfig) == StoppingConfig(
-        5, "eval/all/perplexity", None, 0.0
-    )
->>>>>>> c5_engine
 
 
 def test_another_architecture_overrides_the_network(tmp_path):

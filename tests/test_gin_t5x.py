@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "canary/canary": ("canary", "canary/full"),
     "canary/canary_adafactor": ("canary_adafactor", "canary/canary_adafactor"),
 }
+EARLY_STOPPING = "EARLY_STOPPING_PATIENCE" in (ROOT / "gin/runs/train.gin").read_text()
 TRAIN = ['MODEL_DIR = "/run"', 'INITIAL_CHECKPOINT_PATH = "/start/checkpoint_7"']
 EVAL = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'EVAL_OUTPUT_DIR = "/out"']
 INFER = ['CHECKPOINT_PATH = "/run/checkpoint_9"', 'INFER_OUTPUT_DIR = "/out"']
@@ -43,15 +44,10 @@ NOT_USED = {
     "BAD_STEP_POLICY": "T5X has no such setting",
     "SPIKE_FACTOR": "T5X has no such setting",
     "MAX_BAD_STEPS": "T5X has no such setting",
-<<<<<<< HEAD
-    "EARLY_STOPPING_PATIENCE": "T5X does not stop early",
-    "EARLY_STOPPING_METRIC": "T5X does not stop early",
-=======
     "EARLY_STOPPING_PATIENCE": "T5X has no such setting",
     "EARLY_STOPPING_METRIC": "T5X has no such setting",
     "EARLY_STOPPING_MODE": "T5X has no such setting",
     "EARLY_STOPPING_MIN_DELTA": "T5X has no such setting",
->>>>>>> c5_engine
 }
 
 
@@ -78,6 +74,8 @@ def as_json(value):
 @pytest.fixture(params=EXPERIMENTS)
 def experiment(request) -> str:
     """An experiment's name; this engine has read it for training."""
+    if request.param.startswith("canary/") and not EARLY_STOPPING:
+        pytest.skip("no early stopping here, whose macros the recipe sets")
     further = ["MODEL_DIR = '/run'", "INITIAL_CHECKPOINT_PATH = '/start/checkpoint_7'"]
     config.load("gin/runs/train.gin", [f"gin/{request.param}.gin"], further)
     return request.param
@@ -169,6 +167,8 @@ def test_train_gets_the_values_of_this_engine(experiment):
 @pytest.mark.parametrize("experiment_file", EXPERIMENTS)
 def test_eval_and_infer_get_the_values_of_this_engine(experiment_file):
     """Oracle: the settings that this engine builds from the same experiment file."""
+    if experiment_file.startswith("canary/") and not EARLY_STOPPING:
+        pytest.skip("no early stopping here, whose macros the recipe sets")
     shared = f"gin/{EXPERIMENTS[experiment_file][1]}.gin"
     for script, verb, bindings in (("evaluate", "eval", EVAL), ("infer", "infer", INFER)):
         run_file = f"gin/t5x/runs/{verb}.gin"
