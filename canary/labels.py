@@ -15,6 +15,7 @@ from cosmo.engine import infer, jobs, shards
 from cosmo.engine.decoding import DecodingConfig
 
 DIGITS = 6  # of probabilities in files
+TURNS = 8  # of a usual dialogue: with --per_turn so many fewer of them make a window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,10 @@ def _of_dialogues(
 def run_label(args: argparse.Namespace) -> None:
     """`label`: the dialogues of --input to lines in --output."""
     # What a user has mistyped is said before anything is loaded.
-    sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
+    window = args.window
+    if window is None and args.per_turn:
+        window = infer.WINDOW_BATCHES * max(args.batch_size, 1) // TURNS
+    sharding = jobs.Sharding(args.num_shards, args.shards, window, args.overwrite)
     layout = shards.output_layout(args.output, args.num_shards)
     source = reading.source(args.input, whole=args.per_turn)
     found = settings(args)

@@ -277,10 +277,11 @@ def _check_labels(vocabulary: infer.Vocabulary, style: safety.LabelStyle) -> Non
     """Raise UserError if the vocabulary cannot spell the labels."""
     for label in safety.LABELS:
         text = safety.label_text(label, style)
-        if vocabulary.unk_id in vocabulary.encode(text):
+        pieces = vocabulary.encode(text)
+        if vocabulary.unk_id in pieces or (style == "sentinel" and len(pieces) > 2):
             raise UserError(
-                f"vocabulary {vocabulary.path} has no pieces for the label {text}: a model with it "
-                "is no Canary; give its own vocabulary, or another --label_style (text, sentinel)"
+                f"vocabulary {vocabulary.path} has no pieces for the label {text}: give the "
+                "model's own vocabulary, or its label style (text or sentinel)"
             )
 
 

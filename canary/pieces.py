@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from cosmo.engine.errors import UserError
 from cosmo.engine.lines import Piece, by_line
 
-CHUNK = 1 << 20  # bytes of a JSON list read at a time
+CHUNK = 1 << 16  # bytes of a JSON list read at a time
 LONGEST = 64 << 20  # bytes of one element: a list that is none would be read whole
 # A string, whose end may lie in the next chunk, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)

@@ -8,15 +8,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from canary import pieces
+from canary import parquet, pieces
 from cosmo.engine import lines, shards
 from cosmo.engine.errors import UserError
-from tasks import records
+from tasks import casual, recognize, records
 from tasks.records import Place
 
-SNIFFED = 50  # lines looked at to tell what a file is
+SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (
-    "SODA rows, ProsocialDialog rows or its direct download, {turns} records or DailyDialog's text"
+    "SODA rows (Parquet too), ProsocialDialog rows or its direct download, {turns} records or "
+    "DailyDialog's text"
 )
 
 
@@ -51,6 +52,8 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
     `context`; with `whole` it gives all of it once. Raises UserError for a file that cannot be
     read, or is of no corpus in FORMATS.
     """
+    if path.endswith(".parquet"):
+        return parquet.source(path, _soda_row)
     found = recognise(path)
     return lines.source(
         path,
@@ -66,14 +69,14 @@ def recognise(path: str) -> Format:
     with lines.opened(path) as file:
         blank = True
         for _ in range(SNIFFED):
-            line = file.readline(pieces.CHUNK)
+            line = file.readline(LINE)
             if not line:
                 break
             text = line.decode("utf-8-sig", errors="replace").strip()
             blank &= not text
             if text.startswith("[") and _is_download(path):
                 return FORMATS["prosocial_download"]
-            if "__eou__" in text and not text.startswith("{"):
+            if casual.END in text and not text.startswith("{"):
                 return FORMATS["dailydialog"]
             name = _of_object(text)
             if name is not None:
@@ -108,8 +111,6 @@ def _is_download(path: str) -> bool:
 
 
 def _looks(path: str) -> str:
-    from tasks import recognize
-
     name = recognize.looks_like(path)
     return f"looks like {name}" if name else "is of no corpus known here"
 
@@ -152,6 +153,13 @@ def _soda(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
 
 
+def _soda_row(row: Any, place: Place, number: int) -> Dialogue | shards.Rejected:
+    try:
+        return Dialogue(str(number), records.soda_dialogue(row, place, str(number)).dialogue)
+    except ValueError as error:
+        return _rejected(error, place, parquet.kept(row))
+
+
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:
     record = _object(data)
     if not isinstance(record, dict):
@@ -181,10 +189,12 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
-    *turns, rest = text.split("__eou__")
+    *turns, rest = text.split(casual.END)
     if not turns or rest.strip():
-        raise ValueError("the line does not end with __eou__, as a dialogue of DailyDialog does")
-    return Dialogue(number, checked(turns))
+        raise ValueError(
+            f"the line does not end with {casual.END}, as a dialogue of DailyDialog does"
+        )
+    return Dialogue(number, checked(list(map(casual.detokenize, turns))))
 
 
 def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:

@@ -29,8 +29,9 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         required=True,
         metavar="FILE",
-        help="SODA rows, ProsocialDialog rows or its direct download, {turns} records (JSON "
-        "lines), or DailyDialog's text; which it is, is found out; plain or .gz",
+        help="SODA rows (JSON lines or Parquet), ProsocialDialog rows or its direct download, "
+        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; plain or "
+        ".gz",
     )
     what.add_argument(
         "--output",
@@ -64,7 +65,7 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="N",
-        help="dialogues between saves, which is what a kill can cost (default: 64 batches)",
+        help="dialogues between saves, which is what a kill can cost (default: about 64 batches)",
     )
     work.add_argument(
         "--overwrite",

@@ -1,10 +1,11 @@
-"""Speed beside the peers, in one run on one machine: `python -m tools.bench train|decode|input`.
+"""Speed beside the peers on one machine: `python -m tools.bench train|decode|input|label`.
 
 Each side runs in processes of its own, in turn, and the medians are compared. T5 1.1 small (77M
 parameters), float32, full batches of random tokens; `decode` gives all sides the same weights. The
 peers are HuggingFace transformers on PyTorch and, for decoding, CTranslate2: they are measured if
 they can be imported here, or by --hf_python in another environment. Ours runs with huge pages, as
-`python -m cosmo` starts itself. `input` is another comparison: of SeqIO live and a cache of rows.
+`python -m cosmo` starts itself. `input` is another comparison: of SeqIO live and a cache of rows;
+`label` is of Canary's labels (see `bench_label`).
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 
 from cosmo.engine.terminal import HUGE_PAGES
-from tools import bench_device, bench_input
+from tools import bench_device, bench_input, bench_label
 from tools.bench_sides import SIDES, SIZES, write_weights
 
 
@@ -125,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    choices = [*SIDES, "input"]
-    parser.add_argument("what", choices=choices, help="train steps, generation, or reading")
+    choices = [*SIDES, "input", "label"]
+    parser.add_argument("what", choices=choices, help="train steps, generation, reading, or labels")
     parser.add_argument("--steps", type=int, default=4, help="measured repetitions a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turn")
     parser.add_argument("--dropout_rate", type=float, default=0.0, help="train: of both sides")
@@ -135,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
     bench_device.add_arguments(parser)
     parser.add_argument("--seconds", type=float, default=15, help="input: of each measurement")
+    parser.add_argument("--vocabulary", metavar="FILE", help="label: T5's, if not in ../shared")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -142,7 +144,11 @@ def main(argv: list[str] | None = None) -> int:
         bench_input.main(args)
         return 0
     if args.side:
-        print(json.dumps(SIDES[args.what][args.side](args)))
+        sides = bench_label.SIDES if args.what == "label" else SIDES[args.what]
+        print(json.dumps(sides[args.side](args)))
+        return 0
+    if args.what == "label":
+        bench_label.main(args, measure)
         return 0
     if args.model:
         return bench_device.main(args)

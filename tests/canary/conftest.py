@@ -1,0 +1,71 @@
+"""A tiny T5 1.0 with random weights, saved as a run, for all tests of Canary.
+
+Random weights label at random; what is tested is that every door says the same about a dialogue.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from sentencepiece import sentencepiece_model_pb2
+
+from canary import Canary
+from cosmo.engine import checkpoints, infer, models, t5
+from cosmo.engine.interop import lazy, orbax
+from tasks import safety, vocabularies
+
+VOCABULARY = "tasks/sample/vocabulary.model"
+LENGTHS = {"inputs": 48, "targets": 24}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> pathlib.Path:
+    """A MODEL_DIR with a checkpoint, its vocabulary and its settings."""
+    folder = tmp_path_factory.mktemp("canary")
+    # With T5's sentinels, which the sample's vocabulary has not.
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(pathlib.Path(VOCABULARY).read_bytes())
+    for label in safety.LABELS:
+        proto.pieces.add(piece=safety.label_text(label, "sentinel"), score=0.0, type=4)
+    kept = folder / checkpoints.VOCABULARY
+    kept.write_bytes(proto.SerializeToString())
+    vocabulary = vocabularies.load(kept)
+    model = models.EncoderDecoderModel(
+        t5.T5Config(
+            vocab_size=vocabulary.size,
+            emb_dim=16,
+            num_heads=2,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            head_dim=8,
+            mlp_dim=16,
+            mlp_activations=("relu",),
+            logits_via_embedding=True,
+            dtype="float32",
+        )
+    )
+    random = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        # Larger than a fresh network's, so that answers differ from dialogue to dialogue.
+        noise = random.standard_normal(leaf.shape)
+        if path[-1].key == "scale":
+            noise = 1.0 + 0.2 * noise
+        elif path[-1].key not in ("rel_embedding", "token_embedder"):
+            noise /= np.sqrt(leaf.shape[-2])
+        return noise.astype(leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(fill, models.abstract_params(model))
+    lazy_params = jax.tree.map(lazy.from_array, params)
+    orbax.write(str(folder), 1, {"params": lazy_params}, infer.describe(model, vocabulary))
+    # Labels of one piece each: random weights would always take the one of fewest pieces.
+    (folder / "config.gin").write_text(
+        f"TASK_FEATURE_LENGTHS = {LENGTHS}\nLABEL_STYLE = 'sentinel'\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def canary(run) -> Canary:
+    return Canary.load(str(run), batch_size=4)
