@@ -9,7 +9,6 @@ import pytest
 from cosmo.engine import config, early_stopping, models, optimizer, step
 from cosmo.engine.early_stopping import StoppingConfig
 from cosmo.engine.errors import UserError
-from cosmo.engine.optimizer import AdamW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERBS = ("train", "eval", "infer", "cache")
@@ -89,7 +88,7 @@ def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
         config.load(f"gin/runs/{verb}.gin", [str(path)], ["MODEL_DIR = 'x'"])
     config.load("gin/runs/train.gin", [str(path)], ["MODEL_DIR = 'x'"])
     found = config.call(step.StepConfig)
-    assert found.optimizer == AdamW(weight_decay=0.0)
+    assert found.optimizer == optimizer.AdamW(weight_decay=0.0)
     assert float(found.learning_rate(81_000)) == pytest.approx(1e-5)
     assert config.call(early_stopping.StoppingConfig) == StoppingConfig(
         5, "eval/all/perplexity", None, 0.0

@@ -3,7 +3,8 @@
 An utterance's votes follow from what it is about and how far the speaker goes. A small wrong is
 minded by one annotator of three when it is a thought, by two when it is a deed and by all when it
 is done in defiance; a serious one by two when it is a thought and else by all; small talk by none,
-in whatever words. How a speaker takes advice counts alike for both. So neither the topic nor a phrase tells the label: both together do.
+in whatever words. How a speaker takes advice counts alike for both. So neither the topic nor a
+phrase tells the label: both together do.
 
 Openings of validation and test join a topic and a phrasing that never meet in training. Beside
 the rows of ProsocialDialog stand small casual corpora in their publishers' formats. The same seed
