@@ -1,0 +1,106 @@
+"""What a run leaves: records and rejections in the order of the input, whenever they were done.
+
+Results wait in memory until all before them are there (the run begins no triple further ahead than
+its window), then go to `NAME.jsonl.partial`; `progress.json` says how far those reach, so that the
+next start goes on there. At the end they take their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+FILES = ("soda", "provenance", "rejected")
+Lines = dict[str, str]  # file of FILES -> a line for it, without its end
+
+
+class Outputs:
+    """The files of one run in `folder`. `about` tells the run from others: what it is made of.
+
+    A start with other `about` begins the files anew (the journal still answers what it can).
+    `next` is the number of the first triple whose result is not yet written; `failed` counts
+    those rejected because a request failed.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], save_seconds: float = 10):
+        self.folder, self.about, self.save_seconds = Path(folder), about, save_seconds
+        self._waiting: dict[int, Lines] = {}
+        self.next = 0
+        self.counts = dict.fromkeys(FILES, 0)
+        sizes = self._resume()
+        self._files = {}
+        for name in FILES:
+            path = self._partial(name)
+            file = open(path, "ab")  # noqa: SIM115
+            file.truncate(sizes.get(name, 0))
+            self._files[name] = file
+        self._saved = time.monotonic()
+
+    def add(self, number: int, lines: Lines) -> None:
+        """The result of triple `number`."""
+        self._waiting[number] = lines
+        while (lines := self._waiting.pop(self.next, None)) is not None:
+            for name, line in lines.items():
+                try:
+                    self._files[name].write(line.encode() + b"\n")
+                except OSError as error:
+                    raise UserError(f"cannot write {self._partial(name)}: {error}") from error
+                self.counts[name] += 1
+            self.next += 1
+        if time.monotonic() - self._saved > self.save_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Make what is written so far the place to go on from."""
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        state = {"next": self.next, "counts": self.counts, "sizes": sizes, "about": self.about}
+        write_atomic(self.folder / "progress.json", json.dumps(state, indent=1))
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """All triples are done: give the files their names."""
+        assert not self._waiting
+        self.save()
+        self.close()
+        for name in FILES:
+            self._partial(name).replace(self.folder / f"{name}.jsonl")
+        (self.folder / "progress.json").unlink()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _partial(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl.partial"
+
+    def _resume(self) -> dict[str, int]:
+        try:
+            state = json.loads((self.folder / "progress.json").read_text())
+            sizes = state["sizes"]
+            whole = all(self._partial(n).stat().st_size >= sizes[n] for n in FILES)
+            if state["about"] != json.loads(json.dumps(self.about)) or not whole:
+                return {}
+            self.next, self.counts = state["next"], state["counts"]
+            return sizes
+        except (OSError, ValueError, KeyError):
+            return {}  # nothing to go on from: the journal has all answers
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
