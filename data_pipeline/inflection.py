@@ -7,24 +7,15 @@ The dictionary inflects a verb; which words of a tail are its verbs is decided h
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 import lemminflect
 
-# What follows a verb rather than a noun, where a word may be either ("to wash and dry the car").
-_AFTER_VERB = frozenset(
-    """a an the his her their its my our your him them it himself herself themselves someone somebody
-    something anyone anything everyone everything this that these those some any more enough
-    PersonX PersonX's PersonY PersonY's PersonZ PersonZ's up out off down away back into to for from
-    with at about on over through around there home""".split()
+_LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))["verbs"]
+_AFTER_VERB, _VERBS, _ADVERBS = (
+    frozenset(_LISTS[name].split()) for name in ("followers", "openers", "adverbs")
 )
-# Verbs although they may be nouns, when they open a tail.
-_VERBS = frozenset(
-    """ask be become begin break bring build buy call change check choose come cook do drink drive
-    eat find get give go have help keep know learn leave let look make meet need open pay play
-    practice put run save say see sell show sit sleep start stay stop study take talk teach tell
-    think travel try use visit wait walk want watch wear work write""".split()
-)
-_ADVERBS = frozenset("first also just always already even really still then never often".split())
 # Where the dictionary has another form first, or none.
 _PAST = {
     "babysit": "babysat",
@@ -34,7 +25,9 @@ _PAST = {
     "sneak": "snuck",
 }
 _PAST |= {"broadcast": "broadcast", "can": "could", "cannot": "could not", "can't": "couldn't"}
-_WORD = re.compile(r"[A-Za-z']+")
+_JOINING = frozenset(["and", "or", "then", "and/or"])
+_PLACES = frozenset(["bed", "church", "class", "school", "work"])  # "to go to work"
+_WORD = re.compile(r"[a-z-]+")
 
 
 def lemma(word: str) -> str | None:
@@ -62,8 +55,9 @@ def opens_with_verb(phrase: str) -> bool:
 
 def third_person(word: str) -> bool:
     """Whether the word can be a verb's third person ("rolls")."""
-    base = lemma(word.strip(",.;"))
-    return base is not None and word.strip(",.;").lower() == inflect(base, "VBZ")
+    bare, _ = _bare(word)
+    base = lemma(bare)
+    return base is not None and bare == inflect(base, "VBZ")
 
 
 def past(phrase: str) -> str | None:
@@ -88,33 +82,36 @@ def _finite(phrase: str, tag: str) -> str | None:
     first = _first_verb(words)
     if first is None:
         return None
-    word = words[first].lower()
+    word, mark = _bare(words[first])
     # After "to" any word is a verb, also one that the dictionary does not know ("to facetime").
     base = word if infinitive else lemma(word)
-    if base is None or not (infinitive or _is_finite(words, first, base)):
+    if base is None or base == "to" or not (infinitive or _is_finite(words, first, base)):
         return None
-    if negated:
-        auxiliary = "was" if tag == "VBD" else "is"
-        if base != "be":
-            return " ".join(["did" if tag == "VBD" else "does", "not", *words])
-        words = [*words[:first], auxiliary, "not", *words[first + 1 :]]
-    else:
-        words = [*words[:first], inflect(base, tag), *words[first + 1 :]]
+    if negated and base != "be":
+        return " ".join(["did" if tag == "VBD" else "does", "not", *words])
+    denial = ["not"] if negated else []
+    words = [*words[:first], inflect(base, tag) + mark, *denial, *words[first + 1 :]]
     return " ".join(_coordinated(words, first + 1, tag))
+
+
+def _bare(word: str) -> tuple[str, str]:
+    """A word in lower case, and the punctuation after it."""
+    bare = word.rstrip(",.;:!?")
+    return bare.lower(), word[len(bare) :]
 
 
 def _first_verb(words: list[str]) -> int | None:
     """The position of the first word that is no adverb."""
     for position, word in enumerate(words):
-        low = word.lower()
+        low, _ = _bare(word)
         if low in _ADVERBS or (low.endswith("ly") and not lemma(low)):
             continue
-        return position if _WORD.fullmatch(word.strip(",.;")) else None
+        return position if _WORD.fullmatch(low) else None
     return None
 
 
 def _is_base_verb(words: list[str], position: int) -> bool:
-    word = words[position].lower().strip(",.;")
+    word, _ = _bare(words[position])
     lemmas = lemminflect.getAllLemmas(word)
     if word == "be":
         return True
@@ -128,7 +125,7 @@ def _is_base_verb(words: list[str], position: int) -> bool:
 
 def _is_finite(words: list[str], position: int, base: str) -> bool:
     """Whether a tail without "to" opens with a verb: base form ("get"), or third ("gets")."""
-    word = words[position].lower()
+    word, _ = _bare(words[position])
     if word == base:
         return _is_base_verb(words, position)
     if word != inflect(base, "VBZ"):
@@ -140,21 +137,29 @@ def _is_finite(words: list[str], position: int, base: str) -> bool:
 
 
 def _coordinated(words: list[str], start: int, tag: str) -> list[str]:
-    """The verbs after "and", "or", "then" and commas inflected like the first one."""
+    """The verbs after "and", "or", "then" and commas inflected like the first one.
+
+    Not those that hang on an infinitive: "wanted to read and write".
+    """
     words = list(words)
+    inside_infinitive = False
     for position in range(start, len(words)):
-        before = words[position - 1]
-        joined = before.lower() in ("and", "or", "then", "and/or") or before.endswith(",")
-        if not joined:
+        if not words[position]:
             continue
-        if words[position].lower() == "to" and position + 1 < len(words):
+        before = words[position - 1].lower()
+        after = words[position + 1 :]
+        if words[position].lower() == "to" and after:
             # "to eat and to drink": both are infinitives, and the second loses its "to".
-            if before.lower() in ("and", "or", "then") and lemma(words[position + 1]):
-                base = words[position + 1].lower()
-                words[position : position + 2] = ["", inflect(base, tag)]
+            verb, mark = _bare(after[0])
+            is_verb = lemma(verb) == verb and verb not in _PLACES
+            if before in _JOINING and is_verb and not inside_infinitive:
+                words[position : position + 2] = ["", inflect(verb, tag) + mark]
+            else:
+                inside_infinitive = inside_infinitive or is_verb
             continue
-        mark = words[position][len(words[position].rstrip(",.;")) :]
-        word = words[position].lower().strip(",.;")
-        if _is_base_verb([word, *words[position + 1 :]], 0):
-            words[position] = inflect(word, tag) + mark
+        if inside_infinitive or not (before in _JOINING or before.endswith(",")):
+            continue
+        if _is_base_verb(words, position):
+            verb, mark = _bare(words[position])
+            words[position] = inflect(verb, tag) + mark
     return [word for word in words if word]

@@ -74,7 +74,7 @@ class Namebook:
 
 @functools.lru_cache(maxsize=4)
 def load(path: str | Path = DEFAULT) -> Namebook:
-    """The names of a file: lines "name<TAB>count", and "<TAB>word" if it is a word too; # for a note.
+    """The names of a file: lines "name<TAB>count", and "<TAB>word" where it is a word too; # notes.
 
     Raises:
         ValueError: a line is of another form (file and line number), or there are too few names.
@@ -83,7 +83,7 @@ def load(path: str | Path = DEFAULT) -> Namebook:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith("#") or not line:
             continue
-        name, count, *word = line.split("\t") + [""]
+        name, count, *word = [*line.split("\t"), ""]
         if not name or not count.isdigit() or word[0] not in ("", "word"):
             raise ValueError(f"{path}:{number}: wanted name<TAB>count, got {line[:60]!r}")
         names.append(name)

@@ -13,11 +13,11 @@ from data_pipeline.triples import Triple, persons
 
 # A lone Y or X is a person too ("to assist Y"); not in "x-ray" or "Y chromosome".
 _LONE = re.compile(r"(?<![\w'-])([XYxy])(?='s\b|(?![\w'-])(?! ?(?:ray|chromosome|axis)))")
-_GLUED = re.compile(r"\b(Person[XYZ])s?(?= 's\b|'s\b|’s\b)")
+_GLUED = re.compile(r"\b(Person[XYZ])s?(?= 's\b|'s\b|\u2019s\b)")
 _SPACED = (
-    (re.compile(r"\b([Cc])an n['’]t\b"), r"\1an't"),
-    (re.compile(r" n['’]t\b"), "n't"),
-    (re.compile(r" ['’](s|re|m|ve|d|ll)\b"), r"'\1"),
+    (re.compile(r"\b([Cc])an n['\u2019]t\b"), r"\1an't"),
+    (re.compile(r" n['\u2019]t\b"), "n't"),
+    (re.compile(r" ['\u2019](s|re|m|ve|d|ll)\b"), r"'\1"),
     (re.compile(r"s '(?= |$)"), "s'"),
     (re.compile(r"\s+([,.;:!?])"), r"\1"),
 )
