@@ -170,4 +170,3 @@ def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
 
 def _short(reply: Reply) -> str:
     return f"{reply.status} " * bool(reply.status) + " ".join(reply.text.split())[:200]
-
