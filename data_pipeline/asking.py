@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from data_pipeline import client as clients
-from data_pipeline.client import BadAnswer, Reply, Server
+from data_pipeline.client import AnswerError, Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.journal import Entry, Journal
 from data_pipeline.limits import Limits
@@ -25,7 +25,7 @@ Post = Callable[[str, bytes], Awaitable[Reply]]
 REFUSED_IN_A_ROW = 20  # so many refusals (4xx) without one answer: the settings are wrong
 
 
-class Failed(Exception):
+class RequestError(Exception):
     """A request that no try could answer; the triple is rejected for it."""
 
     def __init__(self, request: Request, reason: str, detail: str):
@@ -70,7 +70,7 @@ class Asker:
     async def ask(self, request: Request) -> Response:
         """The answer, from the journal or the server.
 
-        Raises Failed, limits.Closed, or UserError if nothing can succeed any more.
+        Raises RequestError, limits.ClosedError, or UserError if nothing can succeed any more.
         """
         moderation = request.stage == "moderation"
         if moderation and "moderation" not in self.ways:
@@ -82,7 +82,7 @@ class Asker:
         if known is not None:
             self.counts["replayed"] += 1
             return clients.read(known.raw, form)
-        data = clients.body(request, server)
+        data = clients.body(request, server, seed=int(key[:7], 16))
         answered = self.answered
         for tried in range(1, self.patience.tries + 1):
             async with self.limits.slot(request) as call:
@@ -109,7 +109,7 @@ class Asker:
                 f"({_short(reply)}). All answers until then are kept: see to the server, and give "
                 "the same command again"
             )
-        raise Failed(request, reason, _short(reply))
+        raise RequestError(request, reason, _short(reply))
 
     def _keep(
         self,
@@ -164,7 +164,7 @@ def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
         return None, "refused" if reply.status not in clients.HEALING else "server error"
     try:
         return clients.read(reply.text, form), ""
-    except BadAnswer:
+    except AnswerError:
         return None, "broken answer"
 
 

@@ -47,12 +47,15 @@ class Reply:
     retry_after: float | None = None  # seconds
 
 
-class BadAnswer(ValueError):
+class AnswerError(ValueError):
     """A reply of status 200 that is no answer: cut off, or not in the expected form."""
 
 
-def body(request: Request, server: Server) -> bytes:
-    """The JSON that a request is sent as, in the server's form."""
+def body(request: Request, server: Server, seed: int = 0) -> bytes:
+    """The JSON that a request is sent as, in the server's form.
+
+    The seed lets servers that obey it answer the same request alike, and its second attempt not.
+    """
     if request.stage == "moderation":
         return _dumps({"model": server.model, "input": request.prompt})
     sampling = request.sampling
@@ -68,6 +71,7 @@ def body(request: Request, server: Server) -> bytes:
             asked["logprobs"] = sampling.top_logprobs
     names = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
     asked |= {name: getattr(sampling, name) for name in names}
+    asked["seed"] = seed
     if sampling.stop:
         asked["stop"] = list(sampling.stop)
     if server.extra_body != "{}":
@@ -82,7 +86,7 @@ def _dumps(asked: dict[str, Any]) -> bytes:
 
 
 def read(text: str, form: str) -> Response:
-    """What a server's answer says. Raises BadAnswer if it is none."""
+    """What a server's answer says. Raises AnswerError if it is none."""
     try:
         said = json.loads(text)
         if form == "moderation":
@@ -108,7 +112,7 @@ def read(text: str, form: str) -> Response:
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         what = "truncated or no JSON" if isinstance(error, ValueError) else "unexpected JSON"
-        raise BadAnswer(f"{what}: {str(error) or type(error).__name__}") from error
+        raise AnswerError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | None:

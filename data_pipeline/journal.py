@@ -308,7 +308,7 @@ class Journal:
                 self._index.executescript(_TABLES)
                 self._catch_up()
                 return
-            except (sqlite3.DatabaseError, _OtherShards) as error:
+            except (sqlite3.DatabaseError, _OtherShardsError) as error:
                 self._index.close()
                 if attempt:
                     raise UserError(f"{path}: {error}") from error
@@ -321,7 +321,7 @@ class Journal:
         known = dict(self._index.execute("SELECT shard, size FROM shards"))
         there = dict(shards(self.folder))
         if any(n not in there or there[n].stat().st_size < size for n, size in known.items()):
-            raise _OtherShards("it knows more than the shards hold")
+            raise _OtherShardsError("it knows more than the shards hold")
         for number, path in there.items():
             start = known.get(number, 0)
             size = path.stat().st_size
@@ -374,7 +374,7 @@ class Journal:
         self._fresh_spent.clear()
 
 
-class _OtherShards(Exception):
+class _OtherShardsError(Exception):
     """The index is not of these shards."""
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from data_pipeline.requests import Request
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """No further call may begin: a cap is reached, or the run is to stop.
 
     The running ones are waited for and kept.
@@ -103,7 +103,7 @@ class Limits:
     async def slot(self, request: Request) -> AsyncIterator[Call]:
         """Wait until `request` may be sent, then hold one of the places of calls at once.
 
-        Raises Closed if no further call may begin.
+        Raises ClosedError if no further call may begin.
         """
         async with self._slots:
             self._check_open()
@@ -132,7 +132,7 @@ class Limits:
 
     def _check_open(self) -> None:
         if self.closed is not None:
-            raise Closed(self.closed)
+            raise ClosedError(self.closed)
 
     def _settle(self, request: Request, call: Call, guess: float) -> None:
         used = call.prompt_tokens + call.completion_tokens
@@ -151,10 +151,9 @@ class Limits:
         spent = self.spent_in + self.spent_out
         if allowance.token_cap is not None and tokens_in + tokens_out > allowance.token_cap:
             self.close(f"--token_cap={allowance.token_cap} is reached ({spent} tokens used)")
-        if allowance.cost_cap is not None:
-            if allowance.cost(tokens_in, tokens_out) > allowance.cost_cap:
-                cost = allowance.cost(self.spent_in, self.spent_out)
-                self.close(f"--cost_cap={allowance.cost_cap:g} is reached ({cost:.4f} spent)")
+        cap, cost = allowance.cost_cap, allowance.cost(self.spent_in, self.spent_out)
+        if cap is not None and allowance.cost(tokens_in, tokens_out) > cap:
+            self.close(f"--cost_cap={cap:g} is reached ({cost:.4f} spent)")
         self._check_open()
 
 

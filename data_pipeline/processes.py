@@ -26,7 +26,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Messages(asyncio.Protocol):
-    """Tuples of plain values over a stream socket; `got(message)` for each, `ended()` at the end."""
+    """Tuples of plain values over a stream socket: `got(message)` for each, then `ended()`."""
 
     def __init__(self, got: Any, ended: Any):
         self.got, self.ended = got, ended

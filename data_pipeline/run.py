@@ -17,9 +17,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.asking import Asker, Failed
+from data_pipeline.asking import Asker, RequestError
 from data_pipeline.errors import UserError
-from data_pipeline.limits import Closed
+from data_pipeline.limits import ClosedError
 from data_pipeline.outputs import Lines, Outputs
 from data_pipeline.requests import Asking, Rejected
 
@@ -59,12 +59,12 @@ async def drive(work: Work, asker: Asker) -> Lines:
                 result = stop.value
                 return rejection(result) if isinstance(result, Rejected) else work.lines(result)
             response = await asker.ask(request)
-    except Failed as failed:
+    except RequestError as failed:
         generator.close()
         about = {"detail": failed.detail}
         reason = f"failed: {failed.reason}"
         return rejection(Rejected(work.id, failed.request.stage, reason, about))
-    except (UserError, Closed):
+    except (UserError, ClosedError):
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -135,7 +135,7 @@ async def run(
                 await everything
     outputs.save()
     errors = [e for e in ended if isinstance(e, Exception)]
-    worst = next((e for e in errors if not isinstance(e, Closed)), None)
+    worst = next((e for e in errors if not isinstance(e, ClosedError)), None)
     if worst is not None:
         raise worst
     return limits.closed

@@ -172,9 +172,8 @@ class Connection(asyncio.Protocol):
         if end < 0:
             return
         first, *lines = self.buffer[:end].decode("latin-1").split("\r\n")
-        headers = {
-            name.lower(): value.strip() for name, _, value in (l.partition(":") for l in lines)
-        }
+        parts = (line.partition(":") for line in lines)
+        headers = {name.lower(): value.strip() for name, _, value in parts}
         length = int(headers.get("content-length", 0))
         if len(self.buffer) < end + 4 + length:
             if headers.get("expect"):
