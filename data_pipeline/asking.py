@@ -63,6 +63,7 @@ class Asker:
         if moderation:
             self.ways["moderation"] = moderation
         self.counts: Counter = Counter()  # calls, replayed, retries by reason, of this start
+        self.stages: Counter = Counter()  # answers by stage, of this start
         self.answered = 0  # calls that gave an answer, to tell a dead server from a bad request
         self._refused = 0
         self._chance = random.Random()  # of waiting times only: no answer depends on it
@@ -95,6 +96,7 @@ class Asker:
                     self._keep(key, request, "answer", reply.text, response)
             if response is not None:
                 self.answered += 1
+                self.stages[request.stage] += 1
                 self._refused = 0
                 return response
             self._consider(reply, server)

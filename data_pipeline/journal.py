@@ -168,7 +168,7 @@ class Journal:
     def __enter__(self) -> Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+")  # noqa: SIM115
+            self._lock = open(self.folder / ".lock", "a+")
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to: {error.strerror}") from error
         try:

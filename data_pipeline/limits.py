@@ -75,7 +75,7 @@ class Limits:
         self.allowance, self.clock, self.sleep = allowance, clock, sleep
         self.spent_in, self.spent_out = spent
         self.awaited_in = self.awaited_out = 0.0  # estimates of the running calls
-        self.running = 0  # calls that are with the server now
+        self.running = self.most_running = 0  # calls that are with the server now
         self.closed: str | None = None
         self.paused_until = 0.0
         self._slots = asyncio.Semaphore(allowance.concurrency)
@@ -121,6 +121,7 @@ class Limits:
                     await self.sleep(max(until, self.paused_until) - now)
                     self._check_open()
                 self.running += 1
+                self.most_running = max(self.most_running, self.running)
                 try:
                     yield call
                 finally:

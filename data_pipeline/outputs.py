@@ -7,9 +7,11 @@ next start goes on there. At the end they take their names.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,33 @@ FILES = ("soda", "provenance", "rejected")
 Lines = dict[str, str]  # file of FILES -> a line for it, without its end
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What to write of a triple. If `key` was there before, `duplicate` is written instead."""
+
+    lines: Lines
+    key: bytes = b""
+    duplicate: Lines = dataclasses.field(default_factory=dict)
+
+
 class Outputs:
     """The files of one run in `folder`. `about` tells the run from others: what it is made of.
 
     A start with other `about` begins the files anew (the journal still answers what it can).
-    `next` is the number of the first triple whose result is not yet written; `failed` counts
+    `key_of` gives the key of a row of soda.jsonl (see `Result`). `next` is the number of the first triple whose result is not yet written; `failed` counts
     those rejected because a request failed.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], save_seconds: float = 10):
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        key_of: Callable[[dict], bytes] = lambda row: b"",
+        save_seconds: float = 10,
+    ):
         self.folder, self.about, self.save_seconds = Path(folder), about, save_seconds
-        self._waiting: dict[int, Lines] = {}
+        self._waiting: dict[int, Result] = {}
+        self._keys: set[bytes] = set()
         self.next = 0
         self.counts = dict.fromkeys(FILES, 0)
         sizes = self._resume()
@@ -39,12 +57,19 @@ class Outputs:
             file = open(path, "ab")  # noqa: SIM115
             file.truncate(sizes.get(name, 0))
             self._files[name] = file
+        with open(self._partial("soda"), encoding="utf-8") as rows:
+            self._keys = {key for row in rows if (key := key_of(json.loads(row)))}
         self._saved = time.monotonic()
 
-    def add(self, number: int, lines: Lines) -> None:
+    def add(self, number: int, result: Result) -> None:
         """The result of triple `number`."""
-        self._waiting[number] = lines
-        while (lines := self._waiting.pop(self.next, None)) is not None:
+        self._waiting[number] = result
+        while (result := self._waiting.pop(self.next, None)) is not None:
+            lines = result.lines
+            if result.key in self._keys:
+                lines = result.duplicate
+            elif result.key:
+                self._keys.add(result.key)
             for name, line in lines.items():
                 try:
                     self._files[name].write(line.encode() + b"\n")

@@ -112,7 +112,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"tokens {report['tokens']['prompt']} in, {report['tokens']['completion']} out; cost "
         f"{report['cost']:.4f}",
-        f"this start: {start['seconds']} s, {start['calls']} calls ({start['calls_per_second']}/s), "
+        f"this start: {start['seconds']} s, {start['calls']} calls, {start['calls_per_second']}/s, "
         f"{start['replayed']} answers from the journal, most calls at once {start['most_at_once']}",
     ]
     lines += [f"  {what}: {number}" for what, number in start["retries"].items()]

@@ -20,7 +20,7 @@ from typing import Any
 from data_pipeline.asking import Asker, RequestError
 from data_pipeline.errors import UserError
 from data_pipeline.limits import ClosedError
-from data_pipeline.outputs import Lines, Outputs
+from data_pipeline.outputs import Outputs, Result
 from data_pipeline.requests import Asking, Rejected
 
 log = logging.getLogger("data_pipeline")
@@ -35,17 +35,22 @@ class Work:
 
     id: str
     start: Callable[[], Asking]
-    lines: Callable[[Any], Lines]
+    result: Callable[[Any], Result]
 
 
-def rejection(rejected: Rejected) -> Lines:
-    """The line of rejected.jsonl."""
+def rejection(rejected: Rejected) -> Result:
+    """What is written of a rejection."""
+    return Result({"rejected": rejected_line(rejected)})
+
+
+def rejected_line(rejected: Rejected) -> str:
+    """A line of rejected.jsonl: id, stage and reason, and what is known of the record."""
     row = {"id": rejected.id, "stage": rejected.stage, "reason": rejected.reason}
-    return {"rejected": json.dumps({**row, **rejected.record}, ensure_ascii=False)}
+    return json.dumps({**row, **rejected.record}, ensure_ascii=False)
 
 
-async def drive(work: Work, asker: Asker) -> Lines:
-    """Answer one triple's questions to the end; the lines of its record, or of its rejection.
+async def drive(work: Work, asker: Asker) -> Result:
+    """Answer one triple's questions to the end; what to write of its record, or of its rejection.
 
     An error in a stage rejects the triple, and is said: one odd answer stops no corpus.
     """
@@ -57,7 +62,7 @@ async def drive(work: Work, asker: Asker) -> Lines:
                 request = generator.send(response)
             except StopIteration as stop:
                 result = stop.value
-                return rejection(result) if isinstance(result, Rejected) else work.lines(result)
+                return rejection(result) if isinstance(result, Rejected) else work.result(result)
             response = await asker.ask(request)
     except RequestError as failed:
         generator.close()

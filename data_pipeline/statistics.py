@@ -14,22 +14,23 @@ from typing import Any
 
 _WORD = re.compile(r"[a-z']+")
 # Words that say nothing of a topic. Names are left out by their capital.
-_STOP = frozenset(
-    """a able about after again all also always am an and any anything are around as ask asked at
-    away back be because been before being best better big both but by came can come could day did
-    didn didn't do does doesn't doing don't done down each else end even ever every everyone feel
-    feeling feels felt few finally find first for from get gets getting go goes going good got had
-    happy has have having he he's her here hers herself him himself his how i if i'm in into is it
-    it's its itself just keep kept knew know known knows last let like little long look looked
-    looking lot made make makes making many may maybe me might mind more most much must my never
-    new next no not nothing now of off on once one only or other others our out over own people
-    person put ready really right said saw say see seen she she's should show since so some
-    somebody someone something soon started still such sure take taken takes taking talk tell than
-    that that's the their them then there they they're thing things think thinking thought time to
-    together told too took tried try trying turn two up us use used very walked want wanted wants
-    was way we week well went were what when where which while who why will with without won't
-    work would year years you your""".split()
-)
+_STOP_WORDS = """
+a able about after again all also always am an and any anything are around as ask asked at away
+back be because been before being best better big both but by came can come could day did didn
+didn't do does doesn't doing don't done down each else end even ever every everyone feel feeling
+feels felt few finally find first for from get gets getting go goes going good got had happy has
+have having he he's her here hers herself him himself his how i if i'm in into is it it's its
+itself just keep kept knew know known knows last let like little long look looked looking lot
+made make makes making many may maybe me might mind more most much must my never new next no not
+nothing now of off on once one only or other others our out over own people person put ready
+really right said saw say see seen she she's should show since so some somebody someone
+something soon started still such sure take taken takes taking talk tell than that that's the
+their them then there they they're thing things think thinking thought time to together told too
+took tried try trying turn two up us use used very walked want wanted wants was way we week well
+went were what when where which while who why will with without won't work would year years you
+your
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 LEAST_RATIO = 0.72  # McCarthy and Jarvis 2010: where a factor of MTLD is complete
 
 
