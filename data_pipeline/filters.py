@@ -37,11 +37,12 @@ def lexical(record: Record) -> str | None:
         return "repetition"
     if not all(any(c.isalnum() for c in said) for said in record.dialogue):
         return "empty utterance"
-    names = [re.escape(name) for name in dict.fromkeys(record.speakers)]
-    within = re.compile(rf"(?:^|[.!?\"]\s*|\s)(?:{'|'.join(names)}):\s") if names else None
-    if within and any(":" in said and within.search(said) for said in record.dialogue):
-        return "prefix within a turn"
-    if any(_VARIABLE.search(text) for text in (record.narrative, *record.dialogue)):
+    prefixes = tuple(f"{name}:" for name in dict.fromkeys(record.speakers))
+    for said in record.dialogue:
+        if ":" in said and any(f" {prefix}" in f" {said}" for prefix in prefixes):
+            return "prefix within a turn"
+    text = "\n".join((record.narrative, *record.dialogue))
+    if ("[" in text or "PERSON" in text.upper()) and _VARIABLE.search(text):
         return "open variable"
     return None
 

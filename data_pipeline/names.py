@@ -18,7 +18,11 @@ import re
 from data_pipeline.namebook import Namebook
 from data_pipeline.schema import Record
 
-_CAPITALISED = re.compile(r"(?<![\w@#./-])(?<!\w[-'])[A-Z][a-zA-Z]+(?!\w)(?!-\w)")
+# A capitalised word, with the apostrophe of "James' car"; what may not stand before it is looked
+# at after its first letter, which lets the search jump from capital to capital.
+_CAPITALISED = re.compile(
+    r"(?P<name>[A-Z](?<![\w@#./-].)(?<!\w[-'].)[^\W\d_]+)(?!\w)(?!-\w)(?P<s>(?<=s)'(?=\s[a-z]))?"
+)
 _INTRODUCED = re.compile(
     r"\b(?:named|called|name is|name's|friend|brother|sister|cousin|[Uu]ncle|[Aa]unt|Mr\.?|Mrs\.?"
     r"|Ms\.?|Miss|son|daughter|husband|wife|boyfriend|girlfriend|roommate|coworker|neighbor)"
@@ -49,11 +53,13 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     speakers = list(dict.fromkeys(record.speakers))
     texts = (record.literal, record.narrative, record.interlocutor, *record.dialogue)
     everything = _BREAK.join(texts)
-    certain = set(persons)
+    certain = {word for person in persons for word in person.split()}
     for speaker in speakers:
         certain.update(word for word in speaker.split() if word in names)
-    introduced = {name for name in _INTRODUCED.findall(everything) if name in names}
-    capitalised = set(_CAPITALISED.findall(everything))
+    capitalised = {match["name"] for match in _CAPITALISED.finditer(everything)}
+    introduced = set()
+    if not capitalised.isdisjoint(names.words):
+        introduced = {name for name in _INTRODUCED.findall(everything) if name in names}
     found = {word for word in capitalised if word in names and word not in names.words}
     found |= certain | introduced
     if not found:
@@ -62,23 +68,24 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     given = names.replacements(record.id, seed, len(old), avoid=found | capitalised)
     mapping = dict(zip(old, given, strict=True))
     unsure = {name for name in old if name in names.words}
-    pattern = _pattern(old)
 
     def another(match: re.Match[str]) -> str:
         name = match["name"]
-        if name in unsure and not _stands_as_name(match):
+        new = mapping.get(name)
+        if new is None and name.isupper() and len(name) > 2:
+            new = mapping.get(name.capitalize(), "").upper()
+        if not new or (name in unsure and not _stands_as_name(match)):
             return match[0]
-        new = mapping.get(name) or mapping[name.capitalize()].upper()
         ending = match["s"] or ""
         # "James' car" is "Ann's car".
-        return new + ("'s" if ending == "'" and not new.endswith(("s", "S")) else ending)
+        return new + ("'s" if ending and not new.endswith(("s", "S")) else ending)
 
     def label(name: str) -> str:
-        if name in mapping:
-            return mapping[name]
         return " ".join(mapping.get(word, word) for word in name.split(" "))
 
-    literal, narrative, interlocutor, *dialogue = pattern.sub(another, everything).split(_BREAK)
+    literal, narrative, interlocutor, *dialogue = _CAPITALISED.sub(another, everything).split(
+        _BREAK
+    )
     return dataclasses.replace(
         record,
         literal=literal,
@@ -86,20 +93,11 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
         interlocutor=interlocutor,
         dialogue=tuple(dialogue),
         speakers=tuple(label(name) for name in record.speakers),
-        x=mapping.get(record.x, record.x),
-        y=mapping.get(record.y, record.y),
-        z=mapping.get(record.z, record.z),
+        x=label(record.x),
+        y=label(record.y),
+        z=label(record.z),
         human={label(name): verdict for name, verdict in record.human.items()},
         renamed=True,
-    )
-
-
-def _pattern(names: list[str]) -> re.Pattern[str]:
-    """Each of the names, in capitals too, as a word of its own; the longest first."""
-    forms = {*names, *(name.upper() for name in names if len(name) > 2 and name.isalpha())}
-    either = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-    return re.compile(
-        rf"(?<![\w@#./])(?<!\w[-'])(?P<name>{either})(?P<s>(?<=s)'(?=\s[a-z]))?(?!\w)(?!-\w)"
     )
 
 
