@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Set
 from pathlib import Path
 
 from data_pipeline.triples import fraction_bits
@@ -58,17 +58,14 @@ class Namebook:
                 chosen.append(name)
         return tuple(chosen)
 
-    def replacements(self, record_id: str, seed: int, avoid: Iterable[str]) -> list[str]:
-        """As many names as `avoid` has, all different, none of them in `avoid`; any as likely."""
-        avoided = set(avoid)
+    def replacements(self, record_id: str, seed: int, count: int, avoid: Set[str]) -> list[str]:
+        """`count` different names, none of them in `avoid`; each as likely as another."""
         generator = random.Random(fraction_bits(seed, "replace", record_id))
         chosen: list[str] = []
-        wanted, taken = len(avoided), set(avoided)
-        while len(chosen) < wanted:
+        while len(chosen) < count:
             name = self._given[int(generator.random() * len(self._given))]
-            if name not in taken:
+            if name not in avoid and name not in chosen:
                 chosen.append(name)
-                taken.add(name)
         return chosen
 
 

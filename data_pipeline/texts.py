@@ -8,6 +8,7 @@ _QUOTES = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"'}
     | {"\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2028": "\n", "\uff1a": ":"}
 )
+_NO_LETTER = re.compile(r"[\W_]+")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _HEADING = re.compile(r"^\s*#{1,6}\s+", re.MULTILINE)
@@ -84,4 +85,4 @@ def unquoted(text: str) -> str:
 
 def same(text: str) -> str:
     """What is compared when two texts are called equal: letters and digits alone."""
-    return "".join(c for c in text.casefold() if c.isalnum())
+    return _NO_LETTER.sub("", text.casefold())
