@@ -211,9 +211,9 @@ async def probe(client: Client, form: str) -> str:
                 f"{server.base_url} does not answer ({reply.text}): start the server, or mend "
                 "--base_url"
             )
-        if form == "auto" and tried == "completion" and reply.status in (400, 403, 404, 405, 501):
-            if "chat" in reply.text or reply.status in (404, 405, 501):
-                continue
+        other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
+        if form == "auto" and tried == "completion" and other:
+            continue
         if reply.status in (401, 402, 404, 405) or hopeless(reply):
             raise UserError(complaint(reply, asking))
         if 400 <= reply.status < 500 and reply.status not in HEALING:

@@ -122,7 +122,7 @@ def canary_labels(path: Path) -> dict[str, str]:
     labels = {}
     try:
         with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines, 1):  # noqa: B007
                 row = json.loads(line)
                 labels[str(row["id"])] = str(row["label"])
     except OSError as error:

@@ -34,8 +34,8 @@ class Outputs:
     """The files of one run in `folder`. `about` tells the run from others: what it is made of.
 
     A start with other `about` begins the files anew (the journal still answers what it can).
-    `key_of` gives the key of a row of soda.jsonl (see `Result`). `next` is the number of the first triple whose result is not yet written; `failed` counts
-    those rejected because a request failed.
+    `key_of` gives the key of a row of soda.jsonl (see `Result`). `next` is the number of the first
+    triple whose result is not yet written.
     """
 
     def __init__(

@@ -140,6 +140,8 @@ async def _main(args: argparse.Namespace) -> int:
                     outputs,
                     tick=lambda: progress.update(outputs.next, asker.counts["calls"]),
                 )
+                if stopped is None:
+                    outputs.finish()
             finally:
                 outputs.close()
                 progress.finish()
@@ -151,7 +153,6 @@ async def _main(args: argparse.Namespace) -> int:
                 args.output / "soda.jsonl.partial",
             )
             return {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
-        outputs.finish()
         seconds = time.monotonic() - began
         _report(args, about, journal, asker, allowance, seconds)
     return 0
