@@ -171,7 +171,8 @@ class Client:
             raise UserError(str(error)) from error
         base = str(self.openai.base_url).rstrip("/")
         self._urls = {form: httpx2.URL(base + path) for form, path in FORMS.items()}
-        headers = {k: v for k, v in self.openai.default_headers.items() if isinstance(v, str)}
+        headers = {**self.openai.default_headers, **self.openai.auth_headers}
+        headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         self._headers = httpx2.Headers({**headers, "Content-Type": "application/json"})
         self._timeouts, self._broken = httpx2.TimeoutException, httpx2.RequestError
 

@@ -228,6 +228,7 @@ class Journal:
         """Write an entry. When this returns a kill of the process no longer loses it."""
         frame = pack(entry)
         if self._size and self._size + len(frame) > self.shard_bytes:
+            self._commit()
             os.fsync(self._fd)
             os.close(self._fd)
             self._begin(self._shard + 1)

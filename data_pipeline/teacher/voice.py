@@ -128,10 +128,12 @@ def _narrative(literal: str, chance: random.Random) -> str:
     odd = chance.random()
     if odd < 0.05:
         return literal
-    sentences = [literal.strip()]
+    told = re.sub(r"\.\s+(Now )?", lambda found: ", and now " if found[1] else ", and ", literal)
+    sentences = [told.strip().rstrip(",")]
     if odd < 0.12 or odd > 0.55:
         sentences.insert(0, _draw(chance, "narrative_openings", x=x))
-    sentences.append(_draw(chance, "narrative_endings", x=x))
+    if odd < 0.75:
+        sentences.append(_draw(chance, "narrative_endings", x=x))
     if odd < 0.12:
         sentences += [_draw(chance, "narrative_endings", x=x) for _ in range(2)]
     return " ".join(sentences)
@@ -174,12 +176,8 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
 
 def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -> list:
     """(speaker, utterance) of a conversation of 2 * middle + 2 turns or so."""
-    event = [s for s in re.split(r"(?<=[.!?])\s+", narrative.strip()) if s]
-    told = _pick(chance, event) if event else "It is a long story."
-    told = re.sub(rf"^{re.escape(x)}(?='s\b|\b)", "I", told).replace("I's", "My")
-    told = re.sub(
-        r"^I (has|is|was)\b", lambda m: "I " + {"has": "have", "is": "am"}.get(m[1], m[1]), told
-    )
+    event = [s for s in re.split(r"(?<=[.!?])\s+", narrative.strip()) if s.startswith(x)]
+    told = _first_person(_pick(chance, event), x) if event else "it is a long story."
     said: set[str] = set()
 
     def say(name: str, **more: str) -> str:
@@ -198,6 +196,25 @@ def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -
     if middle > 2:
         turns += [(y, say("advice")), (x, say("closings")), (y, say("closings_back"))]
     return turns
+
+
+def _first_person(sentence: str, x: str) -> str:
+    """What a sentence about X says, told by X: "Ann goes home." becomes "I go home."."""
+    told = re.sub(rf"\b{re.escape(x)}'s\b", "my", sentence)
+    told = re.sub(rf"\b{re.escape(x)}\b", "I", told)
+    odd = {"is": "am", "has": "have", "was": "was", "does": "do", "goes": "go"}
+
+    def verb(found: re.Match) -> str:
+        word = found[1]
+        if word in odd:
+            return f"I {odd[word]}"
+        if word.endswith("ies"):
+            return f"I {word[:-3]}y"
+        if word.endswith(("shes", "ches", "sses", "xes")):
+            return f"I {word[:-2]}"
+        return f"I {word[:-1]}" if word[-2:] not in ("ss", "us", "is") else found[0]
+
+    return re.sub(r"\bI (\w+s)\b", verb, told)
 
 
 def _laid_out(turns: list, x: str, y: str, chance: random.Random, *, chat: bool) -> str:
