@@ -23,6 +23,7 @@ log = logging.getLogger("data_pipeline")
 
 Post = Callable[[str, bytes], Awaitable[Reply]]
 REFUSED_IN_A_ROW = 20  # so many refusals (4xx) without one answer: the settings are wrong
+SILENT_IN_A_ROW = 20  # so many errors, and one request at the end of its tries: the server is gone
 
 
 class RequestError(Exception):
@@ -64,7 +65,7 @@ class Asker:
             self.ways["moderation"] = moderation
         self.counts: Counter = Counter()  # calls, replayed, retries by reason, of this start
         self.stages: Counter = Counter()  # answers by stage, of this start
-        self.answered = 0  # calls that gave an answer, to tell a dead server from a bad request
+        self._silent = 0  # calls in a row that the server did not answer
         self._refused = 0
         self._chance = random.Random()  # of waiting times only: no answer depends on it
 
@@ -84,7 +85,6 @@ class Asker:
             self.counts["replayed"] += 1
             return clients.read(known.raw, form)
         data = clients.body(request, server, seed=int(key[:7], 16))
-        answered = self.answered
         for tried in range(1, self.patience.tries + 1):
             async with self.limits.slot(request) as call:
                 reply = await post(form, data)
@@ -95,19 +95,20 @@ class Asker:
                     call.completion_tokens = response.completion_tokens
                     self._keep(key, request, "answer", reply.text, response)
             if response is not None:
-                self.answered += 1
+                self._silent = 0
                 self.stages[request.stage] += 1
                 self._refused = 0
                 return response
+            self._silent += reason in ("no answer", "server error")
             self._consider(reply, server)
             if reply.status and reply.status < 500 and reason == "refused":
                 break
             self.counts[f"retried: {reason}"] += 1
             await self._pause(reply, tried)
         self._keep(key, request, "failure", reply.text, None, f"{reason} ({reply.status})")
-        if reason in ("no answer", "server error") and self.answered == answered:
+        if self._silent >= max(SILENT_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
-                f"{server.base_url} has answered nobody since {self.patience.tries} tries ago "
+                f"{server.base_url} answers nobody: {self._silent} calls in a row failed "
                 f"({_short(reply)}). All answers until then are kept: see to the server, and give "
                 "the same command again"
             )

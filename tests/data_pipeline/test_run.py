@@ -92,11 +92,9 @@ def test_failures_are_recorded_and_asked_again(tmp_path, undisturbed, triples):
     """A server that fails half of the time, and few tries. Oracle: a run on a good server."""
     with teacher(misbehave=0.5, kinds=("500",)) as (url, _):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=8") == 0
-        port = url.split(":")[2].split("/")[0]
     failed = [row for row in lines(tmp_path / "rejected.jsonl") if "failed" in row["reason"]]
     assert failed and all("500" in row["detail"] for row in failed)
     assert sum(e.kind == "failure" for e in entries(tmp_path / "journal")) == len(failed)
-    assert port
     with teacher() as (url, taught):
         assert co3(triples, tmp_path, url) == 0
         assert 0 < taught.counts["completions"] < 9 * len(failed) + 2
@@ -144,7 +142,7 @@ def test_a_server_that_dies_stops_the_run(tmp_path, triples, capsys):
     with teacher(misbehave=1.0, kinds=("500",)) as (url, _):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4") == 1
     said = capsys.readouterr().err
-    assert "does not answer" in said and "has answered nobody" in said
+    assert "does not answer" in said and "answers nobody" in said
     assert not (tmp_path / "soda.jsonl").exists()
 
 
