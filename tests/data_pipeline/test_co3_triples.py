@@ -100,9 +100,7 @@ def test_ids_outlive_order_and_duplicates_are_dropped(tmp_path):
 
 def test_shards_are_disjoint_and_complete(shared):
     """Oracle: each triple is of exactly one shard."""
-    found = [
-        t for t in triples.read(shared / "data/atomic_triples.jsonl") if isinstance(t, Triple)
-    ]
+    found = [t for t in triples.read(shared / "data/atomic_triples.jsonl") if isinstance(t, Triple)]
     counts = [sum(triples.shard(t, i, 3) for t in found) for i in range(3)]
     assert sum(counts) == len(found) and min(counts) > len(found) / 4
     assert all(sum(triples.shard(t, i, 3) for i in range(3)) == 1 for t in found)
