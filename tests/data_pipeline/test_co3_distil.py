@@ -219,6 +219,8 @@ def test_duplicates(shared):
     assert twin.x != found.x
     assert distil.duplicate_key(found) == distil.duplicate_key(twin)
     assert distil.duplicate_key(found) != distil.duplicate_key(other)
+    third = [dataclasses.replace(found, dialogue=(f"Hi {n}.", "Bye.")) for n in ("Emily", "Bob")]
+    assert distil.duplicate_key(third[0]) == distil.duplicate_key(third[1])
     kept = list(distil.dedup(sorted([found, twin], key=lambda r: r.original_index)))
     assert kept[0] == twin == distil.first_of([found, twin])
     assert (kept[1].id, kept[1].stage, kept[1].reason) == ("7", "dedup", "duplicate dialogue")

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- one case, one line
 """The filters of section 3.1, and the model's answers they go by."""
 
 import dataclasses

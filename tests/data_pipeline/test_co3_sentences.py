@@ -147,6 +147,13 @@ def test_names_depend_on_id_and_seed_alone():
     assert all(len(set(names)) == 3 for names in people)
 
 
+def test_a_person_that_the_source_did_not_name():
+    """Oracle: no open place in the sentence, and two different persons."""
+    found = named("xWant", "to go", names=("Ann", "", ""))
+    assert found.x == "Ann" and found.y in BOOK.names and found.y != "Ann" and not found.z
+    assert found.literal == f"Ann sees {found.y}. Now Ann wants to go."
+
+
 def test_common_names_are_common():
     """Oracle: Michael has 1.1 percent of the thousand's counts; five standard deviations."""
     drawn = collections.Counter(BOOK.people(str(i), 0, 1)[0] for i in range(10_000))

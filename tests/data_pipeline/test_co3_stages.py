@@ -191,6 +191,11 @@ def test_one_repetition_is_let_pass_and_two_are_not():
     # Short utterances come twice in any conversation.
     short = conversation(6) + "\nAnn: Yes.\nCoach: Yes.\nAnn: Yes."
     assert not converse(short)[0].fault
+    endless = conversation(6) + "\nAnn: Yes.\nCoach: Yes." * 4
+    assert converse(endless, endless, endless)[0].fault == "repetition"
+    loop = conversation(6) + "\nAnn:" + " I do not know." * 5
+    assert converse(loop, loop, loop)[0].fault == "repetition"
+    assert not converse(conversation(6) + "\nAnn: I do not know. I do not know.")[0].fault
 
 
 def test_forgotten_names_are_asked_again():

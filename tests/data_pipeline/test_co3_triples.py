@@ -75,13 +75,12 @@ def test_critic(tmp_path):
 
 def test_sodaverse_parquet(tmp_path):
     """Oracle: the row written; names stay as they were drawn."""
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     row = ROW | {"x": "Veda", "y": "Ann", "z": "", "x_relations": True}
     row |= {"named_literal": "Veda sees Ann. Now Veda wants to say hello."}
     rows = [row, row | {"x": "Bob"}, row | {"x": "Eve", "x_relations": False}]
-    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     first, second, third = triples.read(tmp_path / "a.parquet")
     assert first.names == ("Veda", "Ann", "") and first.literal == row["named_literal"]
     assert second.id != first.id and second.index == 1
