@@ -8,7 +8,9 @@ fault too, and a turn that the token limit cut off is left out.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import re
 
 from data_pipeline import texts, turns
 from data_pipeline.prompts import Prompts
@@ -17,6 +19,7 @@ from data_pipeline.speakers import label
 from data_pipeline.turns import Turns
 
 _CLOSED = (".", "!", "?", '"', "'", ")", "\u2026", "*")
+_STOP = re.compile(r"[.!?]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +91,25 @@ def fault_of(found: Turns, wanted_turns: int) -> str:
 
 
 def repetitions(dialogue: tuple[str, ...]) -> int:
-    """How many utterances of three words or more were said before, word for word."""
-    said = [texts.same(utterance) for utterance in dialogue if utterance.count(" ") >= 2]
-    return len(said) - len(set(said))
+    """How many utterances were said before, word for word, and sentences over and over in one.
+
+    Of those of one or two words ("Yes.") the third and later count: any conversation has some.
+    """
+    counts = collections.Counter(texts.same(utterance) for utterance in dialogue)
+    repeated = 0
+    if len(counts) < len(dialogue):
+        short = {texts.same(said) for said in dialogue if said.count(" ") < 2}
+        allowed = {said: 2 if said in short else 1 for said in counts}
+        repeated = sum(max(0, count - allowed[said]) for said, count in counts.items())
+    return repeated + sum(map(_loops, dialogue))
+
+
+def _loops(utterance: str) -> int:
+    """How many sentences of three words or more come a third time or more."""
+    sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
+    if len(sentences) < 3:
+        return 0
+    return sum(max(0, count - 2) for count in collections.Counter(sentences).values())
 
 
 def _complete(found: Turns, response: Response) -> Turns:

@@ -143,9 +143,11 @@ def _filters(settings: Settings) -> Iterator[tuple[str, Callable[[Record], str |
 
 def duplicate_key(record: Record) -> str:
     """Equal for dialogues that differ in names, case and punctuation at most."""
-    people = " ".join((record.x, record.y, record.z, *record.speakers)).casefold().split()
-    words = _WORD.findall("\n".join(record.dialogue).casefold())
-    text = " ".join(word for word in words if word not in people)
+    people = set(" ".join((record.x, record.y, record.z, *record.speakers)).split())
+    names_known = namebook.load()
+    words = _WORD.findall("\n".join(record.dialogue))
+    said = [word for word in words if word not in people and word not in names_known]
+    text = " ".join(said).casefold()
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -24,7 +24,7 @@ _HUMAN, _NOT_HUMAN, _GROUP = (
     frozenset(_LISTS["speakers"][name].split()) for name in ("human", "not_human", "group")
 )
 _UNREAL = frozenset(("imaginary", "robot", "stuffed", "toy", "ghost", "talking", "narrator"))
-_VARIABLE = re.compile(r"\bPerson ?[XYZ]\b|\[(?:name|your name|person)\b", re.IGNORECASE)
+_VARIABLE = re.compile(r"\bPerson ?[XYZ]\b(?!-)|\[(?:name|your name|person)\b", re.IGNORECASE)
 _INTERVENTION = "__needs_intervention__"
 MODERATED = ("violence", "hate", "sexual")
 

@@ -32,7 +32,7 @@ _INTRODUCED = re.compile(
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026\n\0]|[\"'(\[*-])\s*$")
 # What follows a name that opens a sentence.
 _AFTER_NAME = re.compile(
-    r"'s\b|[,!?.:]|\s*[\n\0]|$|\s(?:and [A-Z]|who|is|was|has|had|said|just|never|always|also|told"
+    r"'s\b|[,!?.:]|\s*[\n\0]|$|\sand [A-Z]|\s(?:who|is|was|has|had|said|just|never|always|also|told"
     r"|really|didn't|doesn't|isn't|wasn't|can't|won't|can|could|will|would|might|decided|felt|went"
     r"|took|made|came|knew|saw|thought|got|gave|[a-z]{2,}(?:ed|[^s\W]s))\b"
 )

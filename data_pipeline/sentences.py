@@ -71,7 +71,9 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
         record = {"head": triple.head, "relation": triple.relation, "tail": triple.tail}
         return Rejected(triple.id, "sentence", "tail of another form", record)
     tail, tail_past = fitted
-    drawn = triple.names if triple.names[0] else names.people(triple.id, seed)
+    # Names that the source drew stay; whom it forgot is named here.
+    ours = [n for n in names.people(triple.id, seed, 6) if n not in triple.names]
+    drawn = [given or ours.pop(0) for given in triple.names]
     wanted = f"{head} {tail}"
     x, y, z = (n if f"Person{p}" in wanted else "" for n, p in zip(drawn, "XYZ", strict=True))
     head, tail, tail_past = (

@@ -92,8 +92,10 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
             dropped += 1
         elif not said:
             # The prompt ended with the first speaker's name, so this may be what is said; unless
-            # it announces the conversation, or the next line gives that name again.
-            if texts.is_announcement(line) or opener == first.casefold():
+            # it announces the conversation, or the next line gives that name again. A completion
+            # goes on with a space after the colon, and is no announcement.
+            goes_on = text.startswith(" ")
+            if texts.is_announcement(line) or (opener == first.casefold() and not goes_on):
                 dropped += 1
             else:
                 said.append([first, line])

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- one case, one line
 """What models return for a conversation, and the turns read from it. Oracle: written by hand."""
 
 import pytest
