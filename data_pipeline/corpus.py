@@ -50,10 +50,11 @@ class Source:
             "seed": self.seed,
         }
 
-    def read(self) -> Iterator[Triple | Rejected]:
+    def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
         """The triples of this shard in the file's order, with those that cannot be used.
 
-        The limit counts what can. Raises UserError.
+        Each with its position among those of all shards. The limit counts what can be used.
+        Raises UserError.
         """
         try:
             rows: Iterable[Triple | Rejected] = triples.read(self.path, self.critic)
@@ -61,14 +62,14 @@ class Source:
                 usable = (row for row in rows if isinstance(row, Triple))
                 rows = triples.sample(usable, self.sample, self.seed)
             left = self.limit
-            for row in rows:
+            for position, row in enumerate(rows):
                 if not _of_shard(row, *self.shard):
                     continue
                 if isinstance(row, Triple) and left is not None:
                     if not left:
                         return
                     left -= 1
-                yield row
+                yield position, row
         except (OSError, ValueError) as error:
             raise UserError(f"--triples={self.path}: {error}") from error
 
@@ -83,13 +84,15 @@ def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
     return zlib.crc32(row.id.encode()) % count == index
 
 
-def works(rows: Iterable[Triple | Rejected], settings: distil.Settings) -> Iterator[Work]:
+def works(
+    rows: Iterable[tuple[int, Triple | Rejected]], settings: distil.Settings
+) -> Iterator[Work]:
     """The work that each row is."""
-    for row in rows:
+    for position, row in rows:
         if isinstance(row, Rejected):
-            yield Work(row.id, lambda row=row: _at_once(row), result_of)
+            yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
         else:
-            yield Work(row.id, lambda row=row: distil.distil(row, settings), result_of)
+            yield Work(row.id, position, lambda row=row: distil.distil(row, settings), result_of)
 
 
 def _at_once(rejected: Rejected) -> Asking[Rejected]:
@@ -97,19 +100,25 @@ def _at_once(rejected: Rejected) -> Asking[Rejected]:
     yield  # what makes it a generator
 
 
-def result_of(record: Record) -> Result:
+def result_of(record: Record, position: int) -> Result:
     """What is written of a record, and of one that says again what another has said."""
     row, origin = schema.soda_row(record), schema.provenance(record)
-    known = {"row": row, "provenance": origin}
-    again = Rejected(record.id, "dedup", "duplicate dialogue", known)
+    origin = {"position": position, **origin}
     return Result(
         {
             "soda": json.dumps(row, ensure_ascii=False),
             "provenance": json.dumps(origin, ensure_ascii=False),
         },
         bytes.fromhex(distil.duplicate_key(record)),
-        {"rejected": rejected_line(again)},
+        {"rejected": duplicate_line(row, origin)},
     )
+
+
+def duplicate_line(row: dict[str, Any], origin: dict[str, Any]) -> str:
+    """The line of rejected.jsonl for a record that says again what one before it has said."""
+    known = {"row": row, "provenance": origin}
+    again = Rejected(origin["id"], "dedup", "duplicate dialogue", known)
+    return rejected_line(again, origin["position"])
 
 
 def key_of(row: dict[str, Any]) -> bytes:

@@ -31,20 +31,8 @@ def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
     return numbers, reasons
 
 
-def build(
-    about: dict[str, Any],
-    numbers: statistics.Statistics,
-    reasons: Counter,
-    spent: dict[str, dict[str, dict[str, int]]],
-    prices: tuple[float, float],
-    this_start: dict[str, Any],
-) -> dict[str, Any]:
-    """The report as report.json has it. Prices are for a million tokens, in and out."""
-    rejected: dict[str, dict[str, int]] = {}
-    for (stage, reason), number in sorted(reasons.items()):
-        rejected.setdefault(stage, {})[reason] = number
-    early = sum(n for (stage, reason), n in reasons.items() if _early(stage, reason))
-    late = reasons.total() - early
+def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
+    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens."""
     calls = {
         stage: {
             "answers": kinds.get("answer", {}).get("calls", 0),
@@ -57,6 +45,22 @@ def build(
     for row in calls.values():
         used = (row["prompt_tokens"], row["completion_tokens"])
         row["cost"] = round(sum(n * p for n, p in zip(used, prices, strict=True)) / 1e6, 6)
+    return calls
+
+
+def build(
+    about: dict[str, Any],
+    numbers: statistics.Statistics,
+    reasons: Counter,
+    calls: dict[str, dict[str, Any]],
+    this_start: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as report.json has it."""
+    rejected: dict[str, dict[str, int]] = {}
+    for (stage, reason), number in sorted(reasons.items()):
+        rejected.setdefault(stage, {})[reason] = number
+    early = sum(n for (stage, reason), n in reasons.items() if _early(stage, reason))
+    late = reasons.total() - early
     return {
         "about": about,
         "triples": numbers.dialogues + reasons.total(),
@@ -107,14 +111,16 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"  {'calls':<22}" + "".join(f"{name.replace('_', ' '):>19}" for name in names)]
     for stage, row in report["calls"].items():
         lines.append(f"  {stage:<22}" + "".join(f"{row[name]:>19}" for name in names))
-    start = report["this_start"]
-    lines += [
-        "",
-        f"tokens {report['tokens']['prompt']} in, {report['tokens']['completion']} out; cost "
-        f"{report['cost']:.4f}",
-        f"this start: {start['seconds']} s, {start['calls']} calls, {start['calls_per_second']}/s, "
-        f"{start['replayed']} answers from the journal, most calls at once {start['most_at_once']}",
-    ]
+    tokens = report["tokens"]
+    lines += ["", f"tokens {tokens['prompt']} in, {tokens['completion']} out"]
+    lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""
+    start = {"retries": {}, **report["this_start"]}
+    if "calls" in start:
+        lines += [
+            f"this start: {start['seconds']} s, {start['calls']} calls, "
+            f"{start['calls_per_second']}/s, {start['most_at_once']} at once at most; "
+            f"{start['replayed']} answers from the journal"
+        ]
     lines += [f"  {what}: {number}" for what, number in start["retries"].items()]
     return "\n".join(lines)
 
@@ -203,10 +209,10 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def write(folder: Path, report: dict[str, Any]) -> None:
-    """Leave report.json, report.txt, report.png and README.md in `folder`."""
+def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
+    """Leave report.json, report.txt, report.png (if `plot`) and README.md in `folder`."""
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_atomic(folder / "report.txt", table(report) + "\n")
     write_atomic(folder / "README.md", card(report))
-    if not plots(report, folder / "report.png"):
+    if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

@@ -31,21 +31,24 @@ AHEAD = 4  # triples under way for each call at once
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One triple: its id, the generator that makes its record, what to write of a record."""
+    """One triple: its id and its place in the input, the generator that makes its record, and what
+    to write of a record."""
 
     id: str
+    position: int
     start: Callable[[], Asking]
-    result: Callable[[Any], Result]
+    result: Callable[[Any, int], Result]
 
 
-def rejection(rejected: Rejected) -> Result:
+def rejection(rejected: Rejected, position: int) -> Result:
     """What is written of a rejection."""
-    return Result({"rejected": rejected_line(rejected)})
+    return Result({"rejected": rejected_line(rejected, position)})
 
 
-def rejected_line(rejected: Rejected) -> str:
-    """A line of rejected.jsonl: id, stage and reason, and what is known of the record."""
-    row = {"id": rejected.id, "stage": rejected.stage, "reason": rejected.reason}
+def rejected_line(rejected: Rejected, position: int) -> str:
+    """A line of rejected.jsonl: position in the input, id, stage, reason; what is known of it."""
+    row = {"position": position, "id": rejected.id}
+    row |= {"stage": rejected.stage, "reason": rejected.reason}
     return json.dumps({**row, **rejected.record}, ensure_ascii=False)
 
 
@@ -62,13 +65,15 @@ async def drive(work: Work, asker: Asker) -> Result:
                 request = generator.send(response)
             except StopIteration as stop:
                 result = stop.value
-                return rejection(result) if isinstance(result, Rejected) else work.result(result)
+                if isinstance(result, Rejected):
+                    return rejection(result, work.position)
+                return work.result(result, work.position)
             response = await asker.ask(request)
     except RequestError as failed:
         generator.close()
         about = {"detail": failed.detail}
         reason = f"failed: {failed.reason}"
-        return rejection(Rejected(work.id, failed.request.stage, reason, about))
+        return rejection(Rejected(work.id, failed.request.stage, reason, about), work.position)
     except (UserError, ClosedError):
         raise
     except Exception as error:
@@ -77,7 +82,8 @@ async def drive(work: Work, asker: Asker) -> Result:
         log.error("%s: %s: %s (%s)", work.id, type(error).__name__, error, where)
         asker.counts["errors"] += 1
         about = {"detail": f"{type(error).__name__}: {error} ({where})"}
-        return rejection(Rejected(work.id, "error", f"error: {type(error).__name__}", about))
+        rejected = Rejected(work.id, "error", f"error: {type(error).__name__}", about)
+        return rejection(rejected, work.position)
 
 
 async def run(

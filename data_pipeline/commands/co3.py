@@ -79,7 +79,8 @@ def flags() -> argparse.ArgumentParser:
     group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
     group.add_argument("--no_commonsense", action="store_true", help="ask no questions on triples")
     group.add_argument("--no_human", action="store_true", help="do not ask who is human")
-    group.add_argument("--no_parquet", action="store_true")
+    group.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
+    group.add_argument("--no_plots", action="store_true", help="leave out report.png")
     made.add_argument("--quiet", action="store_true", help="say nothing but warnings")
     return made
 
@@ -179,8 +180,9 @@ def _report(
         "retries": retries,
     }
     prices = (allowance.price_in, allowance.price_out)
-    made = report.build(about, numbers, reasons, journal.spent(), prices, this_start)
-    report.write(args.output, made)
+    calls = report.calls_of(journal.spent(), prices)
+    made = report.build(about, numbers, reasons, calls, this_start)
+    report.write(args.output, made, plot=not args.no_plots)
     if not args.no_parquet:
         corpus.write_parquet(args.output)
     if not args.quiet:

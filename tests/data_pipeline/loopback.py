@@ -72,7 +72,7 @@ def stats(base_url: str) -> dict:
 def flags(triples, output, base_url: str, *more: str) -> list[str]:
     """A co3 command."""
     named = [f"--triples={triples}", f"--output={output}", f"--base_url={base_url}"]
-    return ["co3", *named, "--model=teacher", "--quiet", "--no_parquet", *more]
+    return ["co3", *named, "--model=teacher", "--quiet", "--no_parquet", "--no_plots", *more]
 
 
 def co3(triples, output, base_url: str, *more: str) -> int:

@@ -12,6 +12,7 @@ import time
 import pytest
 from loopback import co3, flags, lines, outputs, stats, teacher, teacher_process, write_triples
 
+from data_pipeline import __main__ as command
 from data_pipeline.journal import entries
 
 COUNT = 35
@@ -248,3 +249,31 @@ def test_misbehaviour_over_all_real_triples(tmp_path, shared):
     assert sum(n for r in report["rejected"].values() for n in r.values()) == len(rejected)
     assert "error" not in report["rejected"]
     print((tmp_path / "report.txt").read_text())
+
+
+def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
+    """Oracle: the bytes of the run over all; missing, double and overlapping shards are refused."""
+    with teacher() as (url, _):
+        parts = [tmp_path / f"part{i}" for i in range(3)]
+        for index, part in enumerate(parts):
+            assert co3(triples, part, url, f"--shard={index}/3") == 0
+        whole = tmp_path / "whole"
+        assert co3(triples, whole, url, "--limit=99") == 0
+    merged = ["merge", f"--output={tmp_path / 'all'}", "--quiet", "--inputs"]
+    assert command.main([*merged, *map(str, parts)]) == 0
+    assert outputs(tmp_path / "all") == outputs(undisturbed)
+    here, there = (json.loads((f / "report.json").read_text()) for f in (tmp_path / "all", whole))
+    assert all(here[name] == there[name] for name in ("corpus", "rejected", "calls", "tokens"))
+    assert (tmp_path / "all/soda.parquet").exists()
+    for wrong, said in (
+        (parts[:2], "missing of the shards: 2/3"),
+        ([*parts, parts[0]], "both of --shard=0/3"),
+        ([parts[0], whole], "several divisions"),
+    ):
+        assert command.main([*merged, *map(str, wrong)]) == 1
+        assert said in capsys.readouterr().err
+    row = (parts[0] / "rejected.jsonl").read_text().splitlines()[0]
+    with open(parts[1] / "rejected.jsonl", "a") as file:
+        file.write(row + "\n")
+    assert command.main([*merged, *map(str, parts)]) == 1
+    assert "overlap" in capsys.readouterr().err
