@@ -33,7 +33,7 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
             raise UserError(f"{shards[shard]} and {folder} are both of --shard={shard}")
         shards[shard] = folder
         for name, value in about.items():
-            if value != abouts[0].get(name):
+            if name != "base_url" and value != abouts[0].get(name):
                 raise UserError(
                     f"{folder} was made with {name}={value}, {folders[0]} with "
                     f"{abouts[0].get(name)}: they are no shards of one run"

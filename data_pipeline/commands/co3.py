@@ -125,7 +125,8 @@ async def _main(args: argparse.Namespace) -> int:
                 other = await stack.enter_async_context(Client(judge, allowance.concurrency))
                 moderation = (other.post, judge)
             about = _about(args, identity, server, settings)
-            outputs = Outputs(args.output, about, corpus.key_of)
+            what = {name: value for name, value in about.items() if name != "base_url"}
+            outputs = Outputs(args.output, what, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
             limits = Limits(allowance, _spent(journal))
             patience = Patience(tries=args.tries)
