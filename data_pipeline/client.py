@@ -174,6 +174,9 @@ class Client:
         headers = {**self.openai.default_headers, **self.openai.auth_headers}
         headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         self._headers = httpx2.Headers({**headers, "Content-Type": "application/json"})
+        self._headers["Host"] = self._urls["chat"].netloc.decode()
+        self._request = httpx2.Request
+        self._extensions = {"timeout": httpx2.Timeout(server.timeout).as_dict()}
         self._timeouts, self._broken = httpx2.TimeoutException, httpx2.RequestError
 
     async def __aenter__(self) -> Client:
@@ -185,7 +188,14 @@ class Client:
     async def post(self, form: str, data: bytes) -> Reply:
         """One call, whatever comes of it."""
         try:
-            got = await self._http.post(self._urls[form], content=data, headers=self._headers)
+            request = self._request(
+                "POST",
+                self._urls[form],
+                headers=self._headers,
+                content=data,
+                extensions=self._extensions,
+            )
+            got = await self._http.send(request)
             text = got.content.decode("utf-8", "surrogateescape")
         except self._timeouts:
             return Reply(0, f"no answer within {self.server.timeout:g} s")
