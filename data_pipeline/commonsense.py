@@ -12,12 +12,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import TYPE_CHECKING
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
 from data_pipeline.requests import Asking, Response
 from data_pipeline.schema import Record
-from data_pipeline.sentences import Sentence
+
+if TYPE_CHECKING:  # post-processing needs no English inflection
+    from data_pipeline.sentences import Sentence
 
 ANSWERS = ("Yes", "No", "Unknown")
 _YES = re.compile(r"^(?:a\s*:\s*)?(?:yes|yeah|true|correct)\b", re.IGNORECASE)

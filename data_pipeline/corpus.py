@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import distil, schema, triples
+from data_pipeline import distil, postprocess, schema, triples
 from data_pipeline.errors import UserError
 from data_pipeline.outputs import Result
 from data_pipeline.requests import Asking, Rejected
@@ -85,7 +85,7 @@ def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
 
 
 def works(
-    rows: Iterable[tuple[int, Triple | Rejected]], settings: distil.Settings
+    rows: Iterable[tuple[int, Triple | Rejected]], settings: postprocess.Settings
 ) -> Iterator[Work]:
     """The work that each row is."""
     for position, row in rows:
@@ -109,7 +109,7 @@ def result_of(record: Record, position: int) -> Result:
             "soda": json.dumps(row, ensure_ascii=False),
             "provenance": json.dumps(origin, ensure_ascii=False),
         },
-        bytes.fromhex(distil.duplicate_key(record)),
+        bytes.fromhex(postprocess.duplicate_key(record)),
         {"rejected": duplicate_line(row, origin)},
     )
 
@@ -123,7 +123,7 @@ def duplicate_line(row: dict[str, Any], origin: dict[str, Any]) -> str:
 
 def key_of(row: dict[str, Any]) -> bytes:
     """The key by which duplicates of a row of soda.jsonl are found."""
-    return bytes.fromhex(distil.duplicate_key(schema.from_row(row)))
+    return bytes.fromhex(postprocess.duplicate_key(schema.from_row(row)))
 
 
 def canary_labels(path: Path) -> dict[str, str]:

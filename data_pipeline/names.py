@@ -6,7 +6,7 @@ narrative, conversation, speakers and persons; which one depends on the record's
 What counts as a name: the persons of the triple, speakers who are on the list of names, and any
 capitalised word of the list that is no word or place. A name that is one too ("Will", "Grace",
 "May", "Paris") is replaced only if a person of the triple or a speaker has it, or the text says so
-("my friend Grace", "Uncle Will"), and then only where it stands as a name: not "Will you come?",
+("my friend Grace", "I asked Will"), and then only where it stands as a name: not "Will you come?",
 "in May" or "Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
 """
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
+from pathlib import Path
 
 from data_pipeline.namebook import Namebook
 from data_pipeline.schema import Record
@@ -42,6 +44,9 @@ _BEFORE_OTHER = re.compile(
     re.IGNORECASE,
 )
 _AFTER_OTHER = re.compile(r"\s\d")
+_IN_SENTENCE = re.compile(r"(?:\b[a-z']+|,|(?:^|[.!?\n\0]\s*)[A-Z][a-z]+) $")
+_LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+_PERSONS = frozenset(_LISTS["names"]["persons"].split())
 _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 
@@ -60,6 +65,8 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     introduced = set()
     if not capitalised.isdisjoint(names.words):
         introduced = {name for name in _INTRODUCED.findall(everything) if name in names}
+    if not capitalised.isdisjoint(_PERSONS):
+        introduced |= {m["name"] for m in _CAPITALISED.finditer(everything) if _is_evident(m)}
     found = {word for word in capitalised if word in names and word not in names.words}
     found |= certain | introduced
     if not found:
@@ -99,6 +106,16 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
         human={label(name): verdict for name, verdict in record.human.items()},
         renamed=True,
     )
+
+
+def _is_evident(match: re.Match[str]) -> bool:
+    """Whether a word that is a name of persons has a capital for no other reason than that."""
+    if match["name"] not in _PERSONS or not _stands_as_name(match):
+        return False
+    before = match.string[max(0, match.start() - 40) : match.start()]
+    after = match.string[match.end("name") : match.end("name") + 4]
+    # Not where a sentence starts, nor in "Union Jack", "Frank Sinatra".
+    return _IN_SENTENCE.search(before) is not None and not re.match(r"\s[A-Z]", after)
 
 
 def _stands_as_name(match: re.Match[str]) -> bool:

@@ -27,17 +27,19 @@ from data_pipeline.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
-STAGES = (
-    "narrative",
-    "speaker",
-    "dialogue",
-    "continuation",
-    "human",
-    "head",
-    "head_alone",
-    "relation_tail",
-    "relation_tail_alone",
-)
+# What a stage's prompt may be filled in with.
+_FIELDS = {
+    "narrative": ("literal",),
+    "speaker": ("narrative", "x"),
+    "dialogue": ("narrative", "x", "y"),
+    "continuation": ("narrative", "x", "y", "so_far", "next"),
+    "human": ("speaker",),
+    "head": ("context", "question"),
+    "head_alone": ("question",),
+    "relation_tail": ("context", "question"),
+    "relation_tail_alone": ("question",),
+}
+STAGES = tuple(_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,5 +100,26 @@ def load(path: str | Path = DEFAULT) -> Prompts:
         except TypeError as error:
             raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
-    version = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Prompts(table=table, samplings=samplings, version=version)
+    book = Prompts(table=table, samplings=samplings, version=_hash(text))
+    _try_all(book, path)
+    return book
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _try_all(book: Prompts, path: str | Path) -> None:
+    """Fill in every template once. Raises ValueError, with the part's name."""
+    triple = dict.fromkeys(("head", "tail", "tail_past", "x"), "a")
+    part = "questions"
+    try:
+        book.head_question("a")
+        for relation in RELATIONS:
+            part = f"relations.{relation}"
+            book.sentence(relation, **triple), book.question(relation, **triple)
+        for part in STAGES:
+            book.request(part, "id", **dict.fromkeys(_FIELDS[part], "a"))
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}, [{part}]: {problem}. Compare with {DEFAULT.name}.") from None

@@ -5,6 +5,7 @@ parameters), float32, full batches of random tokens; `decode` gives all sides th
 peers are HuggingFace transformers on PyTorch and, for decoding, CTranslate2: they are measured if
 they can be imported here, or by --hf_python in another environment. Ours runs with huge pages, as
 `python -m cosmo` starts itself. `input` is another comparison: of SeqIO live and a cache of rows.
+`pipeline` is the rate of CO3's post-processing on one core.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 
 from cosmo.__main__ import HUGE_PAGES
-from tools import bench_device, bench_input
+from tools import bench_device, bench_input, bench_pipeline
 from tools.bench_sides import SIDES, SIZES, write_weights
 
 
@@ -125,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    choices = [*SIDES, "input"]
-    parser.add_argument("what", choices=choices, help="train steps, generation, or reading")
+    choices = [*SIDES, "input", "pipeline"]
+    parser.add_argument("what", choices=choices, help="train steps, generation, reading, CO3")
     parser.add_argument("--steps", type=int, default=4, help="measured repetitions a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turn")
     parser.add_argument("--dropout_rate", type=float, default=0.0, help="train: of both sides")
@@ -134,12 +135,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scan_layers", action="store_true", help="scan layers, not unroll them")
     parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
     bench_device.add_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=15, help="input: of each measurement")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="input, pipeline: of each measurement"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.what == "input":
         bench_input.main(args)
+        return 0
+    if args.what == "pipeline":
+        bench_pipeline.main(args)
         return 0
     if args.side:
         print(json.dumps(SIDES[args.what][args.side](args)))

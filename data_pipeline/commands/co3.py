@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, distil, prompts, report, run
+from data_pipeline import corpus, postprocess, prompts, report, run
 from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
@@ -212,12 +212,12 @@ class _Note:
         return ", ".join([*parts, *stages])
 
 
-def _settings(args: argparse.Namespace) -> distil.Settings:
+def _settings(args: argparse.Namespace) -> postprocess.Settings:
     try:
         texts = prompts.load(args.prompts)
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts={args.prompts}: {error}") from error
-    return distil.Settings(
+    return postprocess.Settings(
         seed=args.seed,
         prompts=texts,
         retries=args.retries,
@@ -253,7 +253,7 @@ def _allowance(args: argparse.Namespace) -> Allowance:
 
 
 def _about(
-    args: argparse.Namespace, identity: dict, server: Server, settings: distil.Settings
+    args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
 ) -> dict[str, Any]:
     """What the output is made of, but for how much of it: other values, another output."""
     return {

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_pipeline import corpus, postprocessing, prompts, report
+from data_pipeline import batch, corpus, prompts, report
 from data_pipeline.errors import UserError
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--quiet", action="store_true")
     args = flags.parse_args(argv)
     names = ("seed", "prompts", "canary_labels", "least_turns", "most_turns")
-    choices = postprocessing.Choices(
+    choices = batch.Choices(
         **{name: getattr(args, name) for name in names},
         moderation_threshold=args.moderation_threshold,
     )
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     inputs = [Path(path) for path in args.input]
     if any(path.resolve() == output.resolve() for path in inputs):
         raise UserError(f"--output={output} is an input: give another folder")
-    numbers, reasons = postprocessing.postprocess(inputs, output, choices, args.processes)
+    numbers, reasons = batch.clean(inputs, output, choices, args.processes)
     about = {"input": " ".join(args.input), "seed": args.seed}
     about["canary"] = args.canary_labels or None
     made = report.build(about, numbers, reasons, {}, {})
@@ -61,20 +61,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _by_beam(args, choices: postprocessing.Choices, beams: list[str]) -> int:
+def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
     try:
+        from apache_beam.io.filesystems import FileSystems
+
         from data_pipeline import beam
     except ImportError as error:
         raise UserError(
             f"{error}: install Apache Beam in an environment of its own (pip install -e "
             "'.[pipeline]'), or leave out --runner"
         ) from error
-    rows = [p if p.endswith(".jsonl") else f"{p.rstrip('/')}/soda*.jsonl" for p in args.input]
-    origins = [f"{row.rpartition('/')[0] or '.'}/provenance*.jsonl" for row in rows]
-    postprocessing.settings_of(choices)  # errors are told here, not on a worker
-    beam.run(rows, origins, args.output, choices, [f"--runner={args.runner}", *beams])
+    if len(args.input) > 1:
+        raise UserError("--runner takes one --input: a folder, or a pattern of files in quotes")
+    rows = args.input[0]
+    rows = rows if rows.endswith(".jsonl") else f"{rows.rstrip('/')}/soda*.jsonl"
+    origins = f"{rows.rpartition('/')[0] or '.'}/provenance*.jsonl"
+    ours = [f"--rows={rows}", f"--output={args.output}", f"--seed={args.seed}"]
+    if FileSystems.match([origins])[0].metadata_list:
+        ours.append(f"--provenance={origins}")
+    if args.canary_labels:
+        batch.settings_of(choices)  # an error is told here, not on a worker
+        ours.append(f"--canary_labels={args.canary_labels}")
+    beam.main([*ours, f"--runner={args.runner}", *beams])
     if not args.quiet:
-        print(f"{args.output}/soda-*.jsonl, provenance-*, rejected-*, statistics-*, reasons-*")
+        print(
+            f"{args.output}/soda-*.jsonl, provenance-*, rejected-*, statistics.json, counts.jsonl"
+        )
     return 0
 
 

@@ -76,7 +76,7 @@ def test_words_that_are_names_too(name, text, wanted):
 
 
 @pytest.mark.parametrize(
-    "text", ["Will you come in May?", "Grace and Mark my words", "Paris in June"]
+    "text", ["Will you come in May?", "Grace lasts. Mark my words", "Paris in June"]
 )
 def test_words_stay_where_nobody_has_that_name(text):
     """Oracle: no person of the triple, speaker or introduction has it."""
@@ -90,6 +90,24 @@ def test_a_person_the_text_introduces():
     assert re.fullmatch(
         r"My friend (\w+) and Uncle (\w+) came\. \1 is nice\. Will you stay, \2\?", found.narrative
     )
+
+
+@pytest.mark.parametrize(
+    "text, new",
+    [
+        ("I told Bob. Bob laughed.", True),
+        ("Thanks, Bob.", True),
+        ("Ask Will. Will you?", True),
+        ("The Union Jack. Jack it up.", False),
+        ("Frank Sinatra sang. To be frank.", False),
+        ("Frank is here.", False),  # nothing tells it from "Frank talk is rare"
+    ],
+)
+def test_a_capital_in_the_middle_of_a_sentence_tells(text, new):
+    """Oracle: by hand."""
+    found = replaced(text)
+    assert (found.narrative != text) == new
+    assert found.narrative.endswith(" Will you?") == text.endswith(" Will you?")
 
 
 def test_third_persons_are_replaced_and_stay_apart():

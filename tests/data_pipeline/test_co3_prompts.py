@@ -174,6 +174,10 @@ def test_version_changes_with_a_word_and_not_with_a_comment(tmp_path, book):
         ("[speaker]", "[speakers]", r"no \[speaker\]"),
         ("[relations.xNeed]", "[relations.xNeeds]", r"no \[relations.xNeed\]"),
         ("top_p = 0.95", "topp = 0.95", "topp"),
+        ("{literal} Rewrite", "{litteral} Rewrite", r"\[narrative\]: no 'litteral'"),
+        ("Q: Is {speaker} a", "Q: Is {speaker a", r"\[human\]"),
+        ('sampling = "speaker"', 'sampling = "spoken"', r"\[speaker\]: no 'spoken'"),
+        ("Does {x} feel", "Does {y} feel", r"\[relations.xReact\]: no 'y'"),
     ],
 )
 def test_errors_name_the_part(old, new, message, tmp_path):

@@ -1,6 +1,6 @@
 """Filters, names, duplicates and statistics over records that are there, in many processes.
 
-The same functions run in `beam` on a cluster. A record is a row of SODA's schema with, where it
+`beam` runs the same functions on a cluster. A record is a row of SODA's schema with, where it
 has one, its line of provenance; both of what a run wrote and of what others published.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, distil, prompts, schema
+from data_pipeline import corpus, postprocess, prompts, schema
 from data_pipeline.errors import UserError
 from data_pipeline.outputs import FILES, Result
 from data_pipeline.requests import Rejected
@@ -40,14 +40,14 @@ class Choices:
 
 
 @functools.lru_cache(maxsize=2)
-def settings_of(choices: Choices) -> distil.Settings:
+def settings_of(choices: Choices) -> postprocess.Settings:
     """The stages' settings, made once a process. Raises UserError."""
     labels = corpus.canary_labels(Path(choices.canary_labels)) if choices.canary_labels else None
     try:
         texts = prompts.load(choices.prompts)
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts={choices.prompts}: {error}") from error
-    return distil.Settings(
+    return postprocess.Settings(
         seed=choices.seed,
         prompts=texts,
         canary=labels,
@@ -70,7 +70,7 @@ def process(position: int, row: str, origin: str, choices: Choices) -> Result:
         return rejection(Rejected(f"line-{position}", "read", "broken row", about), position)
     if known is not None and "position" in known:
         position = known["position"]
-    result = distil.postprocess(record, settings_of(choices))
+    result = postprocess.postprocess(record, settings_of(choices))
     if isinstance(result, Rejected):
         return rejection(result, position)
     return corpus.result_of(result, position)
@@ -131,7 +131,7 @@ def _count_chunk(rows: list[str]) -> Statistics:
     return numbers
 
 
-def postprocess(
+def clean(
     paths: Iterable[Path], output: Path, choices: Choices, processes: int
 ) -> tuple[Statistics, Counter]:
     """Write soda, provenance and rejected.jsonl to `output`; their numbers. Raises UserError.
