@@ -5,7 +5,7 @@ parameters), float32, full batches of random tokens; `decode` gives all sides th
 peers are HuggingFace transformers on PyTorch and, for decoding, CTranslate2: they are measured if
 they can be imported here, or by --hf_python in another environment. Ours runs with huge pages, as
 `python -m cosmo` starts itself. `input` is another comparison: of SeqIO live and a cache of rows.
-`pipeline` is the rate of CO3's post-processing on one core.
+`pipeline` is CO3's: post-processing on one core, and calls a second.
 """
 
 import argparse
@@ -138,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=15, help="input, pipeline: of each measurement"
     )
+    parser.add_argument("--triples", help="pipeline: a file of your own; made up without it")
+    parser.add_argument("--limit", type=int, default=1200, help="pipeline: triples to ask about")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, postprocess, prompts, report, run
+from data_pipeline import corpus, inflection, postprocess, prompts, report, run
 from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
@@ -101,7 +102,8 @@ async def _main(args: argparse.Namespace) -> int:
     settings = _settings(args)
     server, allowance = _server(args), _allowance(args)
     identity = source.identity()
-    began = time.monotonic()
+    inflection.past("to go")  # reads its dictionary now, not while answers wait
+    gc.freeze()  # what is loaded stays: no need to look through it again and again
     with Journal(args.output / "journal") as journal:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(Client(server, allowance.concurrency))
@@ -135,6 +137,7 @@ async def _main(args: argparse.Namespace) -> int:
             progress = Progress(source.count(), outputs.next, note.text)
             if outputs.next or len(journal):
                 log.info("going on: %d answers in the journal", len(journal))
+            began = time.monotonic()
             try:
                 stopped = await run.run(
                     corpus.works(source.read(), settings),
@@ -142,6 +145,7 @@ async def _main(args: argparse.Namespace) -> int:
                     outputs,
                     tick=lambda: progress.update(outputs.next, asker.counts["calls"]),
                 )
+                seconds = time.monotonic() - began
                 if stopped is None:
                     outputs.finish()
             finally:
@@ -155,7 +159,6 @@ async def _main(args: argparse.Namespace) -> int:
                 args.output / "soda.jsonl.partial",
             )
             return {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
-        seconds = time.monotonic() - began
         _report(args, about, journal, asker, allowance, seconds)
     return 0
 
