@@ -173,7 +173,8 @@ class Client:
         self._urls = {form: httpx2.URL(base + path) for form, path in FORMS.items()}
         headers = {**self.openai.default_headers, **self.openai.auth_headers}
         headers = {name: value for name, value in headers.items() if isinstance(value, str)}
-        self._headers = httpx2.Headers({**headers, "Content-Type": "application/json"})
+        self.headers = {**headers, "Content-Type": "application/json"}
+        self._headers = httpx2.Headers(self.headers)
         self._headers["Host"] = self._urls["chat"].netloc.decode()
         self._request = httpx2.Request
         self._extensions = {"timeout": httpx2.Timeout(server.timeout).as_dict()}

@@ -1,15 +1,18 @@
 """Processes that make the calls, when one core is too slow for the wanted rate.
 
-A call costs half a millisecond of a core in the HTTP client. A helper process gets (number, form,
-body) and gives (number, status, text, retry_after) back, over a socket pair; limits, retries, the
-journal and the stages stay in the one process. A helper ends when its end of the socket closes,
-so none outlives a killed run; signals from the terminal are the parent's to handle.
+A call costs half a millisecond of a core in the HTTP client (an eighth in `plain`). A helper
+process gets (number, form, body) and gives (number, status, text, retry_after) back, over a socket
+pair; limits, retries, the journal and the stages stay in the one process. The first message each
+way: the headers of every call (they hold the key, so they are no argument), and that it is ready.
+A helper ends when its end of the socket closes, so none outlives a killed run; signals from the
+terminal are the parent's to handle.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import marshal
 import os
 import signal
@@ -19,10 +22,12 @@ import subprocess
 import sys
 from typing import Any
 
+from data_pipeline import plain
 from data_pipeline.client import Client, Reply, Server
 from data_pipeline.errors import UserError
 
 _LENGTH = struct.Struct("<I")
+_READY = (0, 0, b"", None)
 
 
 class Messages(asyncio.Protocol):
@@ -56,9 +61,10 @@ class Messages(asyncio.Protocol):
 
 
 class Helpers:
-    """`count` processes that make calls to `server`. `async with Helpers(...) as helpers:`"""
+    """`count` processes that make calls like `client`. `async with Helpers(...) as helpers:`"""
 
-    def __init__(self, server: Server, connections: int, count: int):
+    def __init__(self, client: Client, server: Server, connections: int, count: int):
+        self.headers = client.headers
         self.server, self.connections, self.count = server, -(-connections // count), count
         self._waiting: list[dict[int, asyncio.Future]] = [{} for _ in range(count)]
         self._number = 0
@@ -71,6 +77,7 @@ class Helpers:
             ours, theirs = socket.socketpair()
             with theirs:
                 command = [sys.executable, "-m", "data_pipeline.processes", str(theirs.fileno())]
+                command += [json.dumps(dataclasses.asdict(self.server)), str(self.connections)]
                 process = subprocess.Popen(
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=_root()
                 )
@@ -82,8 +89,12 @@ class Helpers:
                 ),
                 sock=ours,
             )
-            link.send((dataclasses.astuple(self.server), self.connections))
+            link.send((self.headers,))
             self._links.append(link)
+            self._waiting[index][0] = loop.create_future()
+        await asyncio.gather(*(waiting[0] for waiting in self._waiting))
+        for waiting in self._waiting:
+            waiting.clear()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -133,11 +144,30 @@ def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-async def _help(connection: socket.socket) -> None:
+def _plain(server: Server, connections: int, connection: socket.socket) -> None:
+    """The life of a helper that makes plain calls in threads."""
+    stream = connection.makefile("rb", buffering=1 << 16)
+
+    def read() -> tuple | None:
+        header = stream.read(_LENGTH.size)
+        if len(header) < _LENGTH.size:
+            return None
+        data = stream.read(_LENGTH.unpack(header)[0])
+        return marshal.loads(data)
+
+    def write(message: tuple) -> None:
+        data = marshal.dumps(message)
+        connection.sendall(_LENGTH.pack(len(data)) + data)
+
+    (headers,) = read()
+    write(_READY)
+    plain.serve(server, headers, connections, read, write)
+
+
+async def _help(server: Server, connections: int, connection: socket.socket) -> None:
     """The life of a helper: make the calls it is sent, until the other end is gone."""
     loop = asyncio.get_running_loop()
     over = loop.create_future()
-    client: Client | None = None
     running: set[asyncio.Task] = set()
 
     async def call(number: int, form: str, data: bytes) -> None:
@@ -146,28 +176,32 @@ async def _help(connection: socket.socket) -> None:
         messages.send((number, reply.status, text, reply.retry_after))
 
     def got(message: tuple) -> None:
-        nonlocal client
-        if client is None:
-            values, connections = message
-            client = Client(Server(*values), connections)
+        if len(message) == 1:  # the headers, which this client has
+            messages.send(_READY)
             return
         task = loop.create_task(call(*message))
         running.add(task)
         task.add_done_callback(running.discard)
 
-    _, messages = await loop.create_connection(
-        lambda: Messages(got, lambda: over.done() or over.set_result(None)), sock=connection
-    )
-    await over
+    async with Client(server, connections) as client:
+        connection.setblocking(False)
+        _, messages = await loop.create_connection(
+            lambda: Messages(got, lambda: over.done() or over.set_result(None)), sock=connection
+        )
+        await over
 
 
 def main() -> None:
-    """A helper process; its argument is the number of its socket."""
+    """A helper process. Its arguments: its socket, the server's settings, its connections."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.setblocking(False)
-    asyncio.run(_help(connection))
+    number, settings, connections = sys.argv[1:]
+    connection = socket.socket(fileno=int(number))
+    server = Server(**json.loads(settings))
+    if plain.serves(server):
+        _plain(server, int(connections), connection)
+    else:
+        asyncio.run(_help(server, int(connections), connection))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ async def _main(args: argparse.Namespace) -> int:
             client.server = server
             helpers = _helpers(args)
             if helpers:
-                pool = Helpers(server, allowance.concurrency, helpers)
+                pool = Helpers(client, server, allowance.concurrency, helpers)
                 client = await stack.enter_async_context(pool)
             moderation = None
             if args.moderation_url:
