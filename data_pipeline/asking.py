@@ -6,6 +6,7 @@ recorded as a failure, which the next start asks anew.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import random
@@ -82,8 +83,10 @@ class Asker:
         key = request.key(server.model, form)
         known = self.journal.get(key)
         if known is not None:
-            self.counts["replayed"] += 1
-            return clients.read(known.raw, form)
+            with contextlib.suppress(AnswerError):  # of a version that read it otherwise
+                response = clients.read(known.raw, form)
+                self.counts["replayed"] += 1
+                return response
         data = clients.body(request, server, seed=int(key[:7], 16))
         for tried in range(1, self.patience.tries + 1):
             async with self.limits.slot(request) as call:

@@ -33,7 +33,8 @@ class Result:
 class Outputs:
     """The files of one run in `folder`. `about` tells the run from others: what it is made of.
 
-    A start with other `about` begins the files anew (the journal still answers what it can).
+    A start with other `about`, or a smaller `total` of triples than are written, begins the files
+    anew (the journal still answers what it can).
     `key_of` gives the key of a row of soda.jsonl (see `Result`). `next` is the number of the first
     triple whose result is not yet written.
     """
@@ -42,13 +43,14 @@ class Outputs:
         self,
         folder: Path,
         about: dict[str, Any],
+        total: int,
         key_of: Callable[[dict], bytes] = lambda row: b"",
         save_seconds: float = 10,
     ):
         self.folder, self.about, self.save_seconds = Path(folder), about, save_seconds
         self._waiting: dict[int, Result] = {}
         self._keys: set[bytes] = set()
-        self.next = 0
+        self.next, self.total = 0, total
         self.counts = dict.fromkeys(FILES, 0)
         sizes = self._resume()
         self._files = {}
@@ -113,7 +115,8 @@ class Outputs:
             state = json.loads((self.folder / "progress.json").read_text())
             sizes = state["sizes"]
             whole = all(self._partial(n).stat().st_size >= sizes[n] for n in FILES)
-            if state["about"] != json.loads(json.dumps(self.about)) or not whole:
+            same = state["about"] == json.loads(json.dumps(self.about))
+            if not (same and whole and state["next"] <= self.total):
                 return {}
             self.next, self.counts = state["next"], state["counts"]
             return sizes

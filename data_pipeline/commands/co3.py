@@ -128,13 +128,14 @@ async def _main(args: argparse.Namespace) -> int:
                 moderation = (other.post, judge)
             about = _about(args, identity, server, settings)
             what = {name: value for name, value in about.items() if name != "base_url"}
-            outputs = Outputs(args.output, what, corpus.key_of)
+            total = source.count()
+            outputs = Outputs(args.output, what, total, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
             limits = Limits(allowance, _spent(journal))
             patience = Patience(tries=args.tries)
             asker = Asker(client.post, server, journal, limits, patience, moderation)
             note = _Note(asker, allowance)
-            progress = Progress(source.count(), outputs.next, note.text)
+            progress = Progress(total, outputs.next, note.text)
             if outputs.next or len(journal):
                 log.info("going on: %d answers in the journal", len(journal))
             began = time.monotonic()

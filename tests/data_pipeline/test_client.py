@@ -1,13 +1,16 @@
 """Bodies, answers and waiting times of the client; limits by a clock of our own."""
 
 import asyncio
+import dataclasses
 import datetime
 import email.utils
 import json
+import socket
 
 import pytest
+from loopback import teacher
 
-from data_pipeline import client
+from data_pipeline import client, plain, processes
 from data_pipeline.client import Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
@@ -155,7 +158,6 @@ def test_caps_count_earlier_starts_and_stop_before_they_are_passed():
 @pytest.mark.parametrize("path", ["form", "key", "server"])
 def test_a_server_is_tried_before_any_work(path, monkeypatch):
     """Oracle: what the teacher offers; errors name what to mend."""
-    from loopback import teacher
 
     async def probed(base_url, **settings):
         async with client.Client(Server(base_url, "teacher", **settings), 2) as one:
@@ -177,3 +179,68 @@ def test_a_server_is_tried_before_any_work(path, monkeypatch):
     else:
         with pytest.raises(UserError, match="does not answer"):
             asyncio.run(probed("http://127.0.0.1:9/v1"))
+
+
+def test_plain_and_library_calls_give_the_same():
+    """All kinds of replies, twice over kept connections. Oracle: each the other."""
+    manners = dict(misbehave=0.9, kinds=("429", "500", "cut", "truncated"), retry_after="7")
+
+    async def by_library(server, bodies):
+        async with client.Client(server, 2) as one:
+            return [await one.post("completion", data) for data in bodies], one.headers
+
+    with teacher(**manners) as (url, taught):
+        server = Server(url, "teacher", timeout=5)
+        asked = [dataclasses.replace(ASK, prompt=f"Question {n}") for n in range(40)]
+        bodies = [client.body(one, server) for one in asked]
+        replies, headers = asyncio.run(by_library(server, bodies))
+        taught.seen.clear()
+        connection = plain.Connection(server, headers)
+        plainly = [connection.post("completion", data) for data in bodies]
+    assert {r.status for r in replies} == {0, 200, 429, 500}
+    for one, other in zip(replies, plainly, strict=True):
+        assert (one.status, one.retry_after) == (other.status, other.retry_after)
+        assert one.text == other.text or one.status == 0
+    # The server is gone, and so is the kept connection.
+    assert connection.post("completion", bodies[0]).status == 0
+
+
+def test_a_slow_answer_is_given_up(monkeypatch):
+    """Oracle: the timeout, said; a proxy means that the library must make the call."""
+    with teacher(latency=2.0) as (url, _):
+        server = Server(url, "teacher", timeout=0.1)
+        reply = plain.Connection(server, {}).post("completion", client.body(ASK, server))
+        assert reply == Reply(0, "no answer within 0.1 s")
+
+        async def by_library():
+            async with client.Client(server, 1) as one:
+                return await one.post("completion", client.body(ASK, server))
+
+        assert asyncio.run(by_library()) == reply
+    assert plain.serves(server) and not plain.serves(Server("https://x/v1", "m"))
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    assert not plain.serves(Server("http://x/v1", "m"))
+
+
+def test_a_helper_with_the_library_answers():
+    """What a helper does for https. Oracle: the teacher's answer, and an end with the socket."""
+
+    async def asked(server):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        helper = asyncio.create_task(processes._help(server, 2, theirs))
+        got = asyncio.Queue()
+        _, link = await asyncio.get_running_loop().create_connection(
+            lambda: processes.Messages(got.put_nowait, lambda: None), sock=ours
+        )
+        link.send(({},))
+        assert await got.get() == processes._READY
+        link.send((7, "completion", client.body(ASK, server)))
+        number, status, text, _ = await got.get()
+        link.transport.close()
+        await helper
+        return number, status, client.read(text.decode(), "completion").text
+
+    with teacher() as (url, _):
+        number, status, text = asyncio.run(asked(Server(url, "teacher")))
+    assert (number, status) == (7, 200) and text
