@@ -186,7 +186,11 @@ class Connection(asyncio.Protocol):
         self.busy = True
         teacher.asking += 1
         teacher.most = max(teacher.most, teacher.asking)
-        answer = teacher.answer(method, path, headers.get("authorization", ""), body)
+        try:
+            answer = teacher.answer(method, path, headers.get("authorization", ""), body)
+        except Exception as error:  # whoever asked is to be told, not left waiting
+            answer = 500, _error(f"the teacher failed: {type(error).__name__}: {error}"), ""
+            teacher.counts["errors"] += 1
         wait = manners.slow_seconds if answer[2] == "slow" else manners.latency
         wait = 0 if path == "/stats" else wait
         if wait:

@@ -73,7 +73,7 @@ def spoiled(kind: str, seed: int) -> Answer:
     chance = random.Random(seed)
     if kind == "empty":
         return Answer("")
-    return Answer(_draw(chance, "refusals" if kind == "refusal" else "garbage"))
+    return Answer(_pick(chance, _PHRASES["refusals" if kind == "refusal" else "garbage"]))
 
 
 def moderation(text: str, seed: int) -> dict[str, float]:

@@ -55,8 +55,16 @@ def test_misbehaviour_comes_at_its_rate():
     for number in range(3000):
         data = json.dumps({"model": "teacher", "prompt": f"Question {number}"}).encode()
         taught.answer("POST", "/v1/completions", "", data)
+    assert not taught.counts["errors"]
     bad = {name: n for name, n in taught.counts.items() if name.startswith("misbehaved")}
     # Two draws (answers that last, and ways to fail) that may both hit: 1 - (1-a)(1-b).
     share = 1 - (1 - 0.3 * 3 / 8) * (1 - 0.3 * 5 / 8)
     assert abs(sum(bad.values()) / 3000 - share) < 4 * (share * (1 - share) / 3000) ** 0.5
     assert len(bad) == 8
+
+
+@pytest.mark.parametrize("kind", server.LASTING)
+def test_spoilt_answers_can_be_said(kind):
+    """Every phrase of a kind. Oracle: no error, and only "empty" says nothing."""
+    for seed in range(60):
+        assert bool(voice.spoiled(kind, seed).text) == (kind != "empty")
