@@ -1,9 +1,9 @@
 """How fast and how much may be asked: calls at once, rates a minute, caps on tokens and on cost.
 
 A rate is a bucket that fills steadily and may be overdrawn: whoever takes from it is told how long
-to wait, in the order of asking. Tokens of an answer are not known beforehand, so the mean of its
-stage is taken, and put right when the answer has come. The clock and the sleep are parameters, so
-tests wait for nothing.
+to wait, in the order of asking. Tokens of an answer are not known beforehand: for a rate the mean
+of its stage is taken, and put right when the answer has come; for a cap the most that it may have,
+so that no cap is passed. The clock and the sleep are parameters, so tests wait for nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Limits:
     ):
         self.allowance, self.clock, self.sleep = allowance, clock, sleep
         self.spent_in, self.spent_out = spent
-        self.awaited_in = self.awaited_out = 0.0  # estimates of the running calls
+        self.held: list[float] = [0.0, 0.0]  # the most that calls under way may use, in and out
+        self._under_way = 0
+        self._settled = asyncio.Event()
         self.running = self.most_running = 0  # calls that are with the server now
         self.closed: str | None = None
         self.paused_until = 0.0
@@ -88,6 +90,7 @@ class Limits:
     def close(self, reason: str) -> None:
         """No call begins from now on; the first reason is told."""
         self.closed = self.closed or reason
+        self._settled.set()  # whoever waits for room is to see it
 
     def pause(self, seconds: float) -> None:
         """Nobody begins a call for so long: the server asked for it."""
@@ -106,12 +109,11 @@ class Limits:
         Raises ClosedError if no further call may begin.
         """
         async with self._slots:
-            self._check_open()
-            guess_in, guess_out = self.estimate(request)
-            self._check_caps(guess_in, guess_out)
+            most = _most(request)
+            await self._room(*most)
             call = Call()
-            self.awaited_in += guess_in
-            self.awaited_out += guess_out
+            guess_in, guess_out = self.estimate(request)
+            self._hold(1, *most)
             try:
                 wait = self._requests.take(1) if self._requests else 0.0
                 if self._tokens:
@@ -127,9 +129,9 @@ class Limits:
                 finally:
                     self.running -= 1
             finally:
-                self.awaited_in -= guess_in
-                self.awaited_out -= guess_out
                 self._settle(request, call, guess_in + guess_out)
+                self._hold(-1, *most)
+                self._settled.set()
 
     def _check_open(self) -> None:
         if self.closed is not None:
@@ -145,17 +147,48 @@ class Limits:
             calls, tokens = self._means.get(request.stage, (0, 0))
             self._means[request.stage] = (calls + 1, tokens + call.completion_tokens)
 
-    def _check_caps(self, guess_in: float, guess_out: float) -> None:
+    def _hold(self, sign: int, tokens_in: float, tokens_out: float) -> None:
+        self._under_way += sign
+        self.held[0] += sign * tokens_in
+        self.held[1] += sign * tokens_out
+
+    async def _room(self, most_in: float, most_out: float) -> None:
+        """Wait until the caps have room for a call; close if they have none with nobody under way.
+
+        Raises ClosedError.
+        """
+        self._check_open()
+        while (full := self._full(most_in, most_out)) is not None:
+            if not self._under_way:
+                self.close(full)
+            self._check_open()
+            self._settled.clear()
+            await self._settled.wait()
+        self._check_open()
+
+    def _full(self, most_in: float, most_out: float) -> str | None:
+        """The cap that a call might pass, and how far it is used."""
         allowance = self.allowance
-        tokens_in = self.spent_in + self.awaited_in + guess_in
-        tokens_out = self.spent_out + self.awaited_out + guess_out
-        spent = self.spent_in + self.spent_out
-        if allowance.token_cap is not None and tokens_in + tokens_out > allowance.token_cap:
-            self.close(f"--token_cap={allowance.token_cap} is reached ({spent} tokens used)")
+        tokens_in = self.spent_in + self.held[0] + most_in
+        tokens_out = self.spent_out + self.held[1] + most_out
+        cap, spent = allowance.token_cap, self.spent_in + self.spent_out
+        if cap is not None and tokens_in + tokens_out > cap:
+            need = f"the next call may take {most_in + most_out:.0f}"
+            return f"--token_cap={cap} is reached ({spent} tokens used, {need})"
         cap, cost = allowance.cost_cap, allowance.cost(self.spent_in, self.spent_out)
         if cap is not None and allowance.cost(tokens_in, tokens_out) > cap:
-            self.close(f"--cost_cap={cap:g} is reached ({cost:.4f} spent)")
-        self._check_open()
+            need = f"the next call may cost {allowance.cost(most_in, most_out):.4f}"
+            return f"--cost_cap={cap:g} is reached ({cost:.4f} spent, {need})"
+        return None
+
+
+def _most(request: Request) -> tuple[float, float]:
+    """The most tokens that a request may take, in and out: no token is shorter than two letters,
+    but for rare scripts."""
+    if request.stage == "moderation":
+        return 0.0, 0.0
+    letters = max(len(request.prompt), sum(len(text) for _, text in request.messages))
+    return letters / 2, float(request.sampling.max_tokens)
 
 
 @dataclasses.dataclass

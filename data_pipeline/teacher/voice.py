@@ -158,7 +158,8 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
         y = y.removeprefix(word)
     y = y[0].upper() + y[1:]
     odd = chance.random()
-    turns = _turns(x, y, fields["narrative"], chance, 2 if odd < 0.03 else 3 + int(4 * odd))
+    middle = 0 if odd < 0.03 else 1 + int(5 * chance.random())
+    turns = _turns(x, y, fields["narrative"], chance, middle)
     if not start:
         turns = turns[-4:]
         if not turns[0][0].startswith(fields["next"][:3]):
@@ -175,7 +176,7 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
 
 
 def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -> list:
-    """(speaker, utterance) of a conversation of 2 * middle + 2 turns or so."""
+    """(speaker, utterance) of a conversation of 2 * middle + 4 turns; of 3 if `middle` is 0."""
     event = [s for s in re.split(r"(?<=[.!?])\s+", narrative.strip()) if s.startswith(x)]
     told = _first_person(_pick(chance, event), x) if event else "it is a long story."
     said: set[str] = set()
@@ -193,7 +194,7 @@ def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -
         asks = chance.random() < 0.5
         turns.append((y, say("asks" if asks else "advice")))
         turns.append((x, say("answers" if asks else "agrees")))
-    if middle > 2:
+    if middle:
         turns += [(y, say("advice")), (x, say("closings")), (y, say("closings_back"))]
     return turns
 

@@ -145,14 +145,34 @@ def test_tokens_of_answers_are_counted_when_they_come():
 
 
 def test_caps_count_earlier_starts_and_stop_before_they_are_passed():
-    """Oracle: sums by hand; the cap is never passed once the size of an answer is known."""
+    """Oracle: sums by hand; a call begins only if the most that it may take has room."""
     clock = Clock()
+    # ASK may take 12 letters / 2 + 8 tokens; it takes 12 each time: 24 * 12 + 14 > 300.
     limits = Limits(Allowance(token_cap=1000), (300, 400), clock, clock.sleep)
-    assert asyncio.run(calls(limits, 100, 10, 20)) == 9 or limits.spent_in + limits.spent_out > 950
-    assert limits.spent_in + limits.spent_out <= 1000 and "token_cap" in limits.closed
-    allowance = Allowance(cost_cap=1.0, price_in=1e4, price_out=2e4)  # 0.5 a call
+    assert asyncio.run(calls(limits, 100, 4, 8)) == 24
+    assert limits.spent_in + limits.spent_out == 988 and "token_cap" in limits.closed
+    allowance = Allowance(cost_cap=1.0, price_in=1e4, price_out=2e4)  # 0.2 a call, at most 0.22
     limits = Limits(allowance, clock=clock, sleep=clock.sleep)
-    assert asyncio.run(calls(limits, 100, 10, 20)) == 2 and "cost_cap" in limits.closed
+    assert asyncio.run(calls(limits, 100, 4, 8)) == 4 and "cost_cap" in limits.closed
+
+
+def test_calls_at_once_share_a_cap():
+    """Eight at once, room for three. Oracle: three run, the others wait for them and then stop."""
+    limits = Limits(Allowance(concurrency=8, token_cap=50))
+
+    async def one() -> bool:
+        try:
+            async with limits.slot(ASK) as call:
+                await asyncio.sleep(0.01)
+                call.prompt_tokens, call.completion_tokens = 6, 8
+            return True
+        except ClosedError:
+            return False
+
+    async def eight() -> list[bool]:
+        return await asyncio.gather(*(one() for _ in range(8)))
+
+    assert sum(asyncio.run(eight())) == 3 and limits.most_running == 3
 
 
 @pytest.mark.parametrize("path", ["form", "key", "server"])
