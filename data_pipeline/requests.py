@@ -48,7 +48,7 @@ class Request:
 
     def key(self, model: str, form: str) -> str:
         """What names this request in the journal: equal for equal questions to equal models."""
-        asked = {**dataclasses.asdict(self), "model": model, "form": form}
+        asked = {**vars(self), "sampling": vars(self.sampling), "model": model, "form": form}
         text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

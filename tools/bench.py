@@ -5,7 +5,8 @@ parameters), float32, full batches of random tokens; `decode` gives all sides th
 peers are HuggingFace transformers on PyTorch and, for decoding, CTranslate2: they are measured if
 they can be imported here, or by --hf_python in another environment. Ours runs with huge pages, as
 `python -m cosmo` starts itself. `input` is another comparison: of SeqIO live and a cache of rows;
-`label` is of Canary's labels (see `bench_label`).
+`label` is of Canary's labels (see `bench_label`), `pipeline` of CO3: post-processing on one core,
+and calls a second.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import tempfile
 import time
 
 from cosmo.engine.terminal import HUGE_PAGES
-from tools import bench_device, bench_input, bench_label
+from tools import bench_device, bench_input, bench_label, bench_pipeline
 from tools.bench_sides import SIDES, SIZES, write_weights
 
 
@@ -126,8 +127,10 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    choices = [*SIDES, "input", "label"]
-    parser.add_argument("what", choices=choices, help="train steps, generation, reading, or labels")
+    choices = [*SIDES, "input", "label", "pipeline"]
+    parser.add_argument(
+        "what", choices=choices, help="train steps, generation, reading, labels, or CO3"
+    )
     parser.add_argument("--steps", type=int, default=4, help="measured repetitions a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turn")
     parser.add_argument("--dropout_rate", type=float, default=0.0, help="train: of both sides")
@@ -135,13 +138,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scan_layers", action="store_true", help="scan layers, not unroll them")
     parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
     bench_device.add_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=15, help="input: of each measurement")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="input, pipeline: of each measurement"
+    )
     parser.add_argument("--vocabulary", metavar="FILE", help="label: T5's, if not in ../shared")
+    parser.add_argument("--triples", help="pipeline: a file of your own; made up without it")
+    parser.add_argument("--limit", type=int, default=1200, help="pipeline: triples to ask about")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.what == "input":
         bench_input.main(args)
+        return 0
+    if args.what == "pipeline":
+        bench_pipeline.main(args)
         return 0
     if args.side:
         sides = bench_label.SIDES if args.what == "label" else SIDES[args.what]

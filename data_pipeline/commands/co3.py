@@ -1,0 +1,305 @@
+"""Distil dialogues from a language model: triples in, SODA out (Kim et al. 2023).
+
+Asks any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
+soda.jsonl and soda.parquet (the published SODA's fields), provenance.jsonl, rejected.jsonl (each
+with its reason), report.json, report.txt, report.png, README.md (a dataset card) and journal/.
+
+However it ends, the same command goes on: every answer is in the journal before it is used, and
+no answered question is asked again. Ctrl-C and SIGTERM wait for the calls under way. Settings may
+change between starts: questions that stay the same keep their answers.
+
+The key is read from the environment (OPENAI_API_KEY, or the variable named by --api_key_env).
+Exit codes: 0 done; 1 an error; 3 a cap is reached; 130 stopped by Ctrl-C, 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import corpus, inflection, postprocess, prompts, report, run
+from data_pipeline.asking import Asker, Patience
+from data_pipeline.client import Client, Server, probe
+from data_pipeline.errors import UserError
+from data_pipeline.journal import Journal
+from data_pipeline.limits import Allowance, Limits
+from data_pipeline.outputs import Outputs, write_atomic
+from data_pipeline.processes import Helpers
+from data_pipeline.progress import Progress
+from data_pipeline.triples import CRITICS
+
+log = logging.getLogger("data_pipeline")
+CALLS_A_HELPER = 32  # calls at once from which on a process of their own pays
+
+
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    from data_pipeline.__main__ import parser
+
+    made = parser("co3", __doc__)
+    group = made.add_argument_group("input and output")
+    group.add_argument("--triples", type=Path, required=True, help="ATOMIC as .jsonl or .parquet")
+    group.add_argument("--output", type=Path, required=True, help="the folder of this run")
+    group.add_argument("--critic", choices=CRITICS, help="ATOMIC-10X: what the critic keeps")
+    group.add_argument("--sample", type=int, help="draw so many, in SODA's ratios of relations")
+    group.add_argument("--limit", type=int, help="only the first so many usable triples")
+    group.add_argument("--shard", default="0/1", help="i/n: the i-th of n parts, from 0")
+    group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
+    group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
+    group = made.add_argument_group("server")
+    group.add_argument("--base_url", required=True, help="such as http://127.0.0.1:8000/v1")
+    group.add_argument("--model", required=True)
+    group.add_argument("--form", choices=("auto", "completion", "chat"), default="auto")
+    group.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="NAME")
+    group.add_argument("--body", default="{}", help="JSON: fields to add to each request, or null")
+    group.add_argument("--timeout", type=float, default=120, help="seconds (%(default)s)")
+    group.add_argument("--tries", type=int, default=8, help="of a call (%(default)s)")
+    group.add_argument("--moderation_url", help="a service with /moderations; none is asked else")
+    group.add_argument("--moderation_model", default="omni-moderation-latest")
+    group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
+    group = made.add_argument_group("limits")
+    group.add_argument("--concurrency", type=int, default=16, help="calls at once (%(default)s)")
+    group.add_argument("--requests_per_minute", type=float)
+    group.add_argument("--tokens_per_minute", type=float)
+    group.add_argument("--token_cap", type=int, help="of all starts of this run together")
+    group.add_argument("--cost_cap", type=float, help="the same, in the currency of the prices")
+    group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
+    group.add_argument("--price_out", type=float, default=0)
+    group.add_argument("--processes", type=int, help="helpers that make the calls; 0: none")
+    group = made.add_argument_group("stages")
+    group.add_argument("--retries", type=int, default=2, help="of a narrative or dialogue")
+    group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
+    group.add_argument("--no_commonsense", action="store_true", help="ask no questions on triples")
+    group.add_argument("--no_human", action="store_true", help="do not ask who is human")
+    group.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
+    group.add_argument("--no_plots", action="store_true", help="leave out report.png")
+    made.add_argument("--quiet", action="store_true", help="say nothing but warnings")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run; the exit code."""
+    args = flags().parse_args(argv)
+    level = logging.WARNING if args.quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(level)
+    return asyncio.run(_main(args))
+
+
+async def _main(args: argparse.Namespace) -> int:
+    source = corpus.Source(
+        args.triples, args.critic, args.sample, args.limit, _shard(args.shard), args.seed
+    )
+    settings = _settings(args)
+    server, allowance = _server(args), _allowance(args)
+    identity = source.identity()
+    inflection.past("to go")  # reads its dictionary now, not while answers wait
+    gc.freeze()  # what is loaded stays: no need to look through it again and again
+    with Journal(args.output / "journal") as journal:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(Client(server, allowance.concurrency))
+            form = _known_form(args) or args.form
+            server = dataclasses.replace(server, form=await probe(client, form))
+            log.info("%s, model %s, %s form", server.base_url, server.model, server.form)
+            client.server = server
+            helpers = _helpers(args)
+            if helpers:
+                pool = Helpers(client, server, allowance.concurrency, helpers)
+                client = await stack.enter_async_context(pool)
+            moderation = None
+            if args.moderation_url:
+                judge = Server(
+                    args.moderation_url,
+                    args.moderation_model,
+                    "moderation",
+                    args.moderation_key_env,
+                    args.timeout,
+                )
+                other = await stack.enter_async_context(Client(judge, allowance.concurrency))
+                moderation = (other.post, judge)
+            about = _about(args, identity, server, settings)
+            what = {name: value for name, value in about.items() if name != "base_url"}
+            total = source.count()
+            outputs = Outputs(args.output, what, total, corpus.key_of)
+            write_atomic(args.output / "run.json", json.dumps(about, indent=1))
+            limits = Limits(allowance, _spent(journal))
+            patience = Patience(tries=args.tries)
+            asker = Asker(client.post, server, journal, limits, patience, moderation)
+            note = _Note(asker, allowance)
+            progress = Progress(total, outputs.next, note.text)
+            if outputs.next or len(journal):
+                log.info("going on: %d answers in the journal", len(journal))
+            began = time.monotonic()
+            try:
+                stopped = await run.run(
+                    corpus.works(source.read(), settings),
+                    asker,
+                    outputs,
+                    tick=lambda: progress.update(outputs.next, asker.counts["calls"]),
+                )
+                seconds = time.monotonic() - began
+                if stopped is None:
+                    outputs.finish()
+            finally:
+                outputs.close()
+                progress.finish()
+        if stopped is not None:
+            log.warning(
+                "%s. %d triples are done, their records so far in %s; the same command goes on",
+                stopped,
+                outputs.next,
+                args.output / "soda.jsonl.partial",
+            )
+            return {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
+        _report(args, about, journal, asker, allowance, seconds)
+    return 0
+
+
+def _report(
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    journal: Journal,
+    asker: Asker,
+    allowance: Allowance,
+    seconds: float,
+) -> None:
+    numbers, reasons = report.count_outputs(args.output)
+    counts = asker.counts
+    retries = {name: n for name, n in sorted(counts.items()) if name.startswith("retried")}
+    this_start = {
+        "seconds": round(seconds, 1),
+        "calls": counts["calls"],
+        "calls_per_second": round(counts["calls"] / max(seconds, 1e-9), 1),
+        "replayed": counts["replayed"],
+        "most_at_once": asker.limits.most_running,
+        "errors": counts["errors"],
+        "retries": retries,
+    }
+    prices = (allowance.price_in, allowance.price_out)
+    calls = report.calls_of(journal.spent(), prices)
+    made = report.build(about, numbers, reasons, calls, this_start)
+    report.write(args.output, made, plot=not args.no_plots)
+    if not args.no_parquet:
+        corpus.write_parquet(args.output)
+    if not args.quiet:
+        print(report.table(made))
+        print(f"\n{args.output}/soda.jsonl, report.json, report.png, README.md")
+    failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
+    if failed:
+        log.warning("%d triples failed at the server; the same command asks them again", failed)
+
+
+class _Note:
+    """What the progress line tells besides triples."""
+
+    def __init__(self, asker: Asker, allowance: Allowance):
+        self.asker, self.allowance = asker, allowance
+
+    def text(self) -> str:
+        limits, counts = self.asker.limits, self.asker.counts
+        tokens = limits.spent_in + limits.spent_out
+        parts = [f"{limits.running} running", f"{tokens} tokens"]
+        if self.allowance.price_in or self.allowance.price_out:
+            parts.append(f"cost {self.allowance.cost(limits.spent_in, limits.spent_out):.2f}")
+        retried = sum(n for name, n in counts.items() if name.startswith("retried"))
+        parts += [f"{retried} retries"] if retried else []
+        stages = (f"{name} {n}" for name, n in self.asker.stages.most_common(3))
+        return ", ".join([*parts, *stages])
+
+
+def _settings(args: argparse.Namespace) -> postprocess.Settings:
+    try:
+        texts = prompts.load(args.prompts)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts={args.prompts}: {error}") from error
+    return postprocess.Settings(
+        seed=args.seed,
+        prompts=texts,
+        retries=args.retries,
+        canary=corpus.canary_labels(args.canary_labels) if args.canary_labels else None,
+        ask_human=not args.no_human,
+        ask_moderation=bool(args.moderation_url),
+        ask_commonsense=not args.no_commonsense,
+    )
+
+
+def _server(args: argparse.Namespace) -> Server:
+    try:
+        if not isinstance(json.loads(args.body), dict):
+            raise ValueError("a JSON object is wanted")
+    except ValueError as error:
+        raise UserError(f"--body={args.body}: {error}") from error
+    return Server(
+        args.base_url,
+        args.model,
+        key_variable=args.api_key_env,
+        timeout=args.timeout,
+        extra_body=args.body,
+    )
+
+
+def _allowance(args: argparse.Namespace) -> Allowance:
+    if args.concurrency < 1 or args.tries < 1:
+        raise UserError("--concurrency and --tries are 1 at least")
+    if args.cost_cap is not None and not (args.price_in or args.price_out):
+        raise UserError("--cost_cap needs --price_in and --price_out, of a million tokens")
+    names = [field.name for field in dataclasses.fields(Allowance)]
+    return Allowance(**{name: getattr(args, name) for name in names})
+
+
+def _about(
+    args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
+) -> dict[str, Any]:
+    """What the output is made of, but for how much of it: other values, another output."""
+    return {
+        **identity,
+        "base_url": server.base_url,
+        "model": server.model,
+        "form": server.form,
+        "body": server.extra_body,
+        "prompts": settings.prompts.version,
+        "retries": settings.retries,
+        "canary": str(args.canary_labels) if args.canary_labels else None,
+        "moderation": args.moderation_model if args.moderation_url else None,
+        "ask_human": settings.ask_human,
+        "ask_commonsense": settings.ask_commonsense,
+    }
+
+
+def _known_form(args: argparse.Namespace) -> str | None:
+    """The form of an earlier start with the same server and model: it is not guessed again."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        about = json.loads((args.output / "run.json").read_text())
+        if (about["base_url"], about["model"]) == (args.base_url, args.model):
+            return about["form"] if args.form == "auto" else None
+    return None
+
+
+def _helpers(args: argparse.Namespace) -> int:
+    if args.processes is not None:
+        return args.processes
+    if args.concurrency < CALLS_A_HELPER:
+        return 0
+    return max(1, min((os.cpu_count() or 1) - 1, args.concurrency // CALLS_A_HELPER, 8))
+
+
+def _spent(journal: Journal) -> tuple[int, int]:
+    kinds = [kind for stages in journal.spent().values() for kind in stages.values()]
+    return tuple(sum(k[f"{name}_tokens"] for k in kinds) for name in ("prompt", "completion"))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    with contextlib.suppress(ValueError):
+        index, count = (int(part) for part in text.split("/"))
+        if 0 <= index < count:
+            return index, count
+    raise UserError(f"--shard={text}: i/n is wanted, with i from 0 to n-1, such as 0/8")

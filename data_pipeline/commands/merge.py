@@ -1,0 +1,29 @@
+"""Put the outputs of several --shard=i/n into one, as one run would have left it.
+
+Shards that are missing, given twice, overlapping or made with other settings are an error. The
+shards' journals stay where they are: keep them, or copy them, to go on with a shard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipeline import corpus, merge, report
+
+
+def main(argv: list[str]) -> int:
+    """Merge; the exit code."""
+    from data_pipeline.__main__ import parser
+
+    flags = parser("merge", __doc__)
+    flags.add_argument("--inputs", type=Path, nargs="+", required=True, metavar="DIR")
+    flags.add_argument("--output", type=Path, required=True)
+    flags.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
+    flags.add_argument("--quiet", action="store_true")
+    args = flags.parse_args(argv)
+    made = merge.merge(args.inputs, args.output)
+    if not args.no_parquet:
+        corpus.write_parquet(args.output)
+    if not args.quiet:
+        print(report.table(made))
+    return 0

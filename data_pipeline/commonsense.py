@@ -1,0 +1,105 @@
+"""Is the triple in what was made of it? (Kim et al. 2023, section 3.1, appendix B.1, table 9).
+
+The head is asked of the narrative, relation and tail of the conversation, as a choice of Yes, No
+and Unknown, ranked by the model's log-probabilities: as they are, and less those of the question
+without the text (pointwise mutual information; Holtzman et al. 2021), which takes out what the
+model would say anyway. A server that gives no log-probabilities is taken at its word; the pmi
+answers are empty then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import TYPE_CHECKING
+
+from data_pipeline import texts
+from data_pipeline.prompts import Prompts
+from data_pipeline.requests import Asking, Response
+from data_pipeline.schema import Record
+
+if TYPE_CHECKING:  # post-processing needs no English inflection
+    from data_pipeline.sentences import Sentence
+
+ANSWERS = ("Yes", "No", "Unknown")
+_YES = re.compile(r"^(?:a\s*:\s*)?(?:yes|yeah|true|correct)\b", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"unknown|unclear|not (?:clear|known|mentioned|stated|specified|sure)|cannot|can't|don't know"
+    r"|maybe|possibly|it depends|no (?:information|mention|way to)",
+    re.IGNORECASE,
+)
+_NO = re.compile(r"^(?:a\s*:\s*)?(?:no|not|false|incorrect)\b", re.IGNORECASE)
+
+
+def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record]:
+    """The record with its four answers: two questions asked, or four with log-probabilities."""
+    conversation = "\n".join(
+        f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
+    )
+    relation = prompts.question(record.relation, **sentence.fields())
+    head = prompts.head_question(sentence.head)
+    head_answers = yield from _ask(record.id, "head", head, record.narrative, prompts)
+    tail_answers = yield from _ask(record.id, "relation_tail", relation, conversation, prompts)
+    return dataclasses.replace(
+        record,
+        head_answer=head_answers[0],
+        pmi_head_answer=head_answers[1],
+        relation_tail_answer=tail_answers[0],
+        pmi_relation_tail_answer=tail_answers[1],
+    )
+
+
+def _ask(
+    record_id: str, stage: str, question: str, context: str, prompts: Prompts
+) -> Asking[tuple[str, str]]:
+    """The answer by log-probability, and by pointwise mutual information."""
+    response = yield prompts.request(stage, record_id, question=question, context=context)
+    given = log_probabilities(response)
+    if given is None:
+        return in_words(response.text), ""
+    response = yield prompts.request(f"{stage}_alone", record_id, question=question)
+    alone = log_probabilities(response)
+    return _best(given), _best({a: given[a] - alone[a] for a in ANSWERS}) if alone else ""
+
+
+def _best(scores: dict[str, float]) -> str:
+    return max(ANSWERS, key=lambda answer: scores[answer])
+
+
+def log_probabilities(response: Response) -> dict[str, float] | None:
+    """Each answer's log-probability in nats, from the alternatives of the first word.
+
+    An answer that is not among them gets the least of them, which is more than it has. None where
+    the server gave none, or no answer is among them.
+    """
+    for alternatives in response.logprobs or ():
+        words = {token: token.strip(" \n\t\"'*.,:!\u2581\u0120").lower() for token in alternatives}
+        if not alternatives or not words[max(alternatives, key=alternatives.__getitem__)]:
+            continue  # the likeliest token is a space or a line's end: the answer follows
+        found: dict[str, float] = {}
+        for token, word in words.items():
+            for answer in ANSWERS:
+                if word and answer.lower().startswith(word):
+                    before = found.get(answer, -math.inf)
+                    found[answer] = _log_sum(before, alternatives[token])
+        if not found:
+            return None
+        least = min(alternatives.values())
+        return {answer: found.get(answer, least) for answer in ANSWERS}
+    return None
+
+
+def _log_sum(a: float, b: float) -> float:
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+def in_words(text: str) -> str:
+    """The answer that a text gives: "Yes, because ..." is Yes; what cannot be told is Unknown."""
+    text = texts.plain(text).strip(" \"'*.,")
+    if _YES.match(text):
+        return "Yes"
+    if _UNKNOWN.search(text):
+        return "Unknown"
+    return "No" if _NO.match(text) else "Unknown"

@@ -1,0 +1,160 @@
+"""The triples of a file as work for a run, and what is written of their records."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import distil, postprocess, schema, triples
+from data_pipeline.errors import UserError
+from data_pipeline.outputs import Result
+from data_pipeline.requests import Asking, Rejected
+from data_pipeline.run import Work, rejected_line
+from data_pipeline.schema import Record
+from data_pipeline.triples import Triple
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which triples: of a file, what the critic keeps, a sample in SODA's ratios, a shard."""
+
+    path: Path
+    critic: str | None = None
+    sample: int | None = None
+    limit: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from others, but for its limit. Raises UserError."""
+        try:
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                head = file.read(1 << 20)
+                file.seek(max(0, size - (1 << 20)))
+                digest = hashlib.sha256(head + file.read()).hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"--triples={self.path}: {error.strerror}") from error
+        index, count = self.shard
+        return {
+            "triples": f"{self.path.name} ({size} bytes, {digest})",
+            "critic": self.critic,
+            "sample": self.sample,
+            "shard": f"{index}/{count}",
+            "seed": self.seed,
+        }
+
+    def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
+        """The triples of this shard in the file's order, with those that cannot be used.
+
+        Each with its position among those of all shards. The limit counts what can be used.
+        Raises UserError.
+        """
+        try:
+            rows: Iterable[Triple | Rejected] = triples.read(self.path, self.critic)
+            if self.sample is not None:
+                usable = (row for row in rows if isinstance(row, Triple))
+                rows = triples.sample(usable, self.sample, self.seed)
+            left = self.limit
+            for position, row in enumerate(rows):
+                if not _of_shard(row, *self.shard):
+                    continue
+                if isinstance(row, Triple) and left is not None:
+                    if not left:
+                        return
+                    left -= 1
+                yield position, row
+        except (OSError, ValueError) as error:
+            raise UserError(f"--triples={self.path}: {error}") from error
+
+    def count(self) -> int:
+        """How many rows `read` gives: a pass over the file."""
+        return sum(1 for _ in self.read())
+
+
+def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
+    if isinstance(row, Triple):
+        return triples.shard(row, index, count)
+    return zlib.crc32(row.id.encode()) % count == index
+
+
+def works(
+    rows: Iterable[tuple[int, Triple | Rejected]], settings: postprocess.Settings
+) -> Iterator[Work]:
+    """The work that each row is."""
+    for position, row in rows:
+        if isinstance(row, Rejected):
+            yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
+        else:
+            yield Work(row.id, position, lambda row=row: distil.distil(row, settings), result_of)
+
+
+def _at_once(rejected: Rejected) -> Asking[Rejected]:
+    return rejected
+    yield  # what makes it a generator
+
+
+def result_of(record: Record, position: int) -> Result:
+    """What is written of a record, and of one that says again what another has said."""
+    row, origin = schema.soda_row(record), schema.provenance(record)
+    origin = {"position": position, **origin}
+    return Result(
+        {
+            "soda": json.dumps(row, ensure_ascii=False),
+            "provenance": json.dumps(origin, ensure_ascii=False),
+        },
+        bytes.fromhex(postprocess.duplicate_key(record)),
+        {"rejected": duplicate_line(row, origin)},
+    )
+
+
+def duplicate_line(row: dict[str, Any], origin: dict[str, Any]) -> str:
+    """The line of rejected.jsonl for a record that says again what one before it has said."""
+    known = {"row": row, "provenance": origin}
+    again = Rejected(origin["id"], "dedup", "duplicate dialogue", known)
+    return rejected_line(again, origin["position"])
+
+
+def key_of(row: dict[str, Any]) -> bytes:
+    """The key by which duplicates of a row of soda.jsonl are found."""
+    return bytes.fromhex(postprocess.duplicate_key(schema.from_row(row)))
+
+
+def canary_labels(path: Path) -> dict[str, str]:
+    """Canary's labels: JSON lines of id and label. Raises UserError."""
+    labels = {}
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                row = json.loads(line)
+                labels[str(row["id"])] = str(row["label"])
+    except OSError as error:
+        raise UserError(f"--canary_labels={path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}:{number}: not {{"id": ..., "label": "__casual__"}} ({error})'
+        ) from error
+    return labels
+
+
+def write_parquet(folder: Path, rows: int = 10_000) -> None:
+    """soda.parquet beside soda.jsonl, with the published files' schema."""
+    import pyarrow
+    import pyarrow.parquet
+
+    partial = folder / ".soda.parquet.partial"
+    columns = schema.parquet_schema()
+    with (
+        open(folder / "soda.jsonl", encoding="utf-8") as lines,
+        pyarrow.parquet.ParquetWriter(partial, columns) as writer,
+    ):
+        while block := list(itertools.islice(lines, rows)):
+            table = pyarrow.Table.from_pylist([json.loads(line) for line in block], columns)
+            writer.write_table(table)
+    partial.replace(folder / "soda.parquet")

@@ -1,0 +1,148 @@
+"""From narrative and speakers to the conversation (Kim et al. 2023, section 2.4, appendix A.2).
+
+As published: six turns at least are wanted; a conversation that broke off is continued once; it is
+asked for again, up to twice, where turns are too few or an utterance comes twice (once is let
+pass); the longest is kept then, and marked. Ours besides: a turn whose name was forgotten is a
+fault too, and a turn that the token limit cut off is left out.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+
+from data_pipeline import texts, turns
+from data_pipeline.prompts import Prompts
+from data_pipeline.requests import Asking, Rejected, Response
+from data_pipeline.speakers import label
+from data_pipeline.turns import Turns
+
+_CLOSED = (".", "!", "?", '"', "'", ")", "\u2026", "*")
+_STOP = re.compile(r"[.!?]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """The turns; how often they were asked for, and continued; the fault they were kept with."""
+
+    turns: Turns
+    attempts: int
+    continuations: int
+    fault: str = ""
+
+
+def converse(
+    record_id: str,
+    narrative: str,
+    x: str,
+    y: str,
+    prompts: Prompts,
+    retries: int = 2,
+    wanted_turns: int = 6,
+) -> Asking[Conversation | Rejected]:
+    """Asks for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
+
+    Rejected where no answer has a turn.
+    """
+    fields = {"narrative": narrative, "x": x, "y": y}
+    others = (label(y),)
+    candidates: list[tuple[int, int, Turns, str]] = []
+    continuations = 0
+    last = ""
+    for attempt in range(retries + 1):
+        response = yield prompts.request("dialogue", record_id, attempt, **fields)
+        last = response.text
+        if texts.is_refusal(last):
+            continue
+        found = _complete(turns.parse(last, x, others), response)
+        if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
+            following = _next_speaker(found, x, others[0])
+            response = yield prompts.request(
+                "continuation", record_id, attempt, so_far=found.text(), next=following, **fields
+            )
+            continuations += 1
+            if not texts.is_refusal(response.text):
+                more = turns.parse(response.text, following, (x, *others))
+                found = _joined(found, _complete(more, response))
+        if not len(found):
+            continue
+        fault = fault_of(found, wanted_turns)
+        if not fault:
+            return Conversation(found, attempt + 1, continuations)
+        candidates.append((-len(found), attempt, found, fault))
+    if not candidates:
+        reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
+        record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
+        return Rejected(record_id, "dialogue", reason, record)
+    _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
+    return Conversation(found, retries + 1, continuations, fault)
+
+
+def fault_of(found: Turns, wanted_turns: int) -> str:
+    """Why the conversation is asked for again, or ""."""
+    if found.unprefixed:
+        return "missing prefix"
+    if repetitions(found.dialogue) > 1:
+        return "repetition"
+    if len(found) < wanted_turns:
+        return "too few turns"
+    return ""
+
+
+def repetitions(dialogue: tuple[str, ...]) -> int:
+    """How many utterances were said before, word for word, and sentences over and over in one.
+
+    Of those of one or two words ("Yes.") the third and later count: any conversation has some.
+    """
+    counts = collections.Counter(texts.same(utterance) for utterance in dialogue)
+    repeated = 0
+    if len(counts) < len(dialogue):
+        short = {texts.same(said) for said in dialogue if said.count(" ") < 2}
+        allowed = {said: 2 if said in short else 1 for said in counts}
+        repeated = sum(max(0, count - allowed[said]) for said, count in counts.items())
+    return repeated + sum(map(_loops, dialogue))
+
+
+def _loops(utterance: str) -> int:
+    """How many sentences of three words or more come a third time or more."""
+    sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
+    if len(sentences) < 3:
+        return 0
+    return sum(max(0, count - 2) for count in collections.Counter(sentences).values())
+
+
+def _complete(found: Turns, response: Response) -> Turns:
+    """Without the last turn, where the token limit cut it off."""
+    if response.finish_reason != "length" or len(found) < 2:
+        return found
+    if found.dialogue[-1].endswith(_CLOSED):
+        return found
+    return dataclasses.replace(
+        found, speakers=found.speakers[:-1], dialogue=found.dialogue[:-1], dropped=found.dropped + 1
+    )
+
+
+def _joined(found: Turns, more: Turns) -> Turns:
+    """Both; without the turns that the continuation repeats of what was there."""
+    start = 0
+    known = {
+        (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
+    }
+    pairs = list(zip(more.speakers, more.dialogue, strict=True))
+    while start < len(pairs) and (pairs[start][0], texts.same(pairs[start][1])) in known:
+        start += 1
+    return Turns(
+        speakers=found.speakers + more.speakers[start:],
+        dialogue=found.dialogue + more.dialogue[start:],
+        dropped=found.dropped + more.dropped + start,
+        unprefixed=found.unprefixed + more.unprefixed,
+    )
+
+
+def _next_speaker(found: Turns, x: str, other: str) -> str:
+    """Who did not speak last."""
+    rest = [name for name in found.speakers if name != found.speakers[-1]]
+    if rest:
+        return rest[-1]
+    return other if found.speakers[-1].casefold() == x.casefold() else x

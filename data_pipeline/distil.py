@@ -1,0 +1,99 @@
+"""CO3 from a triple to a record of SODA, on one page (Kim et al. 2023, sections 2 and 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data_pipeline import commonsense, dialogue, filters, narrative, schema, sentences, speakers
+from data_pipeline.postprocess import (
+    FILTERS,
+    Settings,
+    check,
+    dedup,
+    duplicate_key,
+    first_of,
+    postprocess,
+    rejection,
+)
+from data_pipeline.requests import Asking, Rejected
+from data_pipeline.schema import Record
+from data_pipeline.triples import Triple
+
+__all__ = [
+    "FILTERS",
+    "Settings",
+    "check",
+    "dedup",
+    "distil",
+    "duplicate_key",
+    "first_of",
+    "postprocess",
+]
+
+
+def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | Rejected]:
+    """Everything for one triple: yields requests, returns its record or why there is none.
+
+    What costs nothing is checked before the model is asked once more.
+    """
+    texts_of = settings.prompts
+    sentence = sentences.sentence(triple, texts_of, settings.names, settings.seed)
+    if isinstance(sentence, Rejected):
+        return sentence
+    record = schema.begin(
+        triple,
+        literal=sentence.literal,
+        x=sentence.x,
+        y=sentence.y,
+        z=sentence.z,
+        prompts=texts_of.version,
+    )
+    told = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
+    if isinstance(told, Rejected):
+        return rejection(told, record)
+    record = _noted(record, "narrative", told.attempts, told.fault, narrative=told.text)
+    other = yield from speakers.interlocutor(
+        record.id, record.narrative, record.x, record.y, texts_of
+    )
+    if isinstance(other, Rejected):
+        return rejection(other, record)
+    record = dataclasses.replace(record, interlocutor=other)
+    spoken = yield from dialogue.converse(
+        record.id,
+        record.narrative,
+        record.x,
+        other,
+        texts_of,
+        settings.retries,
+        settings.wanted_turns,
+    )
+    if isinstance(spoken, Rejected):
+        return rejection(spoken, record)
+    record = _noted(
+        record,
+        "dialogue",
+        spoken.attempts,
+        spoken.fault,
+        dialogue=spoken.turns.dialogue,
+        speakers=spoken.turns.speakers,
+    )
+    attempts = {**record.attempts, "continuation": spoken.continuations}
+    record = dataclasses.replace(record, attempts=attempts)
+    rejected = check(record, settings)
+    if rejected is None and settings.ask_human:
+        record = yield from filters.ask_human(record, settings.names, texts_of)
+        rejected = check(record, settings)
+    if rejected is None and settings.ask_moderation:
+        record = yield from filters.ask_moderation(record)
+        rejected = check(record, settings)
+    if rejected is None and settings.ask_commonsense:
+        record = yield from commonsense.judge(record, sentence, texts_of)
+    return rejected or postprocess(record, settings)
+
+
+def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:
+    """The record with a stage's result, how often it asked, and the fault it was kept with."""
+    marks = (*record.marks, f"{stage}: {fault}") if fault else record.marks
+    return dataclasses.replace(
+        record, marks=marks, attempts={**record.attempts, stage: attempts}, **fields
+    )

@@ -1,0 +1,63 @@
+"""From the sentence to a narrative of two or three (Kim et al. 2023, section 2.3, appendix A.1).
+
+Asked again where the published code asks again: four or more sentences, the literal sentence
+unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data_pipeline import texts
+from data_pipeline.prompts import Prompts
+from data_pipeline.requests import Asking, Rejected
+
+TOO_MANY_SENTENCES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrative:
+    """The story; how often it was asked for; and what is wrong with it, where it was kept so."""
+
+    text: str
+    attempts: int
+    fault: str = ""
+
+
+def narrate(
+    record_id: str, literal: str, prompts: Prompts, retries: int = 2
+) -> Asking[Narrative | Rejected]:
+    """Asks for the narrative, again up to `retries` times. Rejected where no answer is a story."""
+    candidates: list[tuple[int, int, str, str]] = []
+    last = ""
+    for attempt in range(retries + 1):
+        response = yield prompts.request("narrative", record_id, attempt, literal=literal)
+        last = response.text
+        if texts.is_refusal(last):
+            continue
+        text = texts.paragraph(last)
+        if not any(c.isalpha() for c in text):
+            continue
+        found = fault(text, literal)
+        if not found and response.finish_reason == "length":
+            found = "cut short"
+        if not found:
+            return Narrative(text=text, attempts=attempt + 1)
+        candidates.append((len(text), attempt, text, found))
+    if not candidates:
+        reason = "refusal" if texts.is_refusal(last) else "empty narrative"
+        return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
+    _, _, text, found = min(candidates)
+    return Narrative(text=text, attempts=retries + 1, fault=found)
+
+
+def fault(text: str, literal: str) -> str:
+    """Why the published code would ask again, or "" ."""
+    sentences = [texts.same(sentence) for sentence in text.split(". ")]
+    if len(sentences) >= TOO_MANY_SENTENCES:
+        return "four or more sentences"
+    if texts.same(text) == texts.same(literal):
+        return "unchanged"
+    if len(set(sentences)) < len(sentences):
+        return "repeated sentence"
+    return ""

@@ -1,0 +1,88 @@
+"""Text as models send it, made plain: quotes, markdown, preambles, refusals, sentences."""
+
+from __future__ import annotations
+
+import re
+
+_QUOTES = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"'}
+    | {"\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2028": "\n", "\uff1a": ":"}
+)
+_NO_LETTER = re.compile(r"[\W_]+")
+_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
+_HEADING = re.compile(r"^\s*#{1,6}\s+", re.MULTILINE)
+_REFUSAL = re.compile(
+    r"^(?:i'?m (?:really |very |so )?sorry,? (?:but )?(?:i|as)\b.{0,40}"
+    r"(?:can'?t|cannot|can not|unable|won'?t|not able|an ai)"
+    r"|(?:sorry, )?(?:but )?i (?:can'?t|cannot|am unable to|'m unable to|won'?t) (?:\w+ )?"
+    r"(?:help|assist|fulfil|fulfill|create|generate|write|comply|provide|continue|do that|engage)"
+    r"|as an? (?:ai|artificial|large)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_AFFIRMATION = re.compile(
+    r"^(?:sure|certainly|of course|absolutely|okay|ok|great|yes|no problem)\b[^\n]{0,80}[:!.]\s*$",
+    re.IGNORECASE,
+)
+_ANNOUNCEMENT = re.compile(
+    r"^(?:[^\n]{0,40}\b)?(?:here(?:'s| is| are| goes)|the following|below is)\b[^\n]{0,120}:\s*$"
+    r"|^(?:rewritten )?(?:story|narrative|version|rewrite|conversation|dialogue)\s*:\s*$",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"^(?:sure|certainly|of course|absolutely|okay)[!,.]\s+here(?:'s| is)[^\n:]{0,100}:\s+"
+    r"|^here(?:'s| is) (?:the|a|your)[^\n:]{0,80}(?:story|version|narrative)[^\n:]{0,40}:\s+"
+    r"|^(?:rewritten )?(?:story|narrative|version|rewrite)\s*:\s+",
+    re.IGNORECASE,
+)
+
+
+def plain(text: str) -> str:
+    """Straight quotes, no markdown; lines stay."""
+    text = text.translate(_QUOTES).replace("\r\n", "\n").replace("\r", "\n")
+    if "`" in text:
+        text = _FENCE.sub("", text)
+    if "#" in text:
+        text = _HEADING.sub("", text)
+    if "**" in text or "__" in text:
+        text = _EMPHASIS.sub(r"\2", text)
+    return text.strip()
+
+
+def is_refusal(text: str) -> bool:
+    """Whether the model declines instead of answering."""
+    return _REFUSAL.match(plain(text)) is not None
+
+
+def is_announcement(line: str) -> bool:
+    """Whether a line announces what follows: "Sure! Here is the conversation:"."""
+    return _ANNOUNCEMENT.match(line.strip()) is not None
+
+
+def is_preamble(line: str) -> bool:
+    """Whether a line before an answer is none of it: an announcement, or "Certainly!"."""
+    return is_announcement(line) or _AFFIRMATION.match(line.strip()) is not None
+
+
+def paragraph(text: str) -> str:
+    """One paragraph of prose: announcements before it and quotes around it taken off."""
+    lines = [line.strip() for line in plain(text).split("\n")]
+    while lines and (not lines[0] or is_preamble(lines[0])):
+        lines.pop(0)
+    text = _OPENING.sub("", " ".join(line for line in lines if line))
+    return unquoted(" ".join(text.split()))
+
+
+def unquoted(text: str) -> str:
+    """The text without quotation marks around the whole of it, or one that has no partner."""
+    text = text.strip()
+    if text.count('"') == 1:
+        return text.strip('"').strip()
+    if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+        return text[1:-1].strip()
+    return text
+
+
+def same(text: str) -> str:
+    """What is compared when two texts are called equal: letters and digits alone."""
+    return _NO_LETTER.sub("", text.casefold())

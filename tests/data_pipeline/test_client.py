@@ -1,0 +1,266 @@
+"""Bodies, answers and waiting times of the client; limits by a clock of our own."""
+
+import asyncio
+import dataclasses
+import datetime
+import email.utils
+import json
+import socket
+
+import pytest
+from loopback import teacher
+
+from data_pipeline import client, plain, processes
+from data_pipeline.client import Reply, Server
+from data_pipeline.errors import UserError
+from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
+from data_pipeline.requests import Request, Response, Sampling
+
+ASK = Request(
+    "t1",
+    "head",
+    0,
+    "Q: Is it?\nA:",
+    (("user", "Is it?"),),
+    Sampling(8, 0, stop=(".",), top_logprobs=5),
+)
+
+
+def body(**settings) -> dict:
+    return json.loads(client.body(ASK, Server("http://x/v1", "m", **settings), seed=3))
+
+
+def test_bodies_are_what_the_api_wants():
+    """Oracle: OpenAI's API reference for both endpoints."""
+    completion, chat = body(), body(form="chat")
+    assert completion["prompt"] == ASK.prompt and completion["logprobs"] == 5
+    assert chat["messages"] == [{"role": "user", "content": "Is it?"}]
+    assert chat["logprobs"] is True and chat["top_logprobs"] == 5 and "prompt" not in chat
+    for made in (completion, chat):
+        assert made["max_tokens"] == 8 and made["stop"] == ["."] and made["seed"] == 3
+    changed = body(extra_body='{"seed": null, "max_tokens": null, "max_completion_tokens": 8}')
+    assert "seed" not in changed and "max_tokens" not in changed
+    assert changed["max_completion_tokens"] == 8
+
+
+def test_answers_are_read_in_both_forms():
+    """Oracle: answers written down from OpenAI's reference, and servers' variations of them."""
+    usage = {"prompt_tokens": 4, "completion_tokens": 1}
+    top = [{" Yes": -0.1, " No": -2.5}]
+    choice = {"text": " Yes", "finish_reason": "length", "logprobs": {"top_logprobs": top}}
+    said = client.read(json.dumps({"choices": [choice], "usage": usage}), "completion")
+    assert said == Response(" Yes", "length", ({" Yes": -0.1, " No": -2.5},), None, 4, 1)
+    token = {"token": "Yes", "logprob": -0.1, "top_logprobs": [{"token": "Yes", "logprob": -0.1}]}
+    choice = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
+    said = client.read(json.dumps({"choices": [choice]}), "chat")
+    assert said == Response("Yes", "stop", ({"Yes": -0.1},))
+    choice = {"message": {"content": None, "refusal": "I can't"}, "logprobs": None}
+    assert client.read(json.dumps({"choices": [choice]}), "chat").text == "I can't"
+    half = '{"choices": [{"text": "a\\ud83d", "finish_reason": "stop"}]}'
+    assert client.read(half, "completion").text == "a?"
+    scores = {"results": [{"category_scores": {"hate": 0.7, "sexual": None}}]}
+    assert client.read(json.dumps(scores), "moderation").scores == {"hate": 0.7, "sexual": 0.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"choices": [{"te', "[]", '{"choices": []}', '{"choices": [{"text": 3}]}', "null"]
+)
+def test_what_is_no_answer_is_said_to_be_none(text):
+    """Oracle: these lack what an answer has."""
+    with pytest.raises(client.AnswerError):
+        client.read(text, "completion")
+
+
+def test_retry_after_in_all_its_spellings():
+    """Oracle: RFC 9110, 10.2.3, and the milliseconds of OpenAI."""
+    now = 1_700_000_000.0
+    moment = datetime.datetime.fromtimestamp(now + 90, datetime.UTC)
+    date = email.utils.format_datetime(moment, usegmt=True)
+    assert client.retry_after({"retry-after": "7"}) == 7
+    assert client.retry_after({"retry-after": date}, now) == 90
+    assert client.retry_after({"retry-after": date}, now + 1000) == 0
+    assert client.retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
+    assert client.retry_after({"retry-after": "soon"}) is None
+    assert client.retry_after({}) is None
+
+
+def test_refusals_that_cannot_heal():
+    """Oracle: the meaning of the status codes; a quota is a 429 that waiting does not mend."""
+    assert client.hopeless(Reply(401, "")) and client.hopeless(Reply(404, ""))
+    assert client.hopeless(Reply(429, '{"code": "insufficient_quota"}'))
+    assert not client.hopeless(Reply(429, "slow down")) and not client.hopeless(Reply(500, ""))
+
+
+class Clock:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0)
+        await asyncio.sleep(0)
+
+
+def test_a_bucket_lets_its_rate_through():
+    """Oracle: 120 a minute are 2 a second, of which a second's worth may come at once."""
+    clock = Clock()
+    bucket = Bucket(120, clock)
+    assert [bucket.take(1) for _ in range(4)] == [0, 0, 0.5, 1.0]
+    clock.now = 10.0
+    assert bucket.take(2) == 0 and bucket.take(1) == 0.5
+
+
+async def calls(limits: Limits, count: int, prompt_tokens=0, completion_tokens=0) -> int:
+    """`count` calls in turn, as many as are allowed; how many were."""
+    for number in range(count):
+        try:
+            async with limits.slot(ASK) as call:
+                call.prompt_tokens, call.completion_tokens = prompt_tokens, completion_tokens
+        except ClosedError:
+            return number
+    return count
+
+
+def test_rates_and_pauses_hold_everybody():
+    """Oracle: 60 requests a minute are one a second; a pause of 100 s stops all."""
+    clock = Clock()
+    limits = Limits(Allowance(requests_per_minute=60), clock=clock, sleep=clock.sleep)
+    asyncio.run(calls(limits, 11))
+    assert clock.now == 10
+    limits.pause(100)
+    asyncio.run(calls(limits, 1))
+    assert clock.now == 110
+
+
+def test_tokens_of_answers_are_counted_when_they_come():
+    """Oracle: 600 tokens a minute, 30 each: 20 calls a minute once the estimate has learnt."""
+    clock = Clock()
+    limits = Limits(Allowance(tokens_per_minute=600), clock=clock, sleep=clock.sleep)
+    asyncio.run(calls(limits, 21, 10, 20))
+    assert 50 < clock.now < 70
+
+
+def test_caps_count_earlier_starts_and_stop_before_they_are_passed():
+    """Oracle: sums by hand; a call begins only if the most that it may take has room."""
+    clock = Clock()
+    # ASK may take 12 letters / 2 + 8 tokens; it takes 12 each time: 24 * 12 + 14 > 300.
+    limits = Limits(Allowance(token_cap=1000), (300, 400), clock, clock.sleep)
+    assert asyncio.run(calls(limits, 100, 4, 8)) == 24
+    assert limits.spent_in + limits.spent_out == 988 and "token_cap" in limits.closed
+    allowance = Allowance(cost_cap=1.0, price_in=1e4, price_out=2e4)  # 0.2 a call, at most 0.22
+    limits = Limits(allowance, clock=clock, sleep=clock.sleep)
+    assert asyncio.run(calls(limits, 100, 4, 8)) == 4 and "cost_cap" in limits.closed
+
+
+def test_calls_at_once_share_a_cap():
+    """Eight at once, room for three. Oracle: three run, the others wait for them and then stop."""
+    limits = Limits(Allowance(concurrency=8, token_cap=50))
+
+    async def one() -> bool:
+        try:
+            async with limits.slot(ASK) as call:
+                await asyncio.sleep(0.01)
+                call.prompt_tokens, call.completion_tokens = 6, 8
+            return True
+        except ClosedError:
+            return False
+
+    async def eight() -> list[bool]:
+        return await asyncio.gather(*(one() for _ in range(8)))
+
+    assert sum(asyncio.run(eight())) == 3 and limits.most_running == 3
+
+
+@pytest.mark.parametrize("path", ["form", "key", "server"])
+def test_a_server_is_tried_before_any_work(path, monkeypatch):
+    """Oracle: what the teacher offers; errors name what to mend."""
+
+    async def probed(base_url, **settings):
+        async with client.Client(Server(base_url, "teacher", **settings), 2) as one:
+            return await client.probe(one, "auto")
+
+    if path == "form":
+        for offered, form in ((("chat",), "chat"), (("completion", "chat"), "completion")):
+            with teacher(forms=offered) as (url, _):
+                assert asyncio.run(probed(url)) == form
+        with teacher(forms=()) as (url, _), pytest.raises(UserError, match="--base_url"):
+            asyncio.run(probed(url))
+    elif path == "key":
+        monkeypatch.setenv("SECRET", "abracadabra")
+        with teacher(key="abracadabra") as (url, _):
+            assert asyncio.run(probed(url, key_variable="SECRET")) == "completion"
+            with pytest.raises(UserError, match="NO_SUCH_KEY") as refused:
+                asyncio.run(probed(url, key_variable="NO_SUCH_KEY"))
+            assert "abracadabra" not in str(refused.value)
+    else:
+        with pytest.raises(UserError, match="does not answer"):
+            asyncio.run(probed("http://127.0.0.1:9/v1"))
+
+
+def test_plain_and_library_calls_give_the_same():
+    """All kinds of replies, twice over kept connections. Oracle: each the other."""
+    manners = dict(misbehave=0.9, kinds=("429", "500", "cut", "truncated"), retry_after="7")
+
+    async def by_library(server, bodies):
+        async with client.Client(server, 2) as one:
+            return [await one.post("completion", data) for data in bodies], one.headers
+
+    with teacher(**manners) as (url, taught):
+        server = Server(url, "teacher", timeout=5)
+        asked = [dataclasses.replace(ASK, prompt=f"Question {n}") for n in range(40)]
+        bodies = [client.body(one, server) for one in asked]
+        replies, headers = asyncio.run(by_library(server, bodies))
+        taught.seen.clear()
+        connection = plain.Connection(server, headers)
+        plainly = [connection.post("completion", data) for data in bodies]
+    assert {r.status for r in replies} == {0, 200, 429, 500}
+    for one, other in zip(replies, plainly, strict=True):
+        assert (one.status, one.retry_after) == (other.status, other.retry_after)
+        assert one.text == other.text or one.status == 0
+    # The server is gone, and so is the kept connection.
+    assert connection.post("completion", bodies[0]).status == 0
+
+
+def test_a_slow_answer_is_given_up(monkeypatch):
+    """Oracle: the timeout, said; a proxy means that the library must make the call."""
+    with teacher(latency=2.0) as (url, _):
+        server = Server(url, "teacher", timeout=0.1)
+        reply = plain.Connection(server, {}).post("completion", client.body(ASK, server))
+        assert reply == Reply(0, "no answer within 0.1 s")
+
+        async def by_library():
+            async with client.Client(server, 1) as one:
+                return await one.post("completion", client.body(ASK, server))
+
+        assert asyncio.run(by_library()) == reply
+    assert plain.serves(server) and not plain.serves(Server("https://x/v1", "m"))
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    assert not plain.serves(Server("http://x/v1", "m"))
+
+
+def test_a_helper_with_the_library_answers():
+    """What a helper does for https. Oracle: the teacher's answer, and an end with the socket."""
+
+    async def asked(server):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        helper = asyncio.create_task(processes._help(server, 2, theirs))
+        got = asyncio.Queue()
+        _, link = await asyncio.get_running_loop().create_connection(
+            lambda: processes.Messages(got.put_nowait, lambda: None), sock=ours
+        )
+        link.send(({},))
+        assert await got.get() == processes._READY
+        link.send((7, "completion", client.body(ASK, server)))
+        number, status, text, _ = await got.get()
+        link.transport.close()
+        await helper
+        return number, status, client.read(text.decode(), "completion").text
+
+    with teacher() as (url, _):
+        number, status, text = asyncio.run(asked(Server(url, "teacher")))
+    assert (number, status) == (7, 200) and text

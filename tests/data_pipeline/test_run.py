@@ -1,0 +1,291 @@
+"""Runs over a real socket with the real client and the scripted teacher."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from loopback import co3, flags, lines, outputs, stats, teacher, teacher_process, write_triples
+
+from data_pipeline import __main__ as command
+from data_pipeline.journal import entries
+
+COUNT = 35
+
+
+@pytest.fixture(scope="module")
+def triples(tmp_path_factory):
+    path = tmp_path_factory.mktemp("triples") / "triples.jsonl"
+    write_triples(path, COUNT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, triples):
+    """The outputs of a run with one call at a time."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with teacher() as (url, _):
+        assert co3(triples, folder, url, "--concurrency=1") == 0
+    return folder
+
+
+def test_every_triple_is_a_record_or_a_rejection(undisturbed, triples):
+    """Oracle: the triples of the input, in its order."""
+    from data_pipeline.schema import SODA_FIELDS
+
+    records, rejected = lines(undisturbed / "soda.jsonl"), lines(undisturbed / "rejected.jsonl")
+    assert len(records) + len(rejected) == COUNT and len(records) > 10
+    assert all(tuple(row) == SODA_FIELDS for row in records)
+    assert all(row["reason"] and row["stage"] for row in rejected)
+    assert sorted(row["original_index"] for row in records) == [
+        row["original_index"] for row in records
+    ]
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert report["triples"] == COUNT and report["records"] == len(records)
+    named = sum(n for reasons in report["rejected"].values() for n in reasons.values())
+    assert named == len(rejected)
+    assert report["this_start"]["most_at_once"] == 1
+
+
+@pytest.mark.parametrize("more", [["--concurrency=16"], ["--concurrency=40", "--processes=2"]])
+def test_order_and_concurrency_change_nothing(tmp_path, undisturbed, triples, more):
+    """Oracle: the bytes of the run with one call at a time; slow answers mix the order."""
+    with teacher(latency=0.002, misbehave=0.2, kinds=("slow",), slow_seconds=0.05) as (url, taught):
+        assert co3(triples, tmp_path, url, *more) == 0
+        assert taught.most > 8
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def test_the_same_command_asks_nothing_twice(tmp_path, undisturbed, triples):
+    """Oracle: the teacher's count of questions, and the undisturbed bytes."""
+    with teacher() as (url, taught):
+        assert co3(triples, tmp_path, url, "--limit=5") == 0
+        few = taught.counts["completions"]
+        assert co3(triples, tmp_path, url) == 0
+        asked = taught.counts["completions"]
+        assert few < asked == len(taught.seen) + 1  # the probe is asked at each start
+        assert co3(triples, tmp_path, url) == 0
+        assert taught.counts["completions"] == asked + 1
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def test_misbehaviour_ends_in_records_and_counted_rejections(tmp_path, triples):
+    """30% bad answers of all kinds. Oracle: nothing is missing, every reason is counted."""
+    manners = dict(misbehave=0.3, retry_after="0.01", slow_seconds=0.05)
+    with teacher(**manners) as (url, taught):
+        assert co3(triples, tmp_path, url, "--concurrency=16") == 0
+        kinds = {name for name, n in taught.counts.items() if name.startswith("misbehaved") and n}
+    assert len(kinds) == 8
+    records, rejected = lines(tmp_path / "soda.jsonl"), lines(tmp_path / "rejected.jsonl")
+    assert len(records) + len(rejected) == COUNT and records
+    report = json.loads((tmp_path / "report.json").read_text())
+    retries = report["this_start"]["retries"]
+    assert retries["retried: too many requests"] and retries["retried: broken answer"]
+    assert "error" not in report["rejected"] and report["this_start"]["errors"] == 0
+
+
+def test_failures_are_recorded_and_asked_again(tmp_path, undisturbed, triples):
+    """A server that fails half of the time, and few tries. Oracle: a run on a good server."""
+    with teacher(misbehave=0.5, kinds=("500",)) as (url, _):
+        assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=8") == 0
+    failed = [row for row in lines(tmp_path / "rejected.jsonl") if "failed" in row["reason"]]
+    assert failed and all("500" in row["detail"] for row in failed)
+    assert sum(e.kind == "failure" for e in entries(tmp_path / "journal")) == len(failed)
+    with teacher() as (url, taught):
+        assert co3(triples, tmp_path, url) == 0
+        assert 0 < taught.counts["completions"] < 9 * len(failed) + 2
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def test_caps_stop_and_a_higher_one_goes_on(tmp_path, undisturbed, triples, caplog):
+    """Oracle: tokens in the journal stay under the cap; the end is the undisturbed one."""
+    with teacher() as (url, _):
+        assert co3(triples, tmp_path, url, "--token_cap=6000") == 3
+        used = sum(e.prompt_tokens + e.completion_tokens for e in entries(tmp_path / "journal"))
+        assert 4000 < used <= 6000 and "--token_cap=6000" in caplog.text
+        assert not (tmp_path / "soda.jsonl").exists()
+        assert co3(triples, tmp_path, url) == 0
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def test_fewer_triples_than_were_begun(tmp_path, triples):
+    """A stopped run, started with a smaller --limit. Oracle: a run with that limit."""
+    with teacher() as (url, _):
+        assert co3(triples, tmp_path / "a", url, "--token_cap=9000") == 3
+        assert co3(triples, tmp_path / "a", url, "--limit=3") == 0
+        assert co3(triples, tmp_path / "b", url, "--limit=3") == 0
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, number):
+    """Oracle: what the teacher was asked is what the journal has, all of it."""
+    with teacher(latency=0.05) as (url, taught):
+        timer = threading.Thread(target=_after, args=(taught, 40, number))
+        timer.start()
+        code = co3(triples, tmp_path, url, "--concurrency=4")
+        timer.join()
+        assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+        kept = sum(e.kind == "answer" for e in entries(tmp_path / "journal"))
+        assert kept == taught.counts["completions"] - 1  # but for the probe
+        assert co3(triples, tmp_path, url) == 0
+        assert taught.counts["completions"] == len(taught.seen) + 1
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def _after(taught, calls: int, number: int) -> None:
+    while taught.counts["completions"] < calls:
+        time.sleep(0.005)
+    os.kill(os.getpid(), number)
+
+
+def test_a_server_that_dies_stops_the_run(tmp_path, triples, capsys):
+    """Oracle: an error that names the server, not thirty rejections."""
+    with teacher() as (url, _):
+        assert co3(triples, tmp_path, url, "--token_cap=4000") == 3
+    assert co3(triples, tmp_path, url) == 1
+    with teacher(misbehave=1.0, kinds=("500",)) as (url, _):
+        assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4") == 1
+    said = capsys.readouterr().err
+    assert "does not answer" in said and "answers nobody" in said
+    assert not (tmp_path / "soda.jsonl").exists()
+
+
+def test_chat_without_log_probabilities(tmp_path, triples):
+    """Oracle: records come of it, their pmi answers empty; the form is remembered."""
+    with teacher(forms=("chat",), logprobs=False) as (url, _):
+        assert co3(triples, tmp_path, url, "--limit=8") == 0
+    records = lines(tmp_path / "soda.jsonl")
+    assert records and all(row["pmi_head_answer"] == "" for row in records)
+    assert json.loads((tmp_path / "run.json").read_text())["form"] == "chat"
+
+
+def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
+    """Oracle: every record has the service's scores."""
+    with teacher() as (url, taught):
+        assert co3(triples, tmp_path, url, "--limit=8", f"--moderation_url={url}") == 0
+        assert taught.counts["moderations"] >= len(lines(tmp_path / "provenance.jsonl")) > 0
+    assert all("violence" in row["scores"] for row in lines(tmp_path / "provenance.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--shard=2/2"], "--shard"),
+        (["--body=["], "--body"),
+        (["--cost_cap=1"], "--price_in"),
+        (["--model=other"], "--model"),
+        (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--prompts=/nowhere.toml"], "/nowhere.toml"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, triples, capsys, more, said):
+    """Oracle: exit code 1 and the flag in the one line."""
+    with teacher() as (url, _):
+        assert co3(triples, tmp_path, url, *more) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error and error.startswith("error: ")
+
+
+def kills(tmp_path, triples, url: str, count: int, concurrency: int, seconds: float) -> dict:
+    """Kill a run `count` times at random moments, then let it end.
+
+    Repeated calls, and how many were with the teacher or on their way back at the kills, of which
+    each may have as many as there are calls at once.
+    """
+    chance = random.Random(1)
+    output = tmp_path / "killed"
+    lost = killed = 0
+    command = [sys.executable, "-m", "data_pipeline"]
+    command += flags(triples, output, url, f"--concurrency={concurrency}", "--processes=0")
+    while True:
+        asked = stats(url).get("completions", 0)
+        process = subprocess.Popen(command)
+        while killed < count and stats(url).get("completions", 0) == asked:
+            time.sleep(0.01)  # until it has begun to ask
+        try:
+            code = process.wait(chance.random() * seconds if killed < count else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        killed += 1
+        time.sleep(0.05)
+        kept = sum(e.kind == "answer" for e in entries(output / "journal"))
+        # Each start has asked one probe; what else was asked is in the journal or was lost.
+        lost_now = stats(url)["completions"] - killed - kept - lost
+        lost += lost_now
+        assert 0 <= lost_now <= concurrency
+    told = stats(url)
+    repeated = told["completions"] - told["distinct"] - killed
+    return dict(code=code, killed=killed, repeated=repeated, in_flight=lost, kept=kept)
+
+
+def test_kills_lose_no_answer(tmp_path, undisturbed, triples):
+    """Two kills. Oracle: the undisturbed bytes; no more is asked again than was in flight."""
+    with teacher_process("--latency=0.05") as url:
+        told = kills(tmp_path, triples, url, 2, 4, 0.6)
+    assert told["code"] == 0 and told["killed"] >= 1
+    assert 0 <= told["repeated"] <= told["in_flight"]
+    assert outputs(tmp_path / "killed") == outputs(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path, shared):
+    """Oracle: an uninterrupted run's bytes; calls repeated are at most those in flight."""
+    real = shared / "data/atomic_triples.jsonl"
+    with teacher_process() as url:
+        assert co3(real, tmp_path / "whole", url, "--concurrency=16") == 0
+    with teacher_process("--latency=0.1") as url:
+        told = kills(tmp_path, real, url, 100, 16, 1.5)
+    print(told)
+    assert told["code"] == 0 and told["killed"] == 100
+    assert 0 < told["repeated"] <= told["in_flight"]
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_misbehaviour_over_all_real_triples(tmp_path, shared):
+    """30% bad answers. Oracle: 6,000 lines in all, each a record or a counted reason."""
+    real = shared / "data/atomic_triples.jsonl"
+    with teacher_process("--misbehave=0.3", "--retry_after=0.05", "--slow_seconds=0.3") as url:
+        assert co3(real, tmp_path, url, "--concurrency=64") == 0
+    records, rejected = lines(tmp_path / "soda.jsonl"), lines(tmp_path / "rejected.jsonl")
+    assert len(records) + len(rejected) == 6000
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sum(n for r in report["rejected"].values() for n in r.values()) == len(rejected)
+    assert "error" not in report["rejected"]
+    print((tmp_path / "report.txt").read_text())
+
+
+def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
+    """Oracle: the bytes of the run over all; missing, double and overlapping shards are refused."""
+    with teacher() as (url, _):
+        parts = [tmp_path / f"part{i}" for i in range(3)]
+        for index, part in enumerate(parts):
+            assert co3(triples, part, url, f"--shard={index}/3") == 0
+        whole = tmp_path / "whole"
+        assert co3(triples, whole, url, "--limit=99") == 0
+    merged = ["merge", f"--output={tmp_path / 'all'}", "--quiet", "--inputs"]
+    assert command.main([*merged, *map(str, parts)]) == 0
+    assert outputs(tmp_path / "all") == outputs(undisturbed)
+    here, there = (json.loads((f / "report.json").read_text()) for f in (tmp_path / "all", whole))
+    assert all(here[name] == there[name] for name in ("corpus", "rejected", "calls", "tokens"))
+    assert (tmp_path / "all/soda.parquet").exists()
+    for wrong, said in (
+        (parts[:2], "missing of the shards: 2/3"),
+        ([*parts, parts[0]], "both of --shard=0/3"),
+        ([parts[0], whole], "several divisions"),
+    ):
+        assert command.main([*merged, *map(str, wrong)]) == 1
+        assert said in capsys.readouterr().err
+    row = (parts[0] / "rejected.jsonl").read_text().splitlines()[0]
+    with open(parts[1] / "rejected.jsonl", "a") as file:
+        file.write(row + "\n")
+    assert command.main([*merged, *map(str, parts)]) == 1
+    assert "overlap" in capsys.readouterr().err
