@@ -218,6 +218,19 @@ def test_a_list_that_breaks_off_is_one_reject(tmp_path):
     assert len(dialogues) == 1
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
+    """Oracle: by hand, of `cat a.json b.json`; what is no list is a reject."""
+    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
+    path = tmp_path / "in.json"
+    path.write_text(f"{json.dumps([[one], [one]])}\n{json.dumps([[one]], indent=1)}\n\n[] rest\n")
+    dialogues, (reject,) = read(path)
+    assert [d.id for d in dialogues] == ["0-0", "1-0", "2-0"]
+    assert reject.record == "rest"
+    assert read(path, spans=[(0, 1), (2, 3)])[0] == [dialogues[0], dialogues[2]]
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_any_span_can_be_read(tmp_path, monkeypatch, every):
     """Oracle: the whole file, read at once."""
