@@ -28,10 +28,9 @@ def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        flag = name if name.startswith("--") else f"--gin.{name}"
         raise UserError(
             f"{name}={path} cannot be written to ({error.strerror or error}); "
-            f"give another folder with {flag}=PATH"
+            "give another folder there"
         ) from error
     return folder
 
