@@ -93,8 +93,8 @@ def run_eval(args: argparse.Namespace) -> None:
     many = list(islice(cases(args.input, args.split), args.num_examples))
     if not many:
         raise UserError(
-            f"--input={args.input}, split {args.split}: nothing to measure: no dialogue has all its "
-            "rows, or --num_examples is 0"
+            f"--input={args.input}, split {args.split}: nothing to measure: no dialogue has all "
+            "its rows, or --num_examples is 0"
         )
     found = labels.settings(args)
     output = args.output or checkpoints.beside(args.checkpoint, "canary_eval", "--output")
