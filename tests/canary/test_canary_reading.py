@@ -246,7 +246,7 @@ def test_any_span_can_be_read(tmp_path, monkeypatch, every):
         assert read(path, spans=[(5, 6), (8, 9)])[0] == tail
 
 
-def test_soda_in_parquet(tmp_path):
+def test_soda_in_parquet(tmp_path, caplog):
     """Oracle: the same rows as JSON lines; any span of several row groups can be read."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{**SODA, "dialogue": [f"Hi {i}.", "Hello."]} for i in range(10)]
@@ -254,8 +254,10 @@ def test_soda_in_parquet(tmp_path):
     path = tmp_path / "soda.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
     wanted, (reject,) = read(write(tmp_path / "soda.jsonl", *rows))
+    caplog.clear()
     dialogues, (found,) = read(path)
     assert dialogues == wanted
+    assert f"rejected: {path}:5: " in caplog.text
     assert (found.line, found.reason) == (reject.line, reject.reason)
     assert read(path, spans=[(0, 2), (7, 8)])[0] == [wanted[0], wanted[1], wanted[6]]
     pq.write_table(pa.table({"a": [1]}), path)
