@@ -16,8 +16,8 @@ from tasks.records import Place
 
 SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (
-    "SODA rows (Parquet too), ProsocialDialog rows or its direct download, {turns} records or "
-    "DailyDialog's text"
+    "SODA rows or {turns} records (JSON lines; SODA in Parquet too), ProsocialDialog rows or its "
+    "direct download, or DailyDialog's text"
 )
 
 
