@@ -42,7 +42,10 @@ def _make_room(folder: pathlib.Path) -> None:
     """Remove an earlier demo; raise UserError for a folder of anything else."""
     if not folder.exists():
         return
-    if not (folder / "config.gin").exists() and any(folder.iterdir()):
+    settings = folder / "config.gin"
+    # Another run has settings too, but has read another corpus.
+    ours = settings.exists() and f"PROSOCIAL_PATH = {SAMPLE!r}" in settings.read_text()
+    if not ours and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else: give another --output")
     print(f"removing the earlier demo in {folder} (--output=FOLDER keeps it)")
     shutil.rmtree(folder)

@@ -91,8 +91,14 @@ def _found(canary: Canary, case: Case, answer: infer.Answer, scored: infer.Answe
 def run_eval(args: argparse.Namespace) -> None:
     """`eval`: the table on stdout, metrics.json and predictions.jsonl in a folder."""
     many = list(islice(cases(args.input, args.split), args.num_examples))
+    if not many:
+        raise UserError(
+            f"--input={args.input}, split {args.split}: nothing to measure: no dialogue has all "
+            "its rows, or --num_examples is 0"
+        )
     found = labels.settings(args)
-    folder = writer.prepare_folder(args.output or _beside(args.checkpoint), "--output")
+    output = args.output or checkpoints.beside(args.checkpoint, "canary_eval", "--output")
+    folder = writer.prepare_folder(output, "--output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)
     golds = [case.gold for case in many]
@@ -120,13 +126,6 @@ def run_eval(args: argparse.Namespace) -> None:
     )
     print(report.table(made))
     print(f"{folder}: metrics.json, predictions.jsonl")
-
-
-def _beside(path: str) -> str:
-    found = checkpoints.locate(path)
-    if found.format != "cosmo":
-        raise UserError(f"{path} is no run of ours to write into: give --output=FOLDER")
-    return f"{found.folder}/canary_eval"
 
 
 def _baseline(args: argparse.Namespace) -> Gold | None:

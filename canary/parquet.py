@@ -56,6 +56,8 @@ def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
                 yield from batch.slice(max(0, start - number)).to_pylist()
             number += batch.num_rows
 
+    logged = lines.logging_rejects(path)
+
     def items(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
         with lines.opened(path) as file:
             position, following = -1, iter(())
@@ -64,7 +66,8 @@ def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
                     following = rows(file, span.start)
                 position = span.stop
                 numbered = zip(range(span.start, span.stop), following, strict=False)
-                yield [read(row, Place(path, number + 1), number) for number, row in numbered]
+                found = [read(row, Place(path, number + 1), number) for number, row in numbered]
+                yield list(logged(found))
 
     return shards.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
 

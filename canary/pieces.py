@@ -16,13 +16,15 @@ LONGEST = 64 << 20  # bytes of one element: a list that is none would be read wh
 # A string, whose end may lie in the next chunk, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[\s,]*")
+_SPACE = re.compile(rb"\s*")
 _SCALAR = re.compile(rb"[^,\]\s]*")
 
 
 def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     """The elements of a JSON list, as their bytes; one that breaks off is the rest of the file.
 
-    Whether an element is valid JSON is for the reader to find. Raises UserError for an element
+    Lists may follow each other, as in files that were joined; whatever else follows one is elements
+    too: whether an element is valid JSON is for the reader to find. Raises UserError for an element
     longer than LONGEST.
     """
     window = _Window(file, start, line)
@@ -32,8 +34,14 @@ def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
         while (skip := _BETWEEN.match(window.data).end()) == len(window.data) and window.more():
             pass
         window.drop(skip)
-        if not window.data or window.data.startswith(b"]"):
+        if not window.data:
             return
+        if window.data.startswith(b"]"):  # the list's end: another may follow, of files joined
+            window.drop(1)
+            while (skip := _SPACE.match(window.data).end()) == len(window.data) and window.more():
+                pass
+            window.drop(skip + window.data.startswith(b"[", skip))
+            continue
         size = _element(window)
         yield Piece(window.start, window.line, [window.data[:size]])
         window.drop(size)

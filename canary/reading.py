@@ -16,8 +16,8 @@ from tasks.records import Place
 
 SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (
-    "SODA rows (Parquet too), ProsocialDialog rows or its direct download, {turns} records or "
-    "DailyDialog's text"
+    "SODA rows or {turns} records (JSON lines; SODA in Parquet too), ProsocialDialog rows or its "
+    "direct download, or DailyDialog's text"
 )
 
 
@@ -186,15 +186,10 @@ def checked(turns: Any) -> tuple[str, ...]:
 
 def _daily(data: bytes, place: Place, number: str) -> Dialogue:
     try:
-        text = data.decode("utf-8-sig").strip()
+        turns = casual.dailydialog_turns(data.decode("utf-8-sig"), place)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
-    *turns, rest = text.split(casual.END)
-    if not turns or rest.strip():
-        raise ValueError(
-            f"the line does not end with {casual.END}, as a dialogue of DailyDialog does"
-        )
-    return Dialogue(number, checked(list(map(casual.detokenize, turns))))
+    return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
 def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:

@@ -95,8 +95,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, or a "
-        "HuggingFace or T5X folder",
+        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, "
+        "MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X folder",
     )
     group.add_argument("--vocabulary", metavar="FILE", help="if none is kept with the checkpoint")
     group.add_argument(

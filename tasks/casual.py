@@ -151,21 +151,25 @@ def _dailydialog(file: Any) -> Iterator[list[str] | None]:
     for number, line in lines(file):
         if not line.strip():
             continue
-        place = Place(str(file), number)
-        *turns, rest = line.split(END)
-        if not turns or rest.strip():
-            raise place.error(
-                "not a line of DailyDialog", shown(line.strip()), f"utterances each ended by {END}"
-            )
-        yield _utterances(turns, place)
+        yield dailydialog_turns(line, Place(str(file), number))
+
+
+def dailydialog_turns(line: str, place: Place) -> list[str]:
+    """The utterances of a line of DailyDialog, as tokenized. Raises DataError."""
+    *turns, rest = line.split(END)
+    if not turns or rest.strip():
+        raise place.error(
+            "not a line of DailyDialog", shown(line.strip()), f"utterances each ended by {END}"
+        )
+    return _utterances(turns, place)
 
 
 def _empathetic(file: Any) -> Iterator[list[str] | None]:
     conversation, turns, whole = None, [], True
     for number, line in lines(file):
-        place, fields = Place(str(file), number), line.rstrip("\r\n").split(",")
+        place = Place(str(file), number)
         if number == 1:
-            if fields[: len(_ED_HEADER)] != _ED_HEADER:
+            if line.rstrip("\r\n").split(",")[: len(_ED_HEADER)] != _ED_HEADER:
                 raise place.error(
                     "not EmpatheticDialogues' header",
                     shown(line.strip()),
@@ -174,41 +178,53 @@ def _empathetic(file: Any) -> Iterator[list[str] | None]:
             continue
         if not line.strip():
             continue
-        if len(fields) not in _ED_FIELDS:
-            raise place.error(
-                "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
-            )
-        if not fields[1].strip().isdigit():
-            raise place.error("field 'utterance_idx' is no number", shown(fields[1]), "1, 2, ...")
-        if fields[0] != conversation:
+        name, index, text = empathetic_utterance(line, place)
+        if name != conversation:
             if turns:
                 yield turns if whole else None
-            conversation, turns, whole = fields[0], [], True
-        whole &= int(fields[1]) == len(turns) + 1
-        text = fields[5].replace("_comma_", ",").strip()
-        if not text:
-            raise place.error("field 'utterance' is empty", shown(fields[5]), "a text")
+            conversation, turns, whole = name, [], True
+        whole &= index == len(turns) + 1
         turns.append(text)
     if turns:
         yield turns if whole else None
 
 
+def empathetic_utterance(line: str, place: Place) -> tuple[str, int, str]:
+    """(conv_id, utterance_idx, utterance) of a row of EmpatheticDialogues. Raises DataError."""
+    fields = line.rstrip("\r\n").split(",")
+    if len(fields) not in _ED_FIELDS:
+        raise place.error(
+            "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
+        )
+    if not fields[1].strip().isdigit():
+        raise place.error("field 'utterance_idx' is no number", shown(fields[1]), "1, 2, ...")
+    text = fields[5].replace("_comma_", ",").strip()
+    if not text:
+        raise place.error("field 'utterance' is empty", shown(fields[5]), "a text")
+    return fields[0], int(fields[1]), text
+
+
 def _blended(file: Any) -> Iterator[list[str] | None]:
     for place, row in rows(file, ()):
-        if not isinstance(row, dict):
-            raise place.error("not a dialogue", shown(row), "an object with the field 'dialog'")
-        for name in (*_OPENERS, "dialog"):
-            if name not in row:
-                raise place.error(f"field '{name}' is missing", f"the fields {sorted(row)}", "it")
-        turns = row["dialog"]
-        spoken = isinstance(turns, list) and all(
-            isinstance(turn, list) and len(turn) == 2 and turn[0] in (0, 1) for turn in turns
+        yield blended_turns(row, place)
+
+
+def blended_turns(row: Any, place: Place) -> list[str]:
+    """The utterances of a dialogue of BlendedSkillTalk, its openers first. Raises DataError."""
+    if not isinstance(row, dict):
+        raise place.error("not a dialogue", shown(row), "an object with the field 'dialog'")
+    for name in (*_OPENERS, "dialog"):
+        if name not in row:
+            raise place.error(f"field '{name}' is missing", f"the fields {sorted(row)}", "it")
+    turns = row["dialog"]
+    spoken = isinstance(turns, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and turn[0] in (0, 1) for turn in turns
+    )
+    if not spoken:
+        raise place.error(
+            "field 'dialog' has a wrong shape", shown(turns), "a list of [0 or 1, text]"
         )
-        if not spoken:
-            raise place.error(
-                "field 'dialog' has a wrong shape", shown(turns), "a list of [0 or 1, text]"
-            )
-        yield _utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)
+    return _utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)
 
 
 def _utterances(texts: Sequence[Any], place: Place) -> list[str]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks import casual, norms
-from tasks.errors import DataError
-from tasks.files import SPLITS, TABLES, all_files, files_for_split, splits_of
+from tasks.files import SPLITS, TABLES, all_files, files_for_split, splits_of, splits_with
 from tasks.formatting import Example, soda_examples
 from tasks.prosocial import prosocial_examples
 from tasks.readers import read_prosocial, read_soda
@@ -110,7 +109,7 @@ def dailydialog(path: Any, style: LabelStyle) -> Corpus:
     """DailyDialog under `path`."""
     files = functools.partial(casual.dailydialog_files, path)
     read = functools.partial(casual_file_examples, casual.read_dailydialog, path, style=style)
-    return Corpus(read, files, functools.partial(_splits_with, files))
+    return Corpus(read, files, functools.partial(splits_with, files))
 
 
 def empathetic(path: Any, style: LabelStyle) -> Corpus:
@@ -139,7 +138,7 @@ def norm_bank(path: Any, task: str) -> Corpus:
     """One task of the Commonsense Norm Bank under `path`."""
     files = functools.partial(norms.norm_bank_files, path, task)
     read = functools.partial(norms.norm_bank_examples, path, task)
-    return Corpus(read, files, functools.partial(_splits_with, files))
+    return Corpus(read, files, functools.partial(splits_with, files))
 
 
 def _by_split(path: Any, examples: Callable[[str], Iterator[Example]], *endings: Any) -> Corpus:
@@ -155,14 +154,3 @@ def _by_split(path: Any, examples: Callable[[str], Iterator[Example]], *endings:
 def _by_column(path: Any, examples: Callable[[str], Iterator[Example]]) -> Corpus:
     """A corpus whose records name their splits."""
     return Corpus(examples, lambda split: all_files(path, split, TABLES), lambda: SPLITS)
-
-
-def _splits_with(files: Callable[[str], Any]) -> list[str]:
-    found = []
-    for split in SPLITS:
-        try:
-            files(split)
-        except DataError:
-            continue
-        found.append(split)
-    return found

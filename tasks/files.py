@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,15 @@ def all_files(path: Any, split: str, endings: tuple[str, ...]) -> list[Any]:
 
 def splits_of(path: Any, endings: tuple[str, ...] = RECORDS) -> list[str]:
     """The splits that `path` has files for, in the order of SPLITS; possibly none."""
+    return splits_with(lambda split: _find(path, split, endings))
+
+
+def splits_with(find: Callable[[str], Any]) -> list[str]:
+    """The splits that `find` finds, in the order of SPLITS: for the others it raises DataError."""
     splits = []
     for split in SPLITS:
         try:
-            _find(path, split, endings)
+            find(split)
         except DataError:
             continue
         splits.append(split)

@@ -139,6 +139,13 @@ def test_train_gets_the_values_of_this_engine(experiment):
         assert theirs_optimizer["learning_rate"] == settings.learning_rate.base_learning_rate
         assert settings.learning_rate.names == ["constant"]
         assert settings.max_grad_norm is None
+        # T5X asks for both, or refuses a checkpoint with another optimizer's state.
+        restore = theirs["checkpoint_cfg"]["restore"]
+        assert restore["fallback_to_scratch"] is True
+        ((pattern, taken_from),) = restore["assignment_map"]
+        assert re.fullmatch(pattern, "state/param_states/0/mu/decoder/decoder_norm/scale")
+        assert not re.fullmatch(pattern, "target/decoder/decoder_norm/scale")
+        assert taken_from is None
     else:
         assert settings.optimizer == optimizer.Adafactor()
         assert theirs_optimizer["global_norm_clip_threshold"] == settings.max_grad_norm

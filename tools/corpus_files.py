@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import raw
+from tasks import casual, raw
 from tasks.errors import DataError, shown
 from tasks.records import (
     Place,
@@ -198,21 +198,11 @@ def _turns(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 
 def _dailydialog(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    def parse(line: str, place: Place) -> list[str]:
-        *turns, rest = line.split("__eou__")
-        if rest.strip():
-            raise place.error("the line breaks off", shown(rest), "utterances ended by __eou__")
-        return turns
-
-    return _each(items, parse)
+    return _each(items, casual.dailydialog_turns)
 
 
 def _blended(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    def parse(row: Any, place: Place) -> list[str]:
-        openers = [row["free_turker_utterance"], row["guided_turker_utterance"]]
-        return openers + [text for _, text in row["dialog"]]
-
-    return _each(items, parse)
+    return _each(items, casual.blended_turns)
 
 
 def _wizard(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
@@ -230,22 +220,20 @@ def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]
         if isinstance(item, DataError):
             yield item
             continue
-        place, fields = item[0], item[1].split(",")
-        if fields[0] == "conv_id":
+        place, line = item
+        if line.startswith("conv_id,"):
             continue
-        if len(fields) < 8 or not fields[1].isdigit():
-            expected = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
-            yield place.error("not a row of EmpatheticDialogues", shown(item[1]), expected)
+        try:
+            here, number, text = casual.empathetic_utterance(line, place)
+        except DataError as error:
+            yield error
             continue
-        if fields[0] != name and turns:
+        if here != name and turns:
             yield _numbered(turns, numbers)
             turns, numbers = [], []
-        name, text = fields[0], fields[5].replace("_comma_", ",").strip()
-        if not text:
-            yield place.error("field 'utterance' is empty", shown(fields[5]), "a text")
-            continue
+        name = here
         turns.append(text)
-        numbers.append(int(fields[1]))
+        numbers.append(number)
     if turns:
         yield _numbered(turns, numbers)
 

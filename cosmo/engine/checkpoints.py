@@ -270,11 +270,11 @@ def _problem_of(folder: str, *_seen: tuple[str, int]) -> str | None:
     return integrity.problem(folder)
 
 
-def beside(path: str, name: str, setting: str) -> str:
+def beside(path: str, name: str, flag: str) -> str:
     """Where results go by default: a folder in the run's own; a foreign checkpoint has none."""
     found = locate(path)
     if found.format != "cosmo":
-        raise UserError(f"{path} is no run of ours to write into: give --gin.{setting}=FOLDER")
+        raise UserError(f"{path} is no run of ours to write into: give {flag}=FOLDER")
     return f"{found.folder}/{name}"
 
 

@@ -102,8 +102,7 @@ class Sharding:
 class Report:
     """What a run has done: records now in its shards, and the totals and seconds of this command.
 
-    `totals` are those of `infer.answer` (with `done` where a source's records are not its lines);
-    they are empty if everything was done before.
+    `totals` are those of `infer.answer`; they are empty if everything was done before.
     """
 
     answered: int
@@ -150,7 +149,7 @@ def answer_source(
         if step != settings["checkpoint"]["step"]:
             raise UserError(
                 f"{config.session.checkpoint_path} has a newer checkpoint since this command "
-                "began; name one with --gin.CHECKPOINT_PATH=MODEL_DIR/checkpoints/STEP"
+                "began; name one, MODEL_DIR/checkpoints/STEP"
             )
         log.info("%d of %d windows of %d records to do", len(todo), len(windows), window)
     writes = jax.process_index() == 0
@@ -248,7 +247,7 @@ def _answered(
         for span, items in zip(todo, reader, strict=True):
             records = [item for item in items if not isinstance(item, shards.Rejected)]
             rejects = [item for item in items if isinstance(item, shards.Rejected)]
-            yield span, answer(records, progress.batch), rejects
+            yield span, answer(records, progress.batches(span, len(records))), rejects
     finally:
         reader.close()
 
@@ -260,18 +259,29 @@ class _Progress:
         self.bar = Progress(sum(span.stop - span.start for span in todo), unit="record")
         self.totals: Counter[str] = Counter()
         self.began = time.monotonic()
-        self.windows = self.records = self.in_window = 0
+        self.windows = self.done = 0
 
-    def batch(self, counts: Counter[str]) -> None:
-        self.totals.update(counts)
-        self.in_window += counts.get("done", counts["records"])
-        note = _speed(self.totals, time.monotonic() - self.began)
-        self.bar.update(self.records + self.in_window, f"({note})")
+    def batches(self, span: shards.Span, records: int) -> Callable[[Counter[str]], None]:
+        """What is to be told of every finished batch of a window with so many records to answer.
+
+        A place of the source may hold several of them, or none: what is answered counts as its
+        share of the window.
+        """
+        answered = 0
+
+        def told(counts: Counter[str]) -> None:
+            nonlocal answered
+            self.totals.update(counts)
+            answered += counts["records"]
+            share = (span.stop - span.start) * answered // max(records, 1)
+            note = _speed(self.totals, time.monotonic() - self.began)
+            self.bar.update(self.done + share, f"({note})")
+
+        return told
 
     def window(self, span: shards.Span) -> None:
         self.windows += 1
-        self.records += span.stop - span.start  # rejected ones too
-        self.in_window = 0
+        self.done += span.stop - span.start  # rejected ones too
 
 
 def infer_mixture(
@@ -288,7 +298,7 @@ def infer_mixture(
     inferences/ in the run's folder.
     """
     path = config.session.checkpoint_path
-    output = output or checkpoints.beside(path, "inferences", "INFER_OUTPUT_DIR")
+    output = output or checkpoints.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in data.eval_tasks(dataset, num_examples):

@@ -59,19 +59,7 @@ def source(
     index = _index(path, cut)
     if not index.count:
         raise UserError(f"--input={path} is empty; give {expected}")
-    warned = 0
-
-    def logged(piece: Piece, number: int) -> Sequence[Any]:
-        nonlocal warned
-        found = items(piece, number)
-        for item in found:
-            if isinstance(item, shards.Rejected):
-                warned += 1
-                if warned <= WARNINGS:
-                    log.warning("rejected: %s:%d: %s", path, item.line, item.reason)
-                if warned == WARNINGS:
-                    log.warning("further rejected records are written and not logged")
-        return found
+    logged = logging_rejects(path)
 
     def read(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
         with opened(path) as file:
@@ -85,11 +73,29 @@ def source(
                         next(pieces)
                 position = span.stop
                 numbered = zip(range(span.start, span.stop), pieces, strict=False)
-                yield [item for number, piece in numbered for item in logged(piece, number)]
+                yield [item for number, piece in numbered for item in logged(items(piece, number))]
 
     return shards.Source(
         str(path), index.count, {"lines": index.count, "sha256": index.sha256, **identity}, read
     )
+
+
+def logging_rejects(path: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Passes items on; the first few that are rejected are logged."""
+    warned = 0
+
+    def logged(items: Sequence[Any]) -> Sequence[Any]:
+        nonlocal warned
+        for item in items:
+            if isinstance(item, shards.Rejected):
+                warned += 1
+                if warned <= WARNINGS:
+                    log.warning("rejected: %s:%d: %s", path, item.line, item.reason)
+                if warned == WARNINGS:
+                    log.warning("further rejected records are written and not logged")
+        return items
+
+    return logged
 
 
 def text_of(lines: Sequence[bytes]) -> str:

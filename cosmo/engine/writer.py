@@ -28,9 +28,10 @@ def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
+        flag = name if name.startswith("--") else f"--gin.{name}"
         raise UserError(
             f"{name}={path} cannot be written to ({error.strerror or error}); "
-            f"give another folder with --gin.{name}=PATH"
+            f"give another folder with {flag}=PATH"
         ) from error
     return folder
 

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+import gin
 from canary import demo, verbs
 from canary.evaluation import Case, cases
 from canary.report import Gold
+from cosmo.engine import config, data
 from cosmo.engine.errors import UserError
 from tasks.safety import LABELS
 
@@ -87,11 +89,24 @@ def test_a_dialogue_is_shown_turn_by_turn():
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    """Nothing but an earlier run is ever emptied."""
+    """Nothing but an earlier demo is ever emptied: not a run on another corpus either."""
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(UserError, match="holds something else"):
-        demo.run_demo(verbs.parse(["demo", f"--output={tmp_path}"]))
-    assert (tmp_path / "precious").exists()
+    for settings in (None, "PROSOCIAL_PATH = 'data/prosocial_dialog'\n"):
+        if settings:
+            (tmp_path / "config.gin").write_text(settings)
+        with pytest.raises(UserError, match="holds something else"):
+            demo.run_demo(verbs.parse(["demo", f"--output={tmp_path}"]))
+        assert (tmp_path / "precious").exists()
+
+
+def test_an_earlier_demo_makes_room(tmp_path):
+    """Oracle: what the demo's recipe leaves in config.gin once its data has been asked for."""
+    config.load("gin/runs/train.gin", [demo.GIN_FILE], [f"MODEL_DIR = {str(tmp_path)!r}"])
+    with gin.config_scope("train"):
+        config.call(data.DatasetConfig)
+    (tmp_path / "config.gin").write_text(config.operative_config())
+    demo._make_room(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):

@@ -114,7 +114,6 @@ def test_the_verb_writes_what_it_prints(run, corpus, tmp_path, capsys):
 def test_bad_rows_are_named(run, tmp_path, capsys, changes, says):
     """Exit code 1; file, line and field in one line."""
     path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], **changes}) + "\n")
     path.write_text(json.dumps({**ROWS[0], **changes}) + "\n")
     assert main(["eval", f"--checkpoint={run}", f"--input={path}", "--quiet"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -128,3 +127,20 @@ def test_a_file_of_another_corpus_is_named(run, tmp_path, capsys):
     path.write_text(json.dumps({"narrative": "n", "dialogue": ["a"], "speakers": ["A"]}) + "\n")
     assert main(["eval", f"--checkpoint={run}", f"--input={path}", "--quiet"]) == 1
     assert "SODA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "says"),
+    [
+        (ROWS[1:2], [], "nothing to measure: no dialogue has all its rows"),
+        (ROWS, ["--num_examples=0"], "--num_examples is 0"),
+        (ROWS, ["--output=/dev/null/x"], "--output=/dev/null/x cannot be written to"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_one_line(run, tmp_path, capsys, rows, flags, says):
+    """Exit code 1, before the model is opened."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert main(["eval", f"--checkpoint={run}", f"--input={path}", "--quiet", *flags]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert says in error and "--gin" not in error

@@ -146,7 +146,8 @@ def test_bad_lines_of_dailydialog_are_set_aside(tmp_path):
     path = write(tmp_path / "in", DAILY, "Hi . __eou__ __eou__", "Hi . __eou__ Hel")
     dialogues, rejects = read(path)
     assert [d.turns for d in dialogues] == [("Hi.", "Hello, you.")]  # as in training
-    assert ["turn 2 is empty" in rejects[0].reason, "__eou__" in rejects[1].reason] == [True] * 2
+    for reject, says in zip(rejects, ("utterance 2 is empty", "not a line of"), strict=True):
+        assert says in reject.reason
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,19 @@ def test_a_list_that_breaks_off_is_one_reject(tmp_path):
     assert len(dialogues) == 1
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
+    """Oracle: by hand, of `cat a.json b.json`; what is no list is a reject."""
+    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
+    path = tmp_path / "in.json"
+    path.write_text(f"{json.dumps([[one], [one]])}\n{json.dumps([[one]], indent=1)}\n\n[] rest\n")
+    dialogues, (reject,) = read(path)
+    assert [d.id for d in dialogues] == ["0-0", "1-0", "2-0"]
+    assert reject.record == "rest"
+    assert read(path, spans=[(0, 1), (2, 3)])[0] == [dialogues[0], dialogues[2]]
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_any_span_can_be_read(tmp_path, monkeypatch, every):
     """Oracle: the whole file, read at once."""
@@ -232,7 +246,7 @@ def test_any_span_can_be_read(tmp_path, monkeypatch, every):
         assert read(path, spans=[(5, 6), (8, 9)])[0] == tail
 
 
-def test_soda_in_parquet(tmp_path):
+def test_soda_in_parquet(tmp_path, caplog):
     """Oracle: the same rows as JSON lines; any span of several row groups can be read."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{**SODA, "dialogue": [f"Hi {i}.", "Hello."]} for i in range(10)]
@@ -240,8 +254,10 @@ def test_soda_in_parquet(tmp_path):
     path = tmp_path / "soda.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
     wanted, (reject,) = read(write(tmp_path / "soda.jsonl", *rows))
+    caplog.clear()
     dialogues, (found,) = read(path)
     assert dialogues == wanted
+    assert f"rejected: {path}:5: " in caplog.text
     assert (found.line, found.reason) == (reject.line, reject.reason)
     assert read(path, spans=[(0, 2), (7, 8)])[0] == [wanted[0], wanted[1], wanted[6]]
     pq.write_table(pa.table({"a": [1]}), path)

@@ -347,3 +347,31 @@ def test_overwriting_touches_nothing_elsewhere(run, tmp_path):
     after = {p.name: p.read_bytes() for p in (tmp_path / "first").iterdir() if p.is_file()}
     assert after == before
     assert any(name.startswith("predictions") for name in before)
+
+
+@pytest.mark.parametrize("per_place", [1, 3])
+def test_progress_counts_places_of_the_source(config, monkeypatch, tmp_path, per_place):
+    """Property: it rises to the source's count and never beyond, whatever a place holds."""
+    seen = []
+    monkeypatch.setattr(
+        jobs.Progress, "update", lambda bar, done, note="", **_: seen.append((done, bar.total))
+    )
+
+    def answer(session, rows, work, on_batch):
+        for _ in rows:
+            on_batch(Counter(records=1, cells=1))
+        return [infer.Answer(row, ("",), (0.0,)) for row in rows]
+
+    monkeypatch.setattr(infer, "generation", lambda *rest: None)
+    monkeypatch.setattr(infer, "answer", answer)
+    made = records(6)
+
+    def several(spans):
+        for items in made.read(spans):
+            yield [item for item in items for _ in range(per_place)]
+
+    layout = shards.output_layout(str(tmp_path / "out.jsonl"), 1)
+    cut = jobs.Sharding(window=2)
+    jobs.answer_source(config(), made._replace(read=several), layout, cut, lambda: (object(), 7))
+    assert [done for done, _ in seen[per_place * 2 - 1 :: per_place * 2]] == [2, 4, 6]
+    assert all(done <= total == 6 for done, total in seen)

@@ -258,9 +258,9 @@ def test_every_recognised_corpus_was_tried():
 @pytest.mark.parametrize(
     "corpus, bad, reason",
     [
-        ("BlendedSkillTalk", [{"free_turker_utterance": "a"}], "KeyError"),
-        ("DailyDialog", "one __eou__ broken off\n", "breaks off"),
-        ("EmpatheticDialogues", "hit:0_conv:2,one,x\n", "not a row"),
+        ("BlendedSkillTalk", [{"free_turker_utterance": "a"}], "'guided_turker_utterance' is"),
+        ("DailyDialog", "one __eou__ broken off\n", "not a line of DailyDialog"),
+        ("EmpatheticDialogues", "hit:0_conv:2,one,x\n", "wrong number of fields"),
         ("PersonaChat", "no number\n", "not a numbered line"),
         ("SODA", {"narrative": "N.", "dialogue": ["a", ""], "speakers": ["A", "B"]}, "is empty"),
     ],
