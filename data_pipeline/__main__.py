@@ -45,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a disk that is full, a folder that is not ours
+        if os.environ.get("COSMO_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def parser(verb: str, about: str) -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from data_pipeline.requests import Request, Response
 log = logging.getLogger("data_pipeline")
 
 Post = Callable[[str, bytes], Awaitable[Reply]]
-REFUSED_IN_A_ROW = 20  # so many refusals (4xx) without one answer: the settings are wrong
+REFUSED_IN_A_ROW = 20  # so many refusals (3xx, 4xx) without one answer: the settings are wrong
 SILENT_IN_A_ROW = 20  # so many errors, and one request at the end of its tries: the server is gone
 
 
@@ -80,7 +80,7 @@ class Asker:
             raise UserError("a moderation is asked for, and there is no --moderation_url")
         post, server = self.ways["moderation" if moderation else "model"]
         form = "moderation" if moderation else server.form
-        key = request.key(server.model, form)
+        key = request.key(server.model, form, "{}" if moderation else server.extra_body)
         known = self.journal.get(key)
         if known is not None:
             with contextlib.suppress(AnswerError):  # of a version that read it otherwise
@@ -97,6 +97,8 @@ class Asker:
                     call.prompt_tokens = response.prompt_tokens
                     call.completion_tokens = response.completion_tokens
                     self._keep(key, request, "answer", reply.text, response)
+                elif reply.status == 200:  # no answer, but it may have been paid for
+                    self._keep(key, request, "failure", reply.text, None, reason)
             if response is not None:
                 self._silent = 0
                 self.stages[request.stage] += 1
@@ -104,11 +106,12 @@ class Asker:
                 return response
             self._silent += reason in ("no answer", "server error")
             self._consider(reply, server)
-            if reply.status and reply.status < 500 and reason == "refused":
+            if reason == "refused":
                 break
             self.counts[f"retried: {reason}"] += 1
             await self._pause(reply, tried)
-        self._keep(key, request, "failure", reply.text, None, f"{reason} ({reply.status})")
+        if reply.status != 200:
+            self._keep(key, request, "failure", reply.text, None, f"{reason} ({reply.status})")
         if self._silent >= max(SILENT_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
                 f"{server.base_url} answers nobody: {self._silent} calls in a row failed "
@@ -142,8 +145,7 @@ class Asker:
 
     def _consider(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
-        refused = 400 <= reply.status < 500 and reply.status not in clients.HEALING
-        self._refused = self._refused + 1 if refused else 0
+        self._refused = self._refused + 1 if clients.refused(reply) else 0
         if clients.hopeless(reply) or self._refused >= REFUSED_IN_A_ROW:
             raise UserError(clients.complaint(reply, server))
 
@@ -167,7 +169,7 @@ def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
     if reply.status >= 500:
         return None, "server error"
     if reply.status != 200:
-        return None, "refused" if reply.status not in clients.HEALING else "server error"
+        return None, "refused" if clients.refused(reply) else "server error"
     try:
         return clients.read(reply.text, form), ""
     except AnswerError:

@@ -159,12 +159,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument("--canary_labels", help="JSON lines of id and label")
     parser.add_argument("--seed", type=int, default=0, help="of the names")
+    parser.add_argument("--least_turns", type=int, default=4)
+    parser.add_argument("--most_turns", type=int, default=20)
+    parser.add_argument("--moderation_threshold", type=float, default=0.5)
     ours, beams = parser.parse_known_args(arguments)
     labels = None
     if ours.canary_labels:
         lines = Path(ours.canary_labels).read_text(encoding="utf-8").splitlines()
         labels = {str(row["id"]): str(row["label"]) for row in map(json.loads, lines)}
-    settings = postprocess.Settings(seed=ours.seed, canary=labels)
+    settings = postprocess.Settings(
+        seed=ours.seed,
+        canary=labels,
+        least_turns=ours.least_turns,
+        most_turns=ours.most_turns,
+        moderation_threshold=ours.moderation_threshold,
+    )
     with beam.Pipeline(options=PipelineOptions(beams)) as pipeline:
         rows = pipeline | "rows" >> beam.io.ReadFromText(ours.rows)
         if ours.provenance:

@@ -8,6 +8,7 @@ its own way to a response costs 0.35 ms a call more (0.86 against 0.51 ms of one
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import email.utils
 import json
@@ -34,8 +35,14 @@ class Server:
     extra_body: str = "{}"  # JSON: fields to add to every body; null takes one away
 
     def key(self) -> str:
-        """The key, from the environment alone."""
-        return os.environ.get(self.key_variable) or NO_KEY
+        """The key, from the environment alone. Raises UserError, which does not show it."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"the environment variable {self.key_variable} holds characters that no header "
+                "can carry: set it to the key alone"
+            )
+        return key or NO_KEY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +117,11 @@ def read(text: str, form: str) -> Response:
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         what = "truncated or no JSON" if isinstance(error, ValueError) else "unexpected JSON"
         raise AnswerError(f"{what}: {str(error) or type(error).__name__}") from error
+    except RecursionError as error:
+        raise AnswerError("JSON of too many levels") from error
 
 
 def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | None:
@@ -196,9 +205,11 @@ class Client:
                 content=data,
                 extensions=self._extensions,
             )
-            got = await self._http.send(request)
+            # The library's timeout is of a read; an answer that comes in drops has this one.
+            async with asyncio.timeout(self.server.timeout):
+                got = await self._http.send(request)
             text = got.content.decode("utf-8", "surrogateescape")
-        except self._timeouts:
+        except (TimeoutError, self._timeouts):
             return Reply(0, f"no answer within {self.server.timeout:g} s")
         except self._broken as error:
             return Reply(0, f"{type(error).__name__}: {error}".rstrip(": "))
@@ -217,7 +228,13 @@ async def probe(client: Client, form: str) -> str:
         asking = dataclasses.replace(server, form=tried)
         data = json.loads(body(Request("probe", "probe", 0, "Hello"), asking))
         data |= {name: 1 for name in ("max_tokens", "max_completion_tokens") if name in data}
-        reply = await client.post(tried, _dumps(data))
+        # A form that is guessed is remembered, so it is not guessed from an overload.
+        for wait in (0.2, 1.0, 5.0, None) if form == "auto" else (None,):
+            reply = await client.post(tried, _dumps(data))
+            passing = reply.status in HEALING or (reply.status >= 500 and reply.status != 501)
+            if not passing or wait is None:
+                break
+            await asyncio.sleep(min(reply.retry_after or wait, 30))
         if reply.status == 0:
             raise UserError(
                 f"{server.base_url} does not answer ({reply.text}): start the server, or mend "
@@ -226,15 +243,23 @@ async def probe(client: Client, form: str) -> str:
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
         if form == "auto" and tried == "completion" and other:
             continue
-        if reply.status in (401, 402, 404, 405) or hopeless(reply):
+        if hopeless(reply) or refused(reply):
             raise UserError(complaint(reply, asking))
-        if 400 <= reply.status < 500 and reply.status not in HEALING:
-            raise UserError(complaint(reply, asking))
+        if form == "auto" and reply.status != 200:
+            raise UserError(
+                f"{server.base_url}: {_said(reply)}: whether it takes completions or chat cannot "
+                "be told now; try again later, or give --form"
+            )
         return tried
     raise AssertionError("unreachable: the chat form is returned or refused")
 
 
 HEALING = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
+
+
+def refused(reply: Reply) -> bool:
+    """Whether the server will not have this request; a redirection is not followed."""
+    return 0 < reply.status < 500 and reply.status != 200 and reply.status not in HEALING
 
 
 def hopeless(reply: Reply) -> bool:
@@ -243,10 +268,15 @@ def hopeless(reply: Reply) -> bool:
     return reply.status in (401, 402, 404, 405) or unpaid
 
 
+def _said(reply: Reply) -> str:
+    return f"{reply.status}: {' '.join(reply.text.split())[:300]}"
+
+
 def complaint(reply: Reply, server: Server) -> str:
     """What a refusal means and what to do about it, on one line."""
-    said = " ".join(reply.text.split())[:300]
-    where = f"{server.base_url}: {reply.status}: {said}"
+    where = f"{server.base_url}: {_said(reply)}"
+    if reply.status < 400:
+        return f"{where}. It is answered elsewhere: mend --base_url (https?)"
     if reply.status == 401:
         return f"{where}. The key is read from the environment variable {server.key_variable}"
     if reply.status in (402, 429):

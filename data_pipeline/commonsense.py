@@ -23,13 +23,17 @@ if TYPE_CHECKING:  # post-processing needs no English inflection
     from data_pipeline.sentences import Sentence
 
 ANSWERS = ("Yes", "No", "Unknown")
-_YES = re.compile(r"^(?:a\s*:\s*)?(?:yes|yeah|true|correct)\b", re.IGNORECASE)
+_YES = re.compile(
+    r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?(?:yes|yeah|true|correct)\b", re.IGNORECASE
+)
 _UNKNOWN = re.compile(
     r"unknown|unclear|not (?:clear|known|mentioned|stated|specified|sure)|cannot|can't|don't know"
     r"|maybe|possibly|it depends|no (?:information|mention|way to)",
     re.IGNORECASE,
 )
-_NO = re.compile(r"^(?:a\s*:\s*)?(?:no|not|false|incorrect)\b", re.IGNORECASE)
+_NO = re.compile(
+    r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?(?:no|not|false|incorrect)\b", re.IGNORECASE
+)
 
 
 def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record]:
@@ -85,7 +89,7 @@ def log_probabilities(response: Response) -> dict[str, float] | None:
                     found[answer] = _log_sum(before, alternatives[token])
         if not found:
             return None
-        least = min(alternatives.values())
+        least = min(alternatives.values()) - 1e-6  # below one that is the least itself
         return {answer: found.get(answer, least) for answer in ANSWERS}
     return None
 

@@ -53,17 +53,18 @@ def converse(
     for attempt in range(retries + 1):
         response = yield prompts.request("dialogue", record_id, attempt, **fields)
         last = response.text
-        if texts.is_refusal(last):
+        parsed = turns.parse(last, x, others)
+        if _declined(last, parsed):
             continue
-        found = _complete(turns.parse(last, x, others), response)
+        found = _complete(parsed, response)
         if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
             following = _next_speaker(found, x, others[0])
             response = yield prompts.request(
                 "continuation", record_id, attempt, so_far=found.text(), next=following, **fields
             )
             continuations += 1
-            if not texts.is_refusal(response.text):
-                more = turns.parse(response.text, following, (x, *others))
+            more = turns.parse(response.text, following, (x, *others))
+            if not _declined(response.text, more):
                 found = _joined(found, _complete(more, response))
         if not len(found):
             continue
@@ -77,6 +78,11 @@ def converse(
         return Rejected(record_id, "dialogue", reason, record)
     _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
     return Conversation(found, retries + 1, continuations, fault)
+
+
+def _declined(text: str, found: Turns) -> bool:
+    """Whether the model declines; not where a speaker does ("I'm sorry, I can't come. Bob: Oh")."""
+    return len(set(found.speakers)) < 2 and texts.is_refusal(text)
 
 
 def fault_of(found: Turns, wanted_turns: int) -> str:

@@ -1,9 +1,9 @@
 """Every answer that was paid for, written down before anything is made of it.
 
-`journal/` holds append-only shards and an index. A shard is a magic line, then frames: a header
-(magic, length, CRC-32) and one zlib-compressed JSON entry. An entry is written with one `write`
-as soon as its answer is there, so a killed process loses none (the kernel has it); `fsync`
-follows every few seconds and at the end, so a machine that loses power loses those seconds.
+`journal/` holds append-only shards of checksummed entries (`frames`) and an index. An entry is
+written with one `write` as soon as its answer is there, so a killed process loses none (the kernel
+has it); `fsync` follows every few seconds and at the end, so a machine that loses power loses those
+seconds.
 The index (SQLite) says where each answered question's entry lies. It is a convenience: what it
 lacks is read from the shards at the next start, and a lost one is made anew.
 
@@ -13,45 +13,24 @@ on is copied there and passed over; the questions concerned are simply asked aga
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import errno
 import fcntl
-import json
 import logging
 import os
 import socket
 import sqlite3
-import struct
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.frames import FIRST, HEADER, LONGEST, Entry, frame_at, pack, scan, unpack
 
 log = logging.getLogger("data_pipeline")
 
-_FIRST = b"CO3 journal 1\n"
-_MAGIC = b"\x93CO3"
-_HEADER = struct.Struct("<4sII")  # magic, length of what follows, its CRC-32
-_LONGEST = 1 << 28  # no frame is longer: what claims to be is damage
-# What most answers have in common, so that one alone compresses well. It is part of the format.
-_DICTIONARY = (
-    b'"completion_tokens_details": null, "prompt_tokens_details": null, "system_fingerprint": null,'
-    b'"top_logprobs": [{" Yes": -0., " No": -, " Unknown": -, "\\n": -, " I": - "token_logprobs": '
-    b'"logprobs": {"tokens": [" Yes"], "text_offset": [ "content": [{"token": "Yes", "logprob": -0.'
-    b'"moderation", "results": [{"flagged": false, "category_scores": {"hate": 0.0, "violence": 0.0'
-    b', "sexual": 0.0, "harassment": 0.0, "self-harm": 0.0 {"key": "", "id": "", "stage": "head", '
-    b'"relation_tail", "narrative", "speaker", "dialogue", "attempt": 0, "kind": "answer", '
-    b'"failure", "reason": "", "prompt_tokens": 1, "completion_tokens": 2, "raw": "{\\"id\\": '
-    b'\\"cmpl-\\", \\"object\\": \\"text_completion\\", \\"chat.completion\\", \\"created\\": 17, '
-    b'\\"model\\": \\"\\", \\"choices\\": [{\\"index\\": 0, \\"text\\": \\" \\", \\"message\\": '
-    b'{\\"role\\": \\"assistant\\", \\"content\\": \\"\\"}, \\"logprobs\\": null, '
-    b'\\"finish_reason\\": \\"stop\\"}], \\"usage\\": {\\"prompt_tokens\\": 1, '
-    b'\\"completion_tokens\\": 1, \\"total_tokens\\": 1}}"}'
-)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, shard INTEGER, place INTEGER)
     WITHOUT ROWID;
@@ -59,96 +38,6 @@ CREATE TABLE IF NOT EXISTS shards (shard INTEGER PRIMARY KEY, size INTEGER);
 CREATE TABLE IF NOT EXISTS spent (stage TEXT, kind TEXT, calls INTEGER, prompt_tokens INTEGER,
     completion_tokens INTEGER, PRIMARY KEY (stage, kind));
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One answer, or one failure to get one (`kind`), as the server gave it (`raw`).
-
-    Of a failure `reason` says what was wrong; it is kept for people and never taken as an answer.
-    """
-
-    key: str
-    id: str
-    stage: str
-    attempt: int
-    kind: str
-    raw: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reason: str = ""
-
-
-def pack(entry: Entry) -> bytes:
-    """An entry as a frame."""
-    text = json.dumps(vars(entry), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    squeeze = zlib.compressobj(4, zdict=_DICTIONARY)
-    body = squeeze.compress(text) + squeeze.flush()
-    return _HEADER.pack(_MAGIC, len(body), zlib.crc32(body)) + body
-
-
-def unpack(body: bytes) -> Entry:
-    """The entry of a frame's body (without header), which the checksum has shown to be whole."""
-    text = zlib.decompressobj(zdict=_DICTIONARY).decompress(body)
-    return Entry(**json.loads(text.decode("utf-8", "surrogatepass")))
-
-
-def frame_at(data: bytes, place: int) -> bytes | None:
-    """The body of the frame at `place`, or None if there is no whole one."""
-    if len(data) < place + _HEADER.size:
-        return None
-    magic, length, checksum = _HEADER.unpack_from(data, place)
-    if magic != _MAGIC or length > _LONGEST:
-        return None
-    body = data[place + _HEADER.size : place + _HEADER.size + length]
-    return body if len(body) == length and zlib.crc32(body) == checksum else None
-
-
-def scan(path: Path, start: int = 0) -> Iterator[tuple[int, int, Entry | None]]:
-    """The frames of a shard from `start` on: (begin, end, entry), entry None where it is damaged.
-
-    A damaged stretch at the end of the file is its torn tail.
-    """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if start < len(_FIRST):
-            start = len(_FIRST)
-            if file.read(len(_FIRST)) != _FIRST:
-                start = _next_frame(file, 0, size)
-                yield 0, start, None
-        while start < size:
-            file.seek(start)
-            header = file.read(_HEADER.size)
-            body = None
-            if len(header) == _HEADER.size:
-                magic, length, checksum = _HEADER.unpack(header)
-                if magic == _MAGIC and length <= size - start - _HEADER.size:
-                    body = file.read(length)
-                    body = body if zlib.crc32(body) == checksum else None
-            end = start + _HEADER.size + len(body) if body else _next_frame(file, start + 1, size)
-            yield start, end, unpack(body) if body else None
-            start = end
-
-
-def _next_frame(file: Any, start: int, size: int) -> int:
-    """Where the next whole frame begins, or the end of the file."""
-    step = 1 << 20
-    while start < size:
-        file.seek(start)
-        block = file.read(step + len(_MAGIC) - 1)
-        found = block.find(_MAGIC)
-        if found < 0:
-            start += step
-            continue
-        start += found
-        file.seek(start)
-        header = file.read(_HEADER.size)
-        if len(header) == _HEADER.size:
-            _, length, _ = _HEADER.unpack(header)
-            if length <= size - start and frame_at(header + file.read(length), 0) is not None:
-                return start
-        start += 1
-    return size
 
 
 class Journal:
@@ -160,6 +49,7 @@ class Journal:
     def __init__(self, folder: Path, *, shard_bytes: int = 1 << 28, fsync_seconds: float = 5):
         self.folder, self.shard_bytes, self.fsync_seconds = Path(folder), shard_bytes, fsync_seconds
         self.damaged = 0  # frames that could not be read
+        self._fd: int | None = None  # of the shard that is written
         self._files: dict[int, int] = {}
         self._fresh: dict[bytes, tuple[int, int]] = {}  # not yet in the index
         self._fresh_spent: Counter = Counter()
@@ -198,13 +88,15 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._commit()
-        os.fsync(self._fd)
-        os.close(self._fd)
-        for fd in self._files.values():
-            os.close(fd)
-        self._index.close()
-        self._lock.close()
+        try:
+            self._commit()
+        finally:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            for fd in self._files.values():
+                os.close(fd)
+            self._index.close()
+            self._lock.close()
 
     def get(self, key: str) -> Entry | None:
         """The answer to a question, or None if there is none yet."""
@@ -212,7 +104,8 @@ class Journal:
         where = self._fresh.get(name)
         if where is None:
             query = "SELECT shard, place FROM answers WHERE key = ?"
-            where = self._index.execute(query, (name,)).fetchone()
+            with self._index_errors():
+                where = self._index.execute(query, (name,)).fetchone()
         if where is None:
             return None
         entry = self._read(*where)
@@ -220,22 +113,22 @@ class Journal:
             self.damaged += 1
             log.warning("%s: damaged at byte %d, asked again", self._path(where[0]), where[1])
             self._fresh.pop(name, None)
-            self._index.execute("DELETE FROM answers WHERE key = ?", (name,))
+            with self._index_errors():
+                self._index.execute("DELETE FROM answers WHERE key = ?", (name,))
             return None
         return entry
 
     def append(self, entry: Entry) -> None:
         """Write an entry. When this returns a kill of the process no longer loses it."""
         frame = pack(entry)
-        if self._size and self._size + len(frame) > self.shard_bytes:
-            self._commit()
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._begin(self._shard + 1)
         try:
+            if self._size and self._size + len(frame) > self.shard_bytes:
+                self._commit()
+                os.fsync(self._fd)
+                self._begin(self._shard + 1)
             written = os.write(self._fd, frame)
             if written != len(frame):  # a full disk takes a part of it
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._fd, self._size)
             raise UserError(
@@ -267,13 +160,24 @@ class Journal:
         return self.folder / f"shard-{shard:05d}.co3j"
 
     def _begin(self, shard: int) -> None:
-        """Open a shard for appending, an empty one with its first line."""
-        self._shard = shard
+        """Open a shard for appending, an empty one with its first line; the one before is closed.
+
+        If that fails the one before stays open. Raises OSError.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._fd = os.open(self._path(shard), flags, 0o644)
-        self._size = os.fstat(self._fd).st_size
-        if not self._size:
-            self._size = os.write(self._fd, _FIRST)
+        fd = os.open(self._path(shard), flags, 0o644)
+        try:
+            size = os.fstat(fd).st_size
+            if not size and (size := os.write(fd, FIRST)) != len(FIRST):
+                os.ftruncate(fd, 0)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.close(fd)
+            raise
+        before, self._fd = self._fd, fd
+        if before is not None:
+            os.close(before)
+        self._shard, self._size = shard, size
 
     def _read(self, shard: int, place: int) -> Entry | None:
         if shard not in self._files:
@@ -281,10 +185,10 @@ class Journal:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = os.open(self._path(shard), os.O_RDONLY)
         data = os.pread(self._files[shard], 4096, place)
-        if len(data) >= _HEADER.size:
-            length = min(_HEADER.unpack_from(data)[1], _LONGEST)
-            if length + _HEADER.size > len(data):
-                data = os.pread(self._files[shard], length + _HEADER.size, place)
+        if len(data) >= HEADER.size:
+            length = min(HEADER.unpack_from(data)[1], LONGEST)
+            if length + HEADER.size > len(data):
+                data = os.pread(self._files[shard], length + HEADER.size, place)
         body = frame_at(data, 0)
         return unpack(body) if body is not None else None
 
@@ -302,6 +206,8 @@ class Journal:
     def _open_index(self) -> None:
         path = self.folder / "index.sqlite"
         for attempt in range(2):
+            self._fresh.clear()
+            self._fresh_spent.clear()
             try:
                 self._index = sqlite3.connect(path, isolation_level=None)
                 self._index.execute("PRAGMA journal_mode=WAL")
@@ -309,7 +215,7 @@ class Journal:
                 self._index.executescript(_TABLES)
                 self._catch_up()
                 return
-            except (sqlite3.DatabaseError, _OtherShardsError) as error:
+            except (sqlite3.DatabaseError, _OtherShardsError, UserError) as error:
                 self._index.close()
                 if attempt:
                     raise UserError(f"{path}: {error}") from error
@@ -348,6 +254,18 @@ class Journal:
         if tail:
             os.truncate(path, begin)
 
+    @contextlib.contextmanager
+    def _index_errors(self) -> Iterator[None]:
+        """An index that fails stops the run: it is no fault of the triple that is asked about."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            path = self.folder / "index.sqlite"
+            raise UserError(
+                f"{path}: {error}. No answer is lost: make room if the disk is full, else delete "
+                "that file; then give the same command again"
+            ) from error
+
     def _note(self, entry: Entry, shard: int, place: int) -> None:
         if entry.kind == "answer":
             self._fresh[bytes.fromhex(entry.key)] = (shard, place)
@@ -358,7 +276,7 @@ class Journal:
     def _commit(self, shard: int | None = None, size: int | None = None) -> None:
         shard, size = (self._shard, self._size) if shard is None else (shard, size)
         self._committed = time.monotonic()
-        with self._index:
+        with self._index_errors(), self._index:
             self._index.execute("BEGIN")
             rows = ((key, *where) for key, where in self._fresh.items())
             self._index.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)

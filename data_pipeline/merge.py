@@ -25,6 +25,10 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
         missing = [n for n in ("run.json", "soda.jsonl") if not (folder / n).exists()]
         if missing:
             raise UserError(f"{folder} has no {missing[0]}: give folders of finished runs of co3")
+        if any((folder / f"{name}.jsonl.partial").exists() for name in FILES):
+            raise UserError(
+                f"a run in {folder} has not ended, and its files are of one before: let it end"
+            )
         abouts.append(json.loads((folder / "run.json").read_text()))
     shards: dict[str, Path] = {}
     for folder, about in zip(folders, abouts, strict=True):

@@ -47,6 +47,8 @@ _AFTER_OTHER = re.compile(r"\s\d")
 _IN_SENTENCE = re.compile(r"(?:\b[a-z']+|,|(?:^|[.!?\n\0]\s*)[A-Z][a-z]+) $")
 _LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 _PERSONS = frozenset(_LISTS["names"]["persons"].split())
+_ROLES = frozenset(_LISTS["speakers"]["human"].split())  # "King", "Baker": who, not what name
+_LABEL_WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
 _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 
@@ -60,7 +62,11 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     everything = _BREAK.join(texts)
     certain = {word for person in persons for word in person.split()}
     for speaker in speakers:
-        certain.update(word for word in speaker.split() if word in names)
+        certain.update(
+            word
+            for word in _LABEL_WORD.findall(speaker)
+            if word in names and (word in _PERSONS or word.lower() not in _ROLES)
+        )
     capitalised = {match["name"] for match in _CAPITALISED.finditer(everything)}
     introduced = set()
     if not capitalised.isdisjoint(names.words):
@@ -88,7 +94,9 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
         return new + ("'s" if ending and not new.endswith(("s", "S")) else ending)
 
     def label(name: str) -> str:
-        return " ".join(mapping.get(word, word) for word in name.split(" "))
+        if name in mapping:  # "Jean-Luc"
+            return mapping[name]
+        return _LABEL_WORD.sub(lambda match: mapping.get(match[0], match[0]), name)
 
     literal, narrative, interlocutor, *dialogue = _CAPITALISED.sub(another, everything).split(
         _BREAK

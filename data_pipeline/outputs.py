@@ -7,6 +7,7 @@ next start goes on there. At the end they take their names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -50,6 +51,7 @@ class Outputs:
         self.folder, self.about, self.save_seconds = Path(folder), about, save_seconds
         self._waiting: dict[int, Result] = {}
         self._keys: set[bytes] = set()
+        self._broken = False
         self.next, self.total = 0, total
         self.counts = dict.fromkeys(FILES, 0)
         sizes = self._resume()
@@ -64,7 +66,7 @@ class Outputs:
         self._saved = time.monotonic()
 
     def add(self, number: int, result: Result) -> None:
-        """The result of triple `number`."""
+        """The result of triple `number`. Raises UserError; then nothing more is saved."""
         self._waiting[number] = result
         while (result := self._waiting.pop(self.next, None)) is not None:
             lines = result.lines
@@ -76,18 +78,26 @@ class Outputs:
                 try:
                     self._files[name].write(line.encode() + b"\n")
                 except OSError as error:
-                    raise UserError(f"cannot write {self._partial(name)}: {error}") from error
+                    raise self._lost(name, error) from error
                 self.counts[name] += 1
             self.next += 1
         if time.monotonic() - self._saved > self.save_seconds:
             self.save()
 
     def save(self) -> None:
-        """Make what is written so far the place to go on from."""
+        """Make what is written so far the place to go on from. Raises UserError.
+
+        After a failed write, which may have left half a triple, the place before stays.
+        """
+        if self._broken:
+            return
         sizes = {}
         for name, file in self._files.items():
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise self._lost(name, error) from error
             sizes[name] = file.tell()
         state = {"next": self.next, "counts": self.counts, "sizes": sizes, "about": self.about}
         write_atomic(self.folder / "progress.json", json.dumps(state, indent=1))
@@ -105,7 +115,15 @@ class Outputs:
     def close(self) -> None:
         """Close the files."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # told by `save`, and what it saved is whole
+                file.close()
+
+    def _lost(self, name: str, error: OSError) -> UserError:
+        self._broken = True
+        return UserError(
+            f"cannot write {self._partial(name)}: {error.strerror}. No answer is lost: make room, "
+            "and give the same command again"
+        )
 
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl.partial"

@@ -14,6 +14,7 @@ import queue
 import select
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -39,13 +40,16 @@ class Connection:
     def post(self, form: str, data: bytes) -> Reply:
         """One call, whatever comes of it."""
         try:
+            until = time.monotonic() + self.timeout
             if self.http.sock is None or _readable(self.http.sock):  # closed while it was idle
                 self.http.close()
                 self.http.connect()
                 self.http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = self.http.sock
+            sock.settimeout(self.timeout)
             self.http.request("POST", self.path + FORMS[form], data, self.headers)
             got = self.http.getresponse()
-            text = got.read().decode("utf-8", "surrogateescape")
+            text = _body(got, sock, until).decode("utf-8", "surrogateescape")
             wait = retry_after(got.headers) if got.status != 200 else None
             return Reply(got.status, text, wait)
         except TimeoutError:
@@ -54,6 +58,21 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             self.http.close()
             return Reply(0, f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _body(got: http.client.HTTPResponse, sock: socket.socket, until: float) -> bytes:
+    """An answer's body, whole by `until`: one that comes in drops would pass a read's timeout."""
+    parts = []
+    with got:
+        while part := got.read1(1 << 20):
+            parts.append(part)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock.settimeout(left)
+        if got.length:
+            raise http.client.IncompleteRead(b"", got.length)
+    return b"".join(parts)
 
 
 def _readable(sock: socket.socket) -> bool:
@@ -80,7 +99,11 @@ def serve(
         connection = Connection(server, headers)
         while True:
             number, form, data = calls.get()
-            reply = connection.post(form, data)
+            try:
+                reply = connection.post(form, data)
+            except Exception as error:  # whoever asked is to be told, not left waiting
+                connection = Connection(server, headers)
+                reply = Reply(0, f"{type(error).__name__}: {error}")
             text = reply.text.encode("utf-8", "surrogatepass")
             with lock:
                 write((number, reply.status, text, reply.retry_after))

@@ -171,7 +171,10 @@ async def _help(server: Server, connections: int, connection: socket.socket) -> 
     running: set[asyncio.Task] = set()
 
     async def call(number: int, form: str, data: bytes) -> None:
-        reply = await client.post(form, data)
+        try:
+            reply = await client.post(form, data)
+        except Exception as error:  # whoever asked is to be told, not left waiting
+            reply = Reply(0, f"{type(error).__name__}: {error}")
         text = reply.text.encode("utf-8", "surrogatepass")
         messages.send((number, reply.status, text, reply.retry_after))
 

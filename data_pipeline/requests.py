@@ -46,9 +46,16 @@ class Request:
     messages: tuple[tuple[str, str], ...] = ()
     sampling: Sampling = Sampling()
 
-    def key(self, model: str, form: str) -> str:
-        """What names this request in the journal: equal for equal questions to equal models."""
+    def key(self, model: str, form: str, body: str = "{}") -> str:
+        """What names this request in the journal: equal for equal questions to equal models.
+
+        `body` is the JSON of fields that the user adds to every request. Of prompt and messages
+        the one counts that is sent. Other keys would lose every journal that there is.
+        """
         asked = {**vars(self), "sampling": vars(self.sampling), "model": model, "form": form}
+        del asked["prompt" if form == "chat" and self.messages else "messages"]
+        if more := json.loads(body):
+            asked["body"] = more
         text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

@@ -19,8 +19,10 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -89,6 +91,7 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run; the exit code."""
     args = flags().parse_args(argv)
+    _check(args)
     level = logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(level)
@@ -127,7 +130,7 @@ async def _main(args: argparse.Namespace) -> int:
                 other = await stack.enter_async_context(Client(judge, allowance.concurrency))
                 moderation = (other.post, judge)
             about = _about(args, identity, server, settings)
-            what = {name: value for name, value in about.items() if name != "base_url"}
+            what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
             total = source.count()
             outputs = Outputs(args.output, what, total, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
@@ -247,9 +250,23 @@ def _server(args: argparse.Namespace) -> Server:
     )
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for a number that means nothing."""
+    above = ("timeout", "requests_per_minute", "tokens_per_minute")
+    least = {"concurrency": 1, "tries": 1, "sample": 1} | dict.fromkeys(
+        ("limit", "retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
+    )
+    for name in (*above, *least):
+        value = getattr(args, name)
+        if value is None:
+            continue
+        low = least.get(name, 0)
+        if not math.isfinite(value) or value < low or (name in above and value == 0):
+            want = "more than 0" if name in above else f"{low} or more"
+            raise UserError(f"--{name}={value:g}: {want} is wanted")
+
+
 def _allowance(args: argparse.Namespace) -> Allowance:
-    if args.concurrency < 1 or args.tries < 1:
-        raise UserError("--concurrency and --tries are 1 at least")
     if args.cost_cap is not None and not (args.price_in or args.price_out):
         raise UserError("--cost_cap needs --price_in and --price_out, of a million tokens")
     names = [field.name for field in dataclasses.fields(Allowance)]
@@ -259,20 +276,26 @@ def _allowance(args: argparse.Namespace) -> Allowance:
 def _about(
     args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
 ) -> dict[str, Any]:
-    """What the output is made of, but for how much of it: other values, another output."""
+    """What the output is made of, and how much of it at most: `run.json`."""
     return {
         **identity,
+        "limit": args.limit,
         "base_url": server.base_url,
         "model": server.model,
         "form": server.form,
         "body": server.extra_body,
         "prompts": settings.prompts.version,
         "retries": settings.retries,
-        "canary": str(args.canary_labels) if args.canary_labels else None,
+        "canary": _canary(args.canary_labels) if args.canary_labels else None,
         "moderation": args.moderation_model if args.moderation_url else None,
         "ask_human": settings.ask_human,
         "ask_commonsense": settings.ask_commonsense,
     }
+
+
+def _canary(path: Path) -> str:
+    """The labels' file, and a hash of it: other labels in it make another output."""
+    return f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:

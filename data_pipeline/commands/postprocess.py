@@ -76,7 +76,9 @@ def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
     rows = args.input[0]
     rows = rows if rows.endswith(".jsonl") else f"{rows.rstrip('/')}/soda*.jsonl"
     origins = f"{rows.rpartition('/')[0] or '.'}/provenance*.jsonl"
-    ours = [f"--rows={rows}", f"--output={args.output}", f"--seed={args.seed}"]
+    ours = [f"--rows={rows}", f"--output={args.output}"]
+    numbers = ("seed", "least_turns", "most_turns", "moderation_threshold")
+    ours += [f"--{name}={getattr(args, name)}" for name in numbers]
     if FileSystems.match([origins])[0].metadata_list:
         ours.append(f"--provenance={origins}")
     if args.canary_labels:

@@ -51,7 +51,11 @@ def main(argv: list[str]) -> int:
         key=args.key,
         seed=args.seed,
     )
-    teacher = server.Teacher(manners, prompts.load(args.prompts))
+    try:
+        texts = prompts.load(args.prompts)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts={args.prompts}: {error}") from error
+    teacher = server.Teacher(manners, texts)
     try:
         asyncio.run(server.forever(teacher, args.host, args.port))
     except OSError as error:

@@ -6,6 +6,7 @@ import datetime
 import email.utils
 import json
 import socket
+import threading
 
 import pytest
 from loopback import teacher
@@ -63,7 +64,11 @@ def test_answers_are_read_in_both_forms():
 
 
 @pytest.mark.parametrize(
-    "text", ["", '{"choices": [{"te', "[]", '{"choices": []}', '{"choices": [{"text": 3}]}', "null"]
+    "text",
+    [
+        *("", '{"choices": [{"te', "[]", '{"choices": []}', '{"choices": [{"text": 3}]}', "null"),
+        *("[" * 100_000, '{"choices": [{"text": ""}], "usage": {"prompt_tokens": Infinity}}'),
+    ],
 )
 def test_what_is_no_answer_is_said_to_be_none(text):
     """Oracle: these lack what an answer has."""
@@ -82,6 +87,53 @@ def test_retry_after_in_all_its_spellings():
     assert client.retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
     assert client.retry_after({"retry-after": "soon"}) is None
     assert client.retry_after({}) is None
+
+
+def test_a_key_that_no_header_carries_is_not_shown(monkeypatch):
+    """Oracle: the secret is in no message; a line's end after it is forgiven."""
+    monkeypatch.setenv("SECRET", "abra\ncadabra")
+    with pytest.raises(UserError, match="SECRET") as refused:
+        Server("http://x/v1", "m", key_variable="SECRET").key()
+    assert "abra" not in str(refused.value)
+    monkeypatch.setenv("SECRET", "abracadabra\n")
+    assert Server("http://x/v1", "m", key_variable="SECRET").key() == "abracadabra"
+
+
+def test_a_questions_name_is_of_what_is_sent():
+    """Oracle: the name that journals have had; another one would pay for every answer again."""
+    name = ASK.key("m", "completion")
+    assert name == "9c6e9c150bd32ff2936ed92033eed385"
+    said = dataclasses.replace(ASK, messages=(("user", "Is it so?"),))
+    assert said.key("m", "completion") == name and said.key("m", "chat") != ASK.key("m", "chat")
+    asked = dataclasses.replace(ASK, prompt="Q: Is it so?\nA:")
+    assert asked.key("m", "completion") != name and asked.key("m", "chat") == ASK.key("m", "chat")
+    assert len({ASK.key("m", "completion", b) for b in ("{}", '{"top_k": 1}', '{"n": 1}')}) == 3
+    assert ASK.key("m", "completion", "{ }") == name
+
+
+class Replies:
+    """A client whose server gives these replies, the last one for ever."""
+
+    server = Server("http://x/v1", "m")
+
+    def __init__(self, *replies):
+        self.replies = list(replies)
+
+    async def post(self, form, data):
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+
+def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
+    """Oracle: what the server says once it has time; a redirection names the flag to mend."""
+    sleep = asyncio.sleep
+    monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
+    busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, "{}")
+    assert asyncio.run(client.probe(Replies(busy, none, busy, fine), "auto")) == "chat"
+    with pytest.raises(UserError, match="--form"):
+        asyncio.run(client.probe(Replies(busy), "auto"))
+    assert asyncio.run(client.probe(Replies(busy), "chat")) == "chat"
+    with pytest.raises(UserError, match="--base_url"):
+        asyncio.run(client.probe(Replies(Reply(307, "")), "chat"))
 
 
 def test_refusals_that_cannot_heal():
@@ -242,25 +294,82 @@ def test_a_slow_answer_is_given_up(monkeypatch):
     assert not plain.serves(Server("http://x/v1", "m"))
 
 
+def test_an_answer_in_drops_is_given_up():
+    """A byte now and then, without end. Oracle: the timeout is of the call, not of a read."""
+
+    async def drip(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b" ")
+            try:
+                await writer.drain()
+            except OSError:
+                return
+            await asyncio.sleep(0.02)
+
+    async def both():
+        async with await asyncio.start_server(drip, "127.0.0.1", 0) as dripping:
+            port = dripping.sockets[0].getsockname()[1]
+            server = Server(f"http://127.0.0.1:{port}/v1", "m", timeout=0.2)
+            connection = plain.Connection(server, {})
+            plainly = await asyncio.to_thread(connection.post, "completion", b"{}")
+            async with client.Client(server, 1) as one:
+                return plainly, await one.post("completion", b"{}")
+
+    assert asyncio.run(asyncio.wait_for(both(), 5)) == (Reply(0, "no answer within 0.2 s"),) * 2
+
+
+def test_a_helper_tells_of_an_error_of_its_own(monkeypatch):
+    """Oracle: a reply comes, where the caller would wait for ever."""
+
+    async def broken(*_):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(client.Client, "post", broken)
+    assert asyncio.run(_asked_of_a_helper(Server("http://x/v1", "m")))[:2] == (7, 0)
+    written = []
+    # In threads: the process would end there, so the end is an exception here.
+    monkeypatch.setattr(plain.Connection, "post", lambda *_: (_ for _ in ()).throw(ValueError()))
+    done = threading.Event()
+
+    def ended(_):
+        raise SystemExit
+
+    monkeypatch.setattr(plain.os, "_exit", ended)
+    calls = iter([(7, "completion", b"")])
+    with pytest.raises(SystemExit):
+        plain.serve(
+            Server("http://x/v1", "m"),
+            {},
+            1,
+            lambda: next(calls, None) or (done.wait(5), None)[1],
+            lambda message: (written.append(message), done.set()),
+        )
+    assert written[0][:2] == (7, 0)
+
+
+async def _asked_of_a_helper(server):
+    """What a helper that uses the library says to one call."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    helper = asyncio.create_task(processes._help(server, 2, theirs))
+    got = asyncio.Queue()
+    _, link = await asyncio.get_running_loop().create_connection(
+        lambda: processes.Messages(got.put_nowait, lambda: None), sock=ours
+    )
+    link.send(({},))
+    assert await got.get() == processes._READY
+    link.send((7, "completion", client.body(ASK, server)))
+    answer = await asyncio.wait_for(got.get(), 5)
+    link.transport.close()
+    await helper
+    return answer
+
+
 def test_a_helper_with_the_library_answers():
     """What a helper does for https. Oracle: the teacher's answer, and an end with the socket."""
-
-    async def asked(server):
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        helper = asyncio.create_task(processes._help(server, 2, theirs))
-        got = asyncio.Queue()
-        _, link = await asyncio.get_running_loop().create_connection(
-            lambda: processes.Messages(got.put_nowait, lambda: None), sock=ours
-        )
-        link.send(({},))
-        assert await got.get() == processes._READY
-        link.send((7, "completion", client.body(ASK, server)))
-        number, status, text, _ = await got.get()
-        link.transport.close()
-        await helper
-        return number, status, client.read(text.decode(), "completion").text
-
     with teacher() as (url, _):
-        number, status, text = asyncio.run(asked(Server(url, "teacher")))
-    assert (number, status) == (7, 200) and text
+        number, status, text, _ = asyncio.run(_asked_of_a_helper(Server(url, "teacher")))
+    said = client.read(text.decode(), "completion").text
+    assert (number, status) == (7, 200) and said

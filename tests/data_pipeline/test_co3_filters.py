@@ -214,6 +214,12 @@ def test_log_probabilities(alternatives, wanted):
     assert [found[a] for a in commonsense.ANSWERS] == pytest.approx(wanted)
 
 
+def test_an_answer_that_is_there_beats_those_that_are_not():
+    """ "No" is the least of those shown, "Yes" is not shown. Oracle: the model's own order."""
+    found = commonsense.log_probabilities(Response(logprobs=({"I": -0.1, "No": -1.0},)))
+    assert max(found, key=found.get) == "No"
+
+
 @pytest.mark.parametrize("alternatives", [None, (), ({},), ({"Hm": -0.1},), ({"\n": -0.1},)])
 def test_no_log_probabilities(alternatives):
     """Oracle: none of the answers is there."""
@@ -230,6 +236,8 @@ def test_no_log_probabilities(alternatives):
         ("Not mentioned.", "Unknown"),
         ("No information is given.", "Unknown"),
         ("Unknown", "Unknown"),
+        ("Answer: Yes", "Yes"),
+        ("The answer is no.", "No"),
         ("It cannot be determined", "Unknown"),
         ("A: yes", "Yes"),
         ("Nobody knows", "Unknown"),

@@ -154,3 +154,11 @@ def test_replacements_are_spread_over_the_list():
     (the chance of eight in any is below 1e-3)."""
     drawn = [BOOK.replacements(str(i), 0, 1, set())[0] for i in range(3000)]
     assert max(drawn.count(name) for name in set(drawn)) <= 7 and len(set(drawn)) > 2300
+
+
+def test_a_name_within_a_speakers_label_is_replaced():
+    """Oracle: by hand; the label goes with the text, and a title or a role is no name."""
+    found = replaced("Ann's mom saw the King.", speakers=("Ann's Mom", "King"))
+    assert found.speakers == (f"{found.x}'s Mom", "King")
+    assert found.narrative == f"{found.x}'s mom saw the King."
+    assert replaced("Hi.", x="Ann", speakers=("Ann", "Dean")).speakers[1] != "Dean"

@@ -147,6 +147,13 @@ def test_a_good_conversation_is_taken_at_once():
     assert found.turns.dialogue[0] == "This is what I say in turn number 1."
 
 
+def test_a_speaker_who_says_sorry_is_no_refusal():
+    """Paid for, and a conversation. Oracle: it is taken at the first answer."""
+    said = conversation(8).replace("This is", "I'm sorry, but I can't help you move. This is", 1)
+    found, requests = converse(said)
+    assert stages(requests) == [("dialogue", 0)] and len(found.turns) == 8
+
+
 def test_one_that_broke_off_is_continued_once():
     more = " Turn four is mine.\nAnn: And five.\nCoach: And six it is.\nAnn: Seven."
     found, requests = converse(conversation(3), more)

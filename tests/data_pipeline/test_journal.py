@@ -111,6 +111,29 @@ def test_what_was_appended_survives_a_kill(tmp_path):
         assert all(journal.get(entry(n).key) == entry(n, size=400) for n in range(last + 1))
 
 
+def test_a_disk_that_is_full_at_a_new_shard(tmp_path, monkeypatch):
+    """Oracle: the error says so; with room again the journal goes on, and has every entry."""
+    said = []
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Journal(tmp_path, shard_bytes=400) as journal:
+        for number in range(60):
+            with monkeypatch.context() as changed:
+                if number % 2:
+                    changed.setattr(os, "open", full)
+                try:
+                    journal.append(entry(number))
+                    continue
+                except UserError as error:
+                    said.append(str(error))
+            journal.append(entry(number))
+        assert len(said) > 3 and all("No space left" in text for text in said)
+        assert all(journal.get(entry(n).key) == entry(n) for n in range(60))
+    assert list(entries(tmp_path)) == [entry(n) for n in range(60)]
+
+
 def test_two_writers_are_refused(tmp_path):
     """Oracle: the second one's error names the folder and the first."""
     with Journal(tmp_path), pytest.raises(UserError, match="in use by process"):

@@ -150,7 +150,7 @@ def test_a_server_that_dies_stops_the_run(tmp_path, triples, capsys):
         assert co3(triples, tmp_path, url, "--token_cap=4000") == 3
     assert co3(triples, tmp_path, url) == 1
     with teacher(misbehave=1.0, kinds=("500",)) as (url, _):
-        assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4") == 1
+        assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4", "--form=completion") == 1
     said = capsys.readouterr().err
     assert "does not answer" in said and "answers nobody" in said
     assert not (tmp_path / "soda.jsonl").exists()
@@ -179,6 +179,12 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--shard=2/2"], "--shard"),
         (["--body=["], "--body"),
         (["--cost_cap=1"], "--price_in"),
+        (["--limit=-1"], "--limit"),
+        (["--retries=-1"], "--retries"),
+        (["--requests_per_minute=0"], "--requests_per_minute"),
+        (["--timeout=nan"], "--timeout"),
+        (["--processes=-1"], "--processes"),
+        (["--output=/dev/null/x"], "/dev/null/x"),
         (["--model=other"], "--model"),
         (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--prompts=/nowhere.toml"], "/nowhere.toml"),
@@ -270,7 +276,12 @@ def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
         for index, part in enumerate(parts):
             assert co3(triples, part, url, f"--shard={index}/3") == 0
         whole = tmp_path / "whole"
-        assert co3(triples, whole, url, "--limit=99") == 0
+        assert co3(triples, whole, url) == 0
+        few, begun = tmp_path / "few", tmp_path / "begun"
+        assert co3(triples, few, url, "--shard=2/3", "--limit=2") == 0
+        assert co3(triples, begun, url, "--shard=2/3") == 0
+        # Another seed's run begins in a folder of finished files, and is stopped.
+        assert co3(triples, begun, url, "--shard=2/3", "--seed=5", "--token_cap=1") == 3
     merged = ["merge", f"--output={tmp_path / 'all'}", "--quiet", "--inputs"]
     assert command.main([*merged, *map(str, parts)]) == 0
     assert outputs(tmp_path / "all") == outputs(undisturbed)
@@ -281,6 +292,8 @@ def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
         (parts[:2], "missing of the shards: 2/3"),
         ([*parts, parts[0]], "both of --shard=0/3"),
         ([parts[0], whole], "several divisions"),
+        ([*parts[:2], few], "limit=2"),
+        ([*parts[:2], begun], "has not ended"),
     ):
         assert command.main([*merged, *map(str, wrong)]) == 1
         assert said in capsys.readouterr().err
