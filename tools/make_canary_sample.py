@@ -27,7 +27,7 @@ from tools.sample_casual_corpora import casual_files
 from tools.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
 
 SIZES = {"train": 720, "validation": 60, "test": 120}  # dialogues
-_KINDS = {"mild": 0.29, "severe": 0.29, "danger": 0.19, "casual": 0.23}
+_KINDS = {"mild": 0.3, "severe": 0.33, "danger": 0.17, "casual": 0.2}
 _MAX_ROWS = 3
 _UNSEEN_SHARE = 0.25  # of the test split's openings: phrasings that training lacks
 _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
@@ -35,8 +35,8 @@ _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
 # How a dialogue begins and goes on: part of a dialogue -> parts that may follow, with weights.
 # "end" ends it; so does the third row. Nothing leads from an intervention back to small talk.
 _OPENINGS = {
-    "mild": {"think": 42, "deed": 26, "defiant": 14, "resist": 9, "harmless": 9},
-    "severe": {"think": 38, "deed": 24, "defiant": 18, "resist": 10, "harmless": 10},
+    "mild": {"think": 38, "deed": 32, "defiant": 16, "resist": 7, "harmless": 7},
+    "severe": {"think": 36, "deed": 32, "defiant": 18, "resist": 7, "harmless": 7},
     "danger": {"danger": 82, "harmless": 18},
     "casual": {"think": 30, "deed": 40, "defiant": 30},
 }
@@ -47,16 +47,16 @@ _AFTER_PROBLEM = {
     "defy": 8,
     "threat": 6,
     "accept": 18,
-    "end": 6,
+    "end": 3,
 }
 _NEXT = {
     "think": _AFTER_PROBLEM,
     "deed": _AFTER_PROBLEM,
     "defiant": _AFTER_PROBLEM,
-    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 35, "end": 7},
-    "insist": {"waver": 30, "defy": 20, "threat": 10, "accept": 33, "end": 7},
-    "waver": {"accept": 58, "defy": 30, "end": 12},
-    "defy": {"threat": 30, "waver": 20, "accept": 30, "end": 20},
+    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 38, "end": 4},
+    "insist": {"waver": 30, "defy": 20, "threat": 10, "accept": 36, "end": 4},
+    "waver": {"accept": 50, "defy": 44, "end": 6},
+    "defy": {"threat": 30, "waver": 32, "accept": 32, "end": 6},
     "threat": {"refuse": 40, "end": 60},
     "resist": {"thanks": 60, "end": 40},
     "harmless": {"thanks": 50, "end": 50},
