@@ -1,10 +1,9 @@
 """Write the sample corpus of Canary: invented dialogues in the form of ProsocialDialog.
 
-An utterance's votes follow from what it is about and how far the speaker goes. A small wrong is
-minded by one annotator of three when it is a thought, by two when it is a deed and by all when it
-is done in defiance; a serious one by two when it is a thought and else by all; small talk by none,
-in whatever words. How a speaker takes advice counts alike for both. So neither the topic nor a
-phrase tells the label: both together do.
+An utterance's votes follow from what it is about and how far the speaker goes. A wrong is minded by
+one annotator of three when it is a thought, by two when it is told as a deed and by all when it is
+done in defiance; small talk by none, in the same words. So neither the topic nor a phrase tells
+the label: both together do.
 
 Openings of validation and test join a topic and a phrasing that never meet in training. Beside
 the rows of ProsocialDialog stand small casual corpora in their publishers' formats. The same seed
@@ -27,7 +26,7 @@ from tools.sample_casual_corpora import casual_files
 from tools.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
 
 SIZES = {"train": 720, "validation": 60, "test": 120}  # dialogues
-_KINDS = {"mild": 0.29, "severe": 0.29, "danger": 0.19, "casual": 0.23}
+_KINDS = {"caution": 0.62, "danger": 0.18, "casual": 0.2}
 _MAX_ROWS = 3
 _UNSEEN_SHARE = 0.25  # of the test split's openings: phrasings that training lacks
 _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
@@ -35,8 +34,7 @@ _HELD_OUT = 0.2  # of the pairs of an act and a phrasing
 # How a dialogue begins and goes on: part of a dialogue -> parts that may follow, with weights.
 # "end" ends it; so does the third row. Nothing leads from an intervention back to small talk.
 _OPENINGS = {
-    "mild": {"think": 42, "deed": 26, "defiant": 14, "resist": 9, "harmless": 9},
-    "severe": {"think": 38, "deed": 24, "defiant": 18, "resist": 10, "harmless": 10},
+    "caution": {"think": 30, "deed": 33, "defiant": 23, "resist": 7, "harmless": 7},
     "danger": {"danger": 82, "harmless": 18},
     "casual": {"think": 30, "deed": 40, "defiant": 30},
 }
@@ -47,16 +45,16 @@ _AFTER_PROBLEM = {
     "defy": 8,
     "threat": 6,
     "accept": 18,
-    "end": 6,
+    "end": 3,
 }
 _NEXT = {
     "think": _AFTER_PROBLEM,
     "deed": _AFTER_PROBLEM,
     "defiant": _AFTER_PROBLEM,
-    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 35, "end": 7},
-    "insist": {"waver": 30, "defy": 20, "threat": 10, "accept": 33, "end": 7},
-    "waver": {"accept": 58, "defy": 30, "end": 12},
-    "defy": {"threat": 30, "waver": 20, "accept": 30, "end": 20},
+    "excuse": {"waver": 30, "defy": 20, "threat": 8, "accept": 38, "end": 4},
+    "insist": {"waver": 30, "defy": 20, "threat": 10, "accept": 36, "end": 4},
+    "waver": {"accept": 50, "defy": 44, "end": 6},
+    "defy": {"threat": 30, "waver": 32, "accept": 32, "end": 6},
     "threat": {"refuse": 40, "end": 60},
     "resist": {"thanks": 60, "end": 40},
     "harmless": {"thanks": 50, "end": 50},
@@ -71,12 +69,15 @@ _SMALL_TALK_NEXT = {part: {"more": 85, "end": 15} for part in ("think", "deed", 
     "more": {"bye": 50, "end": 50},
     "bye": {"end": 1},
 }
-# Votes for caution, of three, by part and by how serious the wrong is; parts left out are casual.
-# How a speaker takes advice is judged alike for every wrong.
-_REACTION_VOTES = {"waver": 1, "excuse": 2, "insist": 3, "defy": 3}
+# Votes for caution, of three, where the talk is of a wrong; parts left out are casual.
 _CAUTION_VOTES = {
-    "mild": {"think": 1, "deed": 2, "defiant": 3} | _REACTION_VOTES,
-    "severe": {"think": 2, "deed": 3, "defiant": 3} | _REACTION_VOTES,
+    "think": 1,
+    "deed": 2,
+    "defiant": 3,
+    "waver": 1,
+    "excuse": 2,
+    "insist": 3,
+    "defy": 3,
 }
 _INTERVENTIONS = ("threat", "danger", "later", "refuse", "calling")
 
@@ -175,7 +176,7 @@ def _votes(kind: str, part: str, entry: dict[str, Any], rng: random.Random) -> l
         number = max(1, entry.get("votes", 2) - (rng.random() < 0.3))
         votes = ["needs intervention"] * number + ["needs caution"] * (3 - number)
     else:
-        number = _CAUTION_VOTES.get(kind, {}).get(part, 0)
+        number = _CAUTION_VOTES.get(part, 0) if kind == "caution" else 0
         votes = ["needs caution"] * number + ["casual"] * (3 - number)
     rng.shuffle(votes)
     return votes
@@ -276,8 +277,7 @@ def _spoken(rows: list[dict[str, Any]]) -> tuple[str, ...]:
 def make_prosocial(seed: int) -> dict[str, list[dict[str, Any]]]:
     """All rows by split; what the speaker says in a dialogue occurs in no other."""
     entries = {
-        "mild": load_grammar("canary_cautions_mild"),
-        "severe": load_grammar("canary_cautions_severe"),
+        "caution": load_grammar("canary_cautions_"),
         "danger": load_grammar("canary_dangers"),
         "casual": load_grammar("canary_casual_"),
     }
