@@ -1,9 +1,10 @@
 # make quickstart   train, evaluate and question a small Cosmo, offline after installation
 # make canary-demo  train and measure a small Canary, offline after installation
+# make co3-demo     make a small corpus from triples and train on it, offline after installation
 # make test         lint and tests
 # make lock         resolve requirements.lock anew from pyproject.toml (needs uv)
 #
-# Both install into .venv first, with uv if it is there, else with pip. PYTHON=python3.12 make ...
+# All but lock install into .venv first, with uv if it is there, else with pip. PYTHON=python3.12 make ...
 # chooses the interpreter.
 
 PYTHON ?= python3
@@ -11,13 +12,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart canary-demo test lock clean
+.PHONY: quickstart canary-demo co3-demo test lock clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m tools.quickstart
 
 canary-demo: $(VENV)/.installed
 	$(BIN)/python -m canary demo
+
+co3-demo: $(VENV)/.installed
+	$(BIN)/python -m tools.co3_demo
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What a run tells at its end: report.json, a table for people, plots and the dataset's card."""
+"""What a run tells at its end: report.json, a table for people, plots; the card is `card`'s."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import statistics
+from data_pipeline import postprocess, prompts, statistics
+from data_pipeline.card import card
 from data_pipeline.outputs import write_atomic
+from data_pipeline.triples import SODA_RATIOS
 
 log = logging.getLogger("data_pipeline")
 
 # Stages before there is a conversation; the rest are filters, in percent of the conversations.
-BEFORE = ("triples", "sentence", "narrative", "speaker", "dialogue", "error")
+BEFORE = ("read", "triples", "sentence", "narrative", "speaker", "dialogue", "error")
+# All stages of rejections, in the order that a triple goes through them.
+_ORDER = (*BEFORE[:-1], "continuation", *postprocess.FILTERS, *prompts.STAGES, "dedup", "error")
 
 
 def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
@@ -57,7 +61,7 @@ def build(
 ) -> dict[str, Any]:
     """The report as report.json has it."""
     rejected: dict[str, dict[str, int]] = {}
-    for (stage, reason), number in sorted(reasons.items()):
+    for (stage, reason), number in sorted(reasons.items(), key=_place):
         rejected.setdefault(stage, {})[reason] = number
     early = sum(n for (stage, reason), n in reasons.items() if _early(stage, reason))
     late = reasons.total() - early
@@ -69,7 +73,7 @@ def build(
         "kept_percent": round(100 * numbers.dialogues / max(numbers.dialogues + late, 1), 1),
         "rejected": rejected,
         "corpus": numbers.table(),
-        "calls": calls,
+        "calls": {name: calls[name] for name in sorted(calls, key=_call_place)},
         "tokens": {
             name: sum(row[f"{name}_tokens"] for row in calls.values())
             for name in ("prompt", "completion")
@@ -79,6 +83,17 @@ def build(
     }
 
 
+def _place(item: tuple[tuple[str, str], int]) -> tuple:
+    """Sorts (stage, reason) by the stage's place in the pipeline, the most frequent first."""
+    (stage, reason), number = item
+    place = _ORDER.index(stage) if stage in _ORDER else len(_ORDER)
+    return place, stage, -number, reason
+
+
+def _call_place(stage: str) -> int:
+    return prompts.STAGES.index(stage) if stage in prompts.STAGES else len(prompts.STAGES)
+
+
 def _early(stage: str, reason: str) -> bool:
     return stage in BEFORE or reason.startswith("failed: ")
 
@@ -86,38 +101,43 @@ def _early(stage: str, reason: str) -> bool:
 def table(report: dict[str, Any]) -> str:
     """The report for people, as text."""
     lines = [
-        f"{report['triples']} triples, {report['conversations']} conversations, "
-        f"{report['records']} records ({report['kept_percent']}% of the conversations)",
+        f"{report['triples']:,} triples, {report['conversations']:,} conversations, "
+        f"{report['records']:,} records ({report['kept_percent']}% of the conversations)",
         "",
         f"{'rejected':<58}{'number':>9}{'percent':>9}",
     ]
     for stage, reasons in report["rejected"].items():
-        for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
+        for reason, number in reasons.items():
             early = _early(stage, reason)
             whole = report["triples"] if early else report["conversations"]
             of = "of triples" if early else "of conversations"
             share = 100 * number / max(whole, 1)
-            lines.append(f"  {stage + ': ' + reason:<56}{number:>9}{share:>8.1f}% {of}")
+            lines.append(f"  {stage + ': ' + reason:<56}{number:>9,}{share:>8.1f}% {of}")
     corpus = report["corpus"]
     lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
     lines.append(
-        f"  {corpus['dialogues']:>7}  {corpus['turns']:>11}  {corpus['utterance_length']:>16}  "
+        f"  {corpus['dialogues']:>7,}  {corpus['turns']:>11}  {corpus['utterance_length']:>16}  "
         f"{corpus['lexical_diversity']:>17}"
     )
-    lines += ["", f"  common: {', '.join(corpus['common_keywords'])}"]
+    splits = ", ".join(f"{name} {number:,}" for name, number in corpus["splits"].items())
+    lines += [f"  splits: {splits}", "", f"{'relation':<10}{'share':>7}  keywords"]
+    lines.append(f"  {'all':<8}{'100%':>7}  {', '.join(corpus['common_keywords'])}")
     for name, row in corpus["relations"].items():
-        lines.append(f"  {name:<8} {row['percent']:>5}%  {', '.join(row['keywords'])}")
-    names = ("answers", "failures", "prompt_tokens", "completion_tokens", "cost")
-    lines += ["", f"  {'calls':<22}" + "".join(f"{name.replace('_', ' '):>19}" for name in names)]
+        lines.append(f"  {name:<8}{row['percent']:>6}%  {', '.join(row['keywords'])}")
+    names = ["answers", "failures", "prompt_tokens", "completion_tokens"]
+    names += ["cost"] if report["cost"] else []
+    if report["calls"]:
+        heads = "".join(f"{name.replace('_', ' '):>19}" for name in names)
+        lines += ["", f"{'calls':<22}{heads}"]
     for stage, row in report["calls"].items():
-        lines.append(f"  {stage:<22}" + "".join(f"{row[name]:>19}" for name in names))
+        lines.append(f"  {stage:<20}" + "".join(f"{row[name]:>19,}" for name in names))
     tokens = report["tokens"]
-    lines += ["", f"tokens {tokens['prompt']} in, {tokens['completion']} out"]
+    lines += ["", f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
     lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""
     start = {"retries": {}, **report["this_start"]}
     if "calls" in start:
         lines += [
-            f"this start: {start['seconds']} s, {start['calls']} calls, "
+            f"this start: {start['seconds']} s, {start['calls']:,} calls, "
             f"{start['calls_per_second']}/s, {start['most_at_once']} at once at most; "
             f"{start['replayed']} answers from the journal"
         ]
@@ -125,46 +145,39 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def card(report: dict[str, Any]) -> str:
-    """The dataset's README.md, with the columns of the paper's tables 2 and 3."""
-    about, corpus = report["about"], report["corpus"]
-    relations = "\n".join(
-        f"| {name} ({row['percent']}%) | {', '.join(row['keywords'])} |"
-        for name, row in corpus["relations"].items()
-    )
-    filters = "\n".join(
-        f"| {stage}: {reason} | {number} |"
-        for stage, reasons in report["rejected"].items()
-        for reason, number in reasons.items()
-    )
-    settings = "\n".join(f"| {name} | {value} |" for name, value in about.items())
-    return f"""# Dialogues distilled with CO3
+def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
+    """Bars in the pipeline's order, the 15 largest; what no conversation was made of is gray."""
+    reasons = [
+        (f"{stage}: {reason}", number, "tab:gray" if _early(stage, reason) else "tab:red")
+        for stage, rows in rejected.items()
+        for reason, number in rows.items()
+    ]
+    least = sorted((number for _, number, _ in reasons), reverse=True)[:15][-1:]
+    reasons = [reason for reason in reasons if reason[1] >= least[0]]
+    names, numbers, colors = zip(*reasons, strict=True) if reasons else ((), (), ())
+    bars = panel.barh(names, numbers, color=colors)
+    panel.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=2)
+    panel.margins(x=0.15)  # room for the numbers
+    panel.invert_yaxis()
+    panel.set(title="left out (gray: before there was a conversation)", xlabel="triples")
+    panel.xaxis.set_major_formatter("{x:,.0f}")
 
-Social dialogues made by a language model from commonsense triples, with the method of Kim et al.
-2023 (SODA). All text is machine-made: nobody said it, and it may be wrong or biased. `soda.jsonl`
-has the published SODA's fields, `provenance.jsonl` how each record came about (line by line the
-same), `rejected.jsonl` what was left out and why, `report.json` all numbers.
 
-| | |
-| --- | --- |
-{settings}
-
-| #Dialog | Avg. #Turns | Avg. Utt. Length | Lexical Diversity |
-| --- | --- | --- | --- |
-| {corpus["dialogues"]} | {corpus["turns"]} | {corpus["utterance_length"]} | \
-{corpus["lexical_diversity"]} |
-
-Lengths are words between spaces; lexical diversity is MTLD, averaged over dialogues.
-
-| relation | keywords of its narratives |
-| --- | --- |
-| all | {", ".join(corpus["common_keywords"])} |
-{relations}
-
-| left out | number |
-| --- | --- |
-{filters}
-"""
+def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> None:
+    """Tokens by stage, and at the end of each bar what they cost, if anything."""
+    left = [0] * len(calls)
+    for name, color in (("prompt_tokens", "tab:gray"), ("completion_tokens", "tab:orange")):
+        values = [row[name] for row in calls.values()]
+        label = name.replace("_", " ")
+        bars = panel.barh(list(calls), values, left=left, label=label, color=color)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    if cost:
+        panel.bar_label(bars, [f"{row['cost']:.2f}" for row in calls.values()], padding=2)
+        panel.margins(x=0.15)
+    panel.invert_yaxis()
+    panel.set(title="tokens by stage" + (f", cost {cost:.2f}" if cost else ""), xlabel="tokens")
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.legend()
 
 
 def plots(report: dict[str, Any], path: Path) -> bool:
@@ -177,31 +190,25 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
-    reasons = [
-        (f"{stage}: {reason}", number)
-        for stage, rows in report["rejected"].items()
-        for reason, number in rows.items()
-    ]
-    reasons = sorted(reasons, key=lambda item: item[1])[-15:]
-    bars = panels[0][0].barh([r for r, _ in reasons], [n for _, n in reasons], color="tab:red")
-    panels[0][0].bar_label(bars, fontsize=8)
-    panels[0][0].set(title="left out", xlabel="triples")
-    turns = report["corpus"]["turns_histogram"]
+    _plot_rejected(panels[0][0], report["rejected"])
+    corpus = report["corpus"]
+    turns = corpus["turns_histogram"]
     panels[0][1].bar([int(n) for n in turns], list(turns.values()), color="tab:blue")
     panels[0][1].set(title="turns of a dialogue", xlabel="turns", ylabel="dialogues")
-    relations = report["corpus"]["relations"]
-    panels[1][0].bar(list(relations), [r["percent"] for r in relations.values()], color="tab:green")
+    panels[0][1].locator_params(axis="x", integer=True)
+    names = list(SODA_RATIOS)
+    found = [corpus["relations"].get(name, {"percent": 0})["percent"] for name in names]
+    total = sum(SODA_RATIOS.values())
+    published = [100 * SODA_RATIOS[name] / total for name in names]
+    places = range(len(names))
+    panels[1][0].bar([p - 0.2 for p in places], found, 0.4, label="here", color="tab:green")
+    beside = [p + 0.2 for p in places]
+    panels[1][0].bar(beside, published, 0.4, label="published SODA", color="lightgray")
+    panels[1][0].set_xticks(list(places), names)
     panels[1][0].set(title="relations", ylabel="percent of the dialogues")
-    calls = report["calls"]
-    down = [0] * len(calls)
-    for name, color in (("prompt_tokens", "tab:gray"), ("completion_tokens", "tab:orange")):
-        values = [row[name] for row in calls.values()]
-        label = name.replace("_", " ")
-        panels[1][1].barh(list(calls), values, left=down, label=label, color=color)
-        down = [a + b for a, b in zip(down, values, strict=True)]
-    cost = f", cost {report['cost']:.2f}" if report["cost"] else ""
-    panels[1][1].set(title=f"tokens by stage{cost}", xlabel="tokens")
-    panels[1][1].legend()
+    panels[1][0].margins(y=0.15)  # room for the legend
+    panels[1][0].legend(ncols=2, loc="upper left")
+    _plot_calls(panels[1][1], report["calls"], report["cost"])
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)
@@ -213,6 +220,8 @@ def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
     """Leave report.json, report.txt, report.png (if `plot`) and README.md in `folder`."""
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_atomic(folder / "report.txt", table(report) + "\n")
-    write_atomic(folder / "README.md", card(report))
+    with open(folder / "soda.jsonl", encoding="utf-8") as lines:
+        first = next((json.loads(line) for line in lines), None)
+    write_atomic(folder / "README.md", card(report, first))
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

@@ -83,15 +83,15 @@ class Statistics:
         """The numbers, as the report has them."""
         count = max(self.dialogues, 1)
         total = sum(self.words.values(), Counter())
+        common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
         relations = {
             name: {
                 "dialogues": number,
                 "percent": round(100 * number / count, 1),
-                "keywords": keywords(self.words.get(name, Counter()), total),
+                "keywords": keywords(self.words.get(name, Counter()), total, common),
             }
             for name, number in sorted(self.relations.items())
         }
-        common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
         return {
             "dialogues": self.dialogues,
             "utterances": self.utterances,
@@ -99,7 +99,7 @@ class Statistics:
             "utterance_length": round(self.words_said / max(self.utterances, 1), 2),
             "lexical_diversity": round(self.diversity / max(self.measured, 1), 2),
             "turns_histogram": {str(n): self.turns[n] for n in sorted(self.turns)},
-            "splits": dict(sorted(self.splits.items())),
+            "splits": {name: self.splits[name] for name in sorted(self.splits, key=_split_place)},
             "answers": {
                 f"{what}: {answer or 'not asked'}": number
                 for (what, answer), number in sorted(self.answers.items())
@@ -109,15 +109,25 @@ class Statistics:
         }
 
 
-def keywords(words: Counter, total: Counter, count: int = 10) -> list[str]:
-    """Words that are common here and less so elsewhere: frequency times log of the ratio."""
+def _split_place(name: str) -> tuple[int, str]:
+    known = ("train", "valid", "test")
+    return known.index(name) if name in known else len(known), name
+
+
+def keywords(
+    words: Counter, total: Counter, without: Sequence[str] = (), count: int = 10
+) -> list[str]:
+    """Words that are common here and less so elsewhere: frequency times log of the ratio.
+
+    `without` are those that are common everywhere, as in table 3.
+    """
     here, everywhere = max(sum(words.values()), 1), max(sum(total.values()), 1)
 
     def score(word: str) -> float:
         share = words[word] / here
         return share * math.log(share / (total[word] / everywhere))
 
-    often = [word for word, number in words.items() if number > 1]
+    often = [word for word, number in words.items() if number > 1 and word not in without]
     return sorted(often, key=lambda word: (-score(word), word))[:count]
 
 

@@ -101,6 +101,7 @@ def calls(args: argparse.Namespace) -> None:
                 many = run(triples, url, f"{folder}/many", CONCURRENCY, args.limit)
             finally:
                 process.terminate()
+                process.communicate()  # what it says at its end is read, or it could not say it
     ideal = CONCURRENCY / LATENCY
     print(f"calls to a teacher that takes {1000 * LATENCY:.0f} ms, in {many['calls']} calls")
     print(f"  {ideal:8.0f} calls/s are the ideal of {CONCURRENCY} at once")

@@ -1,0 +1,216 @@
+"""A corpus made and learnt from, offline: triples, teacher, filters, a small Cosmo, an answer.
+
+Each stage is the command that a user would type; `make co3-demo` runs this. The scripted teacher
+stands in for a language model. Exits with 1 if the pipeline keeps less than MUST_KEEP of the
+triples that can be used, or if the model has not learnt: its perplexity on held-out dialogues must
+end below that of a unigram model divided by MUST_BEAT.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from data_pipeline.outputs import write_atomic
+from tasks import vocabularies
+from tasks.corpus_examples import soda_file_examples
+from tasks.errors import DataError
+from tasks.formatting import Example
+from tools import plot
+from tools.quickstart import shown, unigram_perplexity
+
+TRIPLES = "data_pipeline/sample/triples.jsonl"
+GIN_FILE = "gin/cosmo/tiny.gin"
+VOCABULARY = "tasks/sample/vocabulary.model"
+MUST_KEEP = 0.5
+MUST_BEAT = 3.0
+BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be used
+
+
+def run(package: str, *arguments: str) -> None:
+    """Run `python -m package ...`, showing the command; exit with its code if it fails."""
+    print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
+    if code:
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def teacher() -> Iterator[str]:
+    """The base URL of a scripted teacher in a process of its own, on a free port."""
+    arguments = ["data_pipeline", "teacher", "--port=0"]
+    print(f"\n$ python -m {' '.join(arguments)} &", flush=True)
+    command = [sys.executable, "-m", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.stdout.readline().strip()
+            if not said:
+                sys.exit("error: the teacher did not start")
+            print(said, flush=True)
+            yield said.split()[2].rstrip(",")
+        finally:
+            process.terminate()
+            process.communicate()  # what it says at its end is read, or it could not say it
+
+
+def by_split(lines: Iterable[str]) -> dict[str, list[str]]:
+    """Lines of soda.jsonl by the split that each names.
+
+    Where the triples name none, it is a hash of the head: dialogues on one event share a split, so
+    that what is held out was not learnt under another relation.
+    """
+    splits: dict[str, list[str]] = {}
+    for line in lines:
+        splits.setdefault(json.loads(line)["split"], []).append(line)
+    return splits
+
+
+def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
+    """SODA as published, a file a split, of a run's soda.jsonl; the dialogues of each."""
+    splits = by_split((corpus / "soda.jsonl").read_text(encoding="utf-8").splitlines())
+    folder.mkdir()
+    for name, lines in splits.items():
+        write_atomic(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
+    return {name: len(lines) for name, lines in splits.items()}
+
+
+def kept_share(made: Mapping[str, Any]) -> float:
+    """Of a run's report.json: records, divided by the triples that could be asked about."""
+    unusable = sum(sum(made["rejected"].get(stage, {}).values()) for stage in BEFORE_ASKING)
+    return made["records"] / max(made["triples"] - unusable, 1)
+
+
+def question(held_out: Sequence[Example]) -> Example:
+    """The first held-out example in the middle of a conversation, where only its story helps."""
+    return next((e for e in held_out if len(e.turns) == 2), held_out[0])
+
+
+def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
+    """Print the report and draw the curve; whether pipeline and model did what they must."""
+    made = json.loads((folder / "corpus/report.json").read_text())
+    train = list(soda_file_examples(f"{folder}/soda", "train"))
+    held_out = list(soda_file_examples(f"{folder}/soda", "validation"))
+    vocabulary = vocabularies.load(VOCABULARY)
+    pieces = [piece for e in (*train, *held_out) for piece in vocabulary.encode(e.response)]
+    unigram = unigram_perplexity(train, held_out, vocabulary)
+    rows = plot.read_metrics(folder / "model/metrics.jsonl")
+    evaluations = [row for row in rows if "eval/all/loss" in row]
+    before, after = evaluations[0], evaluations[-1]
+    plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on a corpus of CO3", math.log(unigram))
+    answer = json.loads((folder / "answer.jsonl").read_text())
+
+    times = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
+    share, ratio = kept_share(made), unigram / after["eval/all/perplexity"]
+    corpus = made["corpus"]
+    print(f"\n{'=' * 78}\nCO3: {times}; {sum(seconds.values()):.0f} s in all\n")
+    print(
+        f"{made['triples']} triples, {made['conversations']} conversations, {made['records']} "
+        f"records: {share:.0%} of the triples that can be used\n"
+        f"{made['this_start']['calls']} calls to the teacher; {corpus['turns']} turns a dialogue, "
+        f"{corpus['utterance_length']} words an utterance\n"
+        f"{len(train)} examples to learn from, {len(held_out)} held out (other heads); "
+        f"{pieces.count(vocabulary.unk_id)} of {len(pieces)} pieces unknown\n"
+    )
+    heading = f"validation, {after['step']} steps"
+    print(f"{heading:<34}{'before':>12}{'after':>12}{'unigram model':>16}")
+    for name, key, other in (
+        ("loss (nats a token)", "loss", math.log(unigram)),
+        ("perplexity", "perplexity", unigram),
+    ):
+        ours = before[f"eval/all/{key}"], after[f"eval/all/{key}"]
+        print(f"{name:<34}{ours[0]:>12.3f}{ours[1]:>12.3f}{other:>16.3f}")
+    print(f"\nOne exchange from the held-out dialogues:\n\n{shown(answer)}")
+    print(f"""
+Files in {folder}:
+  corpus/              soda.jsonl, rejected.jsonl, report.txt, report.png, README.md, journal/
+  soda/                the records by split, as the tasks read them
+  model/               the run: config.gin, metrics.jsonl, checkpoints/
+  loss.png             the loss curves
+
+Talk to it, from {pathlib.Path.cwd()}:
+  {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}/model
+""")
+    faults = []
+    if share < MUST_KEEP:
+        faults.append(f"{share:.0%} of the usable triples became records, not {MUST_KEEP:.0%}")
+    if ratio < MUST_BEAT:
+        faults.append(
+            f"the model did not learn: its perplexity must be below 1/{MUST_BEAT:.0f} of the "
+            f"unigram model's, and is 1/{ratio:.2f}"
+        )
+    for fault in faults:
+        print(f"FAILED: {fault}", file=sys.stderr)
+    return not faults
+
+
+def _make_room(folder: pathlib.Path) -> str | None:
+    """Remove an earlier demo; what is wrong with a folder of anything else."""
+    if not folder.exists():
+        return None
+    if any(folder.iterdir()) and not (folder / "corpus/journal").is_dir():
+        return f"{folder} holds something else; give another --output"
+    print(f"removing the earlier demo in {folder} (--output=FOLDER keeps it)")
+    shutil.rmtree(folder)
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
+    parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
+    parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")
+    parser.add_argument("--output", default="runs/co3_demo", help="folder; emptied first")
+    parser.add_argument("--train_steps", type=int, default=300, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    folder, began = pathlib.Path(args.output), time.monotonic()
+    if wrong := _make_room(folder):
+        print(f"error: {wrong}", file=sys.stderr)
+        return 1
+
+    seconds = {}
+    corpus, where = folder / "corpus", f"--gin.MODEL_DIR={folder}/model"
+    with teacher() as url:
+        named = (f"--triples={args.triples}", f"--limit={args.limit}", f"--output={corpus}")
+        server = (f"--base_url={url}", "--model=teacher", "--concurrency=16")
+        run("data_pipeline", "co3", *named, *server)
+    sizes = write_splits(corpus, folder / "soda")
+    print(f"\n{folder}/soda: " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
+    try:
+        asked = question(list(soda_file_examples(f"{folder}/soda", "validation")))
+    except DataError as error:
+        print(f"error: too few records to hold some out, raise --limit: {error}", file=sys.stderr)
+        return 1
+    seconds["corpus"] = time.monotonic() - began
+
+    run(
+        "cosmo",
+        "train",
+        f"--gin_file={GIN_FILE}",
+        where,
+        "--gin.MIXTURE_OR_TASK_NAME=soda",
+        f"--gin.SODA_PATH={folder}/soda",
+        f"--gin.TRAIN_STEPS={args.train_steps}",
+        f"--gin.EVAL_PERIOD={args.train_steps}",
+        "--gin.RUN_EVAL_BEFORE_TRAINING=True",
+    )
+    seconds["training"] = time.monotonic() - began - seconds["corpus"]
+
+    record = {
+        name: getattr(asked, name) for name in ("id", "narrative", "instruction", "turns")
+    } | {"response": asked.response}
+    write_atomic(folder / "question.jsonl", json.dumps(record) + "\n")
+    files = (f"--input={folder}/question.jsonl", f"--output={folder}/answer.jsonl")
+    run("cosmo", "infer", where, *files)
+    seconds["answer"] = time.monotonic() - began - sum(seconds.values())
+    return 0 if report(folder, seconds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
