@@ -130,7 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train_steps", type=int, help="instead of the gin file's TRAIN_STEPS")
     args = parser.parse_args(argv)
     folder, began = pathlib.Path(args.output), time.monotonic()
-    if folder.exists() and not (folder / "config.gin").exists() and any(folder.iterdir()):
+    settings = folder / "config.gin"
+    # Another run has settings too, but has read another corpus.
+    ours = settings.exists() and "SODA_PATH = 'tasks/sample/soda'" in settings.read_text()
+    if folder.exists() and not ours and any(folder.iterdir()):
         print(f"error: {folder} holds something else; give another --output", file=sys.stderr)
         return 1
     if folder.exists():

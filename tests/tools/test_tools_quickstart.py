@@ -64,8 +64,9 @@ def test_the_verdict(tmp_path, capsys, perplexity, echo, learnt):
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
-    """Nothing but an earlier run is ever emptied."""
+    """Nothing but an earlier run of its own is ever emptied."""
     (tmp_path / "precious").write_text("x")
+    (tmp_path / "config.gin").write_text("SODA_PATH = '/data/soda'\n")  # somebody's own run
     assert quickstart.main([f"--output={tmp_path}"]) == 1
     assert (tmp_path / "precious").exists()
     assert "holds something else" in capsys.readouterr().err
