@@ -130,7 +130,10 @@ def table(report: dict[str, Any]) -> str:
         heads = "".join(f"{name.replace('_', ' '):>19}" for name in names)
         lines += ["", f"{'calls':<22}{heads}"]
     for stage, row in report["calls"].items():
-        lines.append(f"  {stage:<20}" + "".join(f"{row[name]:>19,}" for name in names))
+        cells = (
+            f"{row[name]:>19,.4f}" if name == "cost" else f"{row[name]:>19,}" for name in names
+        )
+        lines.append(f"  {stage:<20}{''.join(cells)}")
     tokens = report["tokens"]
     lines += ["", f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
     lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""

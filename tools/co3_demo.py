@@ -120,12 +120,12 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
     )
     heading = f"validation, {after['step']} steps"
     print(f"{heading:<34}{'before':>12}{'after':>12}{'unigram model':>16}")
-    for name, key, other in (
-        ("loss (nats a token)", "loss", math.log(unigram)),
-        ("perplexity", "perplexity", unigram),
+    for name, key, other, places in (
+        ("loss (nats a token)", "loss", math.log(unigram), 3),
+        ("perplexity", "perplexity", unigram, 1),
     ):
         ours = before[f"eval/all/{key}"], after[f"eval/all/{key}"]
-        print(f"{name:<34}{ours[0]:>12.3f}{ours[1]:>12.3f}{other:>16.3f}")
+        print(f"{name:<34}{ours[0]:>12.{places}f}{ours[1]:>12.{places}f}{other:>16.{places}f}")
     print(f"\nOne exchange from the held-out dialogues:\n\n{shown(answer)}")
     print(f"""
 Files in {folder}:
