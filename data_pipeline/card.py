@@ -55,6 +55,8 @@ def card(report: Mapping[str, Any], example: Mapping[str, Any] | None = None) ->
         for stage, reasons in report["rejected"].items()
         for reason, number in reasons.items()
     ]
+    dropped = about.get("dropped") or {}
+    left_out += [("before the sample", reason, f"{n:,}") for reason, n in dropped.items()]
     asked = [(*what.split(": "), f"{number:,}") for what, number in corpus["answers"].items()]
     return f"""---
 language: en

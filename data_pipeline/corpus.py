@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,17 @@ class Source:
             "seed": self.seed,
         }
 
-    def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
+    def read(self, dropped: Counter | None = None) -> Iterator[tuple[int, Triple | Rejected]]:
         """The triples of this shard in the file's order, with those that cannot be used.
 
         Each with its position among those of all shards. The limit counts what can be used.
+        A sample is of those that can be used alone; the others are counted in `dropped` by reason.
         Raises UserError.
         """
         try:
             rows: Iterable[Triple | Rejected] = triples.read(self.path, self.critic)
             if self.sample is not None:
-                usable = (row for row in rows if isinstance(row, Triple))
-                rows = triples.sample(usable, self.sample, self.seed)
+                rows = triples.sample(_usable(rows, dropped), self.sample, self.seed)
             left = self.limit
             for position, row in enumerate(rows):
                 if not _of_shard(row, *self.shard):
@@ -73,9 +74,19 @@ class Source:
         except (OSError, ValueError) as error:
             raise UserError(f"--triples={self.path}: {error}") from error
 
-    def count(self) -> int:
-        """How many rows `read` gives: a pass over the file."""
-        return sum(1 for _ in self.read())
+    def count(self) -> tuple[int, dict[str, int]]:
+        """How many rows `read` gives, and drops by reason (all shards'): a pass over the file."""
+        dropped: Counter = Counter()
+        total = sum(1 for _ in self.read(dropped))
+        return total, dict(dropped.most_common())
+
+
+def _usable(rows: Iterable[Triple | Rejected], dropped: Counter | None) -> Iterator[Triple]:
+    for row in rows:
+        if isinstance(row, Triple):
+            yield row
+        elif dropped is not None:
+            dropped[row.reason] += 1
 
 
 def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:

@@ -113,6 +113,9 @@ def table(report: dict[str, Any]) -> str:
             of = "of triples" if early else "of conversations"
             share = 100 * number / max(whole, 1)
             lines.append(f"  {stage + ': ' + reason:<56}{number:>9,}{share:>8.1f}% {of}")
+    if dropped := report["about"].get("dropped"):
+        lines.append("dropped before the sample was drawn")
+        lines += [f"  {'triples: ' + reason:<56}{n:>9,}" for reason, n in dropped.items()]
     corpus = report["corpus"]
     lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
     lines.append(

@@ -129,9 +129,11 @@ async def _main(args: argparse.Namespace) -> int:
                 )
                 other = await stack.enter_async_context(Client(judge, allowance.concurrency))
                 moderation = (other.post, judge)
+            total, dropped = source.count()
             about = _about(args, identity, server, settings)
+            if args.sample is not None:
+                about["dropped"] = dropped
             what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
-            total = source.count()
             outputs = Outputs(args.output, what, total, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
             limits = Limits(allowance, _spent(journal))

@@ -302,3 +302,25 @@ def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
         file.write(row + "\n")
     assert command.main([*merged, *map(str, parts)]) == 1
     assert "overlap" in capsys.readouterr().err
+
+
+def test_a_sample_counts_what_the_reader_drops(tmp_path):
+    """Oracle: the useless lines of the file, by hand; each shard and the merged say the same."""
+    path = tmp_path / "triples.jsonl"
+    usable = write_triples(path, 70)
+    row = {"head": "PersonX waits", "relation": "xWant", "tail": "none"}
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n{broken\n")
+    dropped = {"blank": 10, "relation not used": 10, "none": 1, "broken line": 1}
+    with teacher() as (url, _):
+        parts = [tmp_path / f"part{i}" for i in range(2)]
+        for index, part in enumerate(parts):
+            assert co3(path, part, url, "--sample=12", f"--shard={index}/2") == 0
+    assert command.main(["merge", f"--output={tmp_path / 'all'}", "--quiet", "--no_parquet",
+                         "--inputs", *map(str, parts)]) == 0  # fmt: skip
+    for folder in (*parts, tmp_path / "all"):
+        report = json.loads((folder / "report.json").read_text())
+        assert report["about"]["dropped"] == dropped and report["triples"] < usable
+        text = (folder / "report.txt").read_text()
+        assert all(f"triples: {reason}" in text for reason in dropped)
+        assert "| before the sample | none | 1 |" in (folder / "README.md").read_text()
