@@ -2,10 +2,12 @@
 
 T5 1.0 small (60M parameters) with random weights, the same for both, float32, contexts of 128
 tokens. Ours scores the five labels exactly, from one pass of the encoder (what `canary label
---no_rots` does); transformers generates greedily as many tokens as a label's text has, with EOS.
-Random weights write no labels of their own, so it is timed for the shortest label and for the
-longest, which a batch waits for if any of its rows has it. Both are given token ids. That both have
-the same weights is checked: transformers' own log-likelihoods of the labels are compared with ours.
+--no_rots` does); transformers generates greedily as many tokens as a label's text takes. A batch
+must be given the tokens of the longest label, for its rows go on with RoTs, not with EOS, after any
+label but the casual one; it ends after the casual label and EOS if all its rows are casual. Random
+weights write no labels of their own, so both lengths are timed. Both sides are given token ids.
+That both have the same weights is checked: transformers' own log-likelihoods of the labels are
+compared with ours.
 """
 
 import argparse
@@ -61,6 +63,11 @@ def write_weights(folder: str, vocabulary: str) -> None:
     tokenizer.write(out, vocabulary)
 
 
+def lengths(labels: list[list[int]]) -> dict[str, int]:
+    """Tokens to generate: of the longest label, and of the casual one (the first) with EOS."""
+    return {"any": max(map(len, labels)), "casual": len(labels[0]) + 1}
+
+
 def ours(args: argparse.Namespace) -> dict:
     """Canary's labels alone."""
     from canary import Canary, module
@@ -89,8 +96,7 @@ def huggingface(args: argparse.Namespace) -> dict:
     inputs = torch.tensor(contexts())
     labels = json.loads(pathlib.Path(args.weights).with_name("labels.json").read_text())
     found = {}
-    for name, pieces in (("shortest", min(map(len, labels))), ("longest", max(map(len, labels)))):
-        new = pieces + 1
+    for name, new in lengths(labels).items():
         found[name] = timed(
             lambda new=new: model.generate(inputs, max_new_tokens=new, min_new_tokens=new),
             args.steps,
@@ -116,7 +122,7 @@ def main(args: argparse.Namespace, measure: Callable) -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.weights = f"{folder}/weights"
         write_weights(args.weights, vocabulary)
-        rates: dict[str, list[float]] = {"ours": [], "shortest": [], "longest": []}
+        rates: dict[str, list[float]] = {"ours": [], "any": [], "casual": []}
         for number in range(args.rounds):
             mine = measure("ours", sys.executable, args)
             (pathlib.Path(folder) / "labels.json").write_text(json.dumps(mine["labels"]))
@@ -124,18 +130,18 @@ def main(args: argparse.Namespace, measure: Callable) -> None:
             theirs = measure("huggingface", args.hf_python, args)
             if theirs is None:
                 print("transformers is not installed here (see --hf_python)")
-            for name in ("shortest", "longest") if theirs else ():
+            for name in ("any", "casual") if theirs else ():
                 rates[name] += [BATCH / s for s in theirs[name]["seconds"]]
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    sizes = sorted(map(len, mine["labels"]))
+    sizes, new = sorted(map(len, mine["labels"])), lengths(mine["labels"])
     print(
         f"T5 1.0 small, batch {BATCH}, contexts of {CONTEXT} tokens, float32, {vocabulary}:\n"
         f"labels of {sizes[0]} to {sizes[-1]} pieces, dialogues/s (median, range)"
     )
     names = {
         "ours": "ours, five labels scored",
-        "shortest": f"transformers, {sizes[0] + 1} tokens generated",
-        "longest": f"transformers, {sizes[-1] + 1} tokens generated",
+        "any": f"transformers, any label ({new['any']} tokens)",
+        "casual": f"transformers, all casual ({new['casual']} tokens)",
     }
     middle = {name: statistics.median(values) for name, values in rates.items() if values}
     for name, value in middle.items():
