@@ -20,6 +20,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.requests import Request, Response
 
 FORMS = {"completion": "/completions", "chat": "/chat/completions", "moderation": "/moderations"}
+# How the text of a reply begins when no connection came about, of both ways to call.
+UNCONNECTED = ("ConnectError", "ConnectTimeout", "ConnectionRefused", "gaierror", "PoolTimeout")
 NO_KEY = "none"  # local servers want no key, but the library wants one
 
 
@@ -52,6 +54,15 @@ class Reply:
     status: int
     text: str
     retry_after: float | None = None  # seconds
+
+    @property
+    def billed(self) -> bool:
+        """Whether the server may have made an answer, and charge for it.
+
+        It has where it says so, and may have where its answer was waited for or broke off; nobody
+        was asked where no connection came about.
+        """
+        return self.status == 200 or (self.status == 0 and not self.text.startswith(UNCONNECTED))
 
 
 class AnswerError(ValueError):
