@@ -13,7 +13,9 @@ import pytest
 from loopback import co3, flags, lines, outputs, stats, teacher, teacher_process, write_triples
 
 from data_pipeline import __main__ as command
+from data_pipeline import corpus
 from data_pipeline.journal import entries
+from data_pipeline.outputs import Outputs, Result
 
 COUNT = 35
 
@@ -324,3 +326,31 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
         text = (folder / "report.txt").read_text()
         assert all(f"triples: {reason}" in text for reason in dropped)
         assert "| before the sample | none | 1 |" in (folder / "README.md").read_text()
+
+
+def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
+    """Outputs of two versions never mix. Oracle: a file changed by one byte; records made anew."""
+    for name in corpus.LISTS:
+        (tmp_path / name).write_bytes((corpus.Path(corpus.__file__).parent / name).read_bytes())
+    now = corpus.lists_version()
+    assert now == corpus.lists_version(tmp_path)
+    for name in corpus.LISTS:
+        text = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(text + b"\n")
+        assert corpus.lists_version(tmp_path) != now
+        (tmp_path / name).write_bytes(text)
+    path = tmp_path / "triples.jsonl"
+    write_triples(path, 2)
+
+    def begun_at():
+        made = Outputs(tmp_path, corpus.Source(path).identity(), 2)
+        first = made.next
+        if not first:
+            made.add(0, Result({"soda": "{}"}))
+            made.save()
+        made.close()
+        return first
+
+    assert (begun_at(), begun_at()) == (0, 1)
+    monkeypatch.setattr(corpus, "lists_version", lambda: "another")
+    assert begun_at() == 0
