@@ -116,7 +116,7 @@ class Asker:
             self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
         if self._silent >= max(SILENT_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
-                f"{server.base_url} answers nobody: {self._silent} calls in a row failed "
+                f"{server.address} answers nobody: {self._silent} calls in a row failed "
                 f"({_short(reply)}). All answers until then are kept: see to the server, and give "
                 "the same command again"
             )

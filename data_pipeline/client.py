@@ -16,6 +16,7 @@ import os
 import time
 from typing import Any
 
+from data_pipeline import secrets
 from data_pipeline.errors import UserError
 from data_pipeline.requests import Request, Response
 
@@ -35,6 +36,11 @@ class Server:
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     extra_body: str = "{}"  # JSON: fields to add to every body; null takes one away
+
+    @property
+    def address(self) -> str:
+        """`base_url` as it may be shown."""
+        return secrets.address(self.base_url)
 
     def key(self) -> str:
         """The key, from the environment alone. Raises UserError, which does not show it."""
@@ -248,7 +254,7 @@ async def probe(client: Client, form: str) -> str:
             await asyncio.sleep(min(reply.retry_after or wait, 30))
         if reply.status == 0:
             raise UserError(
-                f"{server.base_url} does not answer ({reply.text}): start the server, or mend "
+                f"{server.address} does not answer ({reply.text}): start the server, or mend "
                 "--base_url"
             )
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
@@ -258,7 +264,7 @@ async def probe(client: Client, form: str) -> str:
             raise UserError(complaint(reply, asking))
         if form == "auto" and reply.status != 200:
             raise UserError(
-                f"{server.base_url}: {_said(reply)}: whether it takes completions or chat cannot "
+                f"{server.address}: {_said(reply)}: whether it takes completions or chat cannot "
                 "be told now; try again later, or give --form"
             )
         return tried
@@ -285,7 +291,7 @@ def _said(reply: Reply) -> str:
 
 def complaint(reply: Reply, server: Server) -> str:
     """What a refusal means and what to do about it, on one line."""
-    where = f"{server.base_url}: {_said(reply)}"
+    where = f"{server.address}: {_said(reply)}"
     if reply.status < 400:
         return f"{where}. It is answered elsewhere: mend --base_url (https?)"
     if reply.status == 401:

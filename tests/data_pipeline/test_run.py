@@ -124,6 +124,28 @@ def test_fewer_triples_than_were_begun(tmp_path, triples):
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
+def test_credentials_are_written_nowhere(tmp_path, triples, capsys, caplog):
+    """Oracle: a search through all that a run leaves and says; other fields are shown."""
+    deep = [{"access_token": "abracadabra", "tokens": ["abracadabra"]}]
+    hidden = {"api_key": "abracadabra", "more": deep}
+    more = {**hidden, "max_tokens": 300, "stop_token_ids": [7], "top_k": 5}
+    with teacher() as (url, _):
+        url = url.replace("//", "//ann:abracadabra@")
+        flags = [f"--body={json.dumps(more)}", "--processes=0"]
+        assert co3(triples, tmp_path, url, "--limit=2", *flags) == 0
+        assert co3(triples, tmp_path, url, "--limit=2", "--model=other", *flags) == 1
+    assert co3(triples, tmp_path, url, "--limit=2", *flags) == 1
+    assert co3(triples, tmp_path, url, '--body={"api_key": "abracadabra"') == 1
+    said = "".join(capsys.readouterr()) + caplog.text
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert b"abracadabra" not in b"".join(left) and "abracadabra" not in said
+    assert "ann" not in said and "//***@127.0.0.1" in said
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["base_url"].startswith("http://***@127.0.0.1")
+    masked = {"api_key": "***", "more": [{"access_token": "***", "tokens": "***"}]}
+    assert json.loads(about["body"]) == {**more, **masked}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, number):
     """Oracle: what the teacher was asked is what the journal has, all of it."""
