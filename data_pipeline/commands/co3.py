@@ -253,7 +253,12 @@ def _server(args: argparse.Namespace) -> Server:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UserError for a number that means nothing."""
+    """Raises UserError for an address without a scheme, or a number that means nothing."""
+    for name in ("base_url", "moderation_url"):
+        url = getattr(args, name)
+        if url is not None and not url.lower().startswith(("http://", "https://")):
+            shown = secrets.address(url)
+            raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
     least = {"concurrency": 1, "tries": 1, "sample": 1} | dict.fromkeys(
         ("limit", "retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0

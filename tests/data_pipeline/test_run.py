@@ -208,6 +208,12 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--requests_per_minute=0"], "--requests_per_minute"),
         (["--timeout=nan"], "--timeout"),
         (["--processes=-1"], "--processes"),
+        (
+            ["--base_url=127.0.0.1:9/v1"],
+            "--base_url=127.0.0.1:9/v1: http:// or https:// is missing",
+        ),
+        (["--base_url=ann:pw@x/v1"], "--base_url=***@x/v1: http:// or https:// is missing"),
+        (["--moderation_url=x/v1"], "--moderation_url=x/v1: http:// or https:// is missing"),
         (["--output=/dev/null/x"], "/dev/null/x"),
         (["--model=other"], "--model"),
         (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
