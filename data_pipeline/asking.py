@@ -17,7 +17,7 @@ from data_pipeline import client as clients
 from data_pipeline.client import AnswerError, Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.journal import Entry, Journal
-from data_pipeline.limits import Limits
+from data_pipeline.limits import Call, Limits, most_tokens
 from data_pipeline.requests import Request, Response
 
 log = logging.getLogger("data_pipeline")
@@ -96,9 +96,11 @@ class Asker:
                 if response is not None:
                     call.prompt_tokens = response.prompt_tokens
                     call.completion_tokens = response.completion_tokens
-                    self._keep(key, request, "answer", reply.text, response)
-                elif reply.status == 200:  # no answer, but it may have been paid for
-                    self._keep(key, request, "failure", reply.text, None, reason)
+                    self._keep(key, request, "answer", reply.text, call)
+                elif reply.billed:  # no answer, but it may have been paid for
+                    call.prompt_tokens, call.completion_tokens = most_tokens(request)
+                    call.estimated = True
+                    self._keep(key, request, "failure", reply.text, call, reason)
             if response is not None:
                 self._silent = 0
                 self.stages[request.stage] += 1
@@ -110,11 +112,11 @@ class Asker:
                 break
             self.counts[f"retried: {reason}"] += 1
             await self._pause(reply, tried)
-        if reply.status != 200:
-            self._keep(key, request, "failure", reply.text, None, f"{reason} ({reply.status})")
+        if not reply.billed:
+            self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
         if self._silent >= max(SILENT_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
-                f"{server.base_url} answers nobody: {self._silent} calls in a row failed "
+                f"{server.address} answers nobody: {self._silent} calls in a row failed "
                 f"({_short(reply)}). All answers until then are kept: see to the server, and give "
                 "the same command again"
             )
@@ -126,7 +128,7 @@ class Asker:
         request: Request,
         kind: str,
         raw: str,
-        response: Response | None,
+        call: Call,
         reason: str = "",
     ) -> None:
         self.journal.append(
@@ -137,8 +139,8 @@ class Asker:
                 attempt=request.attempt,
                 kind=kind,
                 raw=raw,
-                prompt_tokens=response.prompt_tokens if response else 0,
-                completion_tokens=response.completion_tokens if response else 0,
+                prompt_tokens=call.prompt_tokens,
+                completion_tokens=call.completion_tokens,
                 reason=reason,
             )
         )

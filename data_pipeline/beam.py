@@ -35,6 +35,8 @@ class PostProcess(beam.PTransform):
     """(rows, provenance) as JSON lines -> {"kept": records, "rejected": Rejected}.
 
     A row finds its provenance by `original_index`; without one it is a row of unknown origin.
+    Where there is provenance, rows that share an index are rejected: Beam keeps no order of lines,
+    so whose is whose cannot be told.
     """
 
     def __init__(self, settings: postprocess.Settings = postprocess.Settings()):
@@ -76,16 +78,27 @@ def records_of(
     """The rows of one index after filters and names; what is no row is rejected."""
     index, found = joined
     origins = [origin for origin in found["origins"] if isinstance(origin, dict)]
+    records = []
     for row in found["rows"]:
         try:
             if index < 0:
                 raise ValueError("no JSON object with original_index")
-            record = schema.from_row(row, origins[0] if origins else None)
+            records.append(schema.from_row(row, origins[0] if origins else None))
         except ValueError as error:
             lost = {"line": row if isinstance(row, str) else json.dumps(row)}
             yield Rejected(f"index-{index}", "read", "broken row", lost | {"error": str(error)})
-            continue
-        yield postprocess.postprocess(record, settings)
+    unclear = bool(origins) and (len(records) > 1 or len(origins) > 1)
+    for record in records:
+        if unclear:
+            said = (
+                f"original_index {index} is in {len(records)} rows and {len(origins)} lines of "
+                "provenance: give one run's folder at a time, or leave out --runner, which "
+                "joins line by line"
+            )
+            lost = {"error": said, "row": schema.soda_row(record)}
+            yield Rejected(f"index-{index}", "read", "original_index of several rows", lost)
+        else:
+            yield postprocess.postprocess(record, settings)
 
 
 def first_and_rest(group: tuple[str, Iterable[Record]]) -> Iterator[Record | Rejected]:

@@ -18,6 +18,7 @@ _SETTINGS = {
     "form": "form of the prompts",
     "body": "added to each request",
     "prompts": "version of the prompts",
+    "lists": "version of the lists of words and names",
     "retries": "retries of a narrative or dialogue",
     "seed": "seed of names and samples",
     "ask_human": "model asked which speakers are human",

@@ -16,10 +16,13 @@ import os
 import time
 from typing import Any
 
+from data_pipeline import secrets
 from data_pipeline.errors import UserError
 from data_pipeline.requests import Request, Response
 
 FORMS = {"completion": "/completions", "chat": "/chat/completions", "moderation": "/moderations"}
+# How the text of a reply begins when no connection came about, of both ways to call.
+UNCONNECTED = ("ConnectError", "ConnectTimeout", "ConnectionRefused", "gaierror", "PoolTimeout")
 NO_KEY = "none"  # local servers want no key, but the library wants one
 
 
@@ -33,6 +36,11 @@ class Server:
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     extra_body: str = "{}"  # JSON: fields to add to every body; null takes one away
+
+    @property
+    def address(self) -> str:
+        """`base_url` as it may be shown."""
+        return secrets.address(self.base_url)
 
     def key(self) -> str:
         """The key, from the environment alone. Raises UserError, which does not show it."""
@@ -52,6 +60,15 @@ class Reply:
     status: int
     text: str
     retry_after: float | None = None  # seconds
+
+    @property
+    def billed(self) -> bool:
+        """Whether the server may have made an answer, and charge for it.
+
+        It has where it says so, and may have where its answer was waited for or broke off; nobody
+        was asked where no connection came about.
+        """
+        return self.status == 200 or (self.status == 0 and not self.text.startswith(UNCONNECTED))
 
 
 class AnswerError(ValueError):
@@ -237,7 +254,7 @@ async def probe(client: Client, form: str) -> str:
             await asyncio.sleep(min(reply.retry_after or wait, 30))
         if reply.status == 0:
             raise UserError(
-                f"{server.base_url} does not answer ({reply.text}): start the server, or mend "
+                f"{server.address} does not answer ({reply.text}): start the server, or mend "
                 "--base_url"
             )
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
@@ -247,7 +264,7 @@ async def probe(client: Client, form: str) -> str:
             raise UserError(complaint(reply, asking))
         if form == "auto" and reply.status != 200:
             raise UserError(
-                f"{server.base_url}: {_said(reply)}: whether it takes completions or chat cannot "
+                f"{server.address}: {_said(reply)}: whether it takes completions or chat cannot "
                 "be told now; try again later, or give --form"
             )
         return tried
@@ -274,7 +291,7 @@ def _said(reply: Reply) -> str:
 
 def complaint(reply: Reply, server: Server) -> str:
     """What a refusal means and what to do about it, on one line."""
-    where = f"{server.base_url}: {_said(reply)}"
+    where = f"{server.address}: {_said(reply)}"
     if reply.status < 400:
         return f"{where}. It is answered elsewhere: mend --base_url (https?)"
     if reply.status == 401:

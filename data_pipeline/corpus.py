@@ -20,6 +20,8 @@ from data_pipeline.run import Work, rejected_line
 from data_pipeline.schema import Record
 from data_pipeline.triples import Triple
 
+LISTS = ("words.toml", "names.tsv")  # data of this package that outputs depend on
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -49,6 +51,7 @@ class Source:
             "sample": self.sample,
             "shard": f"{index}/{count}",
             "seed": self.seed,
+            "lists": lists_version(),
         }
 
     def read(self, dropped: Counter | None = None) -> Iterator[tuple[int, Triple | Rejected]]:
@@ -87,6 +90,12 @@ def _usable(rows: Iterable[Triple | Rejected], dropped: Counter | None) -> Itera
             yield row
         elif dropped is not None:
             dropped[row.reason] += 1
+
+
+def lists_version(folder: Path = Path(__file__).parent) -> str:
+    """A hash of the words and names that every record is judged and made with."""
+    digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
 
 
 def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:

@@ -41,6 +41,7 @@ class Entry:
     """One answer, or one failure to get one (`kind`), as the server gave it (`raw`).
 
     Of a failure `reason` says what was wrong; it is kept for people and never taken as an answer.
+    Its tokens are the most that it may have been billed for.
     """
 
     key: str

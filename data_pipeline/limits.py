@@ -3,7 +3,8 @@
 A rate is a bucket that fills steadily and may be overdrawn: whoever takes from it is told how long
 to wait, in the order of asking. Tokens of an answer are not known beforehand: for a rate the mean
 of its stage is taken, and put right when the answer has come; for a cap the most that it may have,
-so that no cap is passed. The clock and the sleep are parameters, so tests wait for nothing.
+so that no cap is passed. A call that may have been billed, but whose answer cannot be read, is
+charged that most. The clock and the sleep are parameters, so tests wait for nothing.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Limits:
         Raises ClosedError if no further call may begin.
         """
         async with self._slots:
-            most = _most(request)
+            most = most_tokens(request)
             await self._room(*most)
             call = Call()
             guess_in, guess_out = self.estimate(request)
@@ -141,6 +142,8 @@ class Limits:
         used = call.prompt_tokens + call.completion_tokens
         self.spent_in += call.prompt_tokens
         self.spent_out += call.completion_tokens
+        if call.estimated:
+            return  # no measure of what answers take
         if self._tokens and used:
             self._tokens.take(used - guess)
         if call.completion_tokens:
@@ -182,18 +185,19 @@ class Limits:
         return None
 
 
-def _most(request: Request) -> tuple[float, float]:
+def most_tokens(request: Request) -> tuple[int, int]:
     """The most tokens that a request may take, in and out: no token is shorter than two letters,
     but for rare scripts."""
     if request.stage == "moderation":
-        return 0.0, 0.0
+        return 0, 0
     letters = max(len(request.prompt), sum(len(text) for _, text in request.messages))
-    return letters / 2, float(request.sampling.max_tokens)
+    return -(-letters // 2), request.sampling.max_tokens
 
 
 @dataclasses.dataclass
 class Call:
-    """One call's tokens, filled in when its answer is there."""
+    """One call's tokens, filled in when its answer is there; the most of them if `estimated`."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False

@@ -17,6 +17,8 @@ from data_pipeline import corpus, report
 from data_pipeline.errors import UserError
 from data_pipeline.outputs import FILES, write_atomic
 
+_ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # shards of before lack them
+
 
 def check(folders: Sequence[Path]) -> dict[str, Any]:
     """What the merged run is about. Raises UserError if shards are missing, twice or unlike."""
@@ -89,7 +91,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     calls: dict[str, Counter] = {}
     for folder in folders:
         for stage, row in json.loads((folder / "report.json").read_text())["calls"].items():
-            calls.setdefault(stage, Counter()).update(row)
+            calls.setdefault(stage, Counter()).update({**_ESTIMATED, **row})
     made = report.build(about, numbers, reasons, {k: dict(v) for k, v in calls.items()}, {})
     report.write(output, made)
     return made

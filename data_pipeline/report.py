@@ -36,7 +36,10 @@ def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
 
 
 def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
-    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens."""
+    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens.
+
+    `estimated_tokens` and `estimated_cost` are the most that failures may have been billed for.
+    """
     calls = {
         stage: {
             "answers": kinds.get("answer", {}).get("calls", 0),
@@ -46,9 +49,13 @@ def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, f
         }
         for stage, kinds in spent.items()
     }
-    for row in calls.values():
-        used = (row["prompt_tokens"], row["completion_tokens"])
-        row["cost"] = round(sum(n * p for n, p in zip(used, prices, strict=True)) / 1e6, 6)
+    names = ("prompt_tokens", "completion_tokens")
+    for stage, row in calls.items():
+        failed = spent[stage].get("failure", {})
+        row["estimated_tokens"] = sum(failed.get(name, 0) for name in names)
+        for cost, used in (("cost", row), ("estimated_cost", failed)):
+            amount = sum(used.get(name, 0) * p for name, p in zip(names, prices, strict=True))
+            row[cost] = round(amount / 1e6, 6)
     return calls
 
 
@@ -76,9 +83,10 @@ def build(
         "calls": {name: calls[name] for name in sorted(calls, key=_call_place)},
         "tokens": {
             name: sum(row[f"{name}_tokens"] for row in calls.values())
-            for name in ("prompt", "completion")
+            for name in ("prompt", "completion", "estimated")
         },
         "cost": round(sum(row["cost"] for row in calls.values()), 6),
+        "estimated_cost": round(sum(row["estimated_cost"] for row in calls.values()), 6),
         "this_start": this_start,
     }
 
@@ -140,6 +148,12 @@ def table(report: dict[str, Any]) -> str:
     tokens = report["tokens"]
     lines += ["", f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
     lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""
+    if tokens["estimated"]:
+        costs = f"; cost {report['estimated_cost']:.4f}" if report["estimated_cost"] else ""
+        lines.append(
+            f"estimated, at most, of answers that could not be read: "
+            f"{tokens['estimated']:,} tokens{costs}"
+        )
     start = {"retries": {}, **report["this_start"]}
     if "calls" in start:
         lines += [

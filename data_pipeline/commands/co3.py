@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, inflection, postprocess, prompts, report, run
+from data_pipeline import corpus, inflection, postprocess, prompts, report, run, secrets
 from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
@@ -112,7 +112,7 @@ async def _main(args: argparse.Namespace) -> int:
             client = await stack.enter_async_context(Client(server, allowance.concurrency))
             form = _known_form(args) or args.form
             server = dataclasses.replace(server, form=await probe(client, form))
-            log.info("%s, model %s, %s form", server.base_url, server.model, server.form)
+            log.info("%s, model %s, %s form", server.address, server.model, server.form)
             client.server = server
             helpers = _helpers(args)
             if helpers:
@@ -242,7 +242,7 @@ def _server(args: argparse.Namespace) -> Server:
         if not isinstance(json.loads(args.body), dict):
             raise ValueError("a JSON object is wanted")
     except ValueError as error:
-        raise UserError(f"--body={args.body}: {error}") from error
+        raise UserError(f"--body: {error}") from error  # it may hold a secret
     return Server(
         args.base_url,
         args.model,
@@ -253,7 +253,12 @@ def _server(args: argparse.Namespace) -> Server:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UserError for a number that means nothing."""
+    """Raises UserError for an address without a scheme, or a number that means nothing."""
+    for name in ("base_url", "moderation_url"):
+        url = getattr(args, name)
+        if url is not None and not url.lower().startswith(("http://", "https://")):
+            shown = secrets.address(url)
+            raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
     least = {"concurrency": 1, "tries": 1, "sample": 1} | dict.fromkeys(
         ("limit", "retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
@@ -282,10 +287,10 @@ def _about(
     return {
         **identity,
         "limit": args.limit,
-        "base_url": server.base_url,
+        "base_url": server.address,
         "model": server.model,
         "form": server.form,
-        "body": server.extra_body,
+        "body": secrets.body(server.extra_body),
         "prompts": settings.prompts.version,
         "retries": settings.retries,
         "canary": _canary(args.canary_labels) if args.canary_labels else None,
@@ -304,7 +309,7 @@ def _known_form(args: argparse.Namespace) -> str | None:
     """The form of an earlier start with the same server and model: it is not guessed again."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         about = json.loads((args.output / "run.json").read_text())
-        if (about["base_url"], about["model"]) == (args.base_url, args.model):
+        if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
 

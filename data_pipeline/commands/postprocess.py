@@ -31,16 +31,18 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--least_turns", type=int, default=4)
     flags.add_argument("--most_turns", type=int, default=20)
     flags.add_argument("--moderation_threshold", type=float, default=0.5)
-    flags.add_argument("--prompts", default=str(prompts.DEFAULT))
+    flags.add_argument("--prompts")
     flags.add_argument("--seed", type=int, default=0, help="of the names (%(default)s)")
-    flags.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    flags.add_argument("--processes", type=int, help="all cores if not given")
     flags.add_argument("--runner", help="Beam's: DirectRunner, DataflowRunner, ...")
     flags.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
     flags.add_argument("--quiet", action="store_true")
     args = flags.parse_args(argv)
-    names = ("seed", "prompts", "canary_labels", "least_turns", "most_turns")
+    _check(args, beams)
+    names = ("seed", "canary_labels", "least_turns", "most_turns")
     choices = batch.Choices(
         **{name: getattr(args, name) for name in names},
+        prompts=args.prompts or str(prompts.DEFAULT),
         moderation_threshold=args.moderation_threshold,
     )
     if args.runner:
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     inputs = [Path(path) for path in args.input]
     if any(path.resolve() == output.resolve() for path in inputs):
         raise UserError(f"--output={output} is an input: give another folder")
-    numbers, reasons = batch.clean(inputs, output, choices, args.processes)
+    numbers, reasons = batch.clean(inputs, output, choices, args.processes or os.cpu_count() or 1)
     about = {"input": " ".join(args.input), "seed": args.seed}
     about["canary"] = args.canary_labels or None
     made = report.build(about, numbers, reasons, {}, {})
@@ -59,6 +61,25 @@ def main(argv: list[str]) -> int:
     if not args.quiet:
         print(report.table(made))
     return 0
+
+
+def _check(args, beams: list[str]) -> None:
+    """Raises UserError for flags that would do nothing."""
+    if not args.runner:
+        if beams:
+            raise UserError(f"{beams[0]}: what follows -- goes to Beam, which needs --runner")
+        return
+    if args.processes is not None:
+        raise UserError(
+            "--processes means nothing with --runner: give Beam's own option after --, such as "
+            "-- --direct_num_workers=4"
+        )
+    if args.no_parquet:
+        raise UserError("--no_parquet means nothing with --runner, which writes no Parquet")
+    if args.prompts:
+        raise UserError("--prompts means nothing with --runner, which asks no model")
+    if len(args.input) > 1:
+        raise UserError("--runner takes one --input: a folder, or a pattern of files in quotes")
 
 
 def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
@@ -71,8 +92,6 @@ def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
             f"{error}: install Apache Beam in an environment of its own (pip install -e "
             "'.[pipeline]'), or leave out --runner"
         ) from error
-    if len(args.input) > 1:
-        raise UserError("--runner takes one --input: a folder, or a pattern of files in quotes")
     rows = args.input[0]
     rows = rows if rows.endswith(".jsonl") else f"{rows.rstrip('/')}/soda*.jsonl"
     origins = f"{rows.rpartition('/')[0] or '.'}/provenance*.jsonl"

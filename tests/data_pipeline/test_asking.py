@@ -1,16 +1,19 @@
 """From a question to its answer: what is kept of odd replies, and when a run is given up."""
 
 import asyncio
+import collections
 import json
 
 import pytest
 
-from data_pipeline.asking import Asker, Patience
+from data_pipeline import report, statistics
+from data_pipeline.asking import Asker, Patience, RequestError
 from data_pipeline.client import Reply, Server
+from data_pipeline.commands import co3
 from data_pipeline.errors import UserError
 from data_pipeline.journal import Journal, entries
-from data_pipeline.limits import Allowance, Limits
-from data_pipeline.requests import Request
+from data_pipeline.limits import Allowance, ClosedError, Limits
+from data_pipeline.requests import Request, Sampling
 
 GOOD = json.dumps({"choices": [{"text": "Yes"}], "usage": {"completion_tokens": 1}})
 
@@ -32,6 +35,42 @@ def test_a_broken_answer_is_kept_before_another_is_asked_for(tmp_path):
         assert asyncio.run(answers(journal, [Reply(200, GOOD[:20]), Reply(200, GOOD)])) == ["Yes"]
     kept = [(entry.kind, entry.raw) for entry in entries(tmp_path)]
     assert kept == [("failure", GOOD[:20]), ("answer", GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "billed"),
+    [
+        (Reply(200, GOOD[:20]), True),
+        (Reply(0, "no answer within 5 s"), True),
+        (Reply(0, "ReadError"), True),
+        (Reply(0, "ConnectionRefusedError: [Errno 111] Connection refused"), False),
+        (Reply(0, "ConnectError: All connection attempts failed"), False),
+        (Reply(500, ""), False),
+    ],
+)
+def test_what_may_have_been_billed_is_charged_at_its_most(tmp_path, reply, billed):
+    """Oracle: 8 letters are 4 tokens at most, an answer has 10; of three tries two fit in 40."""
+    request = Request("t", "head", 0, "Is it so?"[:8], sampling=Sampling(max_tokens=10))
+
+    async def post(form, data):
+        return reply
+
+    async def asked(cap):
+        limits = Limits(Allowance(token_cap=cap), co3._spent(journal))
+        asker = Asker(post, Server("http://x/v1", "m"), journal, limits, Patience(3, 0.0, 0.0))
+        with pytest.raises(ClosedError if billed else RequestError):
+            await asker.ask(request)
+        return limits.spent_in, limits.spent_out
+
+    with Journal(tmp_path) as journal:
+        assert asyncio.run(asked(40)) == ((8, 20) if billed else (0, 0))
+        assert asyncio.run(asked(30)) == ((8, 20) if billed else (0, 0))  # another start
+        calls = report.calls_of(journal.spent(), (1e6, 2e6))
+    if billed:
+        assert (calls["head"]["estimated_tokens"], calls["head"]["estimated_cost"]) == (28, 48)
+        assert calls["head"]["prompt_tokens"] == calls["head"]["cost"] == 0
+        said = report.build({}, statistics.Statistics(), collections.Counter(), calls, {})
+        assert "could not be read: 28 tokens; cost 48.0000" in report.table(said)
 
 
 def test_a_server_that_only_redirects_stops_the_run(tmp_path):

@@ -83,3 +83,23 @@ def test_beam_does_what_the_functions_do(shared, tmp_path):
         > 0
     )
     assert sum(n for (what, _), n in counts.items() if what == "relation") == len(records_left)
+
+
+def test_rows_that_share_an_index_take_nobodys_provenance(shared):
+    """Two corpora put together. Oracle: by hand; alone, or without provenance, each is taken."""
+    one = next(r for r in records(shared) if len(r.dialogue) > 3)
+    two = dataclasses.replace(one, id="other", narrative=f"{one.narrative} It is late.")
+    rows = [schema.soda_row(r) for r in (one, two)]
+    origins = [schema.provenance(r) for r in (one, two)]
+
+    def found(rows, origins):
+        joined = (one.original_index, {"rows": rows, "origins": origins})
+        return list(beam.records_of(joined, postprocess.Settings()))
+
+    for several in ((rows, origins), (rows, origins[:1]), (rows[:1], origins)):
+        gone = found(*several)
+        assert len(gone) == len(several[0])
+        assert {r.reason for r in gone} == {"original_index of several rows"}
+        assert str(one.original_index) in gone[0].record["error"]
+    assert [r.id for r in found(rows[:1], origins[:1])] == [one.id]
+    assert all(isinstance(r, schema.Record) for r in found(rows, []))

@@ -141,3 +141,21 @@ def test_positions_count_over_all_inputs(tmp_path):
     (tmp_path / "b.jsonl").write_text("3\n")
     found = list(batch.pairs([tmp_path]))
     assert [(p, row.strip()) for p, row, _ in found] == [(0, "1"), (1, "2"), (2, "3")]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--runner=DirectRunner", "--no_parquet"], "--no_parquet"),
+        (["--runner=DirectRunner", "--processes=2"], "--processes"),
+        (["--runner=DirectRunner", "--prompts=x.toml"], "--prompts"),
+        (["--runner=DirectRunner", "--input", "a", "b"], "--input"),
+        (["--", "--direct_num_workers=2"], "--runner"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(tmp_path, capsys, more, said):
+    """Oracle: one line that names the flag, and nothing written. Needs no Beam."""
+    output = tmp_path / "out"
+    assert command.main(["postprocess", "--input=x", f"--output={output}", *more]) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error and not output.exists()

@@ -13,7 +13,9 @@ import pytest
 from loopback import co3, flags, lines, outputs, stats, teacher, teacher_process, write_triples
 
 from data_pipeline import __main__ as command
+from data_pipeline import corpus
 from data_pipeline.journal import entries
+from data_pipeline.outputs import Outputs, Result
 
 COUNT = 35
 
@@ -122,6 +124,28 @@ def test_fewer_triples_than_were_begun(tmp_path, triples):
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
+def test_credentials_are_written_nowhere(tmp_path, triples, capsys, caplog):
+    """Oracle: a search through all that a run leaves and says; other fields are shown."""
+    deep = [{"access_token": "abracadabra", "tokens": ["abracadabra"]}]
+    hidden = {"api_key": "abracadabra", "more": deep}
+    more = {**hidden, "max_tokens": 300, "stop_token_ids": [7], "top_k": 5}
+    with teacher() as (url, _):
+        url = url.replace("//", "//ann:abracadabra@")
+        flags = [f"--body={json.dumps(more)}", "--processes=0"]
+        assert co3(triples, tmp_path, url, "--limit=2", *flags) == 0
+        assert co3(triples, tmp_path, url, "--limit=2", "--model=other", *flags) == 1
+    assert co3(triples, tmp_path, url, "--limit=2", *flags) == 1
+    assert co3(triples, tmp_path, url, '--body={"api_key": "abracadabra"') == 1
+    said = "".join(capsys.readouterr()) + caplog.text
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert b"abracadabra" not in b"".join(left) and "abracadabra" not in said
+    assert "ann" not in said and "//***@127.0.0.1" in said
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["base_url"].startswith("http://***@127.0.0.1")
+    masked = {"api_key": "***", "more": [{"access_token": "***", "tokens": "***"}]}
+    assert json.loads(about["body"]) == {**more, **masked}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, number):
     """Oracle: what the teacher was asked is what the journal has, all of it."""
@@ -184,6 +208,12 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--requests_per_minute=0"], "--requests_per_minute"),
         (["--timeout=nan"], "--timeout"),
         (["--processes=-1"], "--processes"),
+        (
+            ["--base_url=127.0.0.1:9/v1"],
+            "--base_url=127.0.0.1:9/v1: http:// or https:// is missing",
+        ),
+        (["--base_url=ann:pw@x/v1"], "--base_url=***@x/v1: http:// or https:// is missing"),
+        (["--moderation_url=x/v1"], "--moderation_url=x/v1: http:// or https:// is missing"),
         (["--output=/dev/null/x"], "/dev/null/x"),
         (["--model=other"], "--model"),
         (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
@@ -324,3 +354,31 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
         text = (folder / "report.txt").read_text()
         assert all(f"triples: {reason}" in text for reason in dropped)
         assert "| before the sample | none | 1 |" in (folder / "README.md").read_text()
+
+
+def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
+    """Outputs of two versions never mix. Oracle: a file changed by one byte; records made anew."""
+    for name in corpus.LISTS:
+        (tmp_path / name).write_bytes((corpus.Path(corpus.__file__).parent / name).read_bytes())
+    now = corpus.lists_version()
+    assert now == corpus.lists_version(tmp_path)
+    for name in corpus.LISTS:
+        text = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(text + b"\n")
+        assert corpus.lists_version(tmp_path) != now
+        (tmp_path / name).write_bytes(text)
+    path = tmp_path / "triples.jsonl"
+    write_triples(path, 2)
+
+    def begun_at():
+        made = Outputs(tmp_path, corpus.Source(path).identity(), 2)
+        first = made.next
+        if not first:
+            made.add(0, Result({"soda": "{}"}))
+            made.save()
+        made.close()
+        return first
+
+    assert (begun_at(), begun_at()) == (0, 1)
+    monkeypatch.setattr(corpus, "lists_version", lambda: "another")
+    assert begun_at() == 0

@@ -1,0 +1,55 @@
+"""Credentials taken out of what is written or shown: addresses, and fields added to requests."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from typing import Any
+
+HIDDEN = "***"
+# "tokens" and "token_ids" are amounts and ids where they are no text: max_tokens, stop_token_ids.
+_SECRET = re.compile(r"key|secret|passw|credential|authorization|token", re.IGNORECASE)
+_COUNTS = re.compile(r"token(?:s|_id|_count|izer)", re.IGNORECASE)
+_USER = re.compile(r"^((?:[a-z][a-z0-9+.-]*:)?//)?[^/?#]*@", re.IGNORECASE)
+
+
+def address(url: str) -> str:
+    """The URL without its user and password, and without the values of secret parameters."""
+    url = _USER.sub(lambda match: f"{match[1] or ''}{HIDDEN}@", url)
+    start, mark, query = url.partition("?")
+    if not mark:
+        return url
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    shown = (
+        f"{name}={HIDDEN}" if _SECRET.search(urllib.parse.unquote(name)) else name + equals + value
+        for name, equals, value in pairs
+    )
+    return f"{start}?{'&'.join(shown)}"
+
+
+def body(text: str) -> str:
+    """A JSON object with the values of secret fields hidden, however deep; else as it was given."""
+    fields = json.loads(text)
+    hidden = _hide(fields)
+    return text if hidden == fields else json.dumps(hidden, ensure_ascii=False)
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: HIDDEN if _secret(name, v) else _hide(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_hide(item) for item in value]
+    return value
+
+
+def _secret(name: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool) or not _SECRET.search(name):
+        return False
+    return _SECRET.search(_COUNTS.sub("", name)) is not None or _has_text(value)
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
