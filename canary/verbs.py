@@ -110,7 +110,10 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         help='what the model reads between turns (default: the run\'s own, or " // ")',
     )
     group.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="(float32 on a CPU, else bfloat16)"
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of products (float32 on a CPU, else bfloat16); on a CPU with AMX bfloat16 is more "
+        "than twice as fast",
     )
     group.add_argument(
         "--num_partitions", type=int, default=1, metavar="N", help="devices a model copy (1)"

@@ -1,13 +1,13 @@
 """`python -m tools.bench label`: dialogues labelled a second, beside HuggingFace transformers.
 
-T5 1.0 small (60M parameters) with random weights, the same for both, float32, contexts of 128
-tokens. Ours scores the five labels exactly, from one pass of the encoder (what `canary label
---no_rots` does); transformers generates greedily as many tokens as a label's text takes. A batch
-must be given the tokens of the longest label, for its rows go on with RoTs, not with EOS, after any
-label but the casual one; it ends after the casual label and EOS if all its rows are casual. Random
-weights write no labels of their own, so both lengths are timed. Both sides are given token ids.
-That both have the same weights is checked: transformers' own log-likelihoods of the labels are
-compared with ours.
+T5 1.0 small (60M parameters) with random weights, the same for both, contexts of 128 tokens,
+float32 as both do by default on a CPU, and with products in bfloat16. Ours scores the five labels
+exactly, from one pass of the encoder (what `canary label --no_rots` does); transformers generates
+greedily as many tokens as a label's text takes. A batch must be given the tokens of the longest
+label, for its rows go on with RoTs, not with EOS, after any label but the casual one; it ends after
+the casual label and EOS if all its rows are casual. Random weights write no labels of their own, so
+both lengths are timed (in bfloat16 the longest). Both sides are given token ids. That both have the
+same weights is checked: transformers' own log-likelihoods of the labels are compared with ours.
 """
 
 import argparse
@@ -73,16 +73,18 @@ def ours(args: argparse.Namespace) -> dict:
     from canary import Canary, module
     from cosmo.engine import data
 
-    canary = Canary.load(args.weights, batch_size=BATCH, lengths={"inputs": CONTEXT, "targets": 16})
     rows = [data.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
-    decoding, out = canary.decoding(), {}
+    found, scores = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        sizes = {"inputs": CONTEXT, "targets": 16}
+        canary = Canary.load(args.weights, batch_size=BATCH, lengths=sizes, dtype=dtype)
 
-    def one():
-        out["answers"] = canary.answers(rows, rots=False, decoding=decoding)
+        def one(canary=canary, dtype=dtype):
+            answers = canary.answers(rows, rots=False, decoding=canary.decoding())
+            scores[dtype] = [module.label_scores(answer) for answer in answers]
 
-    result = timed(one, args.steps, BATCH)
-    scores = [module.label_scores(answer) for answer in out["answers"]]
-    return {**result, "scores": scores, "labels": canary.choices}
+        found[dtype] = timed(one, args.steps, BATCH)
+    return {**found, "scores": scores, "labels": canary.choices}
 
 
 def huggingface(args: argparse.Namespace) -> dict:
@@ -108,9 +110,16 @@ def huggingface(args: argparse.Namespace) -> dict:
             wanted = torch.tensor([tokens] * BATCH)
             logp = model(input_ids=inputs, labels=wanted).logits.log_softmax(-1)
             scores.append(logp.gather(-1, wanted[..., None])[..., 0].sum(-1).tolist())
+    model.to(torch.bfloat16)
+    new = lengths(labels)["any"]
+    found["any_bfloat16"] = timed(
+        lambda: model.generate(inputs, max_new_tokens=new, min_new_tokens=new), args.steps, BATCH
+    )
     return {**found, "scores": list(zip(*scores, strict=True))}
 
 
+OURS = ("float32", "bfloat16")
+THEIRS = ("any", "casual", "any_bfloat16")
 SIDES = {"ours": ours, "huggingface": huggingface}
 
 
@@ -122,33 +131,40 @@ def main(args: argparse.Namespace, measure: Callable) -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.weights = f"{folder}/weights"
         write_weights(args.weights, vocabulary)
-        rates: dict[str, list[float]] = {"ours": [], "any": [], "casual": []}
+        rates: dict[str, list[float]] = {name: [] for name in (*OURS, *THEIRS)}
         for number in range(args.rounds):
             mine = measure("ours", sys.executable, args)
             (pathlib.Path(folder) / "labels.json").write_text(json.dumps(mine["labels"]))
-            rates["ours"] += [BATCH / s for s in mine["seconds"]]
+            for name in OURS:
+                rates[name] += [BATCH / s for s in mine[name]["seconds"]]
             theirs = measure("huggingface", args.hf_python, args)
             if theirs is None:
                 print("transformers is not installed here (see --hf_python)")
-            for name in ("any", "casual") if theirs else ():
+            for name in THEIRS if theirs else ():
                 rates[name] += [BATCH / s for s in theirs[name]["seconds"]]
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     sizes, new = sorted(map(len, mine["labels"])), lengths(mine["labels"])
     print(
-        f"T5 1.0 small, batch {BATCH}, contexts of {CONTEXT} tokens, float32, {vocabulary}:\n"
+        f"T5 1.0 small, batch {BATCH}, contexts of {CONTEXT} tokens, {vocabulary}:\n"
         f"labels of {sizes[0]} to {sizes[-1]} pieces, dialogues/s (median, range)"
     )
     names = {
-        "ours": "ours, five labels scored",
+        "float32": "ours, five labels scored",
+        "bfloat16": "ours, --dtype=bfloat16",
         "any": f"transformers, any label ({new['any']} tokens)",
         "casual": f"transformers, all casual ({new['casual']} tokens)",
+        "any_bfloat16": f"transformers in bfloat16, any label ({new['any']})",
     }
     middle = {name: statistics.median(values) for name, values in rates.items() if values}
     for name, value in middle.items():
         span = f"{min(rates[name]):.1f} to {max(rates[name]):.1f}"
-        ratio = "" if name == "ours" else f", ours is {middle['ours'] / value:.2f} x as fast"
-        print(f"  {names[name]:<38} {value:6.1f} ({span}){ratio}")
+        ratios = " and ".join(f"{middle[dtype] / value:.2f}" for dtype in OURS)
+        ratio = f", ours is {ratios} x as fast" if name in THEIRS else ""
+        print(f"  {names[name]:<45} {value:6.1f} ({span}){ratio}")
     if theirs:
-        rows = zip(mine["scores"], theirs["scores"], strict=True)
-        most = max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
-        print(f"  log-likelihoods of the labels: at most {most:.1e} nats apart")
+        for dtype in OURS:
+            rows = zip(mine["scores"][dtype], theirs["scores"], strict=True)
+            most = max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
+            print(
+                f"  log-likelihoods of the labels, ours in {dtype}: at most {most:.1e} nats apart"
+            )

@@ -38,6 +38,16 @@ def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax
     return partitioning.gather(kernel[...].astype(dtype), kernel.get_metadata("axes"), called)
 
 
+def product(
+    x: jax.Array, kernel: nnx.Param, dtype: str | None = None, called: str = partitioning.GATHERED
+) -> jax.Array:
+    """x [..., M] times a kernel [M, N], in x's type; `dtype`: factors are rounded to it first."""
+    dtype = dtype or x.dtype
+    return jnp.matmul(
+        x.astype(dtype), weight(kernel, dtype, called), preferred_element_type=x.dtype
+    )
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, axis: int | None = -2):
     """Inverted dropout; the mask is shared along `axis` (T5X shares it along the sequence).
 
@@ -130,7 +140,15 @@ class RelativePositionBias(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention without biases; queries are not scaled (the initialiser is)."""
 
-    def __init__(self, emb_dim: int, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        emb_dim: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        product_dtype: str | None = None,
+    ):
         joined = num_heads * head_dim
 
         # T5 folds the usual 1/sqrt(head_dim) of the logits into the query's initial scale.
@@ -138,6 +156,7 @@ class Attention(nnx.Module):
             return fan_in(key, shape, dtype) / math.sqrt(head_dim)
 
         self.num_heads, self.head_dim = num_heads, head_dim
+        self.product_dtype = product_dtype
         self.query = param(rngs, query_init, (emb_dim, joined), ("embed", "joined_kv"))
         self.key = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
         self.value = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
@@ -149,7 +168,7 @@ class Attention(nnx.Module):
         Heads come before positions so that every later product is over adjacent matrices, which
         XLA's CPU backend runs up to five times as fast; a TPU's compiler chooses layouts itself.
         """
-        x_BTJ = x_BTM @ weight(kernel, x_BTM.dtype, partitioning.GATHERED_ATTENTION)
+        x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
@@ -181,7 +200,7 @@ class Attention(nnx.Module):
         weights_BHTS = dropout(weights_BHTS, rate, key)
         mixed_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
         mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
-        return mixed_BTJ @ weight(self.out, q_BTM.dtype, partitioning.GATHERED_ATTENTION)
+        return product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
 
 
 @jax.custom_vjp
@@ -211,8 +230,16 @@ add_over_batch.defvjp(_add_forward, _add_backward)
 class MLP(nnx.Module):
     """Feed-forward. Two activations make it gated: `gelu(x wi_0) * (x wi_1)` (Shazeer 2020)."""
 
-    def __init__(self, emb_dim: int, mlp_dim: int, activations: tuple[str, ...], *, rngs: nnx.Rngs):
-        self.activations = activations
+    def __init__(
+        self,
+        emb_dim: int,
+        mlp_dim: int,
+        activations: tuple[str, ...],
+        *,
+        rngs: nnx.Rngs,
+        product_dtype: str | None = None,
+    ):
+        self.activations, self.product_dtype = activations, product_dtype
         gated = len(activations) > 1
         for i in range(len(activations)):
             name = f"wi_{i}" if gated else "wi"
@@ -224,9 +251,9 @@ class MLP(nnx.Module):
         return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
 
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
-        branches = [x_BTM @ weight(kernel, x_BTM.dtype) for kernel in self.kernels()]
+        branches = [product(x_BTM, kernel, self.product_dtype) for kernel in self.kernels()]
         hidden_BTF = dropout(activate(self.activations, branches), rate, key)
-        return hidden_BTF @ weight(self.wo, x_BTM.dtype)
+        return product(hidden_BTF, self.wo, self.product_dtype)
 
 
 def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:

@@ -193,12 +193,12 @@ class T5(nnx.Module):
 
         Operands stay in the compute type, products are summed in float32.
         """
+        dtype = self.config.product_dtype or x.dtype
         if self.config.logits_via_embedding:
-            kernel = weight(self.token_embedder, x.dtype).T
+            kernel = weight(self.token_embedder, dtype).T
         else:
-            kernel = weight(self.decoder.logits_dense, x.dtype)
-        x = self._scaled(x)
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            kernel = weight(self.decoder.logits_dense, dtype)
+        return jnp.matmul(self._scaled(x).astype(dtype), kernel, preferred_element_type=jnp.float32)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         scale = self.config.logits_scale

@@ -47,11 +47,13 @@ class T5Config:
 
     T5 1.1 is `mlp_activations=("gelu", "linear")`, `logits_via_embedding=False`; T5 1.0 is
     `("relu",)` and `True`. `dtype` is the compute type; parameters, softmax, norms and logits stay
-    float32. In T5X's scanned network (`scalable_t5`) every layer has a relative bias of its own
-    (`relative_attention_per_layer`). `scale_decoder_outputs`, HuggingFace's name, multiplies the
-    decoder's output by M ** -0.5; None does so where the logits are tied, as T5 1.0.
-    `remat_policy="auto"`: training chooses (`sizing.choose`), all else recomputes nothing, as
-    "none" and None.
+    float32. `product_dtype` is that of the factors of products with weights, if another (not in
+    `decode_step`): "bfloat16" beside a float32 `dtype` is what a CPU with AMX is fast at, which XLA
+    does not use for bfloat16 results. In T5X's scanned network (`scalable_t5`) every layer has a
+    relative bias of its own (`relative_attention_per_layer`). `scale_decoder_outputs`,
+    HuggingFace's name, multiplies the decoder's output by M ** -0.5; None does so where the logits
+    are tied, as T5 1.0. `remat_policy="auto"`: training chooses (`sizing.choose`), all else
+    recomputes nothing, as "none" and None.
     """
 
     vocab_size: int
@@ -65,6 +67,7 @@ class T5Config:
     logits_via_embedding: bool = False
     dropout_rate: float = 0.0
     dtype: str = "bfloat16"
+    product_dtype: str | None = None
     remat_policy: str | None = "none"
     scan_layers: bool = True
     relative_attention_num_buckets: int = 32
@@ -90,6 +93,10 @@ class T5Config:
             raise UserError(
                 f"T5Config.dtype={self.dtype!r}; T5 runs in 'float32' or 'bfloat16' "
                 "(float16 overflows in its feed-forward layers)"
+            )
+        if self.product_dtype not in (None, "float32", "bfloat16"):
+            raise UserError(
+                f"T5Config.product_dtype={self.product_dtype!r}; None, 'float32' or 'bfloat16'"
             )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(
@@ -135,9 +142,11 @@ class EncoderLayer(nnx.Module):
         if c.relative_attention_per_layer:
             self.relpos_bias = relative_bias(c, rngs)
         self.pre_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
+        sizes = c.emb_dim, c.num_heads, c.head_dim
+        how = {"rngs": rngs, "product_dtype": c.product_dtype}
+        self.attention = Attention(*sizes, **how)
         self.pre_mlp_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, rngs=rngs)
+        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, **how)
 
     def __call__(self, x_BTM, relative_bias, mask_bias, key: jax.Array | None) -> jax.Array:
         rate = self.config.dropout_rate
@@ -161,11 +170,13 @@ class DecoderLayer(nnx.Module):
         if c.relative_attention_per_layer:
             self.relpos_bias = relative_bias(c, rngs)
         self.pre_self_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.self_attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
+        sizes = c.emb_dim, c.num_heads, c.head_dim
+        how = {"rngs": rngs, "product_dtype": c.product_dtype}
+        self.self_attention = Attention(*sizes, **how)
         self.pre_cross_attention_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.encoder_decoder_attention = Attention(c.emb_dim, c.num_heads, c.head_dim, rngs=rngs)
+        self.encoder_decoder_attention = Attention(*sizes, **how)
         self.pre_mlp_layer_norm = RMSNorm(c.emb_dim, rngs=rngs)
-        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, rngs=rngs)
+        self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, **how)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import choices, data, decoding, infer, models, partitioning
+from cosmo.engine import choices, data, decoding, infer, models, partitioning, t5
 from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
 
@@ -236,3 +236,29 @@ def test_wrong_choices_are_named(wrong, words):
     """Oracle: DESIGN, habit 3."""
     with pytest.raises(UserError, match=words):
         choices.checked(wrong, 40)
+
+
+def test_products_in_bfloat16_stay_near_float32():
+    """Oracles: the float32 scores; the type of every result, by the lowered program."""
+    network = t5.T5Config(
+        vocab_size=96,
+        emb_dim=32,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=16,
+        mlp_dim=64,
+        dtype="float32",
+    )
+    exact = models.EncoderDecoderModel(network)
+    rounded = models.EncoderDecoderModel(dataclasses.replace(network, product_dtype="bfloat16"))
+    params = models.init(exact, jax.random.key(0))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(2, 96, (3, 9)), jnp.int32)
+    choices = [[5, 6], [5, 7, 8], [9]]
+    run = [
+        jax.jit(lambda p, t, m=m: models.score_choices(m, p, t, choices)) for m in (exact, rounded)
+    ]
+    wanted, found = (np.asarray(f(params, tokens)) for f in run)
+    assert 0 < np.max(np.abs(found - wanted)) < 0.1  # rounded indeed, and not by much
+    text = run[1].lower(params, tokens).as_text()
+    assert "tensor<3x9x32xbf16>" in text and "tensor<3x9x32xf32>" in text
