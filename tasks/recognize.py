@@ -43,7 +43,7 @@ _FIELDS = (
     (NORM_BANK[0], "input_sequence class_label text_label"),
     (NORM_BANK[1], "action_1 action_2 targets"),
     (NORM_BANK[2], "inputs targets"),
-    ("records for --input", "turns"),
+    ('records {"turns": [...]}', "turns"),
 )
 
 
