@@ -106,4 +106,4 @@ def test_every_reader_says_what_a_mistaken_file_looks_like(shared, corpus, name)
         return
     with pytest.raises(DataError) as error:
         list(read(shared / "data" / name))
-    assert f"The file looks like {REAL[name]}, not like {corpus}." in str(error.value)
+    assert f" looks like {REAL[name]}, not like {corpus}. " in str(error.value)
