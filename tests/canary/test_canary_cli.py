@@ -219,6 +219,8 @@ def test_help_is_readable_and_loads_no_jax(verb):
         ({"input": "/nowhere.jsonl"}, "--input=/nowhere.jsonl cannot be read"),
         ({"checkpoint": "/nowhere"}, "/nowhere"),
         ({"num_shards": "2"}, "give a folder"),
+        ({"output": "/tmp/x.csv"}, "--output=/tmp/x.csv: .csv files are not written; give FILE"),
+        ({"output": "/tmp/x.jsonl.gz"}, "--output=/tmp/x.jsonl.gz: .gz files are not written"),
         ({"window": "0"}, "--window=0"),
         ({"temperature": "-1"}, "temperature"),
         ({"vocabulary": "/nowhere.model"}, "/nowhere.model"),
