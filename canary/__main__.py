@@ -1,10 +1,20 @@
 """The command line: `python -m canary VERB --flag=VALUE`."""
 
+import re
 import sys
 
 from cosmo.engine import terminal
 from cosmo.engine.errors import UserError
 from tasks.errors import DataError
+
+# Errors of what Canary stands on name gin settings, which no verb here takes: setting -> flag.
+FLAGS = {
+    "CHECKPOINT_PATH": "--checkpoint",
+    "PROSOCIAL_PATH": "--input",
+    "VOCABULARY_PATH": "--vocabulary",
+    "TURN_SEPARATOR": "--turn_separator",
+    "LABEL_STYLE": "--label_style",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +29,16 @@ def _run(argv: list[str]) -> int | None:
     args = verbs.parse(argv)
     terminal.set_up_logging(args.quiet, ("canary", "cosmo", "tasks"))
     terminal.set_up_jax()
-    return terminal.function(verbs.VERBS[args.verb].run)(args)
+    try:
+        return terminal.function(verbs.VERBS[args.verb].run)(args)
+    except (UserError, DataError) as error:
+        raise type(error)(re.sub(r"\(gin: ([^)]*)\)", _flags, str(error))) from error
+
+
+def _flags(settings: re.Match[str]) -> str:
+    """`(--checkpoint)` for `(gin: MODEL_DIR, CHECKPOINT_PATH)`; without a flag as it was."""
+    flags = [flag for name, flag in FLAGS.items() if re.search(rf"\b{name}\b", settings[1])]
+    return f"({', '.join(flags)})" if flags else settings[0]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from canary.module import Canary, Chirp, Settings
 from canary.reading import Dialogue
 from cosmo.engine import infer, jobs, shards
 from cosmo.engine.decoding import DecodingConfig
+
+log = logging.getLogger("canary")
 
 DIGITS = 6  # of probabilities in files
 TURNS = 8  # of a usual dialogue: with --per_turn so many fewer of them make a window
@@ -47,8 +50,19 @@ class LabelJob:
     def answerer(self, session: infer.Session) -> jobs.Answerer:
         """See `jobs.Job`; a line a dialogue."""
         canary = self.canary.opened(session)
+        warned = False
 
         def lines(dialogues, on_batch):
+            nonlocal warned
+            again = len(dialogues) - len({dialogue.id for dialogue in dialogues})
+            if again and not warned:  # ids of the whole file may not fit in memory
+                warned = True
+                log.warning(
+                    "%d of %d dialogues labelled together have the id of another one: their lines "
+                    "can be told apart by their order only",
+                    again,
+                    len(dialogues),
+                )
             return label(canary, dialogues, self, on_batch)
 
         return lines

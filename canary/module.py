@@ -11,14 +11,14 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from canary import reading
 from cosmo.engine import data, infer, opening
 from cosmo.engine.decoding import DecodingConfig
 from cosmo.engine.errors import UserError
-from tasks import formatting, safety, vocabularies
+from tasks import families, formatting, safety, vocabularies
 
 LENGTHS = {"inputs": 512, "targets": 128}  # those of a run of ours are its own
 HUMAN = "__needs_intervention__"
@@ -263,6 +263,7 @@ class Settings:
         config, macros = opening.session_config(
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
+        _check_task(path, macros)
         style = label_style or macros.get("LABEL_STYLE", "text")
         separator = turn_separator or macros.get("TURN_SEPARATOR", safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)
@@ -272,6 +273,20 @@ class Settings:
     def opened(self, session: infer.Session) -> Canary:
         """Canary over the session that `self.session.open()` gave."""
         return Canary(session, self.style, self.separator)
+
+
+def _check_task(path: str, macros: Mapping[str, Any]) -> None:
+    """Raise UserError if the run learnt a task of ours that has no labels: it would be scored like
+    any other, and its labels would mean nothing."""
+    name = macros.get("MIXTURE_OR_TASK_NAME")
+    # A module of the user's own may have tasks with labels.
+    if name is None or macros.get("MIXTURE_OR_TASK_MODULE") or name in families.LABEL_NAMES:
+        return
+    raise UserError(
+        f"checkpoint {path} writes no safety labels: its run learnt the task {name!r} (its "
+        f"config.gin, MIXTURE_OR_TASK_NAME), expected one of {', '.join(families.LABEL_NAMES)}. "
+        "Give a checkpoint of such a run: gin/canary/canary_tiny.gin or canary.gin trains one"
+    )
 
 
 def _check_labels(vocabulary: infer.Vocabulary, style: safety.LabelStyle) -> None:

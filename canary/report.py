@@ -205,7 +205,11 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
         f"{rots['tokens']:,} tokens.",
     ]
     if baseline is not None:
-        parts.append(f"The most frequent answer: {baseline['label']} {baseline['rots']}".rstrip())
+        rots_of_most = baseline["rots"] or "none in the training split"
+        parts.append(
+            f"Most frequent label: {baseline['label']}; most frequent RoTs (for contexts that need "
+            f"some): {rots_of_most}"
+        )
     for title, judged in (("five labels", five), ("three classes", three)):
         parts += [_class_table(title, judged), _confusion_table(judged)]
     error = made["calibration"]["error"]

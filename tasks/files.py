@@ -142,7 +142,7 @@ def _expand(
     if _is_glob(str(path)) and not resolve(path).exists():
         found = _glob(str(path))
         if not found:
-            raise _nothing(path, split, endings, "no file matches the glob")
+            raise _nothing(path, split, endings, "nothing that the glob matches")
         files, shared = _of_split(found, names, path, split, endings)
         return _one_format(files, path, endings), shared
     place = resolve(path)
@@ -154,7 +154,9 @@ def _expand(
         chosen = found if names is None else _named(found, names)
         if not chosen:
             listed = sorted(child.name for child in place.iterdir())
-            raise _nothing(path, split, endings, f"the folder {place} holds {listed[:20]}")
+            raise _nothing(
+                path, split, endings, f"the folder {place} with {listed[:20] or 'nothing in it'}"
+            )
         return _one_format(chosen, path, endings), False
     if place.exists():
         return [place], names is not None
@@ -173,7 +175,7 @@ def _of_split(
     chosen = _named(found, names)
     if not chosen:
         raise _nothing(
-            path, split, endings, f"the glob matches {[file.name for file in found][:20]}"
+            path, split, endings, f"a glob that matches {[file.name for file in found][:20]}"
         )
     return chosen, False
 

@@ -43,7 +43,7 @@ _FIELDS = (
     (NORM_BANK[0], "input_sequence class_label text_label"),
     (NORM_BANK[1], "action_1 action_2 targets"),
     (NORM_BANK[2], "inputs targets"),
-    ("records for --input", "turns"),
+    ('records {"turns": [...]}', "turns"),
 )
 
 
@@ -75,7 +75,7 @@ def looks_like(file: Any) -> str | None:
 
 @contextlib.contextmanager
 def named(file: Any, *expected: str) -> Iterator[None]:
-    """Adds to a DataError raised inside that `file` looks like another corpus, if it does.
+    """Says before a DataError raised inside that `file` looks like another corpus, if it does.
 
     `expected` are the names that `looks_like` has for what it was to be.
     """
@@ -85,7 +85,7 @@ def named(file: Any, *expected: str) -> Iterator[None]:
         found = looks_like(file)
         if found is None or found in expected:
             raise
-        raise DataError(f"{error} The file looks like {found}, not like {expected[0]}.") from None
+        raise DataError(f"{file} looks like {found}, not like {expected[0]}. {error}") from None
 
 
 def _of_fields(fields: set[str]) -> str | None:

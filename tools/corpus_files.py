@@ -125,7 +125,12 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
 
 
 def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
-    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text."""
+    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text.
+
+    A string in place of the list is an error too: its letters are no utterances.
+    """
+    if not isinstance(values, list | tuple):
+        raise place.error("the utterances are no list", shown(values), "a list of texts")
     if not values:
         raise place.error("a dialogue is empty", "no utterance", "at least one")
     for number, value in enumerate(values, 1):
@@ -276,5 +281,5 @@ READERS = {
     "Topical-Chat": (document, _topical),
     "PersonaChat": (lines, _personachat),
     "Wizard of Wikipedia": (records, _wizard),
-    "records for --input": (records, _turns),
+    'records {"turns": [...]}': (records, _turns),
 }

@@ -52,6 +52,8 @@ COLUMNS = (
     *("RoTs", "unique", "words/RoT"),
 )
 _ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
+# What data_pipeline writes beside its dialogues.
+_NO_DIALOGUES = ("rejected.jsonl", "provenance.jsonl", "report.json")
 
 
 class _Watched:
@@ -98,26 +100,38 @@ def files_of(path: str) -> list[pathlib.Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A PATH and what it holds: `files` of `corpus` (a key of READERS), and files of no corpus."""
+    """A PATH and what it holds: `files` of `corpus` (a key of READERS), files of no corpus, and
+    what was `left_out` ("FILE: why")."""
 
     path: str
     corpus: str
     files: tuple[pathlib.Path, ...]
     not_read: tuple[pathlib.Path, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def find(path: str) -> Found:
-    """Raises DataError unless `path` holds one corpus."""
+    """Raises DataError unless `path` holds one corpus.
+
+    Of a folder or a glob, what `data_pipeline` writes beside its dialogues is left out, and a file
+    that is there in another format too.
+    """
     kinds = {file: looks_like(file) for file in files_of(path)}
+    left_out = _twice(kinds)
+    if set(kinds) - {pathlib.Path(path).expanduser()}:
+        reason = "no dialogues of the corpus (data_pipeline writes it beside them)"
+        left_out |= {file: reason for file in kinds if file.name in _NO_DIALOGUES}
+    if len(left_out) < len(kinds):
+        kinds = {file: kind for file, kind in kinds.items() if file not in left_out}
+    else:  # asked for nothing else
+        left_out = {}
     known = sorted({kind for kind in kinds.values() if kind in READERS})
     if len(known) != 1:
         raise DataError.at(
             path,
             None,
             "several corpora" if known else "not a corpus of dialogues",
-            got="; ".join(
-                f"{file.name}: {kind or 'nothing known'}" for file, kind in kinds.items()
-            ),
+            got="; ".join(f"{file.name}: {kind or _unknown(file)}" for file, kind in kinds.items()),
             expected=f"files of one of {', '.join(READERS)}",
             remedy="Give each corpus as a path of its own." if known else "Correct the path.",
         )
@@ -125,7 +139,33 @@ def find(path: str) -> Found:
         tuple(file for file, kind in kinds.items() if (kind == known[0]) is wanted)
         for wanted in (True, False)
     )
-    return Found(path, known[0], ours, others)
+    said = tuple(f"{file}: {reason}" for file, reason in left_out.items())
+    return Found(path, known[0], ours, others, said)
+
+
+def _twice(kinds: dict[pathlib.Path, str | None]) -> dict[pathlib.Path, str]:
+    """Files of a corpus that another one of the same folder and stem holds too, and why.
+
+    The one kept is of the format that stands first in _ENDINGS, plain rather than compressed.
+    """
+    kept: dict[Any, pathlib.Path] = {}
+    reasons = {}
+    endings = [f"{e}{gz}" for gz in ("", ".gz") for e in _ENDINGS]
+
+    def parts(file: pathlib.Path) -> tuple[int, str]:
+        rank = next((i for i, e in enumerate(endings) if file.name.endswith(f".{e}")), 0)
+        return rank, file.name.removesuffix(f".{endings[rank]}")
+
+    for file in sorted((f for f in kinds if kinds[f] in READERS), key=parts):
+        first = kept.setdefault((file.parent, parts(file)[1], kinds[file]), file)
+        if first is not file:
+            reasons[file] = f"the same data as {first.name}"
+    return reasons
+
+
+def _unknown(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return "nothing known" if stream.read(1 << 16).strip() else "is empty"
 
 
 def statistics(found: Found) -> dict[str, Any]:
@@ -145,6 +185,7 @@ def statistics(found: Found) -> dict[str, Any]:
         "corpus": found.corpus.removesuffix(" (direct download)"),
         "files": len(files),
         "not_read": [str(file) for file in found.not_read],
+        "left_out": list(found.left_out),
         **corpus.result(),
     }
 
@@ -180,10 +221,12 @@ def notes(one: dict[str, Any]) -> list[str]:
             f"{sum(missing.values()):,} incomplete dialogues: {what}; only their rows count"
         )
     if one["bad_records"]:
-        lines.append(f"{one['bad_records']:,} bad records; the first:")
+        number = one["bad_records"]
+        lines.append("1 bad record:" if number == 1 else f"{number:,} bad records; the first:")
         lines += [f"  {reason}" for reason in one["bad_records_quoted"]]
     if one["not_read"]:
         lines.append(f"not read, for they are not {one['corpus']}: {', '.join(one['not_read'])}")
+    lines += [f"left out {line}" for line in one["left_out"]]
     return lines
 
 

@@ -22,6 +22,9 @@ from cosmo.engine import data
 from cosmo.engine.errors import UserError
 from cosmo.engine.writer import is_remote
 
+# Endings of files that --output cannot be: a folder of such a name is a mistake.
+_FILES = (".csv", ".gz", ".json", ".ndjson", ".parquet", ".tsv", ".txt")
+
 
 class Rejected(NamedTuple):
     """A record that cannot be used: its line (from 1), why, and its text."""
@@ -77,7 +80,10 @@ class Layout(NamedTuple):
 
 
 def output_layout(output: str, num_shards: int) -> Layout:
-    """Of --output: one FILE.jsonl, or a folder of `predictions-00000-of-0000N.jsonl`."""
+    """Of --output: one FILE.jsonl, or a folder of `predictions-00000-of-0000N.jsonl`.
+
+    Raises UserError for the name of another kind of file, which is no folder's.
+    """
     path = epath.Path(output)
     if path.suffix == ".jsonl":
         if num_shards > 1:
@@ -85,6 +91,10 @@ def output_layout(output: str, num_shards: int) -> Layout:
                 f"--num_shards={num_shards} files do not fit in --output={output}; give a folder"
             )
         return Layout((path,), path.with_name(f"{path.name}.rejected.jsonl"), _work(path))
+    if path.suffix in _FILES and not path.is_dir():
+        raise UserError(
+            f"--output={output}: {path.suffix} files are not written; give FILE.jsonl or a folder"
+        )
     files = tuple(path / _shard_name("predictions", i, num_shards) for i in range(num_shards))
     return Layout(files, path / "rejected.jsonl", _work(path / "predictions"))
 

@@ -87,6 +87,17 @@ def test_lines_are_the_modules_chirps_in_order(label, canary, tmp_path, capsys):
     assert "rots" in capsys.readouterr().err
 
 
+def test_dialogues_of_the_same_id_are_told_once(label, tmp_path, caplog):
+    """Oracle: two windows of three dialogues, in each of which two share an id: one warning."""
+    source = tmp_path / "in.jsonl"
+    records = ({"id": name, "turns": ["Hi."]} for name in "aabccd")
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with caplog.at_level("WARNING", logger="canary"):
+        assert label(source, tmp_path / "out.jsonl", "--no_rots", "--window=3") == 0
+    said = [record.message for record in caplog.records if record.name == "canary"]
+    assert len(said) == 1 and said[0].startswith("1 of 3 dialogues labelled together have the id")
+
+
 def test_shards_and_windows_change_nothing(label, tmp_path):
     """Oracle: the one-file run. Shards given one at a time, in another order."""
     source = write_input(tmp_path / "in.jsonl", 20, bad=(3,))
@@ -219,6 +230,8 @@ def test_help_is_readable_and_loads_no_jax(verb):
         ({"input": "/nowhere.jsonl"}, "--input=/nowhere.jsonl cannot be read"),
         ({"checkpoint": "/nowhere"}, "/nowhere"),
         ({"num_shards": "2"}, "give a folder"),
+        ({"output": "/tmp/x.csv"}, "--output=/tmp/x.csv: .csv files are not written; give FILE"),
+        ({"output": "/tmp/x.jsonl.gz"}, "--output=/tmp/x.jsonl.gz: .gz files are not written"),
         ({"window": "0"}, "--window=0"),
         ({"temperature": "-1"}, "temperature"),
         ({"vocabulary": "/nowhere.model"}, "/nowhere.model"),

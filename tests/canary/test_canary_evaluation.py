@@ -126,7 +126,27 @@ def test_a_file_of_another_corpus_is_named(run, tmp_path, capsys):
     path = tmp_path / "soda.jsonl"
     path.write_text(json.dumps({"narrative": "n", "dialogue": ["a"], "speakers": ["A"]}) + "\n")
     assert main(["eval", f"--checkpoint={run}", f"--input={path}", "--quiet"]) == 1
-    assert "SODA" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {path} looks like SODA, not like ProsocialDialog. ")
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("input", "got the folder {path} with ['x.md'], expected"),
+        ("checkpoint", "no checkpoint in {path}"),
+    ],
+)
+def test_an_error_names_flags_not_gin_settings(run, corpus, tmp_path, capsys, flag, says):
+    """Oracle: the flags of the help page; no verb takes a gin setting."""
+    path = tmp_path / "other"
+    path.mkdir()
+    (path / "x.md").write_text("")
+    flags = {"checkpoint": run, "input": corpus} | {flag: path}
+    assert main(["eval", "--quiet", *(f"--{k}={v}" for k, v in flags.items())]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert says.format(path=path) in error
+    assert f"(--{flag})" in error and "gin:" not in error
 
 
 @pytest.mark.parametrize(

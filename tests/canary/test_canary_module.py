@@ -1,12 +1,14 @@
 """Canary in Python: what a chirp says, whichever way a dialogue is given."""
 
+import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from canary import Canary, Chirp
-from canary.module import split_rots
+from canary.module import Settings, split_rots
 from cosmo.engine import data, infer
 from cosmo.engine.errors import UserError
 from tasks import formatting, safety
@@ -235,3 +237,30 @@ def test_settings_are_the_runs_unless_given(run, canary, tmp_path):
         canary.chirp("Hi.", temprature=1.0)
     with pytest.raises(formatting.DataError, match="white space"):
         Canary.load(str(run), turn_separator="|")
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"MIXTURE_OR_TASK_NAME": "cosmo"}, True),
+        ({"MIXTURE_OR_TASK_NAME": "mic"}, True),
+        ({"MIXTURE_OR_TASK_NAME": "mine", "MIXTURE_OR_TASK_MODULE": None}, True),
+        ({"MIXTURE_OR_TASK_NAME": "mine", "MIXTURE_OR_TASK_MODULE": "my.tasks"}, False),
+        ({"MIXTURE_OR_TASK_NAME": "canary"}, False),
+        ({"MIXTURE_OR_TASK_NAME": "canary_safety"}, False),
+    ],
+)
+def test_a_run_that_learnt_no_labels_is_refused(run, tmp_path, settings, refused):
+    """Oracle: README's table of tasks, which says which of them learn a label; a module of one's
+    own may. Both the folder of a run and its checkpoint are asked."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    with (folder / "config.gin").open("a") as file:
+        file.writelines(f"{name} = {value!r}\n" for name, value in settings.items())
+    for path in (folder, folder / "checkpoints/1"):
+        with pytest.raises(UserError) if refused else contextlib.nullcontext() as raised:
+            Settings.find(str(path))
+        if refused:
+            name = settings["MIXTURE_OR_TASK_NAME"]
+            assert f"{path} writes no safety labels" in str(raised.value)
+            assert f"the task '{name}'" in str(raised.value)

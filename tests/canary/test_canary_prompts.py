@@ -1,5 +1,8 @@
 """The paper's prompts, to the character."""
 
+import subprocess
+import sys
+
 import pytest
 
 from canary import prompts
@@ -41,3 +44,10 @@ def test_what_is_no_dialogue_is_refused(turns):
     """A text is no list of turns."""
     with pytest.raises(UserError, match="got"):
         prompts.basic(turns)
+
+
+def test_the_package_has_them():
+    """Oracle: the module itself. A fresh process, for any import of it would set the attribute."""
+    code = "import canary; print(canary.prompts.basic(['Hi.']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == prompts.basic(["Hi."]) + "\n"

@@ -104,6 +104,14 @@ def test_table_has_the_papers_rows_beside_the_measured_one():
     assert confusion[2].split() == [POSSIBLY, "0", "0", "0", "1", "0"]
 
 
+def test_the_baselines_label_and_rots_are_told_apart():
+    """Oracle: `test_baseline`'s: casual contexts have no RoTs, so the two are of different rows."""
+    said = table(report(GOLDS, FOUNDS, Gold(CASUAL, (LIE,))))
+    wanted = f"Most frequent label: {CASUAL}; most frequent RoTs (for contexts that need some): "
+    assert wanted + LIE in said
+    assert wanted + "none" in table(report(GOLDS, FOUNDS, Gold(CASUAL, ())))
+
+
 def test_aligned():
     """Oracle: by eye."""
     assert aligned([["", "b"], ["long", "1"], ["x", "123"]]) == "        b\nlong    1\nx     123"

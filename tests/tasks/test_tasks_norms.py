@@ -71,7 +71,7 @@ def test_mic(tmp_path):
     [
         ({"Q": "a", "A": "b", "split": "train"}, "MIC.csv:2: column 'rot' is missing"),
         ({"Q": "a", "A": " ", "rot": "r", "split": "train"}, "MIC.csv:2: column 'A' is empty"),
-        ({"rot": "r", "situation": "s", "rot-agree": 1}, "The file looks like Social Chemistry"),
+        ({"rot": "r", "situation": "s", "rot-agree": 1}, " looks like Social Chemistry"),
     ],
 )
 def test_a_bad_table_is_named(tmp_path, row, words):

@@ -27,7 +27,7 @@ WRITTEN = [
     ("Topical-Chat", {"t_1": {"content": [{"message": "a", "agent": "agent_1"}]}}),
     ("ATOMIC-10X", {**TRIPLE, "rec_0.5": True, "p_valid_model": 0.9}),
     ("ATOMIC-10X with names", {**TRIPLE, "x": "Ann", "x_relations": True}),
-    ("records for --input", {"turns": ["a"]}),
+    ('records {"turns": [...]}', {"turns": ["a"]}),
     (None, {"name": "x"}),
 ]
 TEXTS = [
@@ -106,4 +106,4 @@ def test_every_reader_says_what_a_mistaken_file_looks_like(shared, corpus, name)
         return
     with pytest.raises(DataError) as error:
         list(read(shared / "data" / name))
-    assert f"The file looks like {REAL[name]}, not like {corpus}." in str(error.value)
+    assert f" looks like {REAL[name]}, not like {corpus}. " in str(error.value)

@@ -146,7 +146,7 @@ def test_a_bad_record_is_said_and_the_rest_counted(tmp_path, capsys, bad, reason
     assert dataset_stats.main([path]) == 0
     said = capsys.readouterr().out
     assert re.search(rf"rows.jsonl:5: .*{reason}", said)
-    assert "1 bad records" in said
+    assert "1 bad record:" in said
     made = count(path)
     # Bad votes spoil the votes, not the dialogue.
     assert made["dialogues"] == (4 if "vote" in reason else 3)
@@ -202,7 +202,7 @@ OTHERS = {
         {"chosen_topic": "x", "dialog": [{"speaker": "0_Wizard", "text": t} for t in SAY]}
     ],
     "Topical-Chat": {"t_1": {"content": [{"message": t, "agent": "agent_1"} for t in SAY]}},
-    "records for --input": {"turns": SAY},
+    'records {"turns": [...]}': {"turns": SAY},
     "DailyDialog": "one two three __eou__ four five __eou__\n",
     "EmpatheticDialogues": "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,"
     "tags\n"
@@ -263,6 +263,11 @@ def test_every_recognised_corpus_was_tried():
         ("EmpatheticDialogues", "hit:0_conv:2,one,x\n", "wrong number of fields"),
         ("PersonaChat", "no number\n", "not a numbered line"),
         ("SODA", {"narrative": "N.", "dialogue": ["a", ""], "speakers": ["A", "B"]}, "is empty"),
+        ("SODA", {"narrative": "N.", "dialogue": "ab", "speakers": ["A", "B"]}, "'dialogue'"),
+        ("SODA", {"narrative": "N.", "dialogue": ["a", "b"], "speakers": "AB"}, "'speakers'"),
+        ('records {"turns": [...]}', {"turns": "hello"}, "utterances are no list: got 'hello'"),
+        ('records {"turns": [...]}', {"turns": {"a": 1}}, "utterances are no list"),
+        ("Wizard of Wikipedia", [{"chosen_topic": "x", "dialog": "hello"}], "not as its corpus"),
     ],
 )  # fmt: skip
 def test_bad_records_of_other_corpora(tmp_path, corpus, bad, reason):
@@ -327,6 +332,7 @@ def test_the_figure_says_what_the_table_says(tmp_path, monkeypatch):
         (None, "no data: got nothing there"),
         ([{"head": "a", "relation": "b", "tail": "c"}], "not a corpus of dialogues: got .* ATOMIC"),
         (["hello\n"], "got x.jsonl: nothing known"),
+        (["\n"], "got x.jsonl: is empty"),
         ([row(0, 0, True, source=3), row(1, 0, True, context="")], "no dialogue"),
     ],
 )  # fmt: skip
@@ -382,3 +388,27 @@ def test_real_rows(shared):
     daily = count(str(shared / "data/dailydialog_validation.txt"))
     assert (daily["dialogues"], daily["utterances"], daily["bad_records"]) == (1000, 8069, 0)
     assert count(str(shared / "data/soda_rows.jsonl"))["dialogues"] == 5
+
+
+def test_a_folder_of_the_data_pipeline_is_counted_once(tmp_path, capsys):
+    """Oracle: soda.jsonl has the one dialogue; what stands beside it is left out and named. A file
+    that is asked for by its name is read.
+    """
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name in ("soda.jsonl", "rejected.jsonl", "provenance.jsonl"):
+        write(tmp_path / name, [OTHERS["SODA"]])
+    (tmp_path / "soda.jsonl.gz").write_bytes(gzip.compress(json.dumps(OTHERS["SODA"]).encode()))
+    pq.write_table(pa.Table.from_pylist([OTHERS["SODA"]]), tmp_path / "soda.parquet")
+    write(tmp_path / "report.json", [{"calls": {}}])
+    for path in (tmp_path, tmp_path / "*"):
+        made = count(str(path))
+        assert (made["files"], made["dialogues"], made["not_read"]) == (1, 1, [])
+        assert dataset_stats.main([str(path)]) == 0
+        said = capsys.readouterr().out
+        for name in ("soda.parquet", "soda.jsonl.gz"):
+            assert f"left out {tmp_path}/{name}: the same data as soda.jsonl" in said
+        for name in ("rejected.jsonl", "provenance.jsonl", "report.json"):
+            assert f"left out {tmp_path}/{name}: no dialogues of the corpus" in said
+    for name in ("rejected.jsonl", "soda.parquet"):
+        made = count(str(tmp_path / name))
+        assert (made["dialogues"], made["left_out"]) == (1, [])
