@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, inflection, postprocess, prompts, report, run, secrets
+from data_pipeline import corpus, inflection, labels, postprocess, prompts, report, run, secrets
 from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
@@ -136,6 +135,8 @@ async def _main(args: argparse.Namespace) -> int:
             what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
             outputs = Outputs(args.output, what, total, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
+            if args.canary_labels:
+                labels.keep(args.canary_labels, settings.canary, args.output)
             limits = Limits(allowance, _spent(journal))
             patience = Patience(tries=args.tries)
             asker = Asker(client.post, server, journal, limits, patience, moderation)
@@ -230,7 +231,7 @@ def _settings(args: argparse.Namespace) -> postprocess.Settings:
         seed=args.seed,
         prompts=texts,
         retries=args.retries,
-        canary=corpus.canary_labels(args.canary_labels) if args.canary_labels else None,
+        canary=labels.of_run(args.canary_labels, args.output) if args.canary_labels else None,
         ask_human=not args.no_human,
         ask_moderation=bool(args.moderation_url),
         ask_commonsense=not args.no_commonsense,
@@ -302,7 +303,7 @@ def _about(
 
 def _canary(path: Path) -> str:
     """The labels' file, and a hash of it: other labels in it make another output."""
-    return f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
+    return f"{path} ({labels.digest(path)})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:
