@@ -182,6 +182,13 @@ def clean(
             chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
             for part in work(_count_chunk, chunks):
                 numbers.merge(part)
+    if not numbers.dialogues and not any(stage != "read" for stage, _ in reasons):
+        for path in places.values():
+            path.unlink()
+        raise UserError(
+            f"--input={' '.join(map(str, paths))} has no record that can be used ("
+            f"{reasons.total()} broken): wanted are SODA's rows as JSON lines or .parquet"
+        )
     for name, path in places.items():
         path.replace(output / f"{name}.jsonl")
     if known is not None:

@@ -243,5 +243,6 @@ def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
     with open(folder / "soda.jsonl", encoding="utf-8") as lines:
         first = next((json.loads(line) for line in lines), None)
     write_atomic(folder / "README.md", card(report, first))
+    (folder / "report.png").unlink(missing_ok=True)  # of before
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

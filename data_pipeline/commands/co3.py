@@ -48,11 +48,15 @@ def flags() -> argparse.ArgumentParser:
 
     made = parser("co3", __doc__)
     group = made.add_argument_group("input and output")
-    group.add_argument("--triples", type=Path, required=True, help="ATOMIC as .jsonl or .parquet")
+    group.add_argument(
+        "--triples", type=Path, required=True, help="ATOMIC as .jsonl, .tsv or .parquet"
+    )
     group.add_argument("--output", type=Path, required=True, help="the folder of this run")
     group.add_argument("--critic", choices=CRITICS, help="ATOMIC-10X: what the critic keeps")
     group.add_argument("--sample", type=int, help="draw so many, in SODA's ratios of relations")
-    group.add_argument("--limit", type=int, help="only the first so many usable triples")
+    group.add_argument(
+        "--limit", type=int, help="only the first so many usable triples, of all shards"
+    )
     group.add_argument("--shard", default="0/1", help="i/n: the i-th of n parts, from 0")
     group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
     group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
@@ -159,13 +163,16 @@ async def _main(args: argparse.Namespace) -> int:
                 outputs.close()
                 progress.finish()
         if stopped is not None:
+            code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
             log.warning(
-                "%s. %d triples are done, their records so far in %s; the same command goes on",
+                "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s goes on",
                 stopped,
-                outputs.next,
+                len(journal),
                 args.output / "soda.jsonl.partial",
+                outputs.next,
+                "The same command with a higher cap" if code == 3 else "The same command",
             )
-            return {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
+            return code
         _report(args, about, journal, asker, allowance, seconds)
     return 0
 
@@ -194,14 +201,14 @@ def _report(
     calls = report.calls_of(journal.spent(), prices)
     made = report.build(about, numbers, reasons, calls, this_start)
     report.write(args.output, made, plot=not args.no_plots)
-    if not args.no_parquet:
-        corpus.write_parquet(args.output)
+    corpus.parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
-        print(f"\n{args.output}/soda.jsonl, report.json, report.png, README.md")
+        names = ("soda.jsonl", "soda.parquet", "report.json", "report.png", "README.md")
+        print(f"\n{args.output}:", ", ".join(n for n in names if (args.output / n).exists()))
     failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
     if failed:
-        log.warning("%d triples failed at the server; the same command asks them again", failed)
+        log.warning("failed at the server: %d; the same command asks again", failed)
 
 
 class _Note:
@@ -261,8 +268,8 @@ def _check(args: argparse.Namespace) -> None:
             shown = secrets.address(url)
             raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
-    least = {"concurrency": 1, "tries": 1, "sample": 1} | dict.fromkeys(
-        ("limit", "retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
+    least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
+        ("retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
     )
     for name in (*above, *least):
         value = getattr(args, name)

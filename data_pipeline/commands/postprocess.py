@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
     about["canary"] = args.canary_labels or None
     made = report.build(about, numbers, reasons, {}, {})
     report.write(output, made)
-    if not args.no_parquet:
-        corpus.write_parquet(output)
+    corpus.parquet(output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
     return 0
