@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, postprocess, prompts, schema
+from data_pipeline import corpus, labels, postprocess, prompts, schema
 from data_pipeline.errors import UserError
-from data_pipeline.outputs import FILES, Result
+from data_pipeline.outputs import FILES, Result, write_atomic
 from data_pipeline.requests import Rejected
 from data_pipeline.run import rejection
 from data_pipeline.statistics import Statistics
@@ -33,7 +33,7 @@ class Choices:
 
     seed: int = 0
     prompts: str = str(prompts.DEFAULT)
-    canary_labels: str = ""
+    canary_labels: str = ""  # by ids of the records: see `labels`
     least_turns: int = 4
     most_turns: int = 20
     moderation_threshold: float = 0.5
@@ -42,7 +42,7 @@ class Choices:
 @functools.lru_cache(maxsize=2)
 def settings_of(choices: Choices) -> postprocess.Settings:
     """The stages' settings, made once a process. Raises UserError."""
-    labels = corpus.canary_labels(Path(choices.canary_labels)) if choices.canary_labels else None
+    canary = corpus.canary_labels(Path(choices.canary_labels)) if choices.canary_labels else None
     try:
         texts = prompts.load(choices.prompts)
     except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def settings_of(choices: Choices) -> postprocess.Settings:
     return postprocess.Settings(
         seed=choices.seed,
         prompts=texts,
-        canary=labels,
+        canary=canary,
         least_turns=choices.least_turns,
         most_turns=choices.most_turns,
         moderation_threshold=choices.moderation_threshold,
@@ -120,6 +120,19 @@ def _pairs_of(path: Path) -> Iterator[tuple[str, str]]:
         ) from error
 
 
+def labels_of(paths: list[Path], file: Path) -> dict[str, str]:
+    """Canary's labels in `file` by the ids of the records in `paths`. Raises UserError."""
+    ids, own = [], True
+    for _, row, origin in pairs(paths):
+        try:
+            known = json.loads(origin) if origin else None
+            own = own and known is not None
+            ids.append(schema.from_row(json.loads(row), known).id)
+        except (ValueError, TypeError, AttributeError):
+            ids.append(None)  # rejected as a broken row, by `canary label` too
+    return labels.by_id(file, ids, " ".join(map(str, paths)), own=own)
+
+
 def _process_chunk(choices: Choices, chunk: list[tuple[int, str, str]]) -> list[Result]:
     return [process(*pair, choices) for pair in chunk]
 
@@ -138,8 +151,15 @@ def clean(
 
     The result does not depend on `processes`. Of duplicates the first stays.
     """
-    output.mkdir(parents=True, exist_ok=True)
     settings_of(choices)  # errors are told here, not in a process
+    paths = list(paths)
+    known = labels_of(paths, Path(choices.canary_labels)) if choices.canary_labels else None
+    output.mkdir(parents=True, exist_ok=True)
+    if known is not None:  # every process reads them from here
+        resolved = output / ".canary_labels.jsonl.partial"
+        rows = (json.dumps({"id": name, "label": label}) for name, label in known.items())
+        write_atomic(resolved, "".join(f"{row}\n" for row in rows))
+        choices = dataclasses.replace(choices, canary_labels=str(resolved))
     places = {name: output / f".{name}.jsonl.partial" for name in FILES}
     keys: set[bytes] = set()
     reasons: Counter = Counter()
@@ -162,8 +182,17 @@ def clean(
             chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
             for part in work(_count_chunk, chunks):
                 numbers.merge(part)
+    if not numbers.dialogues and not any(stage != "read" for stage, _ in reasons):
+        for path in places.values():
+            path.unlink()
+        raise UserError(
+            f"--input={' '.join(map(str, paths))} has no record that can be used ("
+            f"{reasons.total()} broken): wanted are SODA's rows as JSON lines or .parquet"
+        )
     for name, path in places.items():
         path.replace(output / f"{name}.jsonl")
+    if known is not None:
+        resolved.unlink()
     return numbers, reasons
 
 

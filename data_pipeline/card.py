@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from data_pipeline.reasons import explained
 
 # What is said of the settings of a run; the server's address is nobody else's concern.
 _SETTINGS = {
@@ -103,7 +105,7 @@ Of {report["triples"]:,} {asked_of} {report["conversations"]:,} were whole conve
 
 {_table(("stage", "reason", "number"), left_out)}
 
-What the model answered on those that stayed:
+{_meanings(reason for _, reason, _ in left_out)}What the model answered on those that stayed:
 
 {_table(("asked about", "answer", "dialogues"), asked)}
 
@@ -132,6 +134,11 @@ def _settings(about: Mapping[str, Any]) -> list[tuple[str, str]]:
             # Of a file of labels the name is enough: its folder is of one machine.
             rows.append((said, str(value).rsplit("/", 1)[-1] if name == "canary" else str(value)))
     return rows
+
+
+def _meanings(reasons: Iterable[str]) -> str:
+    rows = explained(reasons)
+    return _table(("reason", "meaning"), rows) + "\n\n" if rows else ""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

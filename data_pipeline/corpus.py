@@ -54,21 +54,22 @@ class Source:
             "lists": lists_version(),
         }
 
-    def read(self, dropped: Counter | None = None) -> Iterator[tuple[int, Triple | Rejected]]:
+    def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
         """The triples of this shard in the file's order, with those that cannot be used.
 
-        Each with its position among those of all shards. The limit counts what can be used.
-        A sample is of those that can be used alone; the others are counted in `dropped` by reason.
-        Raises UserError.
+        Each with its position among those of all shards. The limit counts what can be used, of all
+        shards together. A sample is of those that can be used alone. Raises UserError.
         """
+        return (item for item in self._all(Counter()) if _of_shard(item[1], *self.shard))
+
+    def _all(self, dropped: Counter) -> Iterator[tuple[int, Triple | Rejected]]:
+        """All shards' triples; what no sample can be drawn of is counted in `dropped` by reason."""
         try:
             rows: Iterable[Triple | Rejected] = triples.read(self.path, self.critic)
             if self.sample is not None:
                 rows = triples.sample(_usable(rows, dropped), self.sample, self.seed)
             left = self.limit
             for position, row in enumerate(rows):
-                if not _of_shard(row, *self.shard):
-                    continue
                 if isinstance(row, Triple) and left is not None:
                     if not left:
                         return
@@ -78,17 +79,38 @@ class Source:
             raise UserError(f"--triples={self.path}: {error}") from error
 
     def count(self) -> tuple[int, dict[str, int]]:
-        """How many rows `read` gives, and drops by reason (all shards'): a pass over the file."""
+        """How many rows `read` gives, and drops by reason (all shards'): a pass over the file.
+
+        Raises UserError if no triple of it, of all shards, can be used.
+        """
         dropped: Counter = Counter()
-        total = sum(1 for _ in self.read(dropped))
+        total, usable, found = 0, 0, Counter()
+        for _, row in self._all(dropped):
+            total += _of_shard(row, *self.shard)
+            if isinstance(row, Triple):
+                usable += 1
+            else:
+                found[row.reason] += 1
+        if not usable and self.sample is not None:
+            raise UserError(
+                f"--sample={self.sample} draws nothing of --triples={self.path}: in SODA's ratios "
+                f"it needs triples of each of {', '.join(triples.SODA_RATIOS)}"
+            )
+        if not usable:
+            why = ", ".join(f"{n} {reason!r}" for reason, n in (found + dropped).most_common(3))
+            raise UserError(
+                f"--triples={self.path} has no triple that can be used (lines: {why or 'none'}): "
+                'wanted are JSON lines such as {"head": "PersonX eats", "relation": "xWant", '
+                '"tail": "to rest"}, a .tsv of these three, or the Parquet of the sodaverse'
+            )
         return total, dict(dropped.most_common())
 
 
-def _usable(rows: Iterable[Triple | Rejected], dropped: Counter | None) -> Iterator[Triple]:
+def _usable(rows: Iterable[Triple | Rejected], dropped: Counter) -> Iterator[Triple]:
     for row in rows:
         if isinstance(row, Triple):
             yield row
-        elif dropped is not None:
+        else:
             dropped[row.reason] += 1
 
 
@@ -161,6 +183,14 @@ def canary_labels(path: Path) -> dict[str, str]:
             f'{path}:{number}: not {{"id": ..., "label": "__casual__"}} ({error})'
         ) from error
     return labels
+
+
+def parquet(folder: Path, *, wanted: bool) -> None:
+    """soda.parquet of soda.jsonl; not `wanted`, one of before is removed."""
+    if wanted:
+        write_parquet(folder)
+    else:
+        (folder / "soda.parquet").unlink(missing_ok=True)
 
 
 def write_parquet(folder: Path, rows: int = 10_000) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline import postprocess, prompts, statistics
 from data_pipeline.card import card
 from data_pipeline.outputs import write_atomic
+from data_pipeline.reasons import explained
 from data_pipeline.triples import SODA_RATIOS
 
 log = logging.getLogger("data_pipeline")
@@ -124,6 +125,10 @@ def table(report: dict[str, Any]) -> str:
     if dropped := report["about"].get("dropped"):
         lines.append("dropped before the sample was drawn")
         lines += [f"  {'triples: ' + reason:<56}{n:>9,}" for reason, n in dropped.items()]
+    reasons = [reason for rows in report["rejected"].values() for reason in rows]
+    meanings = explained([*reasons, *(dropped or ())])
+    lines += ["", "what the reasons mean"] if meanings else []
+    lines += [f"  {reason}: {meaning}" for reason, meaning in meanings]
     corpus = report["corpus"]
     lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
     lines.append(
@@ -185,6 +190,8 @@ def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
 
 def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> None:
     """Tokens by stage, and at the end of each bar what they cost, if anything."""
+    from matplotlib.ticker import EngFormatter
+
     left = [0] * len(calls)
     for name, color in (("prompt_tokens", "tab:gray"), ("completion_tokens", "tab:orange")):
         values = [row[name] for row in calls.values()]
@@ -196,7 +203,7 @@ def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> No
         panel.margins(x=0.15)
     panel.invert_yaxis()
     panel.set(title="tokens by stage" + (f", cost {cost:.2f}" if cost else ""), xlabel="tokens")
-    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 25k: long numbers run together
     panel.legend()
 
 
@@ -229,6 +236,9 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     panels[1][0].margins(y=0.15)  # room for the legend
     panels[1][0].legend(ncols=2, loc="upper left")
     _plot_calls(panels[1][1], report["calls"], report["cost"])
+    filled = (report["rejected"], turns, corpus["relations"], report["calls"])
+    for panel, rows in zip(panels.flat, filled, strict=True):
+        panel.set_visible(bool(rows))
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)
@@ -243,5 +253,6 @@ def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
     with open(folder / "soda.jsonl", encoding="utf-8") as lines:
         first = next((json.loads(line) for line in lines), None)
     write_atomic(folder / "README.md", card(report, first))
+    (folder / "report.png").unlink(missing_ok=True)  # of before
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

@@ -1,6 +1,6 @@
 """Commonsense triples, read from the files they are published in (Kim et al. 2023, section 2.2).
 
-Three formats: ATOMIC-10X as JSON lines, ATOMIC-2020 triples as JSON lines, and the Parquet of the
+Three formats: ATOMIC-10X as JSON lines, ATOMIC-2020 as JSON lines or .tsv, and the Parquet of the
 sodaverse, where names are drawn already. Kept are the paper's six relations (appendix A.1); what is
 not is handed on as `Rejected`, to be counted, and a broken line is one of these.
 """
@@ -51,7 +51,8 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
     """The triples of a file, in its order, each as a Triple or as Rejected with a reason.
 
     Args:
-        path: a name ending in .parquet is the sodaverse's, any other JSON lines.
+        path: a name ending in .parquet is the sodaverse's, in .tsv head, relation and tail between
+            tabs; any other JSON lines.
         critic: of ATOMIC-10X, one of CRITICS: keep what the critic keeps at that recall. None
             keeps all.
 
@@ -60,7 +61,8 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
     """
     if critic is not None and critic not in CRITICS:
         raise ValueError(f"critic={critic!r} is none of {', '.join(CRITICS)}")
-    rows = _parquet(Path(path)) if str(path).endswith(".parquet") else _json_lines(Path(path))
+    readers = {".parquet": _parquet, ".tsv": _tsv}
+    rows = readers.get(Path(path).suffix, _json_lines)(Path(path))
     seen: set[int] = set()
     for index, row in rows:
         triple = row if isinstance(row, Rejected) else _triple(index, row, critic)
@@ -141,6 +143,16 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             except (UnicodeDecodeError, ValueError, RecursionError):
                 text = raw[:500].decode("utf-8", "replace")
                 yield index, _reject(f"line-{index}", "broken line", text)
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as lines:
+        for index, raw in enumerate(lines):
+            parts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+            if len(parts) == 3:
+                yield index, dict(zip(("head", "relation", "tail"), parts, strict=True))
+            elif raw.strip():
+                yield index, _reject(f"line-{index}", "broken line", "\t".join(parts)[:500])
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import corpus, inflection, postprocess, prompts, report, run, secrets
+from data_pipeline import corpus, inflection, labels, postprocess, prompts, report, run, secrets
 from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
@@ -49,11 +48,15 @@ def flags() -> argparse.ArgumentParser:
 
     made = parser("co3", __doc__)
     group = made.add_argument_group("input and output")
-    group.add_argument("--triples", type=Path, required=True, help="ATOMIC as .jsonl or .parquet")
+    group.add_argument(
+        "--triples", type=Path, required=True, help="ATOMIC as .jsonl, .tsv or .parquet"
+    )
     group.add_argument("--output", type=Path, required=True, help="the folder of this run")
     group.add_argument("--critic", choices=CRITICS, help="ATOMIC-10X: what the critic keeps")
     group.add_argument("--sample", type=int, help="draw so many, in SODA's ratios of relations")
-    group.add_argument("--limit", type=int, help="only the first so many usable triples")
+    group.add_argument(
+        "--limit", type=int, help="only the first so many usable triples, of all shards"
+    )
     group.add_argument("--shard", default="0/1", help="i/n: the i-th of n parts, from 0")
     group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
     group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
@@ -136,6 +139,8 @@ async def _main(args: argparse.Namespace) -> int:
             what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
             outputs = Outputs(args.output, what, total, corpus.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
+            if args.canary_labels:
+                labels.keep(args.canary_labels, settings.canary, args.output)
             limits = Limits(allowance, _spent(journal))
             patience = Patience(tries=args.tries)
             asker = Asker(client.post, server, journal, limits, patience, moderation)
@@ -158,13 +163,16 @@ async def _main(args: argparse.Namespace) -> int:
                 outputs.close()
                 progress.finish()
         if stopped is not None:
+            code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
             log.warning(
-                "%s. %d triples are done, their records so far in %s; the same command goes on",
+                "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s goes on",
                 stopped,
-                outputs.next,
+                len(journal),
                 args.output / "soda.jsonl.partial",
+                outputs.next,
+                "The same command with a higher cap" if code == 3 else "The same command",
             )
-            return {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
+            return code
         _report(args, about, journal, asker, allowance, seconds)
     return 0
 
@@ -193,14 +201,14 @@ def _report(
     calls = report.calls_of(journal.spent(), prices)
     made = report.build(about, numbers, reasons, calls, this_start)
     report.write(args.output, made, plot=not args.no_plots)
-    if not args.no_parquet:
-        corpus.write_parquet(args.output)
+    corpus.parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
-        print(f"\n{args.output}/soda.jsonl, report.json, report.png, README.md")
+        names = ("soda.jsonl", "soda.parquet", "report.json", "report.png", "README.md")
+        print(f"\n{args.output}:", ", ".join(n for n in names if (args.output / n).exists()))
     failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
     if failed:
-        log.warning("%d triples failed at the server; the same command asks them again", failed)
+        log.warning("failed at the server: %d; the same command asks again", failed)
 
 
 class _Note:
@@ -230,7 +238,7 @@ def _settings(args: argparse.Namespace) -> postprocess.Settings:
         seed=args.seed,
         prompts=texts,
         retries=args.retries,
-        canary=corpus.canary_labels(args.canary_labels) if args.canary_labels else None,
+        canary=labels.of_run(args.canary_labels, args.output) if args.canary_labels else None,
         ask_human=not args.no_human,
         ask_moderation=bool(args.moderation_url),
         ask_commonsense=not args.no_commonsense,
@@ -260,8 +268,8 @@ def _check(args: argparse.Namespace) -> None:
             shown = secrets.address(url)
             raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
-    least = {"concurrency": 1, "tries": 1, "sample": 1} | dict.fromkeys(
-        ("limit", "retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
+    least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
+        ("retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
     )
     for name in (*above, *least):
         value = getattr(args, name)
@@ -302,7 +310,7 @@ def _about(
 
 def _canary(path: Path) -> str:
     """The labels' file, and a hash of it: other labels in it make another output."""
-    return f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
+    return f"{path} ({labels.digest(path)})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:

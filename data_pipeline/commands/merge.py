@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline import corpus, merge, report
+from data_pipeline.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -21,9 +22,10 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
     flags.add_argument("--quiet", action="store_true")
     args = flags.parse_args(argv)
+    if args.output.resolve() in [folder.resolve() for folder in args.inputs]:
+        raise UserError(f"--output={args.output} is an input: give another folder")
     made = merge.merge(args.inputs, args.output)
-    if not args.no_parquet:
-        corpus.write_parquet(args.output)
+    corpus.parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
     return 0

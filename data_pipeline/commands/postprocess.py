@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
     about["canary"] = args.canary_labels or None
     made = report.build(about, numbers, reasons, {}, {})
     report.write(output, made)
-    if not args.no_parquet:
-        corpus.write_parquet(output)
+    corpus.parquet(output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
     return 0
@@ -101,7 +100,12 @@ def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
     if FileSystems.match([origins])[0].metadata_list:
         ours.append(f"--provenance={origins}")
     if args.canary_labels:
-        batch.settings_of(choices)  # an error is told here, not on a worker
+        known = batch.settings_of(choices).canary  # an error is told here, not on a worker
+        if known.keys() == {str(number) for number in range(len(known))}:
+            raise UserError(
+                f"--canary_labels={args.canary_labels} numbers rows, which a pipeline does not "
+                "count: leave out --runner, or give the ids of provenance.jsonl"
+            )
         ours.append(f"--canary_labels={args.canary_labels}")
     beam.main([*ours, f"--runner={args.runner}", *beams])
     if not args.quiet:

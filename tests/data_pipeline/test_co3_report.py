@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data_pipeline import card, report, statistics
+from data_pipeline import card, reasons, report, statistics
 
 ROW = {
     "head": "PersonX eats",
@@ -116,3 +116,15 @@ def test_everything_is_left_in_the_folder(tmp_path, prices):
         assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads((folder / "report.json").read_text()) == found
         assert (folder / "README.md").exists() and (folder / "report.txt").exists()
+
+
+def test_every_reason_is_explained_once():
+    """Oracle: by hand; the longer beginning wins over the shorter one."""
+    found = made()
+    text = card.card(found)
+    assert "| more than two speakers | dialogues of exactly two are kept |" in text
+    assert "  blank: head or tail has a gap to fill in (___)" in report.table(found)
+    names = ["more than 20 turns", "duplicate dialogue", "failed: timeout", "blank", "blank"]
+    told = dict(reasons.explained(names))
+    assert list(told) == names[:-1] and told["more than 20 turns"] == "too long a dialogue"
+    assert told["duplicate dialogue"] != reasons.MEANINGS["duplicate"]

@@ -159,3 +159,41 @@ def test_flags_that_would_do_nothing_are_refused(tmp_path, capsys, more, said):
     assert command.main(["postprocess", "--input=x", f"--output={output}", *more]) == 1
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error and not output.exists()
+
+
+def _labelled(path, ids, out):
+    """Labels for `ids`; the number `out` needs intervention."""
+    labels = ("__needs_intervention__" if n == out else "__casual__" for n in range(len(ids)))
+    rows = ({"id": i, "label": label} for i, label in zip(ids, labels, strict=True))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_labels_of_row_numbers_are_of_the_rows(tmp_path, capsys):
+    """What `canary label` writes. Oracle: row 2 and only it goes, however often the command is
+    given; a file that fits nothing leaves the finished corpus byte for byte."""
+    write_triples(tmp_path / "triples.jsonl", 14)
+    folder, labels = tmp_path / "soda", tmp_path / "labels.jsonl"
+    with teacher() as (url, _):
+        run = (tmp_path / "triples.jsonl", folder, url)
+        labels.write_text('{"id": "0", "label": "__casual__"}\n')
+        assert co3(*run, f"--canary_labels={labels}") == 1
+        assert "without it" in capsys.readouterr().err
+        assert co3(*run) == 0
+        rows = lines(folder / "soda.jsonl")
+        before = (folder / "soda.jsonl").read_bytes()
+        wrong = ["x", "y"], [str(n) for n in range(len(rows) - 1)], ["0"]
+        clean = ["postprocess", f"--input={folder}", f"--output={tmp_path / 'b'}", "--processes=1"]
+        clean += ["--quiet", f"--canary_labels={labels}"]
+        for ids in wrong:
+            _labelled(labels, ids, 0)
+            assert co3(*run, f"--canary_labels={labels}") == 1
+            assert command.main(clean) == 1
+            assert "canary_labels" in capsys.readouterr().err
+            assert (folder / "soda.jsonl").read_bytes() == before and not (tmp_path / "b").exists()
+        _labelled(labels, [str(n) for n in range(len(rows))], 2)
+        assert command.main(clean) == 0
+        for _ in range(2):
+            assert co3(*run, f"--canary_labels={labels}") == 0
+            assert lines(folder / "soda.jsonl") == rows[:2] + rows[3:]
+    assert lines(tmp_path / "b/soda.jsonl") == rows[:2] + rows[3:]
+    assert not list((tmp_path / "b").glob(".*"))

@@ -203,7 +203,8 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--shard=2/2"], "--shard"),
         (["--body=["], "--body"),
         (["--cost_cap=1"], "--price_in"),
-        (["--limit=-1"], "--limit"),
+        (["--limit=0"], "--limit"),
+        (["--critic=rec_0.8"], "no true or false in field rec_0.8"),
         (["--retries=-1"], "--retries"),
         (["--requests_per_minute=0"], "--requests_per_minute"),
         (["--timeout=nan"], "--timeout"),
@@ -341,6 +342,9 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
     row = {"head": "PersonX waits", "relation": "xWant", "tail": "none"}
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n{broken\n")
+        for number in range(9):  # a sample needs all six relations
+            row = {"head": f"PersonX falls {number} times", "relation": "xEffect"}
+            file.write(json.dumps({**row, "tail": "gets hurt"}) + "\n")
     dropped = {"blank": 10, "relation not used": 10, "none": 1, "broken line": 1}
     with teacher() as (url, _):
         parts = [tmp_path / f"part{i}" for i in range(2)]
@@ -382,3 +386,41 @@ def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
     assert (begun_at(), begun_at()) == (0, 1)
     monkeypatch.setattr(corpus, "lists_version", lambda: "another")
     assert begun_at() == 0
+
+
+def test_limited_shards_merge_into_the_limited_whole(tmp_path, triples, capsys):
+    """Oracle: the bytes of one run with that limit; a merge into a shard leaves the shard."""
+    with teacher() as (url, _):
+        parts = [tmp_path / "0", tmp_path / "1"]
+        for index, part in enumerate(parts):
+            assert co3(triples, part, url, f"--shard={index}/2", "--limit=9") == 0
+        assert co3(triples, tmp_path / "whole", url, "--limit=9") == 0
+    merged = ["merge", "--quiet", "--inputs", *map(str, parts)]
+    before = outputs(parts[1])
+    assert command.main([*merged, f"--output={parts[1]}/../1"]) == 1
+    assert "is an input" in capsys.readouterr().err and outputs(parts[1]) == before
+    assert command.main([*merged, f"--output={tmp_path / 'all'}"]) == 0
+    assert outputs(tmp_path / "all") == outputs(tmp_path / "whole")
+
+
+def test_what_holds_no_triples_replaces_no_corpus(tmp_path, triples, capsys):
+    """A .csv. Oracle: an error that says what is wanted, the finished bytes; then the same triples
+    as .tsv give the same records; parquet and plot of before do not outlive --no_parquet."""
+    table, tabs = tmp_path / "some.csv", tmp_path / "some.tsv"
+    rows = lines(triples)
+    cells = ([row["head"], row["relation"], row["tail"]] for row in rows)
+    tabs.write_text("".join("\t".join(row) + "\n" for row in cells))
+    table.write_text(tabs.read_text().replace("\t", ","))
+    folder = tmp_path / "soda"
+    with teacher() as (url, _):
+        assert co3(triples, folder, url, "--limit=5") == 0
+        before = outputs(folder)
+        assert co3(table, folder, url) == 1
+        assert "'broken line'" in capsys.readouterr().err and outputs(folder) == before
+        assert command.main(["postprocess", f"--input={table}", f"--output={folder}"]) == 1
+        assert "SODA's rows" in capsys.readouterr().err and outputs(folder) == before
+        for stale in ("soda.parquet", "report.png"):
+            (folder / stale).write_text("old")
+        assert co3(tabs, folder, url, "--limit=5") == 0
+    assert outputs(folder) == before
+    assert not (folder / "soda.parquet").exists() and not (folder / "report.png").exists()
