@@ -54,19 +54,7 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     work = parser.add_argument_group("how the work is cut")
     work.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
-    work.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
-    work.add_argument(
-        "--shards",
-        metavar="LIST",
-        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
-        "commands may share one output",
-    )
-    work.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help="dialogues between saves, which is what a kill can cost (default: about 64 batches)",
-    )
+    terminal.sharding_arguments(work, "dialogues", "about 64 batches")
     work.add_argument(
         "--overwrite",
         action="store_true",

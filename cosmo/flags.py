@@ -5,6 +5,8 @@ A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.TH
 
 import argparse
 
+from cosmo.engine import terminal
+
 # Flags that are gin macros: flag, macro, type, name of the value, help with the default.
 GENERATION = (
     ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
@@ -49,19 +51,7 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
     add_macros(what, [("--mode", "MODE", str, "MODE", text)])
 
     work = parser.add_argument_group("how the work is cut")
-    work.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
-    work.add_argument(
-        "--shards",
-        metavar="LIST",
-        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
-        "commands may share one output",
-    )
-    work.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help="records between saves, which is what a kill can cost (default: 64 batches)",
-    )
+    terminal.sharding_arguments(work, "records", "64 batches")
     add_macros(work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")])
     work.add_argument(
         "--overwrite",

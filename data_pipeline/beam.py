@@ -112,15 +112,18 @@ def first_and_rest(group: tuple[str, Iterable[Record]]) -> Iterator[Record | Rej
 
 
 def rejected_line(rejected: Rejected) -> str:
+    """A line of rejected.jsonl."""
     row = {"id": rejected.id, "stage": rejected.stage, "reason": rejected.reason}
     return json.dumps({**row, **rejected.record}, ensure_ascii=False)
 
 
 def row_line(record: Record) -> str:
+    """A line of soda.jsonl, with the published SODA's fields."""
     return json.dumps(schema.soda_row(record), ensure_ascii=False)
 
 
 def origin_line(record: Record) -> str:
+    """A line of provenance.jsonl."""
     return json.dumps(schema.provenance(record), ensure_ascii=False)
 
 
@@ -155,6 +158,7 @@ class Tally(beam.CombineFn):
 
 
 def count_line(count: tuple[tuple[str, str], int]) -> str:
+    """A count of what `counted` yields, as a line of JSON."""
     (what, value), number = count
     return json.dumps({"what": what, "value": value, "count": number}, ensure_ascii=False)
 
@@ -164,6 +168,7 @@ def _which(item: Record | Rejected, _: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; what it does not know goes to Beam."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.beam", description=__doc__.partition("\n")[0]
     )

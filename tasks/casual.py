@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import DataError, shown
+from tasks.errors import shown
 from tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from tasks.formatting import Example
-from tasks.raw import DOWNLOAD_AGAIN, lines, rows
+from tasks.raw import lines, refuse_empty, rows
 from tasks.recognize import named
 from tasks.records import Place
 from tasks.safety import LabelStyle, label_text
@@ -136,15 +136,7 @@ def _numbered(
                 file,
                 unusable,
             )
-    if not count:
-        raise DataError.at(
-            files[0],
-            None,
-            "the data holds no dialogue",
-            got=f"{len(files)} files without a record",
-            expected="at least one record",
-            remedy=DOWNLOAD_AGAIN,
-        )
+    refuse_empty(files, count)
 
 
 def _dailydialog(file: Any) -> Iterator[list[str] | None]:

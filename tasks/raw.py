@@ -182,3 +182,16 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
                 expected="a whole Parquet file",
                 remedy=DOWNLOAD_AGAIN,
             ) from None
+
+
+def refuse_empty(files: Sequence[Any], count: int) -> None:
+    """Raises DataError if `files` held no record."""
+    if not count:
+        raise DataError.at(
+            files[0],
+            None,
+            "the data holds no dialogue",
+            got=f"{len(files)} files without a record",
+            expected="at least one record",
+            remedy=DOWNLOAD_AGAIN,
+        )

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.errors import DataError
 from tasks.files import files_for_split, resolve, splits_of
-from tasks.raw import DOWNLOAD_AGAIN, rows
+from tasks.raw import refuse_empty, rows
 from tasks.recognize import PROSOCIAL, named
 from tasks.records import (
     Place,
@@ -66,7 +65,7 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
             for place, row in rows(file, _SODA_COLUMNS):
                 yield soda_dialogue(row, place, f"soda-{split}-{count}")
                 count += 1
-    _refuse_empty(files, count)
+    refuse_empty(files, count)
 
 
 def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogue]:
@@ -91,7 +90,7 @@ def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogu
         joiner.report()
     yield from joiner.finish()
     joiner.report()
-    _refuse_empty(files, joiner.count)
+    refuse_empty(files, joiner.count)
 
 
 @dataclass
@@ -154,15 +153,3 @@ def _nested_turns(rows: list[Any], place: Place) -> list[ProsocialTurn]:
         direct_download_turn(row, Place(place.file, place.line, f"{place.inside}, row {number}"))
         for number, row in enumerate(rows, start=1)
     ]
-
-
-def _refuse_empty(files: Sequence[Any], count: int) -> None:
-    if not count:
-        raise DataError.at(
-            files[0],
-            None,
-            "the data holds no dialogue",
-            got=f"{len(files)} files without a record",
-            expected="at least one record",
-            remedy=DOWNLOAD_AGAIN,
-        )

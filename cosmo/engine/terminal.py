@@ -149,3 +149,20 @@ def parse(
         hint = f"; it belongs to {' and '.join(others)}" if others else hint
         by_verb[args.verb].error(f"{args.verb} does not know {flag}{hint}")
     return args
+
+
+def sharding_arguments(group: Any, unit: str, usual_window: str) -> None:
+    """Flags of how long work over many `unit`s is cut: shards, and windows between saves."""
+    group.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
+    group.add_argument(
+        "--shards",
+        metavar="LIST",
+        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
+        "commands may share one output",
+    )
+    group.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help=f"{unit} between saves, which is what a kill can cost (default: {usual_window})",
+    )
