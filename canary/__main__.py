@@ -3,9 +3,9 @@
 import re
 import sys
 
-from cosmo.engine import terminal
-from cosmo.engine.errors import UserError
-from tasks.errors import DataError
+from cosmo.engine.base import terminal
+from cosmo.engine.base.errors import UserError
+from cosmo.tasks.errors import DataError
 
 # Errors of what Canary stands on name gin settings, which no verb here takes: setting -> flag.
 FLAGS = {

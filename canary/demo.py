@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from canary.evaluation import Case, cases
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
 
 GIN_FILE = "gin/canary/canary_tiny.gin"
 SAMPLE = "tasks/sample/canary"

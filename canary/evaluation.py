@@ -12,11 +12,13 @@ from typing import Any
 from canary import labels, module, report
 from canary.module import Canary, Settings
 from canary.report import Found, Gold
-from cosmo.engine import checkpoints, infer, writer
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
-from tasks import readers, safety
-from tasks.files import splits_of
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.infer import infer
+from cosmo.engine.model.decoding import DecodingConfig
+from cosmo.engine.train import writer
+from cosmo.tasks import readers, safety
+from cosmo.tasks.files import splits_of
 
 log = logging.getLogger("canary")
 

@@ -12,8 +12,8 @@ import jax
 from canary import reading
 from canary.module import Canary, Chirp, Settings
 from canary.reading import Dialogue
-from cosmo.engine import infer, jobs, shards
-from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger("canary")
 

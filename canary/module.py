@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from canary import reading
-from cosmo.engine import data, infer, opening
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
-from tasks import families, formatting, safety, vocabularies
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer, opening
+from cosmo.engine.model.decoding import DecodingConfig
+from cosmo.tasks import families, formatting, safety, vocabularies
 
 LENGTHS = {"inputs": 512, "targets": 128}  # those of a run of ours are its own
 HUMAN = "__needs_intervention__"
@@ -64,7 +65,7 @@ def split_rots(text: str) -> tuple[str, ...]:
 class Canary:
     """An opened model that labels dialogues; made by `load`.
 
-    `style` is how the model writes labels (see `tasks.safety.label_text`), `separator` stands
+    `style` is how the model writes labels (see `cosmo.tasks.safety.label_text`), `separator` stands
     between turns in its inputs.
     """
 

@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cosmo.engine import lines, shards
-from cosmo.engine.errors import UserError
-from tasks.records import Place
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.infer import lines, shards
+from cosmo.tasks.records import Place
 
 COLUMNS = ("narrative", "dialogue", "speakers")
 BATCH = 1024  # rows held at a time

@@ -11,7 +11,7 @@ break, and the spaces beside it are kept. The paper shows a context of one turn,
 
 from collections.abc import Sequence
 
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
 
 OPENING = "The following is a conversation between Speaker 1 and Speaker 2."
 GUIDANCE = " Speaker 2 is trying to gently explain {rots}."

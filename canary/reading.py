@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from canary import parquet, pieces
-from cosmo.engine import lines, shards
-from cosmo.engine.errors import UserError
-from tasks import casual, recognize, records
-from tasks.records import Place
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.infer import lines, shards
+from cosmo.tasks import casual, recognize, records
+from cosmo.tasks.records import Place
 
 SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (

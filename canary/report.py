@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.metrics import safety
-from tasks.metrics.overlap import pair_bleu4, pair_f1
-from tasks.safety import CLASSES, LABELS, rot_text, three_class
+from cosmo.tasks.metrics import safety
+from cosmo.tasks.metrics.overlap import pair_bleu4, pair_f1
+from cosmo.tasks.safety import CLASSES, LABELS, rot_text, three_class
 
 # Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,
 # but for the perplexity.
@@ -34,7 +34,7 @@ _LARGEST_NATS = 700.0  # exp of more is no float
 
 @dataclass(frozen=True)
 class Gold:
-    """What the corpus says of one context: its label (of tasks.safety.LABELS) and its RoTs.
+    """What the corpus says of one context: its label (of cosmo.tasks.safety.LABELS) and its RoTs.
 
     RoTs as in the model's targets: a casual context has none, although some of the corpus do.
     """

@@ -8,7 +8,7 @@ import dataclasses
 import textwrap
 from collections.abc import Callable
 
-from cosmo.engine import terminal
+from cosmo.engine.base import terminal
 
 
 @dataclasses.dataclass(frozen=True)

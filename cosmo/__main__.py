@@ -3,9 +3,9 @@
 import os
 import sys
 
-from cosmo.engine import terminal
-from cosmo.engine.errors import UserError
-from tasks.errors import DataError
+from cosmo.engine.base import terminal
+from cosmo.engine.base.errors import UserError
+from cosmo.tasks.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int | None:
     from cosmo import verbs
-    from cosmo.engine import config
+    from cosmo.engine.base import config
 
     rest, bindings = config.split_arguments(argv)
     args = verbs.parse(rest)
@@ -40,7 +40,8 @@ def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:
     """MODEL_DIR/config.gin, for a verb that was given no gin file."""
     from etils import epath
 
-    from cosmo.engine import checkpoints, config
+    from cosmo.engine.base import config
+    from cosmo.engine.checkpoints import checkpoints
 
     if not saved:
         raise UserError(f"{verb} needs --gin_file, such as --gin_file=gin/cosmo/tiny.gin")

@@ -1,8 +1,8 @@
 """What a cache holds, for people."""
 
-from cosmo.engine.errors import UserError
-from cosmo.engine.rows import Cache
-from tasks import vocabularies
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data.rows import Cache
+from cosmo.tasks import vocabularies
 
 
 def report(cache: Cache) -> str:

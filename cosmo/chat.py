@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from cosmo import records
-from cosmo.engine import infer
-from cosmo.engine.decoding import DecodingConfig
-from tasks import formatting
+from cosmo.engine.infer import infer
+from cosmo.engine.model.decoding import DecodingConfig
+from cosmo.tasks import formatting
 
 SITUATION = "Cosmo is having a friendly conversation with a friend."
 ROLE = "You are Cosmo, and you are talking to a friend."

@@ -9,9 +9,12 @@ import sys
 import jax
 
 from cosmo import cache_view, chat, records
-from cosmo.engine import cache, config, early_stopping, evaluate, jobs, rows, shards, train
-from cosmo.engine.errors import UserError
-from tasks import formatting
+from cosmo.engine.base import config
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import cache, rows
+from cosmo.engine.infer import jobs, shards
+from cosmo.engine.train import early_stopping, evaluate, train
+from cosmo.tasks import formatting
 
 log = logging.getLogger("cosmo")
 

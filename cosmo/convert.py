@@ -1,9 +1,9 @@
-"""`python -m cosmo import` and `export`: the command line of `cosmo.engine.interop`."""
+"""`python -m cosmo import` and `export`: the command line of `cosmo.engine.checkpoints.interop`."""
 
 import argparse
 
-from cosmo.engine.interop import convert, sources
-from tasks import vocabularies
+from cosmo.engine.checkpoints.interop import convert, sources
+from cosmo.tasks import vocabularies
 
 FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in the engine
 

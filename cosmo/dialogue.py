@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cosmo import records
-from cosmo.engine import data, infer, opening
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
-from tasks import formatting, vocabularies
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer, opening
+from cosmo.engine.model.decoding import DecodingConfig
+from cosmo.tasks import formatting, vocabularies
 
 # A record {turns, narrative?, instruction?, response?, id?}, its turns alone, or one utterance.
 Record = Mapping[str, Any] | Sequence[str] | str

@@ -5,7 +5,7 @@ A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.TH
 
 import argparse
 
-from cosmo.engine import terminal
+from cosmo.engine.base import terminal
 
 # Flags that are gin macros: flag, macro, type, name of the value, help with the default.
 GENERATION = (

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
 
 # To libtpu; the TPU v6e's compiler nests so deep in fused products that libtpu 0.0.42 overruns the
 # stack of a fiber (64 KiB) and dies.
@@ -40,7 +40,8 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
 
 def run_plan(args: argparse.Namespace) -> int:
     """The verb: prints a table or JSON; 1 if the step does not fit."""
-    from cosmo.engine import config, plan
+    from cosmo.engine.base import config
+    from cosmo.engine.scale import plan
 
     job = config.call(plan.Job)
     given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
@@ -62,7 +63,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def _run_sweep(args: argparse.Namespace, job: Any) -> int:
-    from cosmo.engine import plan, sizing
+    from cosmo.engine.scale import plan, sizing
 
     choices = [
         sizing.Choice(*one)

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cosmo.engine import lines, shards
-from cosmo.engine.data import Row
-from cosmo.engine.infer import Vocabulary
-from tasks import formatting
+from cosmo.engine.data.data import Row
+from cosmo.engine.infer import lines, shards
+from cosmo.engine.infer.infer import Vocabulary
+from cosmo.tasks import formatting
 
 FIELDS = "{narrative, instruction, turns}"
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable
 
 from cosmo import flags
-from cosmo.engine import terminal
+from cosmo.engine.base import terminal
 
 
 @dataclasses.dataclass(frozen=True)

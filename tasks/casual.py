@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import shown
-from tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
-from tasks.formatting import Example
-from tasks.raw import lines, refuse_empty, rows
-from tasks.recognize import named
-from tasks.records import Place
-from tasks.safety import LabelStyle, label_text
+from cosmo.tasks.errors import shown
+from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
+from cosmo.tasks.formatting import Example
+from cosmo.tasks.raw import lines, refuse_empty, rows
+from cosmo.tasks.recognize import named
+from cosmo.tasks.records import Place
+from cosmo.tasks.safety import LabelStyle, label_text
 
 _log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import casual, norms
-from tasks.files import SPLITS, TABLES, all_files, files_for_split, splits_of, splits_with
-from tasks.formatting import Example, soda_examples
-from tasks.prosocial import prosocial_examples
-from tasks.readers import read_prosocial, read_soda
-from tasks.safety import Kind, LabelStyle, canary_examples, lacks_rots
+from cosmo.tasks import casual, norms
+from cosmo.tasks.files import SPLITS, TABLES, all_files, files_for_split, splits_of, splits_with
+from cosmo.tasks.formatting import Example, soda_examples
+from cosmo.tasks.prosocial import prosocial_examples
+from cosmo.tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.safety import Kind, LabelStyle, canary_examples, lacks_rots
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The tasks by name, and for each its corpus, its metrics and the mixture it is in.
 
 Two families: Cosmo's (dialogue responses) and Canary's (safety labels and rules of thumb), which
-`tasks.mixtures.use` registers one at a time.
+`cosmo.tasks.mixtures.use` registers one at a time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import corpus_examples as corpora
-from tasks import metrics
-from tasks.corpus_examples import Corpus
-from tasks.errors import DataError
-from tasks.norms import NORM_BANK
-from tasks.safety import KINDS, STYLES, LabelStyle
+from cosmo.tasks import corpus_examples as corpora
+from cosmo.tasks import metrics
+from cosmo.tasks.corpus_examples import Corpus
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.norms import NORM_BANK
+from cosmo.tasks.safety import KINDS, STYLES, LabelStyle
 
 MISSING_ROTS = ("skip", "error")
 
@@ -71,8 +71,8 @@ LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[nam
 class CanaryData:
     """Where the corpora of Canary's tasks lie, beside ProsocialDialog, and how labels are written.
 
-    Paths are as in `tasks.files.files_for_split`; `norm_bank_path` as in
-    `tasks.norms.norm_bank_files`. `label_style` is "text" (`__casual__`) or "sentinel"
+    Paths are as in `cosmo.tasks.files.files_for_split`; `norm_bank_path` as in
+    `cosmo.tasks.norms.norm_bank_files`. `label_style` is "text" (`__casual__`) or "sentinel"
     (`<extra_id_95>`); `missing_rots` is what happens to an exchange whose label needs rules of
     thumb and that has none: "skip" (counted in a warning) or "error". Raises DataError for another
     word.

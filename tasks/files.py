@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DataError
+from cosmo.tasks.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.errors import DataError
+from cosmo.tasks.errors import DataError
 
 if TYPE_CHECKING:
-    from tasks.records import SodaDialogue
+    from cosmo.tasks.records import SodaDialogue
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks import families
-from tasks.errors import DataError
-from tasks.families import NAMES, CanaryData
-from tasks.formatting import Separators
-from tasks.safety import LABELS, label_text
-from tasks.vocabularies import T5_VOCABULARY, load
+from cosmo.tasks import families
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import NAMES, CanaryData
+from cosmo.tasks.formatting import Separators
+from cosmo.tasks.safety import LABELS, label_text
+from cosmo.tasks.vocabularies import T5_VOCABULARY, load
 
 RATES = families.MIXTURES["cosmo"]
 _SEPARATORS = Separators()
@@ -52,14 +52,14 @@ def use(
 
     Args:
         name: the task or mixture wanted.
-        soda_path, prosocial_path: see `tasks.files.files_for_split`.
+        soda_path, prosocial_path: see `cosmo.tasks.files.files_for_split`.
         vocabulary_path: a SentencePiece model with T5's special ids.
         separators: a `Separators`, or its two texts (between parts, between turns).
         narrative_dropout, instruction_dropout: how often training leaves the part out, drawn
             independently for each example and epoch (Kim et al. 2023, section 4). Splits other
             than `train` always keep both. Canary's tasks have neither.
         rates: rates of the tasks in the mixture that `name` is, or is in; the others keep those of
-            `tasks.families.MIXTURES`. A task of rate 0 is left out.
+            `cosmo.tasks.families.MIXTURES`. A task of rate 0 is left out.
         source: `files`, or, for Cosmo's tasks, `tfds` for datasets that `tfds build` wrote to
             `tfds_data_dir`.
         token_metrics: whether to add perplexity and token accuracy, which need a model that
@@ -117,7 +117,7 @@ def use(
     else:
         corpora = families.cosmo_corpora(soda_path, prosocial_path, seed)
 
-    from tasks import seqio_tasks
+    from cosmo.tasks import seqio_tasks
 
     seqio_tasks.register(
         sources={

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tasks.errors import DataError, shown
-from tasks.records import Place
+from cosmo.tasks.errors import DataError, shown
+from cosmo.tasks.records import Place
 
 DOWNLOAD_AGAIN = "Download or write the file again."
 

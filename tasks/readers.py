@@ -1,7 +1,7 @@
 """SODA and ProsocialDialog as their publishers ship them, read into records.
 
 JSON lines, JSON lists (ProsocialDialog's direct download) and Parquet; plain or gzipped; one
-file, a folder or a glob; local or remote. See `tasks.files` for how paths and splits are found.
+file, a folder or a glob; local or remote. See `cosmo.tasks.files` for how paths and splits are found.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.files import files_for_split, resolve, splits_of
-from tasks.raw import refuse_empty, rows
-from tasks.recognize import PROSOCIAL, named
-from tasks.records import (
+from cosmo.tasks.files import files_for_split, resolve, splits_of
+from cosmo.tasks.raw import refuse_empty, rows
+from cosmo.tasks.recognize import PROSOCIAL, named
+from cosmo.tasks.records import (
     Place,
     ProsocialDialogue,
     ProsocialTurn,

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tasks.errors import DataError
-from tasks.files import resolve
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.files import resolve
 
 _HEAD = 1 << 16  # bytes looked at: the first records, or a part of the first
 _GZIP = b"\x1f\x8b"

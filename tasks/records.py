@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks import safety
-from tasks.errors import DataError, shown
+from cosmo.tasks import safety
+from cosmo.tasks.errors import DataError, shown
 
 SAFETY_LABELS = safety.LABELS
 

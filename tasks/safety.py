@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from tasks.errors import DataError, shown
-from tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
+from cosmo.tasks.errors import DataError, shown
+from cosmo.tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
 
 if TYPE_CHECKING:
-    from tasks.records import ProsocialDialogue, ProsocialTurn
+    from cosmo.tasks.records import ProsocialDialogue, ProsocialTurn
 
 VOTES = ("casual", "needs caution", "needs intervention")
 LABELS = (

@@ -1,6 +1,6 @@
 """The SeqIO tasks: sources, preprocessing on token ids, metrics. Imports TensorFlow.
 
-The text form of an input is `tasks.formatting.cosmo_input`. Here the parts are tokenized one by
+The text form of an input is `cosmo.tasks.formatting.cosmo_input`. Here the parts are tokenized one by
 one before SeqIO's cache and joined after it, so that a cached corpus still gets a fresh dropout
 each epoch and any sequence length. The joined ids are those of the joined text because pieces
 never cross white space and separators stand between white space.
@@ -16,12 +16,12 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from tasks import metrics
-from tasks.corpus_examples import Corpus
-from tasks.errors import DataError
-from tasks.files import SPLITS
-from tasks.formatting import Example, Separators
-from tasks.vocabularies import load, seqio_vocabulary
+from cosmo.tasks import metrics
+from cosmo.tasks.corpus_examples import Corpus
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.files import SPLITS
+from cosmo.tasks.formatting import Example, Separators
+from cosmo.tasks.vocabularies import load, seqio_vocabulary
 
 TFDS_VERSION = "1.0.0"
 _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.errors import DataError
-from tasks.files import resolve
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.files import resolve
 
 # T5's vocabulary at its public home: 32,100 pieces.
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"

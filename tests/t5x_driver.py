@@ -55,7 +55,7 @@ def install_stubs():
                         sys.modules[".".join(parts[: i - 1])], parts[i - 1], sys.modules[package]
                     )
         setattr(sys.modules[module_name], attribute, recorder(name, upstream_signature(entry)))
-    for name in ("tasks.mixtures.use", "tasks.vocabularies.seqio_vocabulary"):
+    for name in ("cosmo.tasks.mixtures.use", "cosmo.tasks.vocabularies.seqio_vocabulary"):
         module_name, _, attribute = name.rpartition(".")
         module = importlib.import_module(module_name)
         real = getattr(module, attribute)

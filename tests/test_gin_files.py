@@ -6,9 +6,11 @@ import pathlib
 import jax
 import pytest
 
-from cosmo.engine import config, early_stopping, models, optimizer, step
-from cosmo.engine.early_stopping import StoppingConfig
-from cosmo.engine.errors import UserError
+from cosmo.engine.base import config
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model import models, optimizer, step
+from cosmo.engine.train import early_stopping
+from cosmo.engine.train.early_stopping import StoppingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERBS = ("train", "eval", "infer", "cache")
@@ -79,7 +81,7 @@ def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
     """Oracle: by hand: Adam at 1e-5, patience 5; a recipe's file serves every verb."""
     path = tmp_path / "adam.gin"
     path.write_text(
-        "from __gin__ import dynamic_registration\nfrom cosmo.engine import optimizer\n"
+        "from __gin__ import dynamic_registration\nfrom cosmo.engine.model import optimizer\n"
         "include 'gin/cosmo/tiny.gin'\nOPTIMIZER = @optimizer.AdamW()\n"
         "BASE_LEARNING_RATE = 1e-5\nLEARNING_RATE_FACTORS = 'constant'\n"
         "EARLY_STOPPING_PATIENCE = 5\n"
@@ -125,8 +127,8 @@ def test_another_architecture_overrides_the_network(tmp_path):
     """Property: a later file may bind MODEL, or the network alone; the sizes are still macros."""
     path = tmp_path / "other.gin"
     path.write_text(
-        "from __gin__ import dynamic_registration\nfrom cosmo.engine import models\n"
-        "from cosmo.engine import t5\nMODEL = @other/models.EncoderDecoderModel()\n"
+        "from __gin__ import dynamic_registration\nfrom cosmo.engine.model import models\n"
+        "from cosmo.engine.model import t5\nMODEL = @other/models.EncoderDecoderModel()\n"
         "other/models.EncoderDecoderModel.network = @other/t5.T5Config()\n"
         "other/t5.T5Config.mlp_dim = 7\n"
     )

@@ -11,8 +11,12 @@ import sys
 import pytest
 
 import gin
-from cosmo.engine import checkpoints, config, data, evaluate, models, optimizer, partitioning, step
-from tasks import mixtures
+from cosmo.engine.base import config
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.data import data
+from cosmo.engine.model import models, optimizer, partitioning, step
+from cosmo.engine.train import evaluate
+from cosmo.tasks import mixtures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 T5X_FILES = sorted((ROOT / "gin/t5x").rglob("*.gin"))
@@ -106,7 +110,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
     ):
         assert given(theirs[key], *names) == [getattr(ours, name) for name in names]
         task = dict(theirs[key]["mixture_or_task_name"])
-        assert task.pop("called") == "tasks.mixtures.use"
+        assert task.pop("called") == "cosmo.tasks.mixtures.use"
         assert task.pop("token_metrics") is False
         separators = task.pop("separators")
         bound = gin.get_bindings(mixtures.use)

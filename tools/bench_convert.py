@@ -18,8 +18,8 @@ import zlib
 import numpy as np
 from etils import epath
 
-from cosmo.engine import t5
-from cosmo.engine.interop import lazy, names, t5x
+from cosmo.engine.checkpoints.interop import lazy, names, t5x
+from cosmo.engine.model import t5
 
 SIZES = {
     "small": dict(emb_dim=512, num_heads=6, mlp_dim=1024, layers=8),

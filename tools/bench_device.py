@@ -19,8 +19,11 @@ def measure(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from cosmo.engine import chips, config, data, models, optimizer, partitioning, sizing, step, t5
-    from cosmo.engine.train import compile_step
+    from cosmo.engine.base import config
+    from cosmo.engine.data import data
+    from cosmo.engine.model import models, optimizer, partitioning, step, t5
+    from cosmo.engine.scale import chips, sizing
+    from cosmo.engine.train.train import compile_step
 
     sizes = config.saved_macros(config.ROOT / f"gin/models/{args.model}.gin")
     network = t5.T5Config(

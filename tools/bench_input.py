@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 
-from cosmo.engine import cache, data
-from tasks import mixtures, vocabularies
+from cosmo.engine.data import cache, data
+from cosmo.tasks import mixtures, vocabularies
 
 COPIES = 8  # of the sample corpus
 ROWS = 128  # of a batch

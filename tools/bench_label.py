@@ -38,8 +38,8 @@ def write_weights(folder: str, vocabulary: str) -> None:
     import numpy as np
     from etils import epath
 
-    from cosmo.engine import models, t5
-    from cosmo.engine.interop import huggingface, lazy, sources, tokenizer
+    from cosmo.engine.checkpoints.interop import huggingface, lazy, sources, tokenizer
+    from cosmo.engine.model import models, t5
 
     network = t5.T5Config(
         vocab_size=32128,
@@ -71,7 +71,7 @@ def lengths(labels: list[list[int]]) -> dict[str, int]:
 def ours(args: argparse.Namespace) -> dict:
     """Canary's labels alone."""
     from canary import Canary, module
-    from cosmo.engine import data
+    from cosmo.engine.data import data
 
     rows = [data.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
     found, scores = {}, {}

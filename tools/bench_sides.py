@@ -39,7 +39,7 @@ def timed(run: Callable[[], object], steps: int, tokens: int) -> dict:
 
 def our_model(args: argparse.Namespace):
     """T5 1.1 small in our engine."""
-    from cosmo.engine import models, t5
+    from cosmo.engine.model import models, t5
 
     return models.EncoderDecoderModel(
         t5.T5Config(
@@ -63,8 +63,8 @@ def write_weights(folder: str) -> None:
     import numpy as np
     from etils import epath
 
-    from cosmo.engine import models
-    from cosmo.engine.interop import huggingface, lazy, sources, tokenizer
+    from cosmo.engine.checkpoints.interop import huggingface, lazy, sources, tokenizer
+    from cosmo.engine.model import models
 
     model = our_model(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
@@ -80,7 +80,7 @@ def ours_train(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from cosmo.engine import step
+    from cosmo.engine.model import step
 
     model, settings, batch = our_model(args), step.StepConfig(), random_batch()
     run = jax.jit(step.make_train_step(model, settings, seed=0), donate_argnums=0)
@@ -105,7 +105,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
     import numpy as np
 
     import cosmo
-    from cosmo.engine import decoding, models
+    from cosmo.engine.model import decoding, models
 
     session = cosmo.load(args.weights).session
     settings = decoding.DecodingConfig(

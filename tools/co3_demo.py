@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cosmo.tasks import vocabularies
+from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.formatting import Example
 from data_pipeline.outputs import write_atomic
-from tasks import vocabularies
-from tasks.corpus_examples import soda_file_examples
-from tasks.errors import DataError
-from tasks.formatting import Example
 from tools import plot
 from tools.quickstart import shown, unigram_perplexity
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import casual, raw
-from tasks.errors import DataError, shown
-from tasks.records import (
+from cosmo.tasks import casual, raw
+from cosmo.tasks.errors import DataError, shown
+from cosmo.tasks.records import (
     Place,
     ProsocialTurn,
     direct_download_turn,
@@ -270,7 +270,7 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         yield Read(tuple(turns))
 
 
-# Corpora, as tasks.recognize calls them: what an item of their files is, and how items are read.
+# Corpora, as cosmo.tasks.recognize calls them: what an item of their files is, and how items are read.
 READERS = {
     "SODA": (records, _soda),
     "ProsocialDialog": (records, _prosocial),

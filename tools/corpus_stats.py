@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import DataError
-from tasks.metrics.diversity import mtld, words
-from tasks.safety import LABELS, VOTES, aggregate, lacks_rots
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.metrics.diversity import mtld, words
+from cosmo.tasks.safety import LABELS, VOTES, aggregate, lacks_rots
 from tools.corpus_files import Labelled, Read
 
 SHOWN = 5  # bad records that are quoted

@@ -28,10 +28,10 @@ import sys
 from typing import Any
 
 from canary.report import aligned
-from cosmo.engine.errors import UserError
-from cosmo.engine.writer import Progress, write_atomic
-from tasks.errors import DataError
-from tasks.recognize import looks_like
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.train.writer import Progress, write_atomic
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions
 

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 
-from tasks import vocabularies
-from tasks.corpus_examples import prosocial_file_examples, soda_file_examples
-from tasks.formatting import Example
-from tasks.metrics import f1
+from cosmo.tasks import vocabularies
+from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.tasks.formatting import Example
+from cosmo.tasks.metrics import f1
 from tools import plot
 
 GIN_FILE = "gin/cosmo/tiny.gin"

@@ -1,7 +1,7 @@
 """Train a SentencePiece vocabulary on dialogue corpora.
 
 The result has the layout of T5's published vocabulary (pad 0, end 1, unknown 2, no begin) and is
-read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
+read by `cosmo.tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DataError
-from tasks.files import files_for_split, resolve
-from tasks.formatting import soda_examples
-from tasks.prosocial import prosocial_examples
-from tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.files import files_for_split, resolve
+from cosmo.tasks.formatting import soda_examples
+from cosmo.tasks.prosocial import prosocial_examples
+from cosmo.tasks.readers import read_prosocial, read_soda
 
 # Whatever an English speaker types has pieces, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
             message = f"--vocab_size={options.vocab_size} is less than the characters need"
         print(f"train_vocabulary: {message}", file=sys.stderr)
         return 1
-    from tasks.vocabularies import load
+    from cosmo.tasks.vocabularies import load
 
     print(
         f"{options.output}: {load(options.output).size} pieces from {len(texts)} texts; "

@@ -5,10 +5,10 @@ name to float: `f1`, `bleu4`, `distinct`, `response_length` judge texts, `perple
 `token_accuracy` judge scores, `label_accuracy` and `rot_overlap` judge what Canary wrote.
 """
 
-from tasks.metrics.likelihood import perplexity, token_accuracy
-from tasks.metrics.overlap import bleu4, f1, pair_bleu4, pair_f1
-from tasks.metrics.responses import distinct, response_length
-from tasks.metrics.safety_text import label_accuracy, rot_overlap
+from cosmo.tasks.metrics.likelihood import perplexity, token_accuracy
+from cosmo.tasks.metrics.overlap import bleu4, f1, pair_bleu4, pair_f1
+from cosmo.tasks.metrics.responses import distinct, response_length
+from cosmo.tasks.metrics.safety_text import label_accuracy, rot_overlap
 
 __all__ = [
     "bleu4",

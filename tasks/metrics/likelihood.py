@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.metrics.checks import same_length
+from cosmo.tasks.metrics.checks import same_length
 
 
 def perplexity(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.metrics.checks import same_length
+from cosmo.tasks.metrics.checks import same_length
 
 _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

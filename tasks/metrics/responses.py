@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.metrics.checks import same_length
+from cosmo.tasks.metrics.checks import same_length
 
 
 def distinct(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:

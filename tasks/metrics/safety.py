@@ -1,6 +1,6 @@
 """How well dialogue safety labels were found: tables of counts, and what follows from them.
 
-Labels are those of `tasks.safety`, five (LABELS) or three (CLASSES), in order of severity.
+Labels are those of `cosmo.tasks.safety`, five (LABELS) or three (CLASSES), in order of severity.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.metrics.checks import same_length
-from tasks.safety import LABELS
+from cosmo.tasks.metrics.checks import same_length
+from cosmo.tasks.safety import LABELS
 
 
 def confusion(

@@ -1,6 +1,6 @@
 """Metrics of what Canary wrote: its label and its rules of thumb (RoTs), read from the text.
 
-`targets` are texts as `tasks.safety.target` writes them, in either label style. A prediction that
+`targets` are texts as `cosmo.tasks.safety.target` writes them, in either label style. A prediction that
 starts with no label has none: its label counts as wrong, and all of it is RoT text.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.metrics.checks import same_length
-from tasks.metrics.overlap import bleu4, f1
-from tasks.safety import STYLES, parse, three_class
+from cosmo.tasks.metrics.checks import same_length
+from cosmo.tasks.metrics.overlap import bleu4, f1
+from cosmo.tasks.safety import STYLES, parse, three_class
 
 
 def label_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tasks.files import splits_of
-from tasks.formatting import Example
+from cosmo.tasks.files import splits_of
+from cosmo.tasks.formatting import Example
 
 INSTRUCTIONS = """Put the corpus as published (JSON or Parquet files named by split) into the
 folder {name}/ of the manual directory, or name that folder itself as the manual directory."""
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The features that `tasks.seqio_tasks` reads: those of `Example`, and `is_training`."""
+    """The features that `cosmo.tasks.seqio_tasks` reads: those of `Example`, and `is_training`."""
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),

@@ -11,9 +11,11 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from canary import Canary
-from cosmo.engine import checkpoints, infer, models, t5
-from cosmo.engine.interop import lazy, orbax
-from tasks import safety, vocabularies
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints.interop import lazy, orbax
+from cosmo.engine.infer import infer
+from cosmo.engine.model import models, t5
+from cosmo.tasks import safety, vocabularies
 
 VOCABULARY = "tasks/sample/vocabulary.model"
 LENGTHS = {"inputs": 48, "targets": 24}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from canary.__main__ import main
-from tasks import safety
+from cosmo.tasks import safety
 
 WORDS = [
     "kids",

@@ -8,9 +8,10 @@ import gin
 from canary import demo, verbs
 from canary.evaluation import Case, cases
 from canary.report import Gold
-from cosmo.engine import config, data
-from cosmo.engine.errors import UserError
-from tasks.safety import LABELS
+from cosmo.engine.base import config
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.tasks.safety import LABELS
 
 
 def a_folder(tmp_path, accuracy: float, f1: float):

@@ -7,8 +7,9 @@ import pytest
 
 from canary import evaluation
 from canary.__main__ import main
-from cosmo.engine import data, infer
-from tasks import safety
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer
+from cosmo.tasks import safety
 
 VOTES = {
     "__casual__": ["casual"] * 3,

@@ -9,9 +9,10 @@ import pytest
 
 from canary import Canary, Chirp
 from canary.module import Settings, split_rots
-from cosmo.engine import data, infer
-from cosmo.engine.errors import UserError
-from tasks import formatting, safety
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer
+from cosmo.tasks import formatting, safety
 
 DIALOGUES = [
     ["Hi there, how was your day?"],
@@ -157,7 +158,7 @@ def test_samples_depend_on_seed_and_dialogue_alone(canary):
 
 @pytest.mark.parametrize("count", [1, 2, 6, 20])
 def test_contexts_are_the_joined_text_without_the_oldest_turns(canary, count):
-    """Oracle: tasks.safety.context with a budget, which encodes the joined text."""
+    """Oracle: cosmo.tasks.safety.context with a budget, which encodes the joined text."""
     vocabulary, budget = canary.session.vocabulary, canary.session.lengths["inputs"]
     turns = [f"This is what number {i} says, {'and more, ' * (i % 4)}ok?" for i in range(count)]
     for shown, row in enumerate(canary.contexts(turns), 1):
@@ -194,7 +195,7 @@ def test_rots_are_split_where_a_sentence_begins(text, rots):
 
 def test_real_rots_are_split_as_they_were_joined(shared):
     """Oracle: the published RoTs of the real rows, joined as in targets."""
-    from tasks import readers
+    from cosmo.tasks import readers
 
     for turn in (
         t for d in readers.read_prosocial(shared / "data/prosocial_rows.jsonl") for t in d.turns

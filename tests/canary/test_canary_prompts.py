@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from canary import prompts
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
 
 
 def test_the_papers_prompts():

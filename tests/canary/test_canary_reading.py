@@ -7,8 +7,8 @@ import json
 import pytest
 
 from canary import pieces, reading
-from cosmo.engine import lines, shards
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.infer import lines, shards
 
 SODA = {"narrative": "n", "dialogue": ["Hi.", "Hello."], "speakers": ["A", "B"]}
 DAILY = "Hi . __eou__ Hello , you . __eou__"
@@ -269,8 +269,8 @@ def test_soda_in_parquet(tmp_path, caplog):
 
 
 def test_real_rows(shared):
-    """Oracle: counts of the files, by hand; tasks.readers reads the same dialogues."""
-    from tasks import readers
+    """Oracle: counts of the files, by hand; cosmo.tasks.readers reads the same dialogues."""
+    from cosmo.tasks import readers
 
     data = shared / "data"
     dialogues, rejects = read(data / "soda_rows.jsonl")

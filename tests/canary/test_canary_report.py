@@ -7,7 +7,7 @@ import math
 import pytest
 
 from canary.report import Found, Gold, aligned, most_frequent, report, table
-from tasks.safety import LABELS
+from cosmo.tasks.safety import LABELS
 
 CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = LABELS
 LIE = "It's wrong to lie."

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine import data, train
-from cosmo.engine.rows import MANIFEST, Cache
-from tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.engine.data import data
+from cosmo.engine.data.rows import MANIFEST, Cache
+from cosmo.engine.train import train
+from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from cosmo import chat
-from cosmo.engine import config
-from tasks.formatting import Separators
+from cosmo.engine.base import config
+from cosmo.tasks.formatting import Separators
 
 
 @pytest.fixture(scope="module")

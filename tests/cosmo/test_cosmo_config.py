@@ -3,8 +3,8 @@
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine import config
-from cosmo.engine.errors import UserError
+from cosmo.engine.base import config
+from cosmo.engine.base.errors import UserError
 
 TINY = "gin/cosmo/tiny.gin"
 TRAIN = "gin/runs/train.gin"

@@ -184,9 +184,9 @@ def test_another_vocabulary_is_refused(trained, exported, tmp_path, capsys):
 
 
 def test_engine_and_tasks_agree_on_fingerprints(trained, shared):
-    """Oracle: `tasks.vocabularies`, of which the engine knows nothing."""
-    from cosmo.engine.interop import tokenizer
-    from tasks import vocabularies
+    """Oracle: `cosmo.tasks.vocabularies`, of which the engine knows nothing."""
+    from cosmo.engine.checkpoints.interop import tokenizer
+    from cosmo.tasks import vocabularies
 
     for path in (trained / "vocabulary.model", shared / "data/t5_cc_all.32000.100extra.model"):
         assert tokenizer.fingerprint(str(path)) == vocabularies.load(path).fingerprint

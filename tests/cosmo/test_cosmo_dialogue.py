@@ -6,7 +6,7 @@ import pytest
 
 import cosmo
 from cosmo.__main__ import main
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
 
 RECORDS = [
     {"id": "a", "narrative": "Ann lost her key.", "turns": ["Hi Ann!", "I lost my key."]},

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine import checkpoints
+from cosmo.engine.checkpoints import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATES = {"train/tokens_per_second", "train/steps_per_second", "train/input_wait"}

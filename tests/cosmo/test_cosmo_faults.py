@@ -11,8 +11,8 @@ import time
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.terminal import guarded
-from cosmo.engine.writer import MetricWriter, only_writer
+from cosmo.engine.base.terminal import guarded
+from cosmo.engine.train.writer import MetricWriter, only_writer
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from cosmo import records
 from cosmo.__main__ import main
-from cosmo.engine import infer, shards
-from tasks import vocabularies
+from cosmo.engine.infer import infer, shards
+from cosmo.tasks import vocabularies
 
 # One shape to compile, for all commands of this file.
 SMALL = (
@@ -229,7 +229,7 @@ def test_every_line_is_answered_or_rejected(tmp_path):
 
 def test_any_span_can_be_read(tmp_path, monkeypatch):
     """Oracle: the lines themselves, however far apart their index is."""
-    monkeypatch.setattr("cosmo.engine.lines.INDEX_EVERY", 4)
+    monkeypatch.setattr("cosmo.engine.infer.lines.INDEX_EVERY", 4)
     path = write_input(tmp_path / "in.jsonl", 30)
     vocabulary = vocabularies.load("tasks/sample/vocabulary.model")
     source = records.source(str(path), vocabulary, 32)

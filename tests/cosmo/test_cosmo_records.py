@@ -3,7 +3,7 @@
 import pytest
 
 from cosmo import records
-from tasks import formatting, vocabularies
+from cosmo.tasks import formatting, vocabularies
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,7 @@ def vocabulary():
 
 
 def test_row_is_the_formatted_text_with_eos(vocabulary):
-    """Oracle: tasks.formatting and the vocabulary."""
+    """Oracle: cosmo.tasks.formatting and the vocabulary."""
     record = {"narrative": "N n.", "instruction": "I i", "turns": ["a b", "c"], "response": "d"}
     row = records.row(record, vocabulary, 64)
     assert row.inputs == formatting.cosmo_input("N n.", "I i", ["a b", "c"])

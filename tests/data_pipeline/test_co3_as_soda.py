@@ -3,10 +3,10 @@
 import pytest
 from loopback import co3, lines, teacher, write_triples
 
+from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.formatting import cosmo_input
+from cosmo.tasks.readers import read_soda
 from data_pipeline import corpus, schema
-from tasks.corpus_examples import soda_file_examples
-from tasks.formatting import cosmo_input
-from tasks.readers import read_soda
 from tools.co3_demo import write_splits
 
 
@@ -48,7 +48,7 @@ def test_the_seqio_task_reads_it(made):
     pytest.importorskip("seqio")
     import seqio
 
-    from tasks import mixtures
+    from cosmo.tasks import mixtures
 
     vocabulary = "tasks/sample/vocabulary.model"
     mixtures.use("soda", soda_path=made / "soda", vocabulary_path=vocabulary)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_network
 
-from cosmo.engine import models
+from cosmo.engine.model import models
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

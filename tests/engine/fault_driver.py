@@ -39,7 +39,7 @@ ROWS, SOURCE, TARGET = 8, 12, 8
 
 def batch(index: int, options: dict):
     """The batch of step `index` + 1 [8, 12] and [8, 8]: token ids in 2..39."""
-    from cosmo.engine import data
+    from cosmo.engine.data import data
 
     rng = np.random.default_rng([index, 5])
     targets = rng.integers(2, 40, (ROWS, TARGET)).astype(np.int32)
@@ -71,18 +71,12 @@ def settings(model_dir: str, options: dict) -> dict:
     import jax
     import tiny_network
 
-    from cosmo.engine import (
-        checkpoints,
-        data,
-        early_stopping,
-        evaluate,
-        guard,
-        models,
-        partitioning,
-        step,
-    )
-    from cosmo.engine.optimizer import Adafactor
-    from cosmo.engine.schedules import LearningRateSchedule
+    from cosmo.engine.checkpoints import checkpoints
+    from cosmo.engine.data import data
+    from cosmo.engine.model import models, partitioning, step
+    from cosmo.engine.model.optimizer import Adafactor
+    from cosmo.engine.model.schedules import LearningRateSchedule
+    from cosmo.engine.train import early_stopping, evaluate, guard
 
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     lengths = {"inputs": SOURCE, "targets": TARGET}
@@ -120,7 +114,9 @@ def patch(options: dict, put=setattr) -> None:
     """Replace the data, and put the faults in their places, by `put(object, name, value)`."""
     import jax
 
-    from cosmo.engine import checkpoints, data, evaluate, integrity, train
+    from cosmo.engine.checkpoints import checkpoints, integrity
+    from cosmo.engine.data import data
+    from cosmo.engine.train import evaluate, train
 
     def train_batches(config, *, start_step, position, shard=0, num_shards=1, **_):
         index = position or 0
@@ -160,7 +156,7 @@ def patch(options: dict, put=setattr) -> None:
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():
         if options["sleeps"][1] == "save":
-            from cosmo.engine import saving
+            from cosmo.engine.checkpoints import saving
 
             put(saving.Saver, "save", lambda *args: time.sleep(1000))
         else:
@@ -185,7 +181,8 @@ def patch(options: dict, put=setattr) -> None:
 def main() -> int:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     model_dir, options = sys.argv[1], {**OPTIONS, **json.loads(sys.argv[2])}
-    from cosmo.engine import terminal, train
+    from cosmo.engine.base import terminal
+    from cosmo.engine.train import train
 
     terminal.set_up_logging(False)
     terminal.set_up_jax("JAX_NUM_PROCESSES" in os.environ)

@@ -12,7 +12,8 @@ import fault_driver
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, train
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

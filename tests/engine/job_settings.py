@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from cosmo.engine import checkpoints, data, infer, jobs, shards
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer, jobs, shards
 
 
 class Words:

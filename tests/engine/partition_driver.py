@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tiny_network
 
-from cosmo.engine import partitioning
+from cosmo.engine.model import partitioning
 
 # Every way to lay 1, 2, 4 and 8 devices out: data x model.
 MESHES = {
@@ -34,8 +34,8 @@ def setting():
     import jax
     import jax.numpy as jnp
 
-    from cosmo.engine import models, step
-    from cosmo.engine.optimizer import Adafactor
+    from cosmo.engine.model import models, step
+    from cosmo.engine.model.optimizer import Adafactor
 
     jax.config.update("jax_default_matmul_precision", "highest")
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
@@ -75,7 +75,7 @@ def run_mesh(setting, parts, devices):
     """(losses, the rows of each device of this process, final state) of ten steps."""
     import jax
 
-    from cosmo.engine import step
+    from cosmo.engine.model import step
 
     model, config, start, batches = setting
     partitioner = partitioning.Partitioner(num_partitions=parts)
@@ -102,7 +102,8 @@ def answers(setting, parts, devices):
     """Scores, and what greedy decoding says, with the parameters to start from."""
     import jax
 
-    from cosmo.engine import decoding, infer, models
+    from cosmo.engine.infer import infer
+    from cosmo.engine.model import decoding, models
 
     model, _, start, batches = setting
     partitioner = partitioning.Partitioner(num_partitions=parts)
@@ -132,8 +133,8 @@ def run_on_eight_devices(out: str) -> None:
     """Ten steps on every mesh. Writes the losses, parameters and layouts that the tests read."""
     import jax
 
-    from cosmo.engine import models, step, t5
-    from cosmo.engine.optimizer import Adafactor, AdamW
+    from cosmo.engine.model import models, step, t5
+    from cosmo.engine.model.optimizer import Adafactor, AdamW
 
     assert len(jax.devices()) == 8
     given = setting()

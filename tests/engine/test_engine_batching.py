@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from cosmo.engine import batching, data
+from cosmo.engine.data import data
+from cosmo.engine.infer import batching
 
 
 def rows(lengths, targets=None):

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cosmo.engine import cache, data, rows, slices
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import cache, data, rows, slices
 
 seqio = pytest.importorskip("seqio")
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import choices, data, decoding, infer, models, partitioning, t5
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.engine.infer import infer
+from cosmo.engine.model import choices, decoding, models, partitioning, t5
+from cosmo.engine.model.decoding import DecodingConfig
 
 PAD, EOS = 0, 1
 LENGTH = 16

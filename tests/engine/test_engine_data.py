@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cosmo.engine.data import Row, groups, make_batch, pad_rows
-from cosmo.engine.errors import UserError
-from cosmo.engine.prefetch import Prefetcher
-from cosmo.engine.writer import MetricWriter, Progress, prepare_folder, write_atomic
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data.data import Row, groups, make_batch, pad_rows
+from cosmo.engine.data.prefetch import Prefetcher
+from cosmo.engine.train.writer import MetricWriter, Progress, prepare_folder, write_atomic
 
 SOON = 10.0  # seconds; nothing here waits as long unless it hangs
 
@@ -234,7 +234,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr("cosmo.engine.writer.time.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("cosmo.engine.train.writer.time.monotonic", lambda: Clock.now)
     return Clock
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import decoding
-from cosmo.engine.decoding import DecodingConfig, truncate
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model import decoding
+from cosmo.engine.model.decoding import DecodingConfig, truncate
 
 PAD, EOS = 0, 1
 NEVER = -1e9  # a logit that no search follows

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import decoding, models
-from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.model import decoding, models
+from cosmo.engine.model.decoding import DecodingConfig
 
 PAD, EOS = 0, 1
 

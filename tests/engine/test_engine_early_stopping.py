@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, early_stopping, train
-from cosmo.engine.early_stopping import Record, StoppingConfig
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.train import early_stopping, train
+from cosmo.engine.train.early_stopping import Record, StoppingConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import fault_driver

@@ -13,7 +13,7 @@ import time
 import faults
 import pytest
 
-from cosmo.engine import preemption
+from cosmo.engine.train import preemption
 
 # A run whose every kind of number must come back: dropout, a learning rate that warms up, windows
 # of reports across saves, evaluations, skipped steps, a limit that follows the gradient's norms.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import models, optimizer, t5
-from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.model import models, optimizer, t5
+from cosmo.engine.model.decoding import DecodingConfig
 
 STEPS = 20
 DECODED = 16  # positions in the recorded decodings

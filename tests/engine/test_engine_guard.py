@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, guard, models, step
-from cosmo.engine.errors import UserError
-from cosmo.engine.guard import GuardConfig
-from cosmo.engine.optimizer import Adafactor, AdamW
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.model import models, step
+from cosmo.engine.model.optimizer import Adafactor, AdamW
+from cosmo.engine.train import guard
+from cosmo.engine.train.guard import GuardConfig
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 30, "save_period": 10, "keep": None}
 run = functools.partial(faults.run_here, OPTIONS)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cosmo.engine import hlo, hlo_cost
+from cosmo.engine.scale import hlo, hlo_cost
 
 
 def count(text: str) -> hlo_cost.Cost:

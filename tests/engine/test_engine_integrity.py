@@ -13,8 +13,8 @@ import faults
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, integrity, saving
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints, integrity, saving
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
@@ -178,8 +178,9 @@ import json, sys
 sys.path[:0] = [".", "tests/engine"]
 import jax, numpy as np
 import fault_driver
-from cosmo.engine import checkpoints, partitioning, saving
-from cosmo.engine.step import state_shardings
+from cosmo.engine.checkpoints import checkpoints, saving
+from cosmo.engine.model import partitioning
+from cosmo.engine.model.step import state_shardings
 
 devices, action, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 assert len(jax.devices()) == devices
@@ -229,7 +230,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     assert {name.split("/")[0] for name in saved} == {"step", "params", "opt_state"}
     restored = [finish(*both) for both in [begin(n, "restore") for n in (1, 2, 4)]]
     # Without a device: JAX is told to use a kind that does not exist.
-    code = "import sys, pickle; from cosmo.engine import checkpoints as c;"
+    code = "import sys, pickle; from cosmo.engine.checkpoints import checkpoints as c;"
     code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
     env = {**os.environ, "JAX_PLATFORMS": "nothing"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -248,7 +249,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
 
 def test_an_imported_checkpoint_has_checksums(tmp_path):
     """Property: whoever writes a checkpoint of ours leaves checksums that hold."""
-    from cosmo.engine.interop import lazy, orbax
+    from cosmo.engine.checkpoints.interop import lazy, orbax
 
     state = {"params": {"w": lazy.from_array(np.arange(6.0, dtype=np.float32).reshape(2, 3))}}
     orbax.write(str(tmp_path), 3, state, {"network": "x"})

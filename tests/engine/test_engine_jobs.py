@@ -9,9 +9,10 @@ import pytest
 from etils import epath
 from job_settings import records
 
-from cosmo.engine import checkpoints, infer, jobs, shards
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.model.decoding import DecodingConfig
 
 config = pytest.fixture(job_settings.config)
 

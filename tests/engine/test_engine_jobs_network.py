@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from job_settings import Words, records
 
-from cosmo.engine import infer, jobs, models, partitioning, shards
-from cosmo.engine.decoding import DecodingConfig
+from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.decoding import DecodingConfig
 
 config = pytest.fixture(job_settings.config)
 

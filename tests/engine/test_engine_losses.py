@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine.errors import UserError
-from cosmo.engine.losses import cross_entropy, loss_weights
-from cosmo.engine.schedules import FACTORS, LearningRateSchedule
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model.losses import cross_entropy, loss_weights
+from cosmo.engine.model.schedules import FACTORS, LearningRateSchedule
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from cosmo.engine import optimizer
-from cosmo.engine.errors import UserError
-from cosmo.engine.optimizer import Adafactor, AdamW
-from cosmo.engine.schedules import LearningRateSchedule
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model import optimizer
+from cosmo.engine.model.optimizer import Adafactor, AdamW
+from cosmo.engine.model.schedules import LearningRateSchedule
 
 STEPS = 4
 FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from partition_driver import ANSWERING, MESHES, STEPS, TWO
 
-from cosmo.engine import partitioning
-from cosmo.engine.errors import UserError
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model import partitioning
 
 ROOT = Path(__file__).resolve().parents[2]
 

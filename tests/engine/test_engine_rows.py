@@ -9,10 +9,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cosmo.engine import data, rows
-from cosmo.engine.errors import UserError
-from cosmo.engine.packing import Counts, Packer, occurrences
-from cosmo.engine.rows import Cache, RowFormat
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data, rows
+from cosmo.engine.data.packing import Counts, Packer, occurrences
+from cosmo.engine.data.rows import Cache, RowFormat
 
 FORM = RowFormat(inputs=24, targets=16, packed=True, dtype="uint16")
 

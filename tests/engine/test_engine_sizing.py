@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from cosmo.engine import data, models, partitioning, sizing, step, t5
+from cosmo.engine.data import data
+from cosmo.engine.model import models, partitioning, step, t5
+from cosmo.engine.scale import sizing
 
 BATCH = data.abstract_batch(
     data.DatasetConfig("x", {"inputs": 512, "targets": 128}, batch_size=256)

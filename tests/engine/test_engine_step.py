@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine import step
-from cosmo.engine.errors import UserError
-from cosmo.engine.optimizer import Adafactor
-from cosmo.engine.schedules import LearningRateSchedule
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.model import step
+from cosmo.engine.model.optimizer import Adafactor
+from cosmo.engine.model.schedules import LearningRateSchedule
 
 SEED = 11
 CONFIG = step.StepConfig(

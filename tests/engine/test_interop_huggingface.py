@@ -13,10 +13,10 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from cosmo.engine import models
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.errors import UserError
-from cosmo.engine.interop import convert, huggingface, lazy, sources
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints.interop import convert, huggingface, lazy, sources
+from cosmo.engine.model import models
+from cosmo.engine.model.decoding import DecodingConfig
 
 GOLDEN = ("t5_v1_1", "t5_v1_0")
 
@@ -229,7 +229,7 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     config = tiny_config(relative_attention_per_layer=True)
     params = sources.flat(make_params(models.EncoderDecoderModel(config)))
     arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
-    from cosmo.engine.interop import orbax
+    from cosmo.engine.checkpoints.interop import orbax
 
     description = {
         "network": "T5Config",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cosmo.engine import models
-from cosmo.engine.decoding import DecodingConfig
-from cosmo.engine.interop import convert, huggingface, lazy, sources, tokenizer
+from cosmo.engine.checkpoints.interop import convert, huggingface, lazy, sources, tokenizer
+from cosmo.engine.model import models
+from cosmo.engine.model.decoding import DecodingConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

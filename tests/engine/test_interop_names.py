@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from cosmo.engine import checkpoints, infer, models, t5
-from cosmo.engine.errors import UserError
-from cosmo.engine.interop import lazy, names, orbax, sources, t5x
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints.interop import lazy, names, orbax, sources, t5x
+from cosmo.engine.infer import infer
+from cosmo.engine.model import models, t5
 
 
 def test_names_cover_every_parameter(tiny_config):

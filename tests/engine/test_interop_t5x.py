@@ -12,9 +12,11 @@ import pytest
 from etils import epath
 from flax import serialization
 
-from cosmo.engine import checkpoints, infer, models, optimizer, partitioning, step
-from cosmo.engine.errors import UserError
-from cosmo.engine.interop import convert, lazy, orbax, sources, t5x, t5x_adafactor
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints.interop import convert, lazy, orbax, sources, t5x, t5x_adafactor
+from cosmo.engine.infer import infer
+from cosmo.engine.model import models, optimizer, partitioning, step
 
 PLAIN = ("t5_1_1_tiny", "t5_1_0_tiny")
 CASES = (*PLAIN, "t5_1_1_scan")

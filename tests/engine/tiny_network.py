@@ -1,6 +1,6 @@
 """The network of the engine's tests: a T5 1.1 in float32 that computes in no time."""
 
-from cosmo.engine import t5
+from cosmo.engine.model import t5
 
 
 def config(**changes) -> t5.T5Config:

@@ -12,7 +12,7 @@ seqio = pytest.importorskip("seqio")
 
 MODULE = """
 import seqio
-from tasks import mixtures
+from cosmo.tasks import mixtures
 
 seqio.add_global_cache_dirs([{cache!r}])
 mixtures.use("cosmo", soda_path={soda!r}, prosocial_path={prosocial!r}, vocabulary_path={words!r})

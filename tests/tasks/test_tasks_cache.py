@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tasks_samples import soda_row, write_lines
 
-from tasks import mixtures
+from cosmo.tasks import mixtures
 
 seqio = pytest.importorskip("seqio")
 

@@ -1,4 +1,4 @@
-"""Canary's SeqIO tasks. Oracles: the pure functions of tasks.safety, real rows, SeqIO itself."""
+"""Canary's SeqIO tasks. Oracles: the pure functions of cosmo.tasks.safety, real rows, SeqIO itself."""
 
 import csv
 import itertools
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tasks_samples import prosocial_row, write_lines
 
-from tasks import families, metrics, mixtures, safety
-from tasks.casual import read_dailydialog
-from tasks.corpus_examples import canary_file_examples, casual_file_examples
-from tasks.errors import DataError
-from tasks.vocabularies import load
+from cosmo.tasks import families, metrics, mixtures, safety
+from cosmo.tasks.casual import read_dailydialog
+from cosmo.tasks.corpus_examples import canary_file_examples, casual_file_examples
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.vocabularies import load
 
 seqio = pytest.importorskip("seqio")
 

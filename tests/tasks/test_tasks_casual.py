@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tasks.casual import (
+from cosmo.tasks.casual import (
     CasualDialogue,
     casual_examples,
     detokenize,
@@ -13,7 +13,7 @@ from tasks.casual import (
     read_dailydialog,
     read_empathetic,
 )
-from tasks.errors import DataError
+from cosmo.tasks.errors import DataError
 
 ED_HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
 

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from tasks import files
-from tasks.errors import DataError
-from tasks.files import files_for_split, resolve, splits_of
+from cosmo.tasks import files
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.files import files_for_split, resolve, splits_of
 
 
 def _touch(folder, *names):

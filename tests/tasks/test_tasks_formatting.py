@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from tasks.formatting import (
+from cosmo.tasks.formatting import (
     Separators,
     cosmo_input,
     drop_oldest_turns,
     instruction,
     soda_examples,
 )
-from tasks.readers import SodaDialogue, read_soda
-from tasks.vocabularies import load
+from cosmo.tasks.readers import SodaDialogue, read_soda
+from cosmo.tasks.vocabularies import load
 
 
 def test_published_format_word_for_word():

@@ -8,8 +8,8 @@ from pathlib import Path
 def test_light_modules_load_neither_tensorflow_nor_seqio():
     """Chatting, exporting and training from a cache must start without TensorFlow."""
     modules = (
-        "tasks, tasks.errors, tasks.formatting, tasks.prosocial, tasks.records, tasks.readers, "
-        "tasks.files, tasks.corpus_examples, tasks.vocabularies, tasks.metrics, tasks.mixtures"
+        "tasks, cosmo.tasks.errors, cosmo.tasks.formatting, cosmo.tasks.prosocial, cosmo.tasks.records, cosmo.tasks.readers, "
+        "cosmo.tasks.files, cosmo.tasks.corpus_examples, cosmo.tasks.vocabularies, cosmo.tasks.metrics, cosmo.tasks.mixtures"
     )
     code = (
         f"import sys, {modules}\n"

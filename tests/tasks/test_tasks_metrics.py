@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import metrics
+from cosmo.tasks import metrics
 
 _SMALL = Path(__file__).resolve().parents[1] / "golden/metrics_small.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.metrics import diversity
+from cosmo.tasks.metrics import diversity
 
 _SMALL = Path(__file__).resolve().parents[1] / "golden/statistics_small.json"
 

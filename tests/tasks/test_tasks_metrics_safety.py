@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.metrics import safety
+from cosmo.tasks.metrics import safety
 
 ABC = ("a", "b", "c")
 

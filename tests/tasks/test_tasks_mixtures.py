@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tasks_samples import prosocial_row, soda_row, train_vocabulary, write_lines
 
-from tasks import mixtures
-from tasks.corpus_examples import prosocial_file_examples, soda_file_examples
-from tasks.errors import DataError
-from tasks.formatting import Separators, cosmo_input, drop_oldest_turns
-from tasks.vocabularies import load
+from cosmo.tasks import mixtures
+from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.formatting import Separators, cosmo_input, drop_oldest_turns
+from cosmo.tasks.vocabularies import load
 
 seqio = pytest.importorskip("seqio")
 
@@ -287,8 +287,8 @@ def test_tfds_gives_the_examples_of_the_files(tmp_path, corpora, vocabulary_path
     pytest.importorskip("importlib_resources")
     import tensorflow_datasets as tfds
 
-    from tasks.tfds_builders.prosocial_dialog import prosocial_dialog_dataset_builder
-    from tasks.tfds_builders.soda import soda_dataset_builder
+    from cosmo.tasks.tfds_builders.prosocial_dialog import prosocial_dialog_dataset_builder
+    from cosmo.tasks.tfds_builders.soda import soda_dataset_builder
 
     builders = {
         "soda": (soda_dataset_builder.Builder, corpora["soda_path"]),

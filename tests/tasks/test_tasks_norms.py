@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from tasks.errors import DataError
-from tasks.norms import NORM_BANK, mic_examples, norm_bank_examples, social_chemistry_examples
-from tasks.vocabularies import load
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.norms import NORM_BANK, mic_examples, norm_bank_examples, social_chemistry_examples
+from cosmo.tasks.vocabularies import load
 
 
 def write_table(path, rows, delimiter):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.prosocial import draw_names, first_names, prosocial_examples, situation
-from tasks.readers import ProsocialDialogue, ProsocialTurn, read_prosocial
+from cosmo.tasks.prosocial import draw_names, first_names, prosocial_examples, situation
+from cosmo.tasks.readers import ProsocialDialogue, ProsocialTurn, read_prosocial
 
 
 def test_situation_of_the_paper():
@@ -67,7 +67,9 @@ def test_names_differ_within_a_dialogue_and_cover_the_list():
 
 def test_names_are_the_same_in_every_process():
     """Oracle: another interpreter with another hash seed."""
-    code = "from tasks.prosocial import draw_names; print(*draw_names('prosocial-train-5', 7))"
+    code = (
+        "from cosmo.tasks.prosocial import draw_names; print(*draw_names('prosocial-train-5', 7))"
+    )
     printed = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).resolve().parents[2],

@@ -7,8 +7,8 @@ import logging
 import pytest
 from tasks_samples import prosocial_row, soda_row, write_lines
 
-from tasks.errors import DataError
-from tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.readers import read_prosocial, read_soda
 
 
 def _parquet(path, rows):

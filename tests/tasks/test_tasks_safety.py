@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from tasks import safety
-from tasks.errors import DataError
-from tasks.readers import read_prosocial
-from tasks.records import SAFETY_LABELS, ProsocialDialogue, ProsocialTurn
-from tasks.vocabularies import load
+from cosmo.tasks import safety
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.readers import read_prosocial
+from cosmo.tasks.records import SAFETY_LABELS, ProsocialDialogue, ProsocialTurn
+from cosmo.tasks.vocabularies import load
 
 CASUAL, CAUTION, INTERVENTION = safety.VOTES
 
@@ -119,7 +119,7 @@ def test_labels_survive_t5s_vocabulary(t5_vocabulary, style):
 def test_seqios_tokenizer_agrees(t5_vocabulary, style):
     """Oracle: SeqIO's SentencePieceVocabulary and its TensorFlow form on all five targets."""
     pytest.importorskip("seqio")
-    from tasks.vocabularies import seqio_vocabulary
+    from cosmo.tasks.vocabularies import seqio_vocabulary
 
     ours, theirs = load(t5_vocabulary), seqio_vocabulary(t5_vocabulary)
     for label in safety.LABELS:

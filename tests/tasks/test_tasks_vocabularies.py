@@ -6,8 +6,8 @@ import json
 import pytest
 from tasks_samples import train_vocabulary
 
-from tasks.errors import DataError
-from tasks.vocabularies import load, seqio_vocabulary
+from cosmo.tasks.errors import DataError
+from cosmo.tasks.vocabularies import load, seqio_vocabulary
 
 
 def _real_texts(shared):

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from cosmo.tasks.formatting import Example
 from data_pipeline import triples
-from tasks.formatting import Example
 from tools import co3_demo
 
 

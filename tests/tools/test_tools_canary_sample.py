@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from tasks.readers import read_prosocial
+from cosmo.tasks.readers import read_prosocial
 from tools import make_canary_sample, make_sample_corpus, train_vocabulary
 from tools.sample_corpus_grammar import GrammarError, load_grammar
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from tasks import vocabularies
-from tasks.formatting import Example
+from cosmo.tasks import vocabularies
+from cosmo.tasks.formatting import Example
 from tools import plot, quickstart
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.readers import read_prosocial, read_soda
 from tools import make_sample_corpus, train_vocabulary
 from tools.sample_corpus_grammar import GrammarError, load_grammar, parse_script, parse_slots
 

@@ -1,1 +1,1 @@
-"""A TensorFlow Datasets builder; see `tasks.tfds_builders`."""
+"""A TensorFlow Datasets builder; see `cosmo.tasks.tfds_builders`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow_datasets as tfds
 
-from tasks.corpus_examples import soda_file_examples
-from tasks.tfds_builders import examples
+from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.tfds_builders import examples
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):

@@ -1,0 +1,132 @@
+"""Checksums of a checkpoint's files: written before it counts as finished, compared before use.
+
+Neither TensorStore nor a file system notices every flipped bit. A checkpoint's folder therefore
+holds a manifest of each process that wrote it: {"processes": N, "files": {path: [bytes, crc32]}}.
+CRC-32 finds all damage of up to 32 bits in a row, and of other damage misses one in 4 billion.
+"""
+
+import concurrent.futures
+import json
+import os
+import zlib
+from collections.abc import Iterable
+
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.train.writer import log, write_atomic
+
+MANIFEST = "checksums.{}.json"  # of process {}
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
+PIECE_BYTES = 8 * 2**20  # read at once, in each of THREADS
+THREADS = min(16, 2 * (os.cpu_count() or 1))
+
+
+def checksum(path: epath.PathLike) -> tuple[int, int]:
+    """(bytes, CRC-32) of a file, read in pieces. Raises OSError."""
+    size = crc = 0
+    with epath.Path(path).open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            size += len(piece)
+            crc = zlib.crc32(piece, crc)  # lets other threads run
+    return size, crc
+
+
+def write(folder: epath.PathLike, process: int = 0, processes: int = 1) -> None:
+    """Write `process`'s manifest of the checkpoint's `folder`: of the files that it wrote.
+
+    Those below a folder *.process_I are process I's, all others are the first's. Raises OSError
+    or UserError if files cannot be read or the manifest not be written.
+    """
+    folder = epath.Path(folder)
+    names = [n for n in _files(folder) if _owner(n, processes) == process]
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        sums = pool.map(lambda name: checksum(folder / name), names)
+        # Other processes come here before the first gives an item's folder its final name.
+        files = dict(zip((n.replace(PARTIAL, "") for n in names), sums, strict=True))
+    text = json.dumps({"processes": processes, "files": files})
+    write_atomic(folder / MANIFEST.format(process), text)
+
+
+def problem(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with the checkpoint in `folder`, or None; reads part `part` of `parts` of it.
+
+    A checkpoint without any manifest (of an older version, or copied without it) has no problem
+    that is known of: `has_manifest` says so.
+    """
+    folder = epath.Path(folder)
+    if not has_manifest(folder):
+        return None
+    expected: dict[str, tuple[int, int]] = {}
+    process, processes = 0, 1
+    while process < processes:
+        name = MANIFEST.format(process)
+        try:
+            manifest = json.loads((folder / name).read_text())
+            processes = int(manifest["processes"])
+            expected.update(manifest["files"])
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            raise _unreadable(folder / name, error) from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{name} is no manifest of ours: it is damaged"
+        process += 1
+    # By size: that of the largest files takes longest, so they are dealt out first.
+    names = sorted(expected, key=lambda name: (-expected[name][0], name))[part::parts]
+    size = sum(expected[name][0] for name in names)
+    if size > 2**30:
+        log.info("comparing checksums of %s, %.1f GiB", folder, size / 2**30)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(lambda name: _difference(folder, name, *expected[name]), names):
+            if found:
+                pool.shutdown(wait=False, cancel_futures=True)
+                return found
+    return None
+
+
+def has_manifest(folder: epath.PathLike) -> bool:
+    """Whether the first process's manifest, or any other's, is there."""
+    return any(p.name.startswith("checksums.") for p in epath.Path(folder).iterdir())
+
+
+def _difference(folder: epath.Path, name: str, size: int, crc: int) -> str | None:
+    path = folder / name
+    try:
+        length = path.stat().length
+        if length != size:
+            return f"{name} has {length} bytes, {size} were written"
+        if checksum(path)[1] != crc:
+            return f"{name} has another checksum than was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return None
+
+
+def _unreadable(path: epath.Path, error: OSError) -> UserError:
+    """Not damage: a network file system that fails for a moment must not cost a checkpoint."""
+    return UserError(f"{path} cannot be read now: {error.strerror or error}; try again")
+
+
+def _files(folder: epath.Path) -> Iterable[str]:
+    """Paths of all files below `folder`, sorted, but for manifests and unfinished files."""
+    found, todo = [], [""]
+    while todo:
+        below = todo.pop()
+        for path in (folder / below).iterdir():
+            name = f"{below}/{path.name}".lstrip("/")
+            if path.is_dir():
+                todo.append(name)
+            elif not path.name.startswith(("checksums.", ".", "_CHECKPOINT_METADATA")):
+                found.append(name)
+    return sorted(found)
+
+
+def _owner(name: str, processes: int) -> int:
+    for part in name.split("/")[:-1]:
+        stem, _, number = part.rpartition(".process_")
+        if stem and number.isdigit() and int(number) < processes:
+            return int(number)
+    return 0

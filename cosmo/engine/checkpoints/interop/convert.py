@@ -1,0 +1,217 @@
+"""Checkpoints from one format to another, a piece at a time, whatever the size of the model."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints.interop import (
+    huggingface,
+    lazy,
+    orbax,
+    sources,
+    t5x,
+    t5x_adafactor,
+    tokenizer,
+)
+from cosmo.engine.checkpoints.interop.sources import Source
+from cosmo.engine.infer import infer
+from cosmo.engine.infer.infer import Vocabulary
+from cosmo.engine.model import models
+from cosmo.engine.model.step import StepConfig, TrainState
+from cosmo.engine.train.writer import Progress, is_remote, log
+
+FLOAT16 = (
+    "float16 is refused: T5's feed-forward layers overflow in it (activations pass 65504), and the "
+    "model answers NaN or nonsense; bfloat16 is as small and has float32's range"
+)
+
+
+def import_checkpoint(
+    path: str,
+    output: str,
+    *,
+    format: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    optimizer_state: bool = False,
+    step: int | None = None,
+) -> Source:
+    """Write `output`/checkpoints/STEP, one of our checkpoints, from T5X's or HuggingFace's.
+
+    Args:
+        path: the checkpoint; `format` ("t5x", "huggingface") only checks what it is.
+        output: a folder that then serves as INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH.
+        vocabulary: what its token ids mean; its file is kept with the checkpoint.
+        optimizer_state: whether to take over Adafactor's state (T5X only).
+        step: the step to call it, instead of the checkpoint's own (HuggingFace's have none: 0).
+
+    Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
+    or misshapen; an interrupted import leaves no checkpoint.
+    """
+    source = sources.open_source(path, format)
+    if source.format == "cosmo":
+        raise UserError(f"{path} is a checkpoint of ours already")
+    step = source.step if step is None else step
+    if step < 0:
+        raise UserError(f"step={step}; a checkpoint's step is 0 or above")
+    if vocabulary is not None:
+        log.info(check_vocabulary(source, vocabulary))
+        sources.check_pieces(source, vocabulary.path, vocabulary.fingerprint)
+    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": _nested(source.params)}
+    if optimizer_state:
+        state = _train_state(source, state)
+    description = {
+        **infer.describe(models.EncoderDecoderModel(source.network), vocabulary),
+        "imported_from": {"format": source.format, "path": source.path, "step": source.step},
+    }
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    with _progress(total) as on_piece:
+        try:
+            orbax.write(output, step, state, description, on_piece)
+            if vocabulary is not None:
+                checkpoints.keep_vocabulary(output, vocabulary.path)
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    return source
+
+
+def _train_state(source: Source, state: dict[str, Any]) -> TrainState:
+    if source.format != "t5x":
+        raise UserError(f"{source} has no optimizer state; import it without")
+    model = models.EncoderDecoderModel(source.network)
+    abstract = jax.eval_shape(
+        lambda: StepConfig().transformation().init(models.init(model, jax.random.key(0)))
+    )
+    opt_state = t5x_adafactor.read(
+        source.path, source.others, source.network, source.step, abstract
+    )
+    return TrainState(state["step"], state["params"], opt_state)
+
+
+def export_checkpoint(
+    path: str,
+    output: str,
+    *,
+    format: str,
+    dtype: str = "float32",
+    max_shard_gb: float = 5.0,
+    vocabulary_path: str | None = None,
+) -> Source:
+    """Write a checkpoint of any format as a HuggingFace folder, or as what upstream T5X restores.
+
+    Args:
+        path: the checkpoint.
+        output: "huggingface": the folder to make. "t5x": the folder to make checkpoint_STEP in.
+        format: "huggingface" or "t5x".
+        dtype: "float32" or "bfloat16" (HuggingFace only).
+        max_shard_gb: the most that one safetensors file holds, in 1e9 bytes.
+        vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files, or beside
+            T5X's checkpoint.
+
+    Returns the source. Raises UserError if the folder exists or cannot be written; a folder appears
+    whole or not at all (in a bucket: its index or config.json comes last).
+    """
+    if dtype == "float16":
+        raise UserError(FLOAT16)
+    if dtype not in huggingface.DTYPES:
+        raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
+    if format == "t5x" and dtype != "float32":
+        raise UserError("T5X keeps float32 parameters: export them with dtype float32")
+    source = sources.open_source(path)
+    target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
+    total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4
+    with _progress(total) as on_piece, _new_folder(target) as folder:
+        if format == "t5x":
+            states = _param_states(source)
+            if states is None:
+                log.warning(
+                    "%s has no Adafactor state: T5X must start its optimizer anew (see "
+                    "WORKSPACE.md)",
+                    source,
+                )
+            args = folder, source.step, source.params, source.network, states
+            t5x.write(*args, on_piece)
+            if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
+                checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
+        else:
+            args = folder, source.params, source.network, dtype, int(max_shard_gb * 1e9)
+            if vocabulary_path is not None:
+                tokenizer.write(folder, vocabulary_path)
+            huggingface.write(*args, on_piece)
+    return source
+
+
+def _param_states(source: Source) -> dict[str, dict[str, np.ndarray]] | None:
+    if source.format != "cosmo":
+        return None
+    return t5x_adafactor.write(source.others, source.network)
+
+
+def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
+    """How a vocabulary fits a checkpoint's embedding, in words; UserError if it has more pieces."""
+    rows, pieces = source.network.vocab_size, vocabulary.size
+    if pieces > rows:
+        raise UserError(
+            f"vocabulary {vocabulary.path} has {pieces} pieces, {source}'s embedding {rows} rows: "
+            "it belongs to another model"
+        )
+    if pieces == rows:
+        return f"{pieces:,} pieces, a row of the embedding each"
+    return (
+        f"the embedding's {rows:,} rows are {rows - pieces:,} more than the vocabulary's "
+        f"{pieces:,} pieces; they are kept, and read as unknown if ever generated"
+    )
+
+
+def _nested(params: dict[orbax.Path, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in params.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+@contextlib.contextmanager
+def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """A folder to fill; it gets its name once it is complete, and is gone if that fails."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: give another --output, or remove it")
+    remote = is_remote(target)  # where files appear whole, and folders have no name to change
+    partial = target if remote else target.parent / f".{target.name}.partial"
+    try:
+        if partial.exists() and not remote:
+            shutil.rmtree(partial)  # of a run that was killed
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if not remote:
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if not remote:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    progress = Progress(math.ceil(total / 2**20), unit="MiB")
+    done = 0
+
+    def on_piece(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(done // 2**20)
+
+    yield on_piece
+    progress.finish()

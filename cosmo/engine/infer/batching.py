@@ -1,0 +1,83 @@
+"""Rows into batches of about equal length, so that little of what is computed is padding.
+
+A row is padded to the next of a few lengths, chosen by its own length alone: an answer then does
+not depend on which rows happen to be answered beside it, and few shapes are compiled.
+"""
+
+import bisect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from cosmo.engine.data import data
+
+
+class Group(NamedTuple):
+    """Rows of one batch, their `places` in the sequence they came from, and the batch's lengths.
+
+    Lengths are in tokens; `targets_length` is None where targets are not read (generation).
+    """
+
+    places: list[int]
+    rows: list[data.Row]
+    inputs_length: int
+    targets_length: int | None
+
+
+def buckets(length: int) -> tuple[int, ...]:
+    """Padded lengths up to `length` tokens: 32, then multiples of 16, each about 1.5 times more."""
+    sizes, size = [], 32
+    while size * 1.1 < length:  # one hardly below the last would save nothing
+        sizes.append(size)
+        size = 16 * -(-size * 3 // 32)
+    return (*sizes, length)
+
+
+def groups(
+    rows: Sequence[data.Row],
+    batch_size: int,
+    lengths: Mapping[str, int],
+    *,
+    targets: bool,
+    bucketed: bool = True,
+) -> list[Group]:
+    """Batches of at most `batch_size` rows that share their padded lengths, the longest first.
+
+    Longest first, so that a batch too large for the memory fails at once. `lengths` are the most
+    tokens of "inputs" and "targets"; with `bucketed=False` all rows are padded to them.
+    """
+    sizes = {name: buckets(n) if bucketed else (n,) for name, n in lengths.items()}
+
+    def padded(ids, name) -> int:
+        fitting = bisect.bisect_left(sizes[name], len(ids))
+        return sizes[name][min(fitting, len(sizes[name]) - 1)]  # longer rows are cut
+
+    members: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(rows):
+        shape = (
+            padded(row.input_ids, "inputs"),
+            padded(row.target_ids or (), "targets") if targets else 0,
+        )
+        members.setdefault(shape, []).append(place)
+    return [
+        Group(places, [rows[place] for place in places], shape[0], shape[1] or None)
+        for shape in sorted(members, reverse=True)
+        for places in data.groups(members[shape], batch_size)
+    ]
+
+
+def counts(group: Group, batch_size: int) -> Counter[str]:
+    """`records`, and `cells`: positions computed, of which `tokens` hold a token."""
+    sides = [(group.inputs_length, [row.input_ids for row in group.rows])]
+    if group.targets_length is not None:
+        sides.append((group.targets_length, [row.target_ids or () for row in group.rows]))
+    return Counter(
+        records=len(group.rows),
+        cells=sum(batch_size * length for length, _ in sides),
+        tokens=sum(min(len(ids), length) for length, many in sides for ids in many),
+    )
+
+
+def padding(totals: Mapping[str, int]) -> float:
+    """The share of computed positions that held no token, 0 to 1, of added-up `counts`."""
+    return 1.0 - totals["tokens"] / totals["cells"] if totals["cells"] else 0.0

@@ -1,0 +1,399 @@
+"""Rows in, answers out: generation and scoring in batches, answers in the order of the rows."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.data import data
+from cosmo.engine.infer import batching
+from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.choices import Choices, checked
+from cosmo.engine.model.decoding import Decoded, DecodingConfig
+from cosmo.engine.train.writer import log
+
+# Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
+# full, which over this many costs little.
+WINDOW_BATCHES = 64
+
+
+class Vocabulary(Protocol):
+    """What the engine asks of a vocabulary; `cosmo.tasks.vocabularies` has one."""
+
+    path: str
+    size: int
+    fingerprint: str
+    eos_id: int
+    unk_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A model ready to answer: parameters on devices, its vocabulary, the batch shape.
+
+    `lengths` are the most tokens of "inputs" and "targets". With `bucketed`, batches are padded to
+    the lengths of their rows (see `batching`): faster over many rows, more shapes to compile.
+    """
+
+    model: models.EncoderDecoderModel
+    params: models.Params = dataclasses.field(repr=False)
+    vocabulary: Vocabulary
+    layout: partitioning.Layout
+    batch_size: int
+    lengths: Mapping[str, int]
+    bucketed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """What a session needs, in plain Python; gin binds it once for every verb that answers.
+
+    `checkpoint_path` is a run's folder (its latest checkpoint is taken), or one of its checkpoints,
+    or MODEL_DIR/best.
+    """
+
+    model: models.EncoderDecoderModel
+    vocabulary: Vocabulary
+    checkpoint_path: str
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int
+    partitioner: partitioning.Partitioner = partitioning.Partitioner()
+    bucketed: bool = True
+
+    def __post_init__(self):
+        data.check_lengths(self.task_feature_lengths)
+        if self.batch_size < 1:
+            raise UserError(
+                f"batch_size={self.batch_size}; it must be at least 1 (gin: BATCH_SIZE)"
+            )
+
+    def open(self) -> tuple[Session, int]:
+        """(a session over the checkpoint, the step it was saved at). Raises UserError."""
+        check_vocabulary(self.model, self.vocabulary)
+        mesh = self.partitioner.mesh()
+        partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
+        abstract = models.abstract_params(self.model)
+        axes = models.logical_axes(self.model)
+        shardings = self.partitioner.param_shardings(mesh, abstract, axes)
+        step, params = checkpoints.restore_params(
+            self.checkpoint_path, abstract, shardings, describe(self.model, self.vocabulary)
+        )
+        log.info("checkpoint %s at step %d", self.checkpoint_path, step)
+        session = Session(
+            self.model,
+            params,
+            self.vocabulary,
+            self.partitioner.layout(mesh),
+            self.batch_size,
+            dict(self.task_feature_lengths),
+            self.bucketed,
+        )
+        return session, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said to a row: texts with their scores (nats; see DecodingConfig).
+
+    `num_tokens` counts the tokens of the predictions, or of the targets that were scored, with
+    EOS; `num_correct`, of scored ones, those that the model found likeliest.
+
+    Of a closed set of choices (see `choosing`), `scores` are theirs, in their order; of an answer
+    that goes on after one of them, `choice` says after which, and `choice_scores` are theirs.
+    """
+
+    row: data.Row
+    predictions: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    num_tokens: int = 0
+    num_correct: int = 0
+    choice: int | None = None
+    choice_scores: tuple[float, ...] = ()
+
+
+def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """What a checkpoint says of itself, for the next reader to check and for people to read."""
+    description: dict[str, Any] = {
+        "format": "cosmo",
+        "network": type(model.network).__name__,
+        "config": dataclasses.asdict(model.network),
+    }
+    if vocabulary is not None:
+        description["vocabulary"] = {
+            "path": str(vocabulary.path),
+            "size": vocabulary.size,
+            "fingerprint": vocabulary.fingerprint,
+        }
+    return json.loads(json.dumps(description))
+
+
+def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) -> None:
+    """Raise UserError if the vocabulary has pieces that the embedding has no row for."""
+    if vocabulary.size > model.network.vocab_size:
+        raise UserError(
+            f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
+            f"{model.network.vocab_size} rows (gin: VOCABULARY_PATH, T5Config.vocab_size)"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
+    # Whole results: on a pod every process then holds all answers.
+    def predict(params, tokens, row_keys):
+        return models.predict(model, params, tokens, decoding, row_keys)
+
+    return layout.jit(predict)
+
+
+@functools.lru_cache(maxsize=32)
+def _score_fn(model, layout: partitioning.Layout):
+    return layout.jit(functools.partial(models.score, model))
+
+
+@functools.lru_cache(maxsize=32)
+def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
+    return layout.jit(functools.partial(models.score_choices, model, choices=choices))
+
+
+@functools.lru_cache(maxsize=32)
+def _continue_fn(
+    model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
+):
+    def run(params, tokens, row_keys, forced):
+        return models.choose_and_continue(
+            model, params, tokens, choices, decoding, row_keys, continues, forced
+        )
+
+    return layout.jit(run)
+
+
+class Work(NamedTuple):
+    """How a batch is answered: `start` sends it to the devices, `finish` reads what came back."""
+
+    start: Callable[[batching.Group], Any]
+    finish: Callable[[batching.Group, Any], list[Answer]]
+    targets: bool  # whether targets are read
+
+
+def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
+    """Answers by generation; a sample depends on (seed, row id), not on the batch."""
+    run = _predict_fn(session.model, decoding, session.layout)
+
+    def start(group):
+        tokens = _inputs(session, group)
+        return run(session.params, tokens, _row_keys(session, group, seed))
+
+    def finish(group, decoded):
+        return _texts(session, group, decoded)
+
+    return Work(start, finish, targets=False)
+
+
+def _inputs(session: Session, group: batching.Group) -> jax.Array:
+    batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
+    return _put(session, batch)["encoder_input_tokens"]
+
+
+def _row_keys(session: Session, group: batching.Group, seed: int) -> jax.Array:
+    missing = session.batch_size - len(group.rows)
+    seeds = [row_seed(seed, row.id) for row in group.rows] + [0] * missing
+    return jax.vmap(jax.random.key)(np.array(seeds))
+
+
+def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[Answer]:
+    tokens_BNT, scores_BN = np.asarray(decoded.tokens), np.asarray(decoded.scores)
+    return [
+        Answer(
+            row,
+            tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
+            tuple(float(score) for score in scores_N),
+            int(np.count_nonzero(tokens_NT)),
+        )
+        for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
+    ]
+
+
+def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
+    """The log-likelihood (nats) of each choice after each row's inputs, exactly, as `scores`.
+
+    Choices are token ids, with EOS if they are to be all of an answer. A softmax over the scores is
+    the posterior of the choices. Raises UserError for an empty choice or two that are equal.
+    """
+    options = checked(choices, session.model.network.vocab_size)
+    run = _choose_fn(session.model, options, session.layout)
+
+    def start(group):
+        return run(session.params, _inputs(session, group))
+
+    def finish(group, scores_BC):
+        rows = zip(group.rows, np.asarray(scores_BC).tolist(), strict=False)
+        return [Answer(row, scores=tuple(scores)) for row, scores in rows]
+
+    return Work(start, finish, targets=False)
+
+
+def choosing_then_generating(
+    session: Session,
+    choices: Sequence[Sequence[int]],
+    decoding: DecodingConfig,
+    seed: int = 0,
+    continues: Sequence[bool] | None = None,
+    forced: Callable[[data.Row], int | None] = lambda row: None,
+) -> Work:
+    """Takes each row's likeliest choice (or the one `forced`) and generates what follows it.
+
+    One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
+    After a choice that does not continue (by default: that ends in EOS) nothing follows.
+    """
+    options = checked(choices, session.model.network.vocab_size)
+    continues = None if continues is None else tuple(map(bool, continues))
+    run = _continue_fn(session.model, options, continues, decoding, session.layout)
+
+    def start(group):
+        wanted = np.full(session.batch_size, -1, np.int32)
+        for i, choice in enumerate(map(forced, group.rows)):
+            wanted[i] = -1 if choice is None else choice
+        keys = _row_keys(session, group, seed)
+        return run(session.params, _inputs(session, group), keys, wanted)
+
+    def finish(group, chosen):
+        taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
+        texts = _texts(session, group, chosen.continuation)
+        return [
+            dataclasses.replace(found, choice=choice, choice_scores=tuple(scores))
+            for found, choice, scores in zip(texts, taken, scores_BC, strict=False)
+        ]
+
+    return Work(start, finish, targets=False)
+
+
+def scoring(session: Session) -> Work:
+    """The log-likelihood (nats) of each row's targets. Raises UserError if a row has none."""
+    run = _score_fn(session.model, session.layout)
+
+    def start(group):
+        for row in group.rows:
+            if row.target_ids is None:
+                raise UserError(f"record {row.id!r} has no targets to score")
+        batch = data.make_batch(
+            group.rows, session.batch_size, group.inputs_length, group.targets_length
+        )
+        return run(session.params, _put(session, batch))
+
+    def finish(group, results):
+        out = {name: np.asarray(values) for name, values in results.items()}
+        return [
+            Answer(
+                row,
+                scores=(float(out["score"][i]),),
+                num_tokens=int(out["num_tokens"][i]),
+                num_correct=int(out["num_correct"][i]),
+            )
+            for i, row in enumerate(group.rows)
+        ]
+
+    return Work(start, finish, targets=True)
+
+
+def answer(
+    session: Session,
+    rows: Sequence[data.Row],
+    work: Work,
+    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+) -> list[Answer]:
+    """Answers to `rows`, in order; all are at hand, so batches are made of rows of like length.
+
+    `on_batch` is told of every finished batch: `batching.counts` and `new_tokens`.
+    """
+    answers: list[Any] = [None] * len(rows)
+    groups = batching.groups(
+        rows,
+        session.batch_size,
+        session.lengths,
+        targets=work.targets,
+        bucketed=session.bucketed,
+    )
+    for group, sent in _one_ahead((group, work.start(group)) for group in groups):
+        finished = work.finish(group, sent)
+        for place, found in zip(group.places, finished, strict=True):
+            answers[place] = found
+        counts = batching.counts(group, session.batch_size)
+        on_batch(counts + Counter(new_tokens=sum(found.num_tokens for found in finished)))
+    return answers
+
+
+def predict(
+    session: Session, rows: Iterable[data.Row], decoding: DecodingConfig, seed: int = 0
+) -> Iterator[Answer]:
+    """Generate for each row, in order, reading WINDOW_BATCHES batches of rows at a time."""
+    return _stream(session, rows, generation(session, decoding, seed))
+
+
+def score(session: Session, rows: Iterable[data.Row]) -> Iterator[Answer]:
+    """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
+    return _stream(session, rows, scoring(session))
+
+
+def choose(
+    session: Session, rows: Iterable[data.Row], choices: Sequence[Sequence[int]]
+) -> Iterator[Answer]:
+    """The log-likelihood (nats) of each choice after each row's inputs, rows in order."""
+    return _stream(session, rows, choosing(session, choices))
+
+
+def _stream(session: Session, rows: Iterable[data.Row], work: Work) -> Iterator[Answer]:
+    for window in data.groups(rows, session.batch_size * WINDOW_BATCHES):
+        yield from answer(session, window, work)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each given out once the next is made: devices work while results are read."""
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """A 32-bit seed of a record's own, the same wherever and in whatever batch it is answered."""
+    digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def _put(session: Session, batch: data.HostBatch) -> models.Batch:
+    """This process's share of a batch that every process has built in full."""
+    share = session.batch_size // jax.process_count()
+    first = jax.process_index() * share
+    local = {name: array[first : first + share] for name, array in batch.items()}
+    return partitioning.put_batch(local, session.layout.mesh)
+
+
+def record(answer: Answer, mode: str) -> dict[str, Any]:
+    """An answer as a line of output: {id, inputs, targets, prediction, score}."""
+    line: dict[str, Any] = {
+        "id": answer.row.id,
+        "inputs": answer.row.inputs,
+        "targets": answer.row.targets,
+    }
+    if mode == "predict":
+        line["prediction"] = answer.predictions[0]
+        line["score"] = answer.scores[0]
+        if len(answer.predictions) > 1:
+            line["predictions"] = list(answer.predictions)
+            line["scores"] = list(answer.scores)
+    else:
+        line["score"] = answer.scores[0]
+        line["num_tokens"] = answer.num_tokens
+    return line

@@ -1,0 +1,133 @@
+"""Numbered records of a file of any size, for `jobs.answer_source`: JSON lines, or other pieces.
+
+A file is read once to count its pieces and to fingerprint them, and then from any of them on.
+Memory holds one place of every INDEX_EVERY pieces.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.infer import shards
+from cosmo.engine.train.writer import log
+
+INDEX_EVERY = 1024  # pieces between the places that reading can begin at
+WARNINGS = 10  # rejected pieces that are also logged
+
+
+class Piece(NamedTuple):
+    """Neighbouring lines that make one record: where they start (byte, line from 0), and they."""
+
+    start: int
+    line: int
+    lines: list[bytes]
+
+
+# An open file, with its position and its line there, to its pieces from there on. A position is
+# always where a piece starts.
+Cut = Callable[[BinaryIO, int, int], Iterator[Piece]]
+
+
+def by_line(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
+    """Every line is a piece."""
+    for data in file:
+        yield Piece(start, line, [data])
+        start, line = start + len(data), line + 1
+
+
+def source(
+    path: str,
+    items: Callable[[Piece, int], Sequence[Any]],
+    *,
+    expected: str,
+    identity: dict[str, Any],
+    cut: Cut = by_line,
+) -> shards.Source:
+    """The records that `items` makes of each piece of a file, plain or `.gz`; rejects are logged.
+
+    `items(piece, its number from 0)` returns what cannot be used as `shards.Rejected`, and nothing
+    for a blank piece. `identity` is what else tells these records from others. Raises UserError,
+    which names what is `expected`, if the file cannot be read or is empty.
+    """
+    index = _index(path, cut)
+    if not index.count:
+        raise UserError(f"--input={path} is empty; give {expected}")
+    logged = logging_rejects(path)
+
+    def read(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
+        with opened(path) as file:
+            pieces, position = cut(file, 0, 0), 0
+            for span in spans:
+                if span.start != position:
+                    start, line = index.places[span.start // INDEX_EVERY]
+                    file.seek(start)
+                    pieces = cut(file, start, line)
+                    for _ in range(span.start % INDEX_EVERY):
+                        next(pieces)
+                position = span.stop
+                numbered = zip(range(span.start, span.stop), pieces, strict=False)
+                yield [item for number, piece in numbered for item in logged(items(piece, number))]
+
+    return shards.Source(
+        str(path), index.count, {"lines": index.count, "sha256": index.sha256, **identity}, read
+    )
+
+
+def logging_rejects(path: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Passes items on; the first few that are rejected are logged."""
+    warned = 0
+
+    def logged(items: Sequence[Any]) -> Sequence[Any]:
+        nonlocal warned
+        for item in items:
+            if isinstance(item, shards.Rejected):
+                warned += 1
+                if warned <= WARNINGS:
+                    log.warning("rejected: %s:%d: %s", path, item.line, item.reason)
+                if warned == WARNINGS:
+                    log.warning("further rejected records are written and not logged")
+        return items
+
+    return logged
+
+
+def text_of(lines: Sequence[bytes]) -> str:
+    """Lines as a reject keeps them: what is no UTF-8 is spelt out."""
+    return b"".join(lines).decode("utf-8", errors="backslashreplace").rstrip("\r\n")
+
+
+class _Index(NamedTuple):
+    count: int
+    sha256: str  # of the pieces' bytes, of a .gz file those inside
+    places: list[tuple[int, int]]  # byte and line where every INDEX_EVERYth piece starts
+
+
+def _index(path: str, cut: Cut) -> _Index:
+    digest, places, count = hashlib.sha256(), [], 0
+    with opened(path) as file:
+        for piece in cut(file, 0, 0):
+            if count % INDEX_EVERY == 0:
+                places.append((piece.start, piece.line))
+            for line in piece.lines:
+                digest.update(line)
+            count += 1
+    return _Index(count, digest.hexdigest(), places)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """The file, decompressed if it is `.gz`; an error in reading it is the user's to mend."""
+    try:
+        with epath.Path(path).open("rb") as file:
+            packed = str(path).endswith(".gz")
+            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--input={path} cannot be read: {reason}") from error

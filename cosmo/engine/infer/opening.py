@@ -1,0 +1,77 @@
+"""Any checkpoint as a session: its network, vocabulary and lengths are found beside it."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from cosmo.engine.base import config
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints.interop import sources
+from cosmo.engine.infer import infer
+from cosmo.engine.model import models, partitioning
+
+
+def session_config(
+    path: str,
+    load_vocabulary: Callable[[str], infer.Vocabulary],
+    *,
+    vocabulary: str | None = None,
+    lengths: Mapping[str, int] | None = None,
+    usual_lengths: Mapping[str, int],
+    batch_size: int = 32,
+    dtype: str | None = None,
+    num_partitions: int = 1,
+) -> tuple[infer.SessionConfig, dict[str, Any]]:
+    """(a session to be opened, the gin macros that the run was made with).
+
+    Args:
+        path: a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X checkpoint.
+        load_vocabulary: reads a SentencePiece model.
+        vocabulary: its path, if none is kept with the checkpoint.
+        lengths: the most tokens of "inputs" and "targets"; else the run's own, else
+            `usual_lengths`.
+        batch_size: rows at a time; rounded up to the number of devices.
+        dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
+            bfloat16 is for products with weights alone: with AMX more than twice as fast.
+        num_partitions: devices that one copy of the model is split over.
+
+    The macros are empty for a checkpoint that is no run of ours. Raises UserError if there is no
+    checkpoint, or nothing says what its token ids mean.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
+    source = sources.open_source(str(path))
+    vocabulary = vocabulary or source.vocabulary_path
+    if vocabulary is None:
+        raise UserError(
+            f"{source} comes without a vocabulary: load(path, vocabulary=FILE) or "
+            "--vocabulary=FILE, a SentencePiece model (of a HuggingFace model, its spiece.model)"
+        )
+    saved = epath.Path(source.path) / "config.gin"
+    settings = config.saved_macros(saved) if source.format == "cosmo" and saved.exists() else {}
+    on_cpu = jax.default_backend() == "cpu"
+    network = dataclasses.replace(
+        source.network,
+        dtype="float32" if on_cpu else dtype or "bfloat16",
+        product_dtype=dtype if on_cpu else None,
+        dropout_rate=0.0,
+        scan_layers=not on_cpu,  # unrolled, a CPU is faster
+    )
+    partitioner = partitioning.Partitioner(num_partitions)
+    shards = partitioner.mesh().shape["data"]
+    found = infer.SessionConfig(
+        model=models.EncoderDecoderModel(network),
+        vocabulary=load_vocabulary(vocabulary),
+        checkpoint_path=str(path),
+        task_feature_lengths={
+            **usual_lengths,
+            **settings.get("TASK_FEATURE_LENGTHS", {}),
+            **(lengths or {}),
+        },
+        batch_size=-(-batch_size // shards) * shards,
+        partitioner=partitioner,
+    )
+    return found, settings

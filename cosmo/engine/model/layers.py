@@ -1,0 +1,273 @@
+"""The building blocks of a T5: norm, attention, feed-forward, relative position bias, dropout.
+
+Every kernel is stored as a matrix, heads joined: `[M, H*K]`, as in T5X's minimal T5. Adafactor
+factors matrices, so the stored shape is part of the optimizer's behaviour, not only a layout.
+
+Shape suffixes: B batch, T and S query and key positions, M model, H heads, K head size,
+F feed-forward, J = H*K joined heads.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cosmo.engine.model import partitioning
+
+MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
+
+fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+
+
+def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]):
+    """A float32 parameter that carries the logical name of each of its axes."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax.Array:
+    """A parameter as a product wants it: in the compute type, gathered if it lies over devices."""
+    return partitioning.gather(kernel[...].astype(dtype), kernel.get_metadata("axes"), called)
+
+
+def product(
+    x: jax.Array, kernel: nnx.Param, dtype: str | None = None, called: str = partitioning.GATHERED
+) -> jax.Array:
+    """x [..., M] times a kernel [M, N], in x's type; `dtype`: factors are rounded to it first."""
+    dtype = dtype or x.dtype
+    return jnp.matmul(
+        x.astype(dtype), weight(kernel, dtype, called), preferred_element_type=x.dtype
+    )
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, axis: int | None = -2):
+    """Inverted dropout; the mask is shared along `axis` (T5X shares it along the sequence).
+
+    `key=None` or `rate=0` returns `x` itself: inference is the absence of a key.
+    """
+    if key is None or rate == 0.0:
+        return x
+    shape = list(x.shape)
+    if axis is not None:
+        shape[axis] = 1
+    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` keys from one, or `count` Nones from None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class RMSNorm(nnx.Module):
+    """T5's layer norm: root mean square, no mean, no bias, in float32. [..., M] -> [..., M]."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...])
+
+
+def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1, epsilon: float = 1e-6) -> jax.Array:
+    """x over its root mean square along `axis` (0 or the last), times `scale_M`; in float32."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + epsilon)
+    scale = scale_M.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else scale_M
+    return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def relative_position_bucket(
+    relative_position: np.ndarray | jax.Array,
+    *,
+    bidirectional: bool,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+) -> jax.Array:
+    """Bucket of (key position - query position) in tokens: int32, same shape.
+
+    Half of the buckets hold exact distances, half grow logarithmically up to `max_distance`; a
+    decoder sees only the past, so it spends no buckets on the future. Raffel et al. 2020, section
+    2.1.
+    """
+    distance = -jnp.asarray(relative_position)
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(distance < 0, num_buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(distance, 0)
+    exact = num_buckets // 2
+    # The epsilon keeps log finite at 0 and lies well under one bucket's width elsewhere.
+    ratio = jnp.log(distance.astype(jnp.float32) / exact + np.finfo(np.float32).eps)
+    large = exact + (ratio / math.log(max_distance / exact) * (num_buckets - exact)).astype(
+        jnp.int32
+    )
+    large = jnp.minimum(large, num_buckets - 1)
+    return (offset + jnp.where(distance < exact, distance, large)).astype(jnp.int32)
+
+
+class RelativePositionBias(nnx.Module):
+    """One learned scalar per head and bucket, shared by all layers of a stack."""
+
+    def __init__(self, num_heads: int, num_buckets: int = 32, *, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        self.rel_embedding = param(rngs, init, (num_heads, num_buckets), ("heads", "buckets"))
+
+    def __call__(
+        self, query_T: jax.Array, key_S: jax.Array, *, bidirectional: bool, max_distance: int
+    ) -> jax.Array:
+        """Bias to add to attention logits: float32 [1, H, T, S], from positions [T] and [S]."""
+        table_HN = self.rel_embedding[...]
+        buckets_TS = relative_position_bucket(
+            key_S[None, :] - query_T[:, None],
+            bidirectional=bidirectional,
+            num_buckets=table_HN.shape[1],
+            max_distance=max_distance,
+        )
+        return table_HN[:, buckets_TS][None].astype(jnp.float32)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention without biases; queries are not scaled (the initialiser is)."""
+
+    def __init__(
+        self,
+        emb_dim: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        product_dtype: str | None = None,
+    ):
+        joined = num_heads * head_dim
+
+        # T5 folds the usual 1/sqrt(head_dim) of the logits into the query's initial scale.
+        def query_init(key, shape, dtype):
+            return fan_in(key, shape, dtype) / math.sqrt(head_dim)
+
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.product_dtype = product_dtype
+        self.query = param(rngs, query_init, (emb_dim, joined), ("embed", "joined_kv"))
+        self.key = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
+        self.value = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
+        self.out = param(rngs, fan_in, (joined, emb_dim), ("joined_kv", "embed"))
+
+    def heads(self, x_BTM: jax.Array, kernel: nnx.Param) -> jax.Array:
+        """Project and split into heads: [B, T, M] -> [B, H, T, K].
+
+        Heads come before positions so that every later product is over adjacent matrices, which
+        XLA's CPU backend runs up to five times as fast; a TPU's compiler chooses layouts itself.
+        """
+        x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
+        x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
+        return x_BTHK.swapaxes(-3, -2)
+
+    def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B, H, S, K]."""
+        return self.heads(x_BSM, self.key), self.heads(x_BSM, self.value)
+
+    def __call__(
+        self,
+        q_BTM: jax.Array,
+        k_BHSK: jax.Array,
+        v_BHSK: jax.Array,
+        relative_bias: jax.Array | None,
+        mask_bias: jax.Array,
+        *,
+        rate: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attend and project back: [B, T, M].
+
+        `relative_bias` [1, H, T, S] is learned; `mask_bias` broadcasts to [B, H, T, S] and is not.
+        Both are float32, as is the softmax.
+        """
+        q_BHTK = self.heads(q_BTM, self.query)
+        logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
+        if relative_bias is not None:
+            logits_BHTS = add_over_batch(logits_BHTS, relative_bias)
+        weights_BHTS = jax.nn.softmax(logits_BHTS + mask_bias, axis=-1).astype(q_BTM.dtype)
+        weights_BHTS = dropout(weights_BHTS, rate, key)
+        mixed_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+        mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
+        return product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
+
+
+@jax.custom_vjp
+def add_over_batch(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [B, ...] + bias [1, ...], whose gradient is summed over B as a product with ones.
+
+    The sum that JAX would write is a strided reduction, on a CPU the costliest step of attention.
+    """
+    return x + bias
+
+
+def _add_forward(x, bias):
+    return x + bias, None
+
+
+def _add_backward(_, grad):
+    ones = jnp.ones((1, grad.shape[0]), grad.dtype)
+    summed = jax.lax.dot_general(
+        ones, grad, (((1,), (0,)), ((), ())), precision=jax.lax.Precision.HIGHEST
+    )
+    return grad, summed
+
+
+add_over_batch.defvjp(_add_forward, _add_backward)
+
+
+class MLP(nnx.Module):
+    """Feed-forward. Two activations make it gated: `gelu(x wi_0) * (x wi_1)` (Shazeer 2020)."""
+
+    def __init__(
+        self,
+        emb_dim: int,
+        mlp_dim: int,
+        activations: tuple[str, ...],
+        *,
+        rngs: nnx.Rngs,
+        product_dtype: str | None = None,
+    ):
+        self.activations, self.product_dtype = activations, product_dtype
+        gated = len(activations) > 1
+        for i in range(len(activations)):
+            name = f"wi_{i}" if gated else "wi"
+            setattr(self, name, param(rngs, fan_in, (emb_dim, mlp_dim), ("embed", "mlp")))
+        self.wo = param(rngs, fan_in, (mlp_dim, emb_dim), ("mlp", "embed"))
+
+    def kernels(self) -> list[nnx.Param]:
+        """The kernel of each activation's branch."""
+        return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
+
+    def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
+        branches = [product(x_BTM, kernel, self.product_dtype) for kernel in self.kernels()]
+        hidden_BTF = dropout(activate(self.activations, branches), rate, key)
+        return product(hidden_BTF, self.wo, self.product_dtype)
+
+
+def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:
+    """The product of every branch under its activation."""
+    parts = [ACTIVATIONS[n](branch) for n, branch in zip(activations, branches, strict=True)]
+    return math.prod(parts[1:], start=parts[0])
+
+
+def segment_mask(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+    """Who may look at whom in a packed row: bool [B, 1, T, S]; segment 0 is padding."""
+    same = query_BT[:, :, None] == key_BS[:, None, :]
+    return (same & (key_BS > 0)[:, None, :])[:, None]
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """0 where `mask` holds, else a number that softmax turns into 0; float32."""
+    return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)

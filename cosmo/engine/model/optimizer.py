@@ -1,0 +1,135 @@
+"""Optimizers as optax transformations of unit learning rate, applied layer by layer.
+
+The train step multiplies the update by the schedule's rate, so the rate depends on the step alone
+and no second step counter hides in the optimizer's state.
+"""
+
+import dataclasses
+
+import jax
+import optax
+
+from cosmo.engine.base.errors import UserError
+
+LAYERS = "layers"  # a subtree of this name holds stacked layers: every leaf is [L, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+    """Adafactor (Shazeer and Stern 2018) with T5X's defaults and field names.
+
+    Matrices with both sides of at least `min_dim_size_to_factor` keep their second moments as a row
+    and a column. The rate is relative to each parameter's root mean square. Two things differ from
+    T5X where they are used: `weight_decay_rate` is multiplied by the learning rate, and `beta1`
+    averages updates before the rate. T5X's `step_offset` is not needed: the decay counts the steps
+    of the optimizer's state, which starts fresh, or goes on, with that state.
+    """
+
+    decay_rate: float = 0.8
+    clipping_threshold: float | None = 1.0
+    multiply_by_parameter_scale: bool = True
+    min_dim_size_to_factor: int = 128
+    beta1: float | None = None
+    weight_decay_rate: float | None = None
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation at learning rate 1 (updates are to be added)."""
+        return optax.adafactor(
+            learning_rate=1.0,
+            min_dim_size_to_factor=self.min_dim_size_to_factor,
+            decay_rate=self.decay_rate,
+            multiply_by_parameter_scale=self.multiply_by_parameter_scale,
+            clipping_threshold=self.clipping_threshold,
+            momentum=self.beta1,
+            weight_decay_rate=self.weight_decay_rate,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); `weight_decay=0` is Adam."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation at learning rate 1 (updates are to be added)."""
+        return optax.adamw(
+            1.0, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+
+def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply `inner` to each layer of a stacked subtree on its own, and to the rest as one.
+
+    Adafactor's factoring, clipping and parameter scale are per tensor: mapped over the stacked axis
+    they see the tensors that an unstacked network has, so stacking changes no number.
+    """
+
+    def init(params):
+        rest, stacks = _split(params)
+        return {
+            "rest": inner.init(rest),
+            "stacks": {path: jax.vmap(inner.init)(stack) for path, stack in stacks.items()},
+        }
+
+    def update(updates, state, params):
+        rest, stacks = _split(params)
+        rest_updates, stack_updates = _split(updates)
+        new_rest, rest_state = inner.update(rest_updates, state["rest"], rest)
+        new_stacks, stack_states = {}, {}
+        for path, stack in stacks.items():
+            new_stacks[path], stack_states[path] = jax.vmap(inner.update)(
+                stack_updates[path], state["stacks"][path], stack
+            )
+        return _join(new_rest, new_stacks), {"rest": rest_state, "stacks": stack_states}
+
+    return optax.GradientTransformation(init, update)
+
+
+def build(
+    config: Adafactor | AdamW, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """The whole optimizer: clip the global norm (over all layers) if asked, then `config`."""
+    if max_grad_norm is not None and max_grad_norm <= 0:
+        raise UserError(f"max_grad_norm={max_grad_norm}; give a positive norm or None")
+    inner = per_layer(config.build())
+    if max_grad_norm is None:
+        return inner
+    clip = optax.clip_by_global_norm(max_grad_norm)
+
+    # Not optax.chain: a checkpoint's optimizer state has one layout, whether gradients are clipped.
+    def update(updates, state, params):
+        updates, _ = clip.update(updates, clip.init(params), params)
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _split(tree: dict, path: tuple[str, ...] = ()) -> tuple[dict, dict]:
+    """(tree without its stacked subtrees, {"a/layers": subtree})."""
+    rest, stacks = {}, {}
+    for name, value in tree.items():
+        here = (*path, name)
+        if name == LAYERS:
+            stacks["/".join(here)] = value
+        elif isinstance(value, dict):
+            rest[name], below = _split(value, here)
+            stacks.update(below)
+        else:
+            rest[name] = value
+    return rest, stacks
+
+
+def _join(rest: dict, stacks: dict) -> dict:
+    """The inverse of `_split`; the key order is the sorted one that jax keeps for dicts."""
+    tree = jax.tree.map(lambda x: x, rest)
+    for path, stack in stacks.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[name] = stack
+    return tree

@@ -1,0 +1,333 @@
+"""A training step on devices that are not there: does it fit, what it costs, how fast it can be.
+
+The step is the one that `train` runs (`train.compile_step`). For a TPU slice libtpu compiles it,
+for CPU devices XLA does; for GPUs, whose compiler needs the GPU, all is arithmetic.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.data import data
+from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.step import StepConfig, state_shardings
+from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
+from cosmo.engine.train import guard, train
+
+_GPUS_A_HOST = 8  # as DGX and cloud machines have
+_TIMES = {"all-reduce": 2.0}  # how often a byte of a collective's result crosses a link; else once
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to run: the settings of `train` that shape its step."""
+
+    model: models.EncoderDecoderModel
+    dataset: data.DatasetConfig
+    step: StepConfig = StepConfig()
+    partitioner: partitioning.Partitioner = partitioning.Partitioner()
+    bad_steps: guard.GuardConfig = guard.GuardConfig()
+    total_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All numbers are of one device and one step; bytes, seconds, floating-point operations.
+
+    None: not known. `estimated`: by arithmetic, nothing was compiled.
+    """
+
+    topology: str
+    devices: int
+    device: str
+    estimated: bool
+    mesh: dict[str, int]
+    remat_policy: str
+    num_microbatches: int
+    batch_size: int
+    tokens_per_step: int
+    parameters: int
+    fits: bool
+    hbm_arguments_bytes: int
+    hbm_temporaries_bytes: int | None
+    hbm_peak_bytes: int | None
+    hbm_limit_bytes: int | None
+    matmul_flops: float | None
+    matmul_flops_minimum: float
+    hbm_traffic_bytes: float | None
+    collective_bytes: dict[str, float] | None
+    roofline_seconds: dict[str, float | None]
+    step_seconds_bound: float | None
+    tokens_per_second_bound: float | None
+    steps: int
+    days_bound: float | None
+    days_at_half: float | None
+    compile_seconds: float | None
+
+    def flags(self) -> str:
+        """The settings that repeat this plan."""
+        return (
+            f"--gin.NUM_PARTITIONS={self.mesh['model']} --gin.REMAT_POLICY={self.remat_policy} "
+            f"--gin.NUM_MICROBATCHES={self.num_microbatches}"
+        )
+
+
+def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None = None) -> Plan:
+    """Plan `job` on `topology`. The compiled text goes to `hlo_path`; raises UserError for settings
+    that do not suit the devices."""
+    if job.total_steps and not 0 <= start_step < job.total_steps:
+        raise UserError(f"--start_step={start_step} is not below TRAIN_STEPS={job.total_steps}")
+    name, shape = chips.parse_topology(topology)
+    chip = chips.CHIPS[name]
+    batch = data.abstract_batch(job.dataset)
+    devices = _devices(name, shape)
+    count = int(shape) if devices is None else len(devices)
+    limit = chip.hbm_bytes or _host_memory() // count
+    local = min(count, _GPUS_A_HOST) if devices is None else _per_host(devices)
+    bound = chip.hbm_bytes if name != "cpu" else None
+    settings = job.model, job.step, job.partitioner
+    choice = sizing.choose(job.model, job.step, batch, job.partitioner, count, local, bound)
+    if count > local and choice.num_partitions > 0 and local % choice.num_partitions:
+        raise UserError(
+            f"num_partitions={choice.num_partitions} must divide the {local} devices of each host: "
+            "hosts feed rows of their own (gin: NUM_PARTITIONS)"
+        )
+    model, config, partitioner = sizing.settle(*settings, choice)
+    if devices is None:
+        mesh = _mesh(choice.num_partitions, count)
+        if hlo_path:
+            raise UserError(f"--hlo: nothing is compiled for {topology}, so there is no text")
+    else:
+        mesh = partitioner.mesh(devices)
+    rows, microbatches = job.dataset.batch_size, choice.num_microbatches
+    partitioning.check_batch_size(rows, mesh, microbatches, "BATCH_SIZE")
+    if devices is None:
+        found = _by_arithmetic(model, config, batch, count, choice)
+    else:
+        found = _compiled(model, config, job, partitioner, partitioner.layout(mesh), hlo_path)
+    mesh_shape = dict(mesh.shape)
+    return _finish(job, topology, chip, mesh_shape, choice, found, limit, batch, start_step)
+
+
+def sweep(
+    job: Job, topology: str, choices: list[sizing.Choice], start_step: int = 0
+) -> Iterator[tuple[sizing.Choice, Plan | UserError]]:
+    """A plan for each of `choices`, or the error that says why it does not suit the devices."""
+    for choice in choices:
+        model, config, partitioner = sizing.settle(job.model, job.step, job.partitioner, choice)
+        asked = dataclasses.replace(job, model=model, step=config, partitioner=partitioner)
+        try:
+            yield choice, make(asked, topology, start_step=start_step)
+        except UserError as error:
+            yield choice, error
+
+
+def rank(plans: list[Plan]) -> list[Plan]:
+    """Those that fit, the fastest bound first; where bounds are equal, the least total work."""
+
+    def key(plan: Plan):
+        parts = [seconds or 0.0 for seconds in plan.roofline_seconds.values()]
+        return plan.step_seconds_bound or 0.0, sum(parts), plan.hbm_peak_bytes or 0
+
+    return sorted((plan for plan in plans if plan.fits), key=key)
+
+
+def remedy(job: Job, plan: Plan, start_step: int = 0) -> Plan | None:
+    """The first of some thriftier settings that fits where `plan` does not."""
+    parts, given = plan.mesh["model"], plan.num_microbatches
+    choices = [
+        sizing.Choice(*one)
+        for one in itertools.product((parts, 2 * parts), ("minimal", "full"), (given, 2 * given))
+        if one != (parts, plan.remat_policy, given)
+    ]
+    plans = (found for _, found in sweep(job, plan.topology, choices, start_step))
+    return next((found for found in plans if isinstance(found, Plan) and found.fits), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What compiling, or arithmetic, has found."""
+
+    arguments: int
+    temporaries: int | None
+    cost: hlo_cost.Cost | None
+    estimated: bool
+    seconds: float | None
+
+
+def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
+    abstract, shardings = state_shardings(model, config, partitioner, layout.mesh)
+    began = time.monotonic()
+    try:
+        skips = job.bad_steps.skips
+        compiled = train.compile_step(
+            model, config, job.dataset, layout, abstract, shardings, seed=0, skips=skips
+        )
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(
+            r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", str(error)
+        )
+        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+            raise UserError(f"the compiler failed: {str(error).splitlines()[0]}") from error
+        number, unit = [group for group in needed.groups() if group is not None]
+        temporaries = int(float(number) * 1024 ** " KMGT".index(unit or " "))
+        return _Found(_shard_bytes(abstract, shardings), temporaries, None, False, None)
+    seconds = time.monotonic() - began
+    text = compiled.as_text()
+    if hlo_path:
+        try:
+            with open(hlo_path, "w") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"--hlo={hlo_path} cannot be written: {error.strerror}") from error
+    try:
+        cost = hlo_cost.cost(hlo.parse(text))
+    except ValueError as error:
+        raise UserError(
+            f"the compiled program cannot be counted: {error}; --hlo=FILE writes it down"
+        ) from error
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    # The new state takes the old one's place; what does not, the program, and all temporaries.
+    others = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
+    return _Found(arguments, others, cost, False, seconds)
+
+
+def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _Found:
+    memory = sizing.memory_estimate(model, config, batch, count, choice)
+    kinds = sizing.traffic_estimate(model, batch, count, choice)
+    flops = sizing.matmul_flops(model, batch) / count
+    sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
+    cost = hlo_cost.Cost(flops, 0.0, {kind: {sizes[kind]: size} for kind, size in kinds.items()})
+    return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, True, None)
+
+
+def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begin) -> Plan:
+    devices = mesh["data"] * mesh["model"]
+    peak = None if found.temporaries is None else found.arguments + found.temporaries
+    cost, traffic = found.cost, None
+    roofline: dict[str, float | None] = dict.fromkeys(("compute", "hbm", "interconnect"))
+    if cost is not None:
+        traffic = None if found.estimated else cost.hbm_bytes
+        roofline = {
+            "compute": _over(cost.matmul_flops, chip.matmul_flops),
+            "hbm": _over(traffic, chip.hbm_bytes_per_second),
+            "interconnect": _over(_link_bytes(cost), chip.link_bytes_per_second),
+        }
+    known = [seconds for seconds in roofline.values() if seconds is not None]
+    bound = max(known) if known and roofline["compute"] is not None else None
+    tokens = sum(
+        batch[name].shape[0] * batch[name].shape[1]
+        for name in ("encoder_input_tokens", "decoder_target_tokens")
+    )
+    steps = max(job.total_steps - begin, 0)
+    days = None if bound is None else steps * bound / 86_400
+    params = jax.tree.leaves(models.abstract_params(job.model))
+    return Plan(
+        topology=topology,
+        devices=devices,
+        device=chip.name,
+        estimated=found.estimated,
+        mesh=mesh,
+        remat_policy=choice.remat_policy,
+        num_microbatches=choice.num_microbatches,
+        batch_size=job.dataset.batch_size,
+        tokens_per_step=tokens,
+        parameters=sum(leaf.size for leaf in params),
+        fits=peak is not None and peak <= limit and cost is not None,
+        hbm_arguments_bytes=found.arguments,
+        hbm_temporaries_bytes=found.temporaries,
+        hbm_peak_bytes=peak,
+        hbm_limit_bytes=limit,
+        matmul_flops=cost and cost.matmul_flops,
+        matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
+        hbm_traffic_bytes=traffic,
+        collective_bytes=cost and cost.collective_bytes(),
+        roofline_seconds=roofline,
+        step_seconds_bound=bound,
+        tokens_per_second_bound=_over(tokens, bound),
+        steps=steps,
+        days_bound=days,
+        days_at_half=days and 2 * days,
+        compile_seconds=found.seconds,
+    )
+
+
+def _link_bytes(cost: hlo_cost.Cost) -> float:
+    """Bytes that a device must receive: of what is gathered, all but its own part."""
+    return sum(
+        size * _TIMES.get(kind, 1.0) * (group - 1) / group
+        for kind, by_group in cost.collectives.items()
+        for group, size in by_group.items()
+    )
+
+
+def _devices(name: str, shape: str) -> list[Any] | None:
+    """The devices to compile for; None where that needs the device itself."""
+    if name in chips.GPUS:
+        return None
+    if name == "cpu":
+        devices = jax.devices("cpu")
+        if len(devices) < int(shape):
+            raise UserError(f"--topology=cpu:{shape}: JAX was started with {len(devices)} devices")
+        return devices[: int(shape)]
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": chips.CHIPS[name].chip_config}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{name}:{shape}",
+            **{key: value for key, value in options.items() if value},
+        )
+    except Exception as error:  # jaxlib raises several kinds
+        if "TPU support not installed" in str(error) or isinstance(error, ImportError):
+            raise UserError(
+                f"--topology={name}:{shape} needs the TPU's compiler, libtpu, though no TPU: "
+                "pip install -e '.[tpu]'"
+            ) from error
+        raise UserError(
+            f"--topology={name}:{shape} is no slice that libtpu knows: {str(error).splitlines()[0]}"
+        ) from error
+    return list(description.devices)
+
+
+def _mesh(parts: int, count: int) -> AbstractMesh:
+    """The mesh of `count` devices that are not even described."""
+    if parts < 1 or count % parts:
+        raise UserError(
+            f"num_partitions={parts} does not divide {count} devices (gin: NUM_PARTITIONS)"
+        )
+    return AbstractMesh((count // parts, parts), ("data", "model"))
+
+
+def _shard_bytes(abstract: Any, shardings: Any) -> int:
+    return sum(
+        leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape))
+        for leaf, sharding in zip(
+            jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True
+        )
+    )
+
+
+def _per_host(devices: list[Any]) -> int:
+    first = devices[0].process_index
+    return sum(device.process_index == first for device in devices)
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _over(amount: float | None, rate: float | None) -> float | None:
+    return None if amount is None or not rate else amount / rate

@@ -1,0 +1,288 @@
+"""Arithmetic about a training step before it is compiled: products, memory, traffic, defaults.
+
+Everything is read from the abstract loss itself (shapes and its jaxpr), so that it holds for any
+network.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.extend import core
+from jax.sharding import AbstractMesh
+
+from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.step import StepConfig
+from cosmo.engine.scale import chips
+from cosmo.engine.train.writer import log
+
+_SLACK = 1.35
+_FULL = 0.92  # of a device's memory: an estimate is to leave room
+_CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer partitions is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a run may leave to us."""
+
+    num_partitions: int
+    remat_policy: str
+    num_microbatches: int
+
+
+def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
+    """Floating-point operations in the matrix products of one step over all devices.
+
+    Loss and gradients without recomputation, a multiply-add counted as two; `batch` is abstract.
+    """
+    return matmul_flops(_with_policy(model, "none"), batch)
+
+
+def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
+    """As `minimum_matmul_flops`, with what the model's own remat_policy computes again."""
+
+    def gradients(params, batch):
+        return jax.value_and_grad(lambda p: models.loss(model, p, batch), has_aux=True)(params)
+
+    return _dot_flops(jax.make_jaxpr(gradients)(models.abstract_params(model), batch).jaxpr)
+
+
+def kept_activations(
+    model: models.EncoderDecoderModel, batch: models.Batch, remat_policy: str
+) -> list[jax.ShapeDtypeStruct]:
+    """Arrays that the forward pass of the whole batch leaves to the backward one."""
+    return _kept(_with_policy(model, remat_policy), tuple(sorted(batch.items())))
+
+
+@functools.lru_cache(maxsize=64)  # several estimates ask for the same
+def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtypeStruct]:
+    params = models.abstract_params(model)
+    # On two abstract devices, so that gathered weights are not counted among what is kept.
+    layout = partitioning.Layout(AbstractMesh((2, 1), ("data", "model")))
+
+    def forward(params, batch, key):
+        with layout.active():
+            return jax.vjp(lambda p: models.loss(model, p, batch, key), params, has_aux=True)[1]
+
+    key = jax.eval_shape(lambda: jax.random.key(0)) if model.network.dropout_rate else None
+    own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
+    kept = []
+    for leaf in jax.tree.leaves(jax.eval_shape(forward, params, dict(batch), key)):
+        if (leaf.shape, leaf.dtype) in own:  # a parameter, which is there anyway
+            own.remove((leaf.shape, leaf.dtype))
+        elif not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kept.append(leaf)
+    return kept
+
+
+def memory_estimate(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    batch: models.Batch,
+    devices: int,
+    choice: Choice,
+) -> dict[str, float]:
+    """Bytes on each device by arithmetic: `arguments` (the state) and `temporaries`."""
+    data, parts = devices // choice.num_partitions, choice.num_partitions
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    opt_state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
+    state = 4 * params + _bytes(jax.tree.leaves(opt_state))
+    network, rows = model.network, batch["encoder_input_tokens"].shape[0]
+    split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
+    split -= {0, _size(network, "emb_dim")}
+
+    def share(policy: str) -> float:
+        """Of one device: rows over `data`; weights, heads, feed-forward, vocabulary over `model`"""
+        total = 0.0
+        for array in kept_activations(model, batch, policy):
+            size = _bytes([array])
+            if rows not in array.shape:
+                total += size / parts
+            else:
+                over = parts if split & set(array.shape) else 1
+                total += size / (data * choice.num_microbatches * over)
+        return total
+
+    stacks = _size(network, "num_encoder_layers"), _size(network, "num_decoder_layers")
+    at_work = share("none") / max(*stacks, 1)
+    gathered = 2 * 2 * params / (max(sum(stacks), 1) * parts)  # a layer's weights and gradients
+    gradients = 4 * params / devices * (2 if choice.num_microbatches > 1 else 1)
+    training = share(choice.remat_policy) + _SLACK * (at_work + gathered) + gradients
+    # Generation, as evaluations do, gathers the decoder's weights: less than all of them.
+    return {"arguments": state / devices, "temporaries": max(training, 2 * params / parts)}
+
+
+def traffic_estimate(
+    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: Choice
+) -> dict[str, float]:
+    """Bytes of collectives on each device and step by arithmetic: `all-gather`, `all-reduce`.
+
+    Weights are gathered forward and backward and their gradients summed, in the compute type; with
+    partitions, the output of each attention and feed-forward and the gradient of its input are
+    summed over them.
+    """
+    network, parts = model.network, choice.num_partitions
+    data = devices // parts
+    size = jnp.dtype(network.dtype).itemsize
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    gathered = reduced = 0.0
+    if data > 1:
+        rows = batch["encoder_input_tokens"].shape[0]
+        kept = [
+            a for a in kept_activations(model, batch, choice.remat_policy) if rows not in a.shape
+        ]
+        kept = sum(math.prod(a.shape) for a in kept if a.dtype == jnp.dtype(network.dtype))
+        gathered = (2.0 * params - kept) * size / parts * choice.num_microbatches
+        reduced = size * params / parts * choice.num_microbatches
+    if parts > 1:
+        rows = batch["encoder_input_tokens"].shape[0] / data
+        source = batch["encoder_input_tokens"].shape[1]
+        target = batch["decoder_input_tokens"].shape[1]
+        encoder = _size(network, "num_encoder_layers")
+        decoder = _size(network, "num_decoder_layers")
+        positions = 4 * encoder * source + 6 * decoder * target + decoder * source
+        reduced += size * rows * positions * _size(network, "emb_dim")
+    return {"all-gather": gathered, "all-reduce": reduced}
+
+
+def choose(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    batch: models.Batch,
+    partitioner: partitioning.Partitioner,
+    devices: int,
+    local_devices: int,
+    hbm_bytes: float | None,
+) -> Choice:
+    """Fill in what the settings leave open (None, "auto").
+
+    For `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
+    Partitions: those with the least collective traffic, an all-reduce counted twice, as it takes
+    twice the time. Then the cheapest rematerialization and microbatches whose estimated memory
+    fits into `hbm_bytes`; where that is not known, as on a CPU, nothing is recomputed.
+    """
+    rows = batch["encoder_input_tokens"].shape[0]
+
+    def cost(parts: int) -> float:
+        traffic = traffic_estimate(model, batch, devices, Choice(parts, "full", 1))
+        return traffic["all-gather"] + 2 * traffic["all-reduce"]
+
+    parts = partitioner.num_partitions
+    if parts is None:
+        heads, mlp = _size(model.network, "num_heads"), _size(model.network, "mlp_dim")
+        able = [
+            n
+            for n in range(1, local_devices + 1)
+            if not any(size % n for size in (devices, local_devices, heads, mlp))
+            and rows % (devices // n) == 0
+        ] or [1]
+        least = min(map(cost, able))
+        parts = next(n for n in able if cost(n) <= _CLOSE * least)
+    policy, count = _policy(model), step.num_microbatches
+    policies = [policy] if policy else ["minimal", "none", "full"] if hbm_bytes else ["none"]
+    counts = [count] if count else [1, 2, 4, 8, 16]
+    options = sorted(
+        (Choice(parts, *option) for option in itertools.product(policies, counts)), key=_cost
+    )
+    if parts < 1 or devices % parts:
+        return options[0]  # which is an error elsewhere
+    shards = devices // parts
+    options = [o for o in options if rows % (shards * o.num_microbatches) == 0] or options
+    for option in options:
+        memory = memory_estimate(model, step, batch, devices, option)
+        if not hbm_bytes or sum(memory.values()) <= _FULL * hbm_bytes:
+            return option
+    return options[-1]
+
+
+def choose_here(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    partitioner: partitioning.Partitioner,
+    batch: models.Batch,
+) -> Choice:
+    """`choose` for the devices of this process, and say what was chosen."""
+    device = jax.local_devices()[0]
+    chip = chips.by_kind(device.device_kind)
+    stats = device.memory_stats() or {}
+    hbm_bytes = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
+    if hbm_bytes and jax.process_count() > 1:  # all must choose alike
+        told = multihost_utils.process_allgather(np.float32(hbm_bytes))
+        hbm_bytes = float(np.min(told))
+    local = jax.local_device_count()
+    choice = choose(model, step, batch, partitioner, jax.device_count(), local, hbm_bytes)
+    given = (partitioner.num_partitions, _policy(model), step.num_microbatches)
+    names = ("NUM_PARTITIONS", "REMAT_POLICY", "NUM_MICROBATCHES")
+    settings = [
+        f"{name}={value}"
+        for name, value, said in zip(names, dataclasses.astuple(choice), given, strict=True)
+        if said is None
+    ]
+    if settings:
+        where = f"{jax.device_count()} x {device.device_kind}"
+        log.info("chosen for %s: %s", where, ", ".join(settings))
+    return choice
+
+
+def settle(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    partitioner: partitioning.Partitioner,
+    choice: Choice,
+) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
+    """The settings with nothing left open."""
+    return (
+        _with_policy(model, choice.remat_policy),
+        dataclasses.replace(step, num_microbatches=choice.num_microbatches),
+        dataclasses.replace(partitioner, num_partitions=choice.num_partitions),
+    )
+
+
+def _dot_flops(jaxpr: Any) -> float:
+    """Of all products in a jaxpr, a scan's as often as it runs."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2.0 * math.prod(result) * math.prod(left[i] for i in contracted)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(_dot_flops(inner) for inner in core.jaxprs_in_params(equation.params))
+    return total
+
+
+def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
+    return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
+
+
+def _cost(choice: Choice) -> float:
+    """Which of two settings to try first. Microbatches gather all weights again, and full
+    rematerialization computes a third more; keeping what "none" keeps costs more memory traffic
+    than computing attention again costs time."""
+    policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
+    return choice.num_microbatches + policy[choice.remat_policy]
+
+
+def _policy(model: models.EncoderDecoderModel) -> str | None:
+    """The remat_policy, or None where it is left open."""
+    policy = getattr(model.network, "remat_policy", "none")
+    return None if policy == "auto" else policy
+
+
+def _with_policy(model: models.EncoderDecoderModel, policy: str) -> models.EncoderDecoderModel:
+    """The model with another remat_policy, if its network has such a thing."""
+    if not hasattr(model.network, "remat_policy"):
+        return model
+    network = dataclasses.replace(model.network, remat_policy=policy)
+    return dataclasses.replace(model, network=network)
+
+
+def _size(network: Any, name: str) -> int:
+    """A size that T5 has; 0 for a network that does not know it."""
+    return getattr(network, name, 0)

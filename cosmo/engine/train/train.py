@@ -1,0 +1,375 @@
+"""The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
+
+import contextlib
+import functools
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import checkpoints, saving
+from cosmo.engine.checkpoints.interop import sources
+from cosmo.engine.data import data, rows
+from cosmo.engine.data.prefetch import Prefetcher
+from cosmo.engine.infer import infer
+from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.step import (
+    StepConfig,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from cosmo.engine.scale import sizing
+from cosmo.engine.train import early_stopping, evaluate, guard, preemption, writer
+from cosmo.engine.train.writer import log
+
+TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the progress line names
+
+
+def train(
+    *,
+    model: models.EncoderDecoderModel,
+    vocabulary: infer.Vocabulary,
+    dataset: data.DatasetConfig,
+    model_dir: str,
+    total_steps: int,
+    step: StepConfig = StepConfig(),
+    evaluation: evaluate.EvalConfig | None = None,
+    checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
+    partitioner: partitioning.Partitioner = partitioning.Partitioner(),
+    bad_steps: guard.GuardConfig = guard.GuardConfig(),
+    early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
+    stats_period: int = 100,
+    random_seed: int = 0,
+    summarize_config: Callable[[], str] | None = None,
+) -> TrainState:
+    """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
+
+    A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
+    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
+    saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
+    state, a finished run's as it was saved.
+    """
+    for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r}; give a whole number of at least 1")
+    folder = writer.prepare_folder(model_dir)
+    infer.check_vocabulary(model, vocabulary)
+    chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
+    model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
+    layout = partitioner.layout(partitioner.mesh())
+    mesh = layout.mesh
+    partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
+    description = infer.describe(model, vocabulary)
+    if dataset.cache_path is not None:
+        rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
+    evaluating = evaluation is not None and evaluation.period is not None
+    if evaluating and importlib.util.find_spec("seqio") is None:
+        raise UserError(
+            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
+            "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
+        )
+    save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
+    early_stop.check(evaluation.period if evaluating else None, save_period)
+    evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
+    first_process = jax.process_index() == 0
+    with contextlib.ExitStack() as closing:
+        if first_process:
+            closing.enter_context(writer.only_writer(folder))
+        notice = closing.enter_context(preemption.listen())
+        saver = saving.Saver(model_dir, checkpoint)
+        closing.callback(saver.close)  # waits for what is still being written
+        closing.enter_context(_saying_what_is_kept(saver))
+        notice.leave_at_once(lambda: f"stopped by SIGTERM before a step was done: {saver.kept()}")
+        resuming = saver.newest is not None
+        done = saver.newest if resuming else _starting_step(checkpoint.restore)
+        # Of a step that was saved, and whose evaluation the last run did not live to finish.
+        evaluate_first = (
+            resuming
+            and evaluating
+            and (done % evaluation.period == 0 or done == total_steps)
+            and not saving.anywhere(writer.has(model_dir, done, "eval/"))
+        )
+        start_step = done if resuming else 0
+        stopping = early_stopping.Stopping(
+            early_stop, model_dir, start_step, saver, enabled=first_process
+        )
+        if resuming and (done == total_steps or stopping.finished) and not evaluate_first:
+            if done == total_steps:
+                log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
+            stopping.say(done)
+            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            return saver.restore(wanted, description)
+        if done > total_steps or (done == total_steps and not resuming):
+            whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
+            raise UserError(
+                f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
+            )
+
+        # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
+        saved, left = saver.progress(), total_steps - done
+        start = {"start_step": done, "num_steps": left, "position": saved.get("data")}
+        batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
+        closing.callback(batches.close)
+        abstract, shardings = state_shardings(model, step, partitioner, mesh)
+        run_step = compile_step(
+            model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
+        )
+        state = _start_state(
+            saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
+        )
+        if first_process:
+            checkpoints.keep_vocabulary(model_dir, vocabulary.path)
+        first = next(batches)  # now all settings have been read, the reader's too
+        if summarize_config is not None and first_process:
+            writer.write_atomic(folder / "config.gin", summarize_config())
+
+        begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
+        board = writer.MetricWriter(model_dir, begun, enabled=first_process)
+        closing.callback(board.close)
+        guarding = guard.Guard(
+            bad_steps,
+            model_dir,
+            begun,
+            saved.get("guard"),
+            kept=functools.partial(saver.kept, wait=True),
+            enabled=first_process,
+        )
+        progress = writer.Progress(total_steps, done)
+        closing.callback(progress.finish)
+        if evaluating:
+            evaluator.check()
+            if evaluate_first or (evaluation.run_before_training and not resuming):
+                results = evaluator.run(state.params, done)
+                board.write(done, stopping.add(done, results) if evaluate_first else results)
+        notice.leave_at_once(None)
+
+        def keep(batch: _DeviceBatch) -> None:
+            board.flush()
+            remember = {"data": batch.host.position, "guard": guarding.progress()}
+            saver.save(done, state, description, remember)
+
+        tokens, steps, since = 0, 0, time.monotonic()
+        batch, waited = first, 0.0
+        while done < total_steps and not stopping.finished:
+            tokens += batch.tokens
+            steps += 1
+            limit = guarding.limit(done + 1)
+            further = (limit,) if bad_steps.skips else ()
+            state, sums = run_step(state, batch.arrays, *further)
+            done += 1
+            # The sums are on the device still, so that steps queue up.
+            guarding.add(done, sums, batch.host, limit)
+            last = done == total_steps
+            stop = not last and notice.reached(done)
+            save_now = done % save_period == 0 or last
+            evaluate_now = evaluating and (done % evaluation.period == 0 or last)
+            if done % stats_period == 0 or save_now or evaluate_now:
+                values = guarding.report()
+                elapsed = time.monotonic() - since
+                values["tokens_per_second"] = tokens * jax.process_count() / elapsed
+                values["steps_per_second"] = steps / elapsed
+                values["input_wait"] = waited / elapsed
+                board.write(done, {f"train/{name}": value for name, value in values.items()})
+                note = f"loss {values.get('loss', math.nan):.4f}, "
+                note += f"{values['tokens_per_second']:.0f} tokens/s,"
+                if values["input_wait"] > WORTH_SAYING:
+                    note += f" {values['input_wait']:.0%} waiting for input,"
+                progress.update(done, note, force=last)
+                tokens, steps, waited, since = 0, 0, 0.0, time.monotonic()
+            if save_now:  # before evaluation: whatever happens there, the steps are kept
+                keep(batch)
+            if evaluate_now and not stop:
+                progress.finish()
+                try:
+                    with notice.interrupting():
+                        results = evaluator.run(state.params, done)
+                    board.write(done, stopping.add(done, results))
+                except preemption.Stopped:
+                    stop = True  # the next start evaluates
+            if stop and not save_now:
+                keep(batch)
+            if save_now or evaluate_now:
+                since = time.monotonic()  # a rate is of training alone
+            if last or stop or stopping.finished:
+                break
+            if batches.is_empty():
+                jax.block_until_ready(sums)  # what the devices still compute is no waiting
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+        saver.wait()  # a save that failed in the background is an error here
+        if notice.interrupted:
+            raise KeyboardInterrupt
+        if done == total_steps or stopping.finished:
+            stopping.say(done)
+    return state
+
+
+class _DeviceBatch(NamedTuple):
+    """A `data.TrainBatch` on the devices; `tokens` are those of this process's rows."""
+
+    arrays: dict[str, jax.Array]
+    host: data.TrainBatch
+    tokens: int
+
+
+def _on_device(dataset: data.DatasetConfig, start: dict[str, Any], mesh: jax.sharding.Mesh):
+    """Training batches, each on its way to the devices: run ahead, the transfer costs no step."""
+    for batch in data.train_batches(dataset, **start, **data.process_shard()):
+        tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+        arrays = partitioning.put_batch(batch.arrays, mesh)
+        yield _DeviceBatch(arrays, batch, tokens)
+
+
+def compile_step(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    dataset: data.DatasetConfig,
+    layout: partitioning.Layout,
+    abstract: TrainState,
+    shardings: TrainState,
+    seed: int,
+    skips: bool = False,
+) -> jax.stages.Compiled:
+    """The train step, compiled before there is a state or a batch; the old state is donated.
+
+    If `skips`, it takes a third argument, the limit of the gradient's norm.
+    """
+    mesh = layout.mesh
+    everywhere = partitioning.replicated(mesh)
+    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
+    jitted = jax.jit(
+        make_train_step(model, step, seed, layout),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    began = time.monotonic()
+    batch = data.abstract_batch(dataset)
+    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    log.info(
+        "%s parameters on %d %s device(s); train step compiled in %.1f s",
+        f"{count:,}",
+        mesh.size,
+        mesh.devices.flat[0].platform,
+        time.monotonic() - began,
+    )
+    return compiled
+
+
+def _starting_step(restore: checkpoints.RestoreConfig) -> int:
+    return checkpoints.locate(restore.path).step if restore.path else 0
+
+
+def _start_state(
+    saver, restore, model, step: StepConfig, abstract, shardings, description, seed
+) -> TrainState:
+    """The latest checkpoint of this run, else the one to start from, else fresh parameters."""
+    wanted = checkpoints.abstract_like(abstract, shardings)
+    if saver.newest is not None:
+        log.info("resuming at step %d from %s", saver.newest, saver.folder)
+        return saver.restore(wanted, description)
+    if restore.path and restore.restore_optimizer_state:
+        model_dir, start, format = checkpoints.locate(restore.path)
+        log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
+        if format == "huggingface":
+            raise UserError(
+                f"{restore.path} is a HuggingFace folder, which holds no optimizer state: leave "
+                "out --gin.RESTORE_OPTIMIZER_STATE"
+            )
+        if format != "cosmo":
+            args = restore.path, abstract.params, shardings.params, description
+            _, params = checkpoints.restore_params(*args)
+            opt_state = sources.restore_adafactor(
+                restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
+            )
+            return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
+        with checkpoints.manager(model_dir, read_only=True) as source:
+            return checkpoints.restore(source, start, wanted, description)
+    fresh = jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)
+    if not restore.path:
+        log.info("starting from fresh parameters (seed %d)", seed)
+        return fresh()
+    start, params = checkpoints.restore_params(
+        restore.path, abstract.params, shardings.params, description
+    )
+    log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
+    if start == 0:
+        log.info("its steps count from 0: TRAIN_STEPS is what this run trains, and no more")
+    opt_state = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)(params)
+    count = jax.device_put(np.int32(start), shardings.step)
+    return TrainState(count, params, opt_state)
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(saver: saving.Saver):
+    """Ctrl-C leaves with a word on what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = saver.kept(wait=True)
+        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
+
+
+class _Evaluator:
+    """Evaluates on demand; reads each validation set once and keeps it."""
+
+    def __init__(self, config, model, vocabulary, layout, seed):
+        self.config, self.model, self.vocabulary = config, model, vocabulary
+        self.layout, self.seed = layout, seed
+        self.packed: dict[str, list[data.HostBatch]] | None = None
+        self.tasks: list[data.EvalTask] | None = None
+
+    def check(self) -> None:
+        """Raise UserError if a validation set does not exist: at the start, not after hours."""
+        for dataset in (self.config.packed, self.config.generated):
+            if dataset is not None:
+                data.check_split(dataset)
+
+    def run(self, params, step: int) -> dict[str, float]:
+        """Metrics by name, also logged, a line a task.
+
+        "eval/TASK/..." is teacher-forced over the packed validation set, "infer_eval/TASK/..." is
+        measured on its first `num_examples` examples one by one.
+        """
+        config = self.config
+        results: dict[str, dict[str, dict[str, float]]] = {}
+        if config.packed is not None:
+            if self.packed is None:
+                self.packed = data.eval_batches(
+                    config.packed, num_batches=config.steps, **data.process_shard()
+                )
+            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
+        if config.generated is not None:
+            if self.tasks is None:
+                self.tasks = data.eval_tasks(config.generated, config.num_examples)
+            session = infer.Session(
+                self.model,
+                params,
+                self.vocabulary,
+                self.layout,
+                config.generated.batch_size,
+                config.generated.task_feature_lengths,
+            )
+            results["infer_eval"] = evaluate.judge(session, self.tasks, config.decoding, self.seed)
+        sizes = {task.name: len(task.rows) for task in self.tasks or ()}
+        for kind, tasks in results.items():
+            for task, values in tasks.items():
+                what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                log.info("step %d, %s, %s: %s", step, kind, what, shown)
+        return {
+            f"{kind}/{task}/{name}": value
+            for kind, tasks in results.items()
+            for task, values in tasks.items()
+            for name, value in values.items()
+        }

@@ -1,0 +1,228 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a line that a person can follow."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+
+log = logging.getLogger("cosmo")
+
+
+def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
+    """Create a folder that can be written to, or raise UserError (before hours of work)."""
+    folder = epath.Path(path)
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        flag = name if name.startswith("--") else f"--gin.{name}"
+        raise UserError(
+            f"{name}={path} cannot be written to ({error.strerror or error}); "
+            f"give another folder with {flag}=PATH"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def only_writer(folder: epath.Path, name: str = "MODEL_DIR") -> Iterator[None]:
+    """Hold `folder` for this process; raise UserError if another holds it.
+
+    The lock goes with the process, however it ends. An object store has none.
+    """
+    if is_remote(folder):
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{name}={folder} is in use by {file.read().strip() or 'another process'}: stop "
+                "it, or give another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            log.info("%s cannot be locked: see to it that nobody else writes there", folder)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def write_atomic(path: epath.PathLike, text: str) -> None:
+    """Write a whole file or none: a reader never sees a half."""
+    path = epath.Path(path)
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        if is_remote(path):
+            path.write_text(text)  # an object appears whole or not at all
+        else:
+            partial.write_text(text)
+            partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Lines:
+    """A file of JSON lines with a "step" each, appended to while a run goes on.
+
+    On resumption at `start_step` the lines of later steps, from the part of the last run that its
+    checkpoint does not hold, are dropped: the file always tells one story. At 0 that is all.
+    """
+
+    def __init__(self, path: epath.PathLike, start_step: int = 0):
+        self.path = epath.Path(path)
+        # An object store cannot append: there the file, which stays small, is written anew.
+        self.remote = is_remote(path)
+        self.lines: list[str] = []
+        if self.path.exists():
+            if start_step:
+                there = self.path.read_text().splitlines()
+                self.lines = [line for line in there if step_of(line) <= start_step]
+            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+
+    def add(self, line: str) -> None:
+        """Append one line. Raises UserError if it cannot be written."""
+        self.lines.append(line)
+        if self.remote:
+            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+class MetricWriter:
+    """Writes metrics to MODEL_DIR/metrics.jsonl and, if installed, to TensorBoard event files.
+
+    On resumption at `start_step` later steps are dropped (see `Lines`). Of several processes only
+    the first writes (`enabled`).
+    """
+
+    def __init__(self, model_dir: str, start_step: int = 0, *, enabled: bool = True):
+        self.enabled = enabled
+        if enabled:
+            self.file = Lines(epath.Path(model_dir) / "metrics.jsonl", start_step)
+            self.board = _tensorboard(model_dir, start_step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line {"step": ..., name: value}; numbers that are not finite become null."""
+        if not self.enabled:
+            return
+        clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+        self.file.add(json.dumps({"step": step, **clean}))
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Leave nothing in this process's memory: what a checkpoint follows must not be lost."""
+        if self.enabled and self.board is not None:
+            self.board.flush()
+
+    def close(self) -> None:
+        """Flush and close; safe to call twice."""
+        if self.enabled and self.board is not None:
+            self.board.close()
+
+
+def has(model_dir: str, step: int, part: str) -> bool:
+    """Whether metrics.jsonl has a line of `step` with a metric with `part` in its name."""
+    path = epath.Path(model_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(step_of(x) == step and any(part in name for name in json.loads(x)) for x in lines)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether `path` lies in an object store (gs://, s3://)."""
+    return "://" in str(path)
+
+
+def step_of(line: str) -> float:
+    """The "step" of a JSON line; infinite if it was cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by a crash
+
+
+def _tensorboard(model_dir: str, start_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        log.info("tensorboardX is not installed: metrics go to metrics.jsonl only")
+        return None
+    # purge_step makes TensorBoard hide the same lines that metrics.jsonl dropped.
+    folder = epath.Path(model_dir) / "tensorboard"
+    purge = (start_step + 1 if start_step else 0) if folder.exists() else None
+    try:
+        return SummaryWriter(str(folder), purge_step=purge)
+    except (ImportError, OSError) as error:  # a bucket needs its own client library
+        log.warning("no TensorBoard files (%s): metrics go to metrics.jsonl only", error)
+        return None
+
+
+class Progress:
+    """Rate and time left: rewritten in place on a terminal, a plain line now and then in a log."""
+
+    def __init__(
+        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 30
+    ):
+        self.total, self.start, self.unit = total, start, unit
+        self.began = self.printed = time.monotonic()
+        self.every = every_seconds
+        self.terminal = sys.stderr.isatty()
+        self.dirty = False
+
+    def update(self, done: int, note: str = "", *, force: bool = False) -> None:
+        """Say that `done` of the total are finished; `note` is appended."""
+        now = time.monotonic()
+        if not force and now - self.printed < (0.2 if self.terminal else self.every):
+            return
+        self.printed = now
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        of, left = "", ""
+        if self.total is not None:
+            seconds = (self.total - done) / rate if rate > 0 else math.inf
+            of, left = f"/{self.total}", f", {_clock(seconds)} left"
+        text = f"{self.unit} {done}{of} {note} {rate:.2f} {self.unit}s/s{left}"
+        if self.terminal:
+            sys.stderr.write("\r\x1b[K" + text[:160])
+            sys.stderr.flush()
+            self.dirty = True
+        else:
+            log.info(text)
+
+    def finish(self) -> None:
+        """Leave the last line standing."""
+        if self.dirty:
+            sys.stderr.write("\n")
+            self.dirty = False
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
