@@ -16,8 +16,9 @@ from typing import Any, overload
 
 from canary import reading
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data import data
-from cosmo.engine.infer import infer, opening
+from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, formatting, safety, vocabularies
 
@@ -261,7 +262,7 @@ class Settings:
         **session: Any,
     ) -> "Settings":
         """The settings of a checkpoint; see `Canary.load`. Raises UserError."""
-        config, macros = opening.session_config(
+        config, macros = any_checkpoint.session_config(
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
         _check_task(path, macros)
@@ -290,7 +291,7 @@ def _check_task(path: str, macros: Mapping[str, Any]) -> None:
     )
 
 
-def _check_labels(vocabulary: infer.Vocabulary, style: safety.LabelStyle) -> None:
+def _check_labels(vocabulary: Vocabulary, style: safety.LabelStyle) -> None:
     """Raise UserError if the vocabulary cannot spell the labels."""
     for label in safety.LABELS:
         text = safety.label_text(label, style)

@@ -41,7 +41,7 @@ def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:
     from etils import epath
 
     from cosmo.engine.base import config
-    from cosmo.engine.checkpoints import checkpoints
+    from cosmo.engine.checkpoints import run_checkpoints
 
     if not saved:
         raise UserError(f"{verb} needs --gin_file, such as --gin_file=gin/cosmo/tiny.gin")
@@ -52,7 +52,7 @@ def _saved_settings(verb: str, saved: bool, bindings: list[str]) -> list[str]:
     if not path.exists():
         raise UserError(f"no {path}: give the run's --gin_file, or a MODEL_DIR that train has left")
     vocabulary = config.saved_macros(path).get("VOCABULARY_PATH")
-    kept = path.parent / checkpoints.VOCABULARY
+    kept = path.parent / run_checkpoints.VOCABULARY
     gone = vocabulary and not epath.Path(vocabulary).exists()
     if gone and kept.exists() and "VOCABULARY_PATH" not in values:
         bindings.append(f"VOCABULARY_PATH = {str(kept)!r}")  # the run's own copy

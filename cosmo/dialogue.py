@@ -15,7 +15,7 @@ from typing import Any
 from cosmo import records
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import data
-from cosmo.engine.infer import infer, opening
+from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import formatting, vocabularies
 
@@ -125,7 +125,7 @@ def load(
 
     Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
     """
-    config, settings = opening.session_config(
+    config, settings = any_checkpoint.session_config(
         path,
         vocabularies.load,
         vocabulary=vocabulary,

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.data import Row
 from cosmo.engine.infer import lines, shards
-from cosmo.engine.infer.infer import Vocabulary
 from cosmo.tasks import formatting
 
 FIELDS = "{narrative, instruction, turns}"

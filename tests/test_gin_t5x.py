@@ -12,7 +12,7 @@ import pytest
 
 import gin
 from cosmo.engine.base import config
-from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.data import data
 from cosmo.engine.model import models, optimizer, partitioning, step
 from cosmo.engine.train import evaluate
@@ -157,7 +157,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
     assert config.call(partitioning.Partitioner).num_partitions is None
     assert theirs["partitioner"]["num_partitions"] == 1
 
-    saving = config.call(checkpoints.CheckpointConfig)
+    saving = config.call(run_checkpoints.CheckpointConfig)
     assert given(theirs["checkpoint_cfg"]["save"], "period", "keep") == [
         saving.save_period,
         saving.keep,

@@ -18,7 +18,8 @@ import zlib
 import numpy as np
 from etils import epath
 
-from cosmo.engine.checkpoints.interop import lazy, names, t5x
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.model import t5
 
 SIZES = {

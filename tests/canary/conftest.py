@@ -11,9 +11,8 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from canary import Canary
-from cosmo.engine.checkpoints import checkpoints
-from cosmo.engine.checkpoints.interop import lazy, orbax
-from cosmo.engine.infer import infer
+from cosmo.engine.checkpoints import lazy, run_checkpoints, streaming
+from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.model import models, t5
 from cosmo.tasks import safety, vocabularies
 
@@ -30,7 +29,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     proto.ParseFromString(pathlib.Path(VOCABULARY).read_bytes())
     for label in safety.LABELS:
         proto.pieces.add(piece=safety.label_text(label, "sentinel"), score=0.0, type=4)
-    kept = folder / checkpoints.VOCABULARY
+    kept = folder / run_checkpoints.VOCABULARY
     kept.write_bytes(proto.SerializeToString())
     vocabulary = vocabularies.load(kept)
     model = models.EncoderDecoderModel(
@@ -60,7 +59,7 @@ def run(tmp_path_factory) -> pathlib.Path:
 
     params = jax.tree_util.tree_map_with_path(fill, models.abstract_params(model))
     lazy_params = jax.tree.map(lazy.from_array, params)
-    orbax.write(str(folder), 1, {"params": lazy_params}, infer.describe(model, vocabulary))
+    streaming.write(str(folder), 1, {"params": lazy_params}, describe(model, vocabulary))
     # Labels of one piece each: random weights would always take the one of fewest pieces.
     (folder / "config.gin").write_text(
         f"TASK_FEATURE_LENGTHS = {LENGTHS}\nLABEL_STYLE = 'sentinel'\n"

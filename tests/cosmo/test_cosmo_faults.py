@@ -12,7 +12,8 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.base.terminal import guarded
-from cosmo.engine.train.writer import MetricWriter, only_writer
+from cosmo.engine.base.writer import only_writer
+from cosmo.engine.train.metric_files import MetricWriter
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def settings(model_dir: str, options: dict) -> dict:
     import jax
     import tiny_network
 
-    from cosmo.engine.checkpoints import checkpoints
+    from cosmo.engine.checkpoints import run_checkpoints
     from cosmo.engine.data import data
     from cosmo.engine.model import models, partitioning, step
     from cosmo.engine.model.optimizer import Adafactor
@@ -98,7 +98,7 @@ def settings(model_dir: str, options: dict) -> dict:
             ),
         ),
         evaluation=evaluation,
-        checkpoint=checkpoints.CheckpointConfig(
+        checkpoint=run_checkpoints.CheckpointConfig(
             options["save_period"], options["keep"], save_timeout=options["save_timeout"]
         ),
         partitioner=partitioning.Partitioner(),
@@ -114,7 +114,7 @@ def patch(options: dict, put=setattr) -> None:
     """Replace the data, and put the faults in their places, by `put(object, name, value)`."""
     import jax
 
-    from cosmo.engine.checkpoints import checkpoints, integrity
+    from cosmo.engine.checkpoints import integrity, run_checkpoints
     from cosmo.engine.data import data
     from cosmo.engine.train import evaluate, train
 
@@ -162,7 +162,7 @@ def patch(options: dict, put=setattr) -> None:
         else:
             put(integrity, "write", lambda *args: time.sleep(1000))
     if options["fail_write"] is not None:
-        write, start = integrity.write, checkpoints.start_saving
+        write, start = integrity.write, run_checkpoints.start_saving
         steps = []
 
         def starting(manager, step, *rest):
@@ -174,7 +174,7 @@ def patch(options: dict, put=setattr) -> None:
                 raise OSError(5, "Input/output error")
             write(*args)
 
-        put(checkpoints, "start_saving", starting)
+        put(run_checkpoints, "start_saving", starting)
         put(integrity, "write", failing)
 
 

@@ -11,9 +11,10 @@ import pytest
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import Progress, prepare_folder, write_atomic
 from cosmo.engine.data.data import Row, groups, make_batch, pad_rows
 from cosmo.engine.data.prefetch import Prefetcher
-from cosmo.engine.train.writer import MetricWriter, Progress, prepare_folder, write_atomic
+from cosmo.engine.train.metric_files import MetricWriter
 
 SOON = 10.0  # seconds; nothing here waits as long unless it hangs
 
@@ -234,7 +235,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr("cosmo.engine.train.writer.time.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("cosmo.engine.base.writer.time.monotonic", lambda: Clock.now)
     return Clock
 
 

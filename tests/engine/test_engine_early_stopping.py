@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.checkpoints import opening, run_checkpoints
 from cosmo.engine.train import early_stopping, train
 from cosmo.engine.train.early_stopping import Record, StoppingConfig
 
@@ -109,14 +109,17 @@ def test_a_run_stops_and_is_over(tmp_path, caplog):
         "stopped early at step 20: eval/all/perplexity has not improved for 3 evaluations "
         "(best 5 at step 8)" in caplog.text
     )
-    assert checkpoints.completed_steps(str(whole)) == [8, 20]  # KEEP_CHECKPOINTS=1, and the best
-    assert checkpoints.locate(f"{whole}/best") == (str(whole), 8, "cosmo")
+    assert run_checkpoints.completed_steps(str(whole)) == [
+        8,
+        20,
+    ]  # KEEP_CHECKPOINTS=1, and the best
+    assert opening.locate(f"{whole}/best") == (str(whole), 8, "cosmo")
     counts = [m[early_stopping.COUNT] for m in faults.metrics(whole) if "eval/task/sum" in m]
     assert counts == [0, 0, 1, 2, 3]
 
     with pytest.raises(KeyboardInterrupt):
         run(cut, until=12)  # step 16 is saved, and not evaluated
-    assert checkpoints.completed_steps(str(cut)) == [8, 16]
+    assert run_checkpoints.completed_steps(str(cut)) == [8, 16]
     resumed = run(cut)
     for leaf, expected in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
@@ -133,7 +136,7 @@ def test_a_run_stops_and_is_over(tmp_path, caplog):
         again.params["token_embedder"], state.params["token_embedder"], strict=True
     )
     assert int(run(whole, patience=4).step) == 30
-    assert checkpoints.locate(f"{whole}/best").step == 24
+    assert opening.locate(f"{whole}/best").step == 24
 
 
 def test_a_run_that_is_not_stopped_says_its_best(tmp_path, caplog):
@@ -143,7 +146,7 @@ def test_a_run_that_is_not_stopped_says_its_best(tmp_path, caplog):
     assert "eval/all/perplexity: best 5 at step 8" in caplog.text
     (tmp_path / "best").write_text("7\n")
     with pytest.raises(UserError, match=r"best names .*/7, which is not there any more"):
-        checkpoints.locate(str(tmp_path / "best"))
+        opening.locate(str(tmp_path / "best"))
 
 
 def test_a_metric_that_is_not_measured(tmp_path):
@@ -153,4 +156,4 @@ def test_a_metric_that_is_not_measured(tmp_path):
     ):
         run(tmp_path, perplexity={})
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
-    assert checkpoints.completed_steps(str(tmp_path)) == [4]
+    assert run_checkpoints.completed_steps(str(tmp_path)) == [4]

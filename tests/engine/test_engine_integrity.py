@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints, integrity, saving
+from cosmo.engine.checkpoints import integrity, opening, run_checkpoints, saving
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
@@ -79,7 +79,7 @@ def test_a_run_steps_over_a_damaged_checkpoint(finished, copied, caplog, damage)
     assert any("checkpoints/12 is not used: " in w and why in w for w in warnings), warnings
     assert any(r.getMessage().startswith("resuming at step 8") for r in caplog.records)
     assert (copied / "damaged_checkpoints/12").is_dir()
-    assert checkpoints.completed_steps(str(copied)) == [4, 8, 12]
+    assert run_checkpoints.completed_steps(str(copied)) == [4, 8, 12]
     assert not list((copied / "checkpoints").glob("*tmp*"))
     assert faults.results(copied) == faults.results(finished)
 
@@ -117,17 +117,17 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
     """Named: an error, whoever reads it. A run's folder: the one before, with a word."""
     flip(files(copied / "checkpoints/12")[0])
     with pytest.raises(UserError, match=r"checkpoints/12 is damaged: state/.* checksum"):
-        checkpoints.locate(str(copied / "checkpoints/12"))
-    assert checkpoints.locate(str(copied)).step == 8
+        opening.locate(str(copied / "checkpoints/12"))
+    assert opening.locate(str(copied)).step == 8
     assert "checkpoints/12 is damaged and not used" in caplog.text
     assert (copied / "checkpoints/12").exists()  # readers move nothing
     for step in (4, 8):
         files(copied / f"checkpoints/{step}")[0].unlink()
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        checkpoints.locate(str(copied))
+        opening.locate(str(copied))
     (copied / "checkpoints/4/commit_success.txt").unlink()
     with pytest.raises(UserError, match="was not finished"):
-        checkpoints.locate(str(copied / "checkpoints/4"))
+        opening.locate(str(copied / "checkpoints/4"))
 
 
 def test_checkpoints_without_checksums_are_read(copied):
@@ -178,7 +178,7 @@ import json, sys
 sys.path[:0] = [".", "tests/engine"]
 import jax, numpy as np
 import fault_driver
-from cosmo.engine.checkpoints import checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
 
@@ -198,11 +198,11 @@ if action == "save":
     saver.save(5, state, {})
     saver.wait()
 else:
-    state = saver.restore(checkpoints.abstract_like(abstract, shardings), {})
+    state = saver.restore(run_checkpoints.abstract_like(abstract, shardings), {})
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding == sharding and len(leaf.sharding.device_set) == devices
 paths = jax.tree_util.tree_leaves_with_path(state)
-np.savez(sys.argv[4], **{checkpoints._path(p): np.asarray(leaf) for p, leaf in paths})
+np.savez(sys.argv[4], **{run_checkpoints._path(p): np.asarray(leaf) for p, leaf in paths})
 """
 
 
@@ -230,7 +230,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     assert {name.split("/")[0] for name in saved} == {"step", "params", "opt_state"}
     restored = [finish(*both) for both in [begin(n, "restore") for n in (1, 2, 4)]]
     # Without a device: JAX is told to use a kind that does not exist.
-    code = "import sys, pickle; from cosmo.engine.checkpoints import checkpoints as c;"
+    code = "import sys, pickle; from cosmo.engine.checkpoints import opening as c;"
     code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
     env = {**os.environ, "JAX_PLATFORMS": "nothing"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -249,14 +249,14 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
 
 def test_an_imported_checkpoint_has_checksums(tmp_path):
     """Property: whoever writes a checkpoint of ours leaves checksums that hold."""
-    from cosmo.engine.checkpoints.interop import lazy, orbax
+    from cosmo.engine.checkpoints import lazy, streaming
 
     state = {"params": {"w": lazy.from_array(np.arange(6.0, dtype=np.float32).reshape(2, 3))}}
-    orbax.write(str(tmp_path), 3, state, {"network": "x"})
+    streaming.write(str(tmp_path), 3, state, {"network": "x"})
     folder = tmp_path / "checkpoints/3"
     named = json.loads((folder / "checksums.0.json").read_text())["files"]
     assert len(named) > 3 and integrity.problem(folder) is None
-    assert checkpoints.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
+    assert opening.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
         [0, 1, 2],
         [3, 4, 5],
     ]

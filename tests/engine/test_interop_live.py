@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cosmo.engine.checkpoints.interop import convert, huggingface, lazy, sources, tokenizer
+from cosmo.engine.checkpoints import convert, lazy, opening
+from cosmo.engine.checkpoints.interop import huggingface, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.decoding import DecodingConfig
 
@@ -29,7 +30,7 @@ def pair(request, tmp_path, tiny_config, make_params):
     config = tiny_config(**{"num_decoder_layers": 2, **NETWORKS[request.param]})
     model = models.EncoderDecoderModel(config)
     params = make_params(model, seed=list(NETWORKS).index(request.param))
-    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in sources.flat(params).items()}
+    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in opening.flat(params).items()}
     out = epath.Path(tmp_path / "hf")
     out.mkdir()
     huggingface.write(out, arrays, config, "float32", 10**9, lambda count: None)

@@ -13,9 +13,9 @@ from etils import epath
 from flax import serialization
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
-from cosmo.engine.checkpoints.interop import convert, lazy, orbax, sources, t5x, t5x_adafactor
-from cosmo.engine.infer import infer
+from cosmo.engine.checkpoints import convert, lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints.description import describe
+from cosmo.engine.checkpoints.interop import t5x, t5x_adafactor
 from cosmo.engine.model import models, optimizer, partitioning, step
 
 PLAIN = ("t5_1_1_tiny", "t5_1_0_tiny")
@@ -33,7 +33,7 @@ def recorded(golden: pathlib.Path, name: str, prefix: str = "") -> dict[str, np.
         return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
-def on_one_device(source: sources.Source, settings: step.StepConfig):
+def on_one_device(source: opening.Source, settings: step.StepConfig):
     """(model in float32, abstract state, its shardings) for a source's network."""
     model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
     partitioner = partitioning.Partitioner()
@@ -44,7 +44,7 @@ def on_one_device(source: sources.Source, settings: step.StepConfig):
 @pytest.mark.parametrize("name", CASES)
 def test_network_is_read_from_shapes(golden, name):
     """Oracle: the sizes that T5X's network was built with."""
-    source = sources.open_source(checkpoint(golden, name), "t5x")
+    source = opening.open_source(checkpoint(golden, name), "t5x")
     sizes = json.loads((golden / f"{name}.json").read_text())
     found = json.loads(json.dumps(dataclasses.asdict(source.network)))
     assert {k: found[k] for k in sizes if k in found and k != "scan_layers"} == {
@@ -57,9 +57,9 @@ def test_network_is_read_from_shapes(golden, name):
 @pytest.mark.parametrize("name", PLAIN)
 def test_scores_of_an_imported_checkpoint(golden, name, jit):
     """Log-likelihoods after five steps. Oracle: T5X's `score_batch`, from the same checkpoint."""
-    source = sources.open_source(checkpoint(golden, name))
+    source = opening.open_source(checkpoint(golden, name))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    _, params = checkpoints.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     ours = jit(models.score, static_argnums=0)(model, params, batch)
     np.testing.assert_allclose(ours["score"], recorded(golden, name)["score_batch"], rtol=1e-5)
@@ -67,9 +67,9 @@ def test_scores_of_an_imported_checkpoint(golden, name, jit):
 
 def test_logits_of_the_scanned_network(golden, jit):
     """Layers on axis 1, heads apart, a relative bias a layer. Oracle: T5X's logits, to 1e-4."""
-    source = sources.open_source(checkpoint(golden, "t5_1_1_scan"))
+    source = opening.open_source(checkpoint(golden, "t5_1_1_scan"))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    params = sources.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, "t5_1_1_scan", "batch/").items()}
     ours = jit(models.logits, static_argnums=0)(model, params, batch)
     assert np.max(np.abs(ours - recorded(golden, "t5_1_1_scan")["logits"])) <= 1e-4
@@ -104,12 +104,12 @@ def test_training_goes_on_as_t5x_would(golden, name):
     With a fresh optimizer the trace is another one, so the test can tell. T5 1.0 is followed as
     far as its ReLUs open in the same places: rounding then grows tenfold in three steps.
     """
-    source = sources.open_source(checkpoint(golden, name))
+    source = opening.open_source(checkpoint(golden, name))
     settings = step.StepConfig()
     model, abstract, shardings = on_one_device(source, settings)
     args = abstract.opt_state, shardings.opt_state, {}
-    _, params = checkpoints.restore_params(source.path, abstract.params, shardings.params, {})
-    state = sources.restore_adafactor(source.path, abstract.params, *args)
+    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
+    state = opening.restore_adafactor(source.path, abstract.params, *args)
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     transformation = settings.transformation()
 
@@ -139,7 +139,7 @@ def test_training_goes_on_as_t5x_would(golden, name):
     arrays = recorded(golden, name, "adafactor_step20/params/")
     target = {f"target/{k}": lazy.from_array(v) for k, v in arrays.items()}
     for path, array in t5x.read("recorded", target, source.network).items():
-        ours = sources.flat(ended)[path]
+        ours = opening.flat(ended)[path]
         error = np.max(np.abs(ours - array.whole())) / np.max(np.abs(array.whole()))
         assert error <= 1e-3, path
 
@@ -226,7 +226,7 @@ def written(tmp_path, tiny_config, make_params):
     def make(change=lambda optimizer: None, version=3):
         config = tiny_config()
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in sources.flat(params).items()}
+        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in opening.flat(params).items()}
         folder = epath.Path(tmp_path / "checkpoint_7")
         folder.mkdir()
         t5x.write(folder, 7, arrays, config, None, lambda count: None)
@@ -263,14 +263,14 @@ def misshape(optimizer):
 def test_every_tensor_is_accounted_for(written, change, words):
     """Oracle: the name of the tensor that was taken away, added or reshaped, in the message."""
     with pytest.raises(UserError) as caught:
-        sources.open_source(written(change))
+        opening.open_source(written(change))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_untouched_checkpoint_is_accepted(written):
     """The checks above refuse the change, not the checkpoint. Oracle: the step that was written."""
-    assert sources.open_source(written()).step == 7
+    assert opening.open_source(written()).step == 7
 
 
 def test_broken_index(tmp_path):
@@ -279,7 +279,7 @@ def test_broken_index(tmp_path):
     folder.mkdir()
     (folder / "checkpoint").write_bytes(b"\x93garbage")
     with pytest.raises(UserError, match="checkpoint_3"):
-        sources.open_source(str(folder))
+        opening.open_source(str(folder))
 
 
 def test_missing_array_file(written):
@@ -288,7 +288,7 @@ def test_missing_array_file(written):
     for path in (epath.Path(folder) / "target.encoder.encoder_norm.scale").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"target/encoder/encoder_norm/scale"):
-        sources.open_source(folder)
+        opening.open_source(folder)
 
 
 def test_optimizer_state_must_be_there(written, golden):
@@ -313,7 +313,7 @@ def test_missing_chunk(written):
     """Half a copy: an array's description without its data. Oracle: an error, not zeros."""
     folder = written()
     (epath.Path(folder) / "target.encoder.encoder_norm.scale/0").unlink()
-    source = sources.open_source(folder)
+    source = opening.open_source(folder)
     with pytest.raises(UserError, match="target/encoder/encoder_norm/scale"):
         source.params["encoder", "encoder_norm", "scale"].whole()
 
@@ -324,12 +324,12 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
     model = models.EncoderDecoderModel(config)
     state = step.init_state(model, step.StepConfig(), 0)
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a) + 1), state)
-    description = infer.describe(model, None)
-    orbax.write(str(tmp_path / "run"), 4, arrays, description)
+    description = describe(model, None)
+    streaming.write(str(tmp_path / "run"), 4, arrays, description)
     convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
-    source = sources.open_source(str(tmp_path / "t5x"))
+    source = opening.open_source(str(tmp_path / "t5x"))
     _, abstract, shardings = on_one_device(source, step.StepConfig())
-    back = sources.restore_adafactor(
+    back = opening.restore_adafactor(
         source.path, abstract.params, abstract.opt_state, shardings.opt_state, {}
     )
     for (path, ours), wanted in zip(
@@ -357,7 +357,7 @@ def test_what_t5x_cannot_compute_is_not_exported(
     """Oracle: the field in the message, and no folder."""
     model = models.EncoderDecoderModel(tiny_config(**changes))
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a)), make_params(model))
-    orbax.write(str(tmp_path / "run"), 4, {"params": arrays}, infer.describe(model, None))
+    streaming.write(str(tmp_path / "run"), 4, {"params": arrays}, describe(model, None))
     with pytest.raises(UserError, match=field):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
     assert not (tmp_path / "t5x/checkpoint_4").exists()
@@ -382,4 +382,4 @@ def test_an_output_with_a_checkpoint_is_refused(written, tmp_path):
             convert.import_checkpoint(folder, str(tmp_path / "new"), step=number)
     with pytest.raises(UserError, match="step=-1"):
         convert.import_checkpoint(folder, str(tmp_path / "other"), step=-1)
-    assert checkpoints.completed_steps(str(tmp_path / "new")) == [7]
+    assert run_checkpoints.completed_steps(str(tmp_path / "new")) == [7]

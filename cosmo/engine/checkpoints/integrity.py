@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.train.writer import log, write_atomic
+from cosmo.engine.base.writer import log, write_atomic
 
 MANIFEST = "checksums.{}.json"  # of process {}
 PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished

@@ -23,8 +23,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints, integrity
-from cosmo.engine.train.writer import is_remote, log
+from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.checkpoints import integrity, run_checkpoints
 
 DAMAGED = "damaged_checkpoints"  # beside FOLDER: what a run has set aside
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,10 +39,10 @@ class Saver:
     may be set to a step whose checkpoint is not to be deleted.
     """
 
-    def __init__(self, model_dir: str, config: "checkpoints.CheckpointConfig"):
+    def __init__(self, model_dir: str, config: "run_checkpoints.CheckpointConfig"):
         import orbax.checkpoint as ocp
 
-        self.folder = epath.Path(model_dir).resolve() / checkpoints.FOLDER
+        self.folder = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER
         self.timeout = config.save_timeout
         self.newest = _set_aside_damaged(model_dir)
         self.best: int | None = None
@@ -51,7 +51,7 @@ class Saver:
         self._failed = False
         _quiet_threads()
         several = jax.process_count() > 1
-        self._manager = checkpoints.manager(
+        self._manager = run_checkpoints.manager(
             model_dir,
             config.keep,
             best=lambda: self.best,
@@ -83,7 +83,7 @@ class Saver:
         with self._explained(), self._watched():
             if jax.process_count() > 1:
                 self._meet(key=f"cosmo_save_{step}", timeout_ms=1000 * self.timeout)
-            checkpoints.start_saving(self._manager, step, state, description, progress)
+            run_checkpoints.start_saving(self._manager, step, state, description, progress)
 
     def wait(self) -> None:
         """Wait for what is being written. Raises UserError if that failed."""
@@ -91,7 +91,9 @@ class Saver:
             return
         with self._explained(), self._watched():
             self._manager.wait_until_finished()
-        if (self.folder / str(self._step) / checkpoints.COMMITTED).exists():  # not if interrupted
+        if (
+            self.folder / str(self._step) / run_checkpoints.COMMITTED
+        ).exists():  # not if interrupted
             self.newest = self._step
         self._step = None
 
@@ -105,12 +107,12 @@ class Saver:
             self._manager.close()
 
     def restore(self, abstract: Any, description: dict[str, Any]) -> Any:
-        """The state of `newest`, laid out as `abstract` (see `checkpoints.restore`)."""
-        return checkpoints.restore(self._manager, self.newest, abstract, description)
+        """The state of `newest`, laid out as `abstract` (see `run_checkpoints.restore`)."""
+        return run_checkpoints.restore(self._manager, self.newest, abstract, description)
 
     def progress(self) -> dict[str, Any]:
         """What `save` was given as `progress` at `newest`; empty where there is none."""
-        return {} if self.newest is None else checkpoints.progress(self._manager, self.newest)
+        return {} if self.newest is None else run_checkpoints.progress(self._manager, self.newest)
 
     def kept(self, *, wait: bool = False) -> str:
         """Which step a run that ends now goes on from, in words; `wait` for the save going on."""
@@ -214,17 +216,17 @@ def _set_aside_damaged(model_dir: str) -> int | None:
 
     Of several processes each reads its part of the checksums, the first moves.
     """
-    folder = epath.Path(model_dir).resolve() / checkpoints.FOLDER
+    folder = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER
     first = jax.process_index() == 0
     if first and folder.exists():
         _remove_unfinished(folder)
-        done = set(checkpoints.completed_steps(model_dir))
+        done = set(run_checkpoints.completed_steps(model_dir))
         for path in folder.iterdir():  # Orbax would take it for a checkpoint
             if path.name.isdigit() and int(path.name) not in done:
-                _set_aside(path, f"it was not finished (no {checkpoints.COMMITTED})")
+                _set_aside(path, f"it was not finished (no {run_checkpoints.COMMITTED})")
     moved = False
     while True:
-        steps = checkpoints.completed_steps(model_dir) if first else []
+        steps = run_checkpoints.completed_steps(model_dir) if first else []
         step = _of_the_first(steps[-1] if steps else -1)
         if step < 0 and moved:
             raise UserError(
@@ -250,10 +252,10 @@ def _set_aside_damaged(model_dir: str) -> int | None:
 
 def _unreadable(model_dir: str, step: int) -> str | None:
     """Why a checkpoint without checksums cannot be read, or None; a piece at a time in memory."""
-    from cosmo.engine.checkpoints.interop import orbax
+    from cosmo.engine.checkpoints import streaming
 
     try:
-        arrays, _ = orbax.read(model_dir, step)
+        arrays, _ = streaming.read(model_dir, step)
         for array in arrays.values():
             collections.deque(array.pieces(), maxlen=0)
     except UserError as error:

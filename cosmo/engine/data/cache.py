@@ -18,14 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.writer import log
 from cosmo.engine.data import data, slices, workers
 from cosmo.engine.data.packing import Counts, Packer
 from cosmo.engine.data.rows import MANIFEST, VERSION, Cache, RowFormat, fingerprint, shard_name
-from cosmo.engine.infer import infer
 from cosmo.engine.infer.shards import explained
-from cosmo.engine.train import writer
-from cosmo.engine.train.writer import log
 
 WORK, PLAN = ".work", "plan.json"
 MOST_UNKNOWN = 0.01  # of a task's pieces
@@ -41,7 +41,7 @@ class CacheConfig:
     """
 
     dataset: data.DatasetConfig
-    vocabulary: infer.Vocabulary
+    vocabulary: Vocabulary
     apart: tuple[str, ...] = ()
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.train.writer import is_remote, log
+from cosmo.engine.base.writer import is_remote, log
 
 VERSION = 1
 MANIFEST = "manifest.json"

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import log
 from cosmo.engine.data import data
 from cosmo.engine.data.seqio_bridge import import_seqio, plain_errors
-from cosmo.engine.train.writer import log
 
 ALIKE = 0.02  # rates so near to the tasks' sizes mean: every example once
 BATCH = 256  # examples handed over at once: the crossing from TensorFlow is what costs

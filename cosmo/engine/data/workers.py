@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.train.writer import Progress
+from cosmo.engine.base.writer import Progress
 
 
 def serve(job: Callable[[int, Callable[[int], None]], None]) -> None:

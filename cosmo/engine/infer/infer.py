@@ -3,39 +3,27 @@
 import dataclasses
 import functools
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.writer import log
+from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import data
 from cosmo.engine.infer import batching
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.choices import Choices, checked
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
-from cosmo.engine.train.writer import log
 
 # Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
 # full, which over this many costs little.
 WINDOW_BATCHES = 64
-
-
-class Vocabulary(Protocol):
-    """What the engine asks of a vocabulary; `cosmo.tasks.vocabularies` has one."""
-
-    path: str
-    size: int
-    fingerprint: str
-    eos_id: int
-    unk_id: int
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +74,7 @@ class SessionConfig:
         abstract = models.abstract_params(self.model)
         axes = models.logical_axes(self.model)
         shardings = self.partitioner.param_shardings(mesh, abstract, axes)
-        step, params = checkpoints.restore_params(
+        step, params = opening.restore_params(
             self.checkpoint_path, abstract, shardings, describe(self.model, self.vocabulary)
         )
         log.info("checkpoint %s at step %d", self.checkpoint_path, step)
@@ -120,31 +108,6 @@ class Answer:
     num_correct: int = 0
     choice: int | None = None
     choice_scores: tuple[float, ...] = ()
-
-
-def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """What a checkpoint says of itself, for the next reader to check and for people to read."""
-    description: dict[str, Any] = {
-        "format": "cosmo",
-        "network": type(model.network).__name__,
-        "config": dataclasses.asdict(model.network),
-    }
-    if vocabulary is not None:
-        description["vocabulary"] = {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        }
-    return json.loads(json.dumps(description))
-
-
-def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) -> None:
-    """Raise UserError if the vocabulary has pieces that the embedding has no row for."""
-    if vocabulary.size > model.network.vocab_size:
-        raise UserError(
-            f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
-            f"{model.network.vocab_size} rows (gin: VOCABULARY_PATH, T5Config.vocab_size)"
-        )
 
 
 @functools.lru_cache(maxsize=32)

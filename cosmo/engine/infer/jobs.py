@@ -16,12 +16,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
+from cosmo.engine.base.writer import Progress, log
+from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.data import data
 from cosmo.engine.data.prefetch import Prefetcher
 from cosmo.engine.infer import batching, infer, shards
 from cosmo.engine.model.decoding import DecodingConfig
-from cosmo.engine.train.writer import Progress, log
 
 # A window's records and what to tell of every finished batch (see `infer.answer`) to its lines.
 Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]
@@ -192,7 +193,7 @@ def answer_source(
 def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, Any]:
     """All that an answer depends on, but for the batch size: the manifest keeps it."""
     session = config.session
-    found = checkpoints.locate(session.checkpoint_path)
+    found = opening.locate(session.checkpoint_path)
     path = str(epath.Path(found.folder).resolve())
     return {
         "input": source.identity,
@@ -200,7 +201,7 @@ def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, 
         **config.settings(),
         "checkpoint": {"path": path, "step": found.step, "format": found.format},
         "task_feature_lengths": dict(session.task_feature_lengths),
-        "model": infer.describe(session.model, session.vocabulary),
+        "model": describe(session.model, session.vocabulary),
     }
 
 
@@ -300,7 +301,7 @@ def infer_mixture(
     inferences/ in the run's folder.
     """
     path = config.session.checkpoint_path
-    output = output or checkpoints.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
+    output = output or opening.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in data.eval_tasks(dataset, num_examples):

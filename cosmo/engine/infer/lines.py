@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import log
 from cosmo.engine.infer import shards
-from cosmo.engine.train.writer import log
 
 INDEX_EVERY = 1024  # pieces between the places that reading can begin at
 WARNINGS = 10  # rejected pieces that are also logged

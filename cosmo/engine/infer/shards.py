@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import is_remote
 from cosmo.engine.data import data
-from cosmo.engine.train.writer import is_remote
 
 # Endings of files that --output cannot be: a folder of such a name is a mistake.
 _FILES = (".csv", ".gz", ".json", ".ndjson", ".parquet", ".tsv", ".txt")

@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from jax.extend import core
 from jax.sharding import AbstractMesh
 
+from cosmo.engine.base.writer import log
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import StepConfig
 from cosmo.engine.scale import chips
-from cosmo.engine.train.writer import log
 
 _SLACK = 1.35
 _FULL = 0.92  # of a device's memory: an estimate is to leave room

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from etils import epath
 
+from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints, saving
-from cosmo.engine.train import writer
-from cosmo.engine.train.writer import log
+from cosmo.engine.base.writer import log
+from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.train import metric_files
 
 COUNT = "early_stopping/evaluations_since_best"  # marks the evaluations that count
 SMALLER = r"(loss|perplexity|entropy)$"
@@ -96,7 +97,7 @@ def read(config: StoppingConfig, model_dir: str, until_step: int) -> Record:
     path = epath.Path(model_dir) / "metrics.jsonl"
     record = Record()
     for text in path.read_text().splitlines() if path.exists() else ():
-        if writer.step_of(text) <= until_step and COUNT in text:
+        if metric_files.step_of(text) <= until_step and COUNT in text:
             line = json.loads(text)
             record = follow(config, record, line["step"], line.get(config.metric))
     return record
@@ -110,7 +111,7 @@ def ended(config: StoppingConfig, record: Record) -> bool:
 class Stopping:
     """Follows a run's evaluations; without a patience it does nothing.
 
-    The step of the best one stands in MODEL_DIR/best, which `checkpoints.locate` understands, and
+    The step of the best one stands in MODEL_DIR/best, which `opening.locate` understands, and
     `saver` keeps its checkpoint. `start_step` is the step that the run goes on from, 0 if new; of
     several processes all decide alike and the first writes (`enabled`).
     """
@@ -125,7 +126,7 @@ class Stopping:
         enabled: bool = True,
     ):
         self.config, self.saver, self.enabled = config, saver, enabled
-        self.path = epath.Path(model_dir) / checkpoints.BEST
+        self.path = epath.Path(model_dir) / run_checkpoints.BEST
         self.record = Record()
         if config.patience is not None and start_step:
             self.record = read(config, model_dir, start_step)

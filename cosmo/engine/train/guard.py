@@ -20,9 +20,9 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import log
 from cosmo.engine.model import metrics
-from cosmo.engine.train import writer
-from cosmo.engine.train.writer import log
+from cosmo.engine.train import metric_files
 
 LAG = 8  # steps
 ENOUGH = 10  # good steps that a median is taken of at least
@@ -96,7 +96,7 @@ class Guard:
             for sums in saved.get("window", [])
         ]
         self.in_flight: collections.deque[_InFlight] = collections.deque()
-        self.record = writer.Lines(self.folder / RECORD, start_step) if enabled else None
+        self.record = metric_files.Lines(self.folder / RECORD, start_step) if enabled else None
 
     def limit(self, step: int) -> np.float32:
         """The gradient norm above which `step` is bad; infinite without spikes to look for."""

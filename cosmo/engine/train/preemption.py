@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from cosmo.engine.train.writer import log
+from cosmo.engine.base.writer import log
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
 

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints, saving
-from cosmo.engine.checkpoints.interop import sources
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.writer import log
+from cosmo.engine.checkpoints import opening, run_checkpoints, saving
+from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import data, rows
 from cosmo.engine.data.prefetch import Prefetcher
 from cosmo.engine.infer import infer
@@ -26,8 +29,7 @@ from cosmo.engine.model.step import (
     state_shardings,
 )
 from cosmo.engine.scale import sizing
-from cosmo.engine.train import early_stopping, evaluate, guard, preemption, writer
-from cosmo.engine.train.writer import log
+from cosmo.engine.train import early_stopping, evaluate, guard, metric_files, preemption
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
 WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the progress line names
@@ -36,13 +38,13 @@ WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the pr
 def train(
     *,
     model: models.EncoderDecoderModel,
-    vocabulary: infer.Vocabulary,
+    vocabulary: Vocabulary,
     dataset: data.DatasetConfig,
     model_dir: str,
     total_steps: int,
     step: StepConfig = StepConfig(),
     evaluation: evaluate.EvalConfig | None = None,
-    checkpoint: checkpoints.CheckpointConfig = checkpoints.CheckpointConfig(),
+    checkpoint: run_checkpoints.CheckpointConfig = run_checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: guard.GuardConfig = guard.GuardConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
@@ -61,13 +63,13 @@ def train(
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = writer.prepare_folder(model_dir)
-    infer.check_vocabulary(model, vocabulary)
+    check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
     model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
-    description = infer.describe(model, vocabulary)
+    description = describe(model, vocabulary)
     if dataset.cache_path is not None:
         rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
     evaluating = evaluation is not None and evaluation.period is not None
@@ -95,7 +97,7 @@ def train(
             resuming
             and evaluating
             and (done % evaluation.period == 0 or done == total_steps)
-            and not saving.anywhere(writer.has(model_dir, done, "eval/"))
+            and not saving.anywhere(metric_files.has(model_dir, done, "eval/"))
         )
         start_step = done if resuming else 0
         stopping = early_stopping.Stopping(
@@ -105,7 +107,7 @@ def train(
             if done == total_steps:
                 log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
             stopping.say(done)
-            wanted = checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
+            wanted = run_checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
             return saver.restore(wanted, description)
         if done > total_steps or (done == total_steps and not resuming):
             whose = model_dir if resuming else f"{checkpoint.restore.path}, whose steps count,"
@@ -126,13 +128,13 @@ def train(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
         if first_process:
-            checkpoints.keep_vocabulary(model_dir, vocabulary.path)
+            run_checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = next(batches)  # now all settings have been read, the reader's too
         if summarize_config is not None and first_process:
             writer.write_atomic(folder / "config.gin", summarize_config())
 
         begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
-        board = writer.MetricWriter(model_dir, begun, enabled=first_process)
+        board = metric_files.MetricWriter(model_dir, begun, enabled=first_process)
         closing.callback(board.close)
         guarding = guard.Guard(
             bad_steps,
@@ -266,20 +268,20 @@ def compile_step(
     return compiled
 
 
-def _starting_step(restore: checkpoints.RestoreConfig) -> int:
-    return checkpoints.locate(restore.path).step if restore.path else 0
+def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
+    return opening.locate(restore.path).step if restore.path else 0
 
 
 def _start_state(
     saver, restore, model, step: StepConfig, abstract, shardings, description, seed
 ) -> TrainState:
     """The latest checkpoint of this run, else the one to start from, else fresh parameters."""
-    wanted = checkpoints.abstract_like(abstract, shardings)
+    wanted = run_checkpoints.abstract_like(abstract, shardings)
     if saver.newest is not None:
         log.info("resuming at step %d from %s", saver.newest, saver.folder)
         return saver.restore(wanted, description)
     if restore.path and restore.restore_optimizer_state:
-        model_dir, start, format = checkpoints.locate(restore.path)
+        model_dir, start, format = opening.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
         if format == "huggingface":
             raise UserError(
@@ -288,18 +290,18 @@ def _start_state(
             )
         if format != "cosmo":
             args = restore.path, abstract.params, shardings.params, description
-            _, params = checkpoints.restore_params(*args)
-            opt_state = sources.restore_adafactor(
+            _, params = opening.restore_params(*args)
+            opt_state = opening.restore_adafactor(
                 restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
             )
             return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
-        with checkpoints.manager(model_dir, read_only=True) as source:
-            return checkpoints.restore(source, start, wanted, description)
+        with run_checkpoints.manager(model_dir, read_only=True) as source:
+            return run_checkpoints.restore(source, start, wanted, description)
     fresh = jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)
     if not restore.path:
         log.info("starting from fresh parameters (seed %d)", seed)
         return fresh()
-    start, params = checkpoints.restore_params(
+    start, params = opening.restore_params(
         restore.path, abstract.params, shardings.params, description
     )
     log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)

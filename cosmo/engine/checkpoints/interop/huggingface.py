@@ -11,9 +11,10 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints.interop import lazy, names
-from cosmo.engine.checkpoints.interop.lazy import LazyArray
-from cosmo.engine.checkpoints.interop.orbax import Path
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.interop import names
+from cosmo.engine.checkpoints.lazy import LazyArray
+from cosmo.engine.checkpoints.streaming import Path
 from cosmo.engine.model import t5
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

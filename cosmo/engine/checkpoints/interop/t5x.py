@@ -15,10 +15,11 @@ from etils import epath
 from flax import serialization
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints.interop import lazy, names
-from cosmo.engine.checkpoints.interop.lazy import LazyArray
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.interop import names
 from cosmo.engine.checkpoints.interop.names import Parameter
-from cosmo.engine.checkpoints.interop.orbax import Path, caching, explained, open_array, url
+from cosmo.engine.checkpoints.lazy import LazyArray
+from cosmo.engine.checkpoints.streaming import Path, caching, explained, open_array, url
 from cosmo.engine.model import t5
 
 INDEX = "checkpoint"  # the msgpack file's name

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints.interop import lazy, names, t5x
-from cosmo.engine.checkpoints.interop.lazy import LazyArray
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.checkpoints.interop.names import Parameter
-from cosmo.engine.checkpoints.interop.orbax import Path
+from cosmo.engine.checkpoints.lazy import LazyArray
+from cosmo.engine.checkpoints.streaming import Path
 from cosmo.engine.model import t5
 
 KINDS = ("v_row", "v_col", "v")

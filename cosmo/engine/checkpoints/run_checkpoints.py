@@ -6,8 +6,6 @@ T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.checkpoi
 """
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +13,8 @@ import jax
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import integrity
-from cosmo.engine.train.writer import is_remote, log
+from cosmo.engine.base.writer import is_remote
+from cosmo.engine.checkpoints.description import check_network
 
 FOLDER = "checkpoints"
 BEST = "best"  # beside it, of a run with early stopping: a file with the best step's number
@@ -58,22 +56,7 @@ class CheckpointConfig:
             raise UserError(f"SAVE_TIMEOUT={self.save_timeout!r}; give seconds, at least 1")
 
 
-# Fields of a network's config that change what it computes, but no shape.
-BEHAVIOUR = (
-    "num_heads",
-    "mlp_activations",
-    "relative_attention_max_distance",
-    "scale_decoder_outputs",
-)
 CHUNK_BYTES = 64 * 2**20  # of one file chunk: a conversion reads a checkpoint chunk by chunk
-
-
-class Located(NamedTuple):
-    """A checkpoint that was found: its folder (of ours, MODEL_DIR), step and format."""
-
-    folder: str
-    step: int
-    format: str  # "cosmo", "t5x" or "huggingface"
 
 
 class _Kept(NamedTuple):
@@ -192,92 +175,6 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
             )
 
 
-def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise UserError if two descriptions of a network with equal shapes compute differently."""
-    saved, wanted = saved.get("config", {}), wanted.get("config", {})
-
-    def value(config, name):
-        # T5Config's default: tied logits are scaled, others are not.
-        if name == "scale_decoder_outputs" and config.get(name) is None:
-            return config.get("logits_via_embedding")
-        return config.get(name)
-
-    for name in BEHAVIOUR:
-        theirs, ours = value(saved, name), value(wanted, name)
-        if None not in (theirs, ours) and theirs != ours:
-            raise UserError(
-                f"checkpoint {where} is of another network: {name} is {theirs} there and {ours} "
-                "here (gin: the gin file of the model)"
-            )
-
-
-def locate(path: str) -> Located:
-    """The checkpoint at `path`, in whichever of the three formats.
-
-    Ours is a run's folder (its latest sound checkpoint), one checkpoint in it or MODEL_DIR/best,
-    which names one; T5X's is one checkpoint or the folder over several (the latest). Raises
-    UserError if there is none, or if the one that is named is damaged.
-    """
-    from cosmo.engine.checkpoints.interop import huggingface, t5x
-
-    folder = epath.Path(path)
-    if not folder.exists():
-        raise UserError(f"no checkpoint at {path}: it does not exist")
-    if folder.name == BEST and not folder.is_dir():
-        folder = folder.parent / FOLDER / folder.read_text().strip()
-        if not folder.exists():
-            raise UserError(f"{path} names {folder}, which is not there any more")
-    ours = folder.name.isdigit() and folder.parent.name == FOLDER
-    if ours:
-        if not (folder / COMMITTED).exists():
-            raise UserError(f"checkpoint {path} was not finished: it has no {COMMITTED}")
-        found = _problem(folder)
-        if found:
-            raise UserError(f"checkpoint {path} is damaged: {found}; give another one of the run's")
-        return Located(str(folder.parent.parent), int(folder.name), "cosmo")
-    steps = completed_steps(path)
-    for step in reversed(steps):
-        found = _problem(folder / FOLDER / str(step))
-        if not found:
-            return Located(path, step, "cosmo")
-        log.warning("checkpoint %s/%s/%d is damaged and not used: %s", path, FOLDER, step, found)
-    if steps:
-        raise UserError(f"every checkpoint in {path} is damaged, the newest one: {found}")
-    if t5x.is_checkpoint(folder):
-        return Located(path, t5x.step_of(path), "t5x")
-    below = sorted(t5x.checkpoints_in(folder))
-    if below:
-        return Located(str(folder / f"checkpoint_{below[-1]}"), below[-1], "t5x")
-    if huggingface.is_checkpoint(folder):
-        return Located(path, 0, "huggingface")
-    raise UserError(
-        f"no checkpoint in {path}: looked for {FOLDER}/STEP (ours), checkpoint_STEP/{t5x.INDEX} "
-        f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
-        "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
-    )
-
-
-def _problem(folder: epath.Path) -> str | None:
-    """`integrity.problem`, read once a process for as long as no file changes."""
-    if is_remote(folder):
-        return _problem_of(str(folder))
-    files = sorted(pathlib.Path(folder).rglob("*"))
-    return _problem_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
-
-
-@functools.lru_cache(maxsize=64)
-def _problem_of(folder: str, *_seen: tuple[str, int]) -> str | None:
-    return integrity.problem(folder)
-
-
-def beside(path: str, name: str, flag: str) -> str:
-    """Where results go by default: a folder in the run's own; a foreign checkpoint has none."""
-    found = locate(path)
-    if found.format != "cosmo":
-        raise UserError(f"{path} is no run of ours to write into: give {flag}=FOLDER")
-    return f"{found.folder}/{name}"
-
-
 def keep_vocabulary(model_dir: str, path: str) -> None:
     """Copy the vocabulary's file into MODEL_DIR, so that the folder says all about its model."""
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
@@ -307,60 +204,6 @@ def abstract_like(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
     )
-
-
-def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
-    """(step, parameters) of the checkpoint at `path`, without its optimizer state.
-
-    T5X's and HuggingFace's are converted on the way.
-    """
-    import orbax.checkpoint as ocp
-
-    model_dir, step, format = locate(path)
-    if format != "cosmo":
-        from cosmo.engine.checkpoints.interop import sources
-
-        return step, sources.restore_params(path, abstract, shardings, description)
-    wanted = {"params": abstract_like(abstract, shardings)}
-    with manager(model_dir, read_only=True) as saver:
-        check(saver, step, wanted, description)
-    target = epath.Path(model_dir).resolve() / FOLDER / str(step) / "state"
-    try:
-        with ocp.PyTreeCheckpointer() as reader:
-            restored = reader.restore(
-                target,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(
-            f"checkpoint {target.parent} cannot be read: {_first_line(error)}"
-        ) from error
-    return step, restored["params"]
-
-
-def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
-    """(step, state) of our checkpoint at `path` as nested dicts of numpy arrays.
-
-    The state is {"step", "params", "opt_state"}; no device is used, nor need there be one. Lists
-    of Orbax's are dicts with keys "0", "1", ... here. Raises UserError if it cannot be read.
-    """
-    from cosmo.engine.checkpoints.interop import orbax
-
-    found = locate(path)
-    if found.format != "cosmo":
-        raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
-    arrays, _ = orbax.read(found.folder, found.step)
-    state: dict[str, Any] = {}
-    for names, array in arrays.items():
-        inner = state
-        for name in names[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[names[-1]] = array.whole()
-    return found.step, state
 
 
 def _description(saver, step: int) -> dict[str, Any]:

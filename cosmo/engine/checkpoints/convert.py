@@ -11,22 +11,14 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
-from cosmo.engine.checkpoints.interop import (
-    huggingface,
-    lazy,
-    orbax,
-    sources,
-    t5x,
-    t5x_adafactor,
-    tokenizer,
-)
-from cosmo.engine.checkpoints.interop.sources import Source
-from cosmo.engine.infer import infer
-from cosmo.engine.infer.infer import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.writer import Progress, is_remote, log
+from cosmo.engine.checkpoints import lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints.description import describe
+from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
+from cosmo.engine.checkpoints.opening import Source
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
-from cosmo.engine.train.writer import Progress, is_remote, log
 
 FLOAT16 = (
     "float16 is refused: T5's feed-forward layers overflow in it (activations pass 65504), and the "
@@ -55,7 +47,7 @@ def import_checkpoint(
     Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
     or misshapen; an interrupted import leaves no checkpoint.
     """
-    source = sources.open_source(path, format)
+    source = opening.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already")
     step = source.step if step is None else step
@@ -63,20 +55,20 @@ def import_checkpoint(
         raise UserError(f"step={step}; a checkpoint's step is 0 or above")
     if vocabulary is not None:
         log.info(check_vocabulary(source, vocabulary))
-        sources.check_pieces(source, vocabulary.path, vocabulary.fingerprint)
+        opening.check_pieces(source, vocabulary.path, vocabulary.fingerprint)
     state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": _nested(source.params)}
     if optimizer_state:
         state = _train_state(source, state)
     description = {
-        **infer.describe(models.EncoderDecoderModel(source.network), vocabulary),
+        **describe(models.EncoderDecoderModel(source.network), vocabulary),
         "imported_from": {"format": source.format, "path": source.path, "step": source.step},
     }
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         try:
-            orbax.write(output, step, state, description, on_piece)
+            streaming.write(output, step, state, description, on_piece)
             if vocabulary is not None:
-                checkpoints.keep_vocabulary(output, vocabulary.path)
+                run_checkpoints.keep_vocabulary(output, vocabulary.path)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return source
@@ -124,7 +116,7 @@ def export_checkpoint(
         raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
     if format == "t5x" and dtype != "float32":
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
-    source = sources.open_source(path)
+    source = opening.open_source(path)
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4
     with _progress(total) as on_piece, _new_folder(target) as folder:
@@ -139,7 +131,7 @@ def export_checkpoint(
             args = folder, source.step, source.params, source.network, states
             t5x.write(*args, on_piece)
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
-                checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
+                run_checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
         else:
             args = folder, source.params, source.network, dtype, int(max_shard_gb * 1e9)
             if vocabulary_path is not None:
@@ -170,7 +162,7 @@ def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
     )
 
 
-def _nested(params: dict[orbax.Path, Any]) -> dict[str, Any]:
+def _nested(params: dict[streaming.Path, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in params.items():
         node = tree

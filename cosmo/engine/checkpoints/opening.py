@@ -2,23 +2,157 @@
 
 import concurrent.futures
 import dataclasses
-from typing import Any
+import functools
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints
-from cosmo.engine.checkpoints.interop import huggingface, orbax, t5x, t5x_adafactor, tokenizer
-from cosmo.engine.checkpoints.interop.lazy import LazyArray
+from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.checkpoints import integrity, run_checkpoints, streaming
+from cosmo.engine.checkpoints.description import check_network, describe
+from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.checkpoints.interop.names import flat
-from cosmo.engine.checkpoints.interop.orbax import Path
-from cosmo.engine.infer import infer
+from cosmo.engine.checkpoints.lazy import LazyArray
+from cosmo.engine.checkpoints.run_checkpoints import _first_line
+from cosmo.engine.checkpoints.streaming import Path
 from cosmo.engine.model import models, t5
-from cosmo.engine.train.writer import log
 
 NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
+
+
+class Located(NamedTuple):
+    """A checkpoint that was found: its folder (of ours, MODEL_DIR), step and format."""
+
+    folder: str
+    step: int
+    format: str  # "cosmo", "t5x" or "huggingface"
+
+
+def locate(path: str) -> Located:
+    """The checkpoint at `path`, in whichever of the three formats.
+
+    Ours is a run's folder (its latest sound checkpoint), one checkpoint in it or MODEL_DIR/best,
+    which names one; T5X's is one checkpoint or the folder over several (the latest). Raises
+    UserError if there is none, or if the one that is named is damaged.
+    """
+    folder = epath.Path(path)
+    if not folder.exists():
+        raise UserError(f"no checkpoint at {path}: it does not exist")
+    if folder.name == run_checkpoints.BEST and not folder.is_dir():
+        folder = folder.parent / run_checkpoints.FOLDER / folder.read_text().strip()
+        if not folder.exists():
+            raise UserError(f"{path} names {folder}, which is not there any more")
+    ours = folder.name.isdigit() and folder.parent.name == run_checkpoints.FOLDER
+    if ours:
+        if not (folder / run_checkpoints.COMMITTED).exists():
+            raise UserError(
+                f"checkpoint {path} was not finished: it has no {run_checkpoints.COMMITTED}"
+            )
+        found = _problem(folder)
+        if found:
+            raise UserError(f"checkpoint {path} is damaged: {found}; give another one of the run's")
+        return Located(str(folder.parent.parent), int(folder.name), "cosmo")
+    steps = run_checkpoints.completed_steps(path)
+    for step in reversed(steps):
+        found = _problem(folder / run_checkpoints.FOLDER / str(step))
+        if not found:
+            return Located(path, step, "cosmo")
+        log.warning(
+            "checkpoint %s/%s/%d is damaged and not used: %s",
+            path,
+            run_checkpoints.FOLDER,
+            step,
+            found,
+        )
+    if steps:
+        raise UserError(f"every checkpoint in {path} is damaged, the newest one: {found}")
+    if t5x.is_checkpoint(folder):
+        return Located(path, t5x.step_of(path), "t5x")
+    below = sorted(t5x.checkpoints_in(folder))
+    if below:
+        return Located(str(folder / f"checkpoint_{below[-1]}"), below[-1], "t5x")
+    if huggingface.is_checkpoint(folder):
+        return Located(path, 0, "huggingface")
+    raise UserError(
+        f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), checkpoint_STEP/{t5x.INDEX} "
+        f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
+        "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
+    )
+
+
+def _problem(folder: epath.Path) -> str | None:
+    """`integrity.problem`, read once a process for as long as no file changes."""
+    if is_remote(folder):
+        return _problem_of(str(folder))
+    files = sorted(pathlib.Path(folder).rglob("*"))
+    return _problem_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _problem_of(folder: str, *_seen: tuple[str, int]) -> str | None:
+    return integrity.problem(folder)
+
+
+def beside(path: str, name: str, flag: str) -> str:
+    """Where results go by default: a folder in the run's own; a foreign checkpoint has none."""
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no run of ours to write into: give {flag}=FOLDER")
+    return f"{found.folder}/{name}"
+
+
+def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
+    """(step, parameters) of the checkpoint at `path`, without its optimizer state.
+
+    T5X's and HuggingFace's are converted on the way.
+    """
+    import orbax.checkpoint as ocp
+
+    model_dir, step, format = locate(path)
+    if format != "cosmo":
+        return step, _restore_foreign(path, abstract, shardings, description)
+    wanted = {"params": run_checkpoints.abstract_like(abstract, shardings)}
+    with run_checkpoints.manager(model_dir, read_only=True) as saver:
+        run_checkpoints.check(saver, step, wanted, description)
+    target = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER / str(step) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            restored = reader.restore(
+                target,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {target.parent} cannot be read: {_first_line(error)}"
+        ) from error
+    return step, restored["params"]
+
+
+def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
+    """(step, state) of our checkpoint at `path` as nested dicts of numpy arrays.
+
+    The state is {"step", "params", "opt_state"}; no device is used, nor need there be one. Lists
+    of Orbax's are dicts with keys "0", "1", ... here. Raises UserError if it cannot be read.
+    """
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    arrays, _ = streaming.read(found.folder, found.step)
+    state: dict[str, Any] = {}
+    for names, array in arrays.items():
+        inner = state
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = array.whole()
+    return found.step, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +177,7 @@ class Source:
     @property
     def vocabulary_path(self) -> str | None:
         """The SentencePiece model that is kept with the checkpoint, or that its run names."""
-        name = tokenizer.SPIECE if self.format == "huggingface" else checkpoints.VOCABULARY
+        name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
         folder = epath.Path(self.path)
         # T5X's folder is one checkpoint; what belongs to all of them lies beside it.
         for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
@@ -54,7 +188,7 @@ class Source:
 
 def open_source(path: str, format: str | None = None) -> Source:
     """Open the checkpoint at `path`; UserError if it is none, or not of `format` where given."""
-    folder, step, found = checkpoints.locate(path)
+    folder, step, found = locate(path)
     if format is not None and format != found:
         raise UserError(f"{path} is a {NAMES[found]}, not a {NAMES[format]}")
     if found == "t5x":
@@ -67,7 +201,7 @@ def open_source(path: str, format: str | None = None) -> Source:
         network = huggingface.network(folder, config, tensors)
         params, description, others = huggingface.read(folder, tensors, network), {}, {}
     else:
-        arrays, description = orbax.read(folder, step)
+        arrays, description = streaming.read(folder, step)
         if description.get("network") != "T5Config":
             raise UserError(f"{path} holds a {description.get('network')}, expected a T5Config")
         try:
@@ -79,7 +213,7 @@ def open_source(path: str, format: str | None = None) -> Source:
     return Source(found, folder, step, network, params, description, others)
 
 
-def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]) -> Any:
+def _restore_foreign(path: str, abstract: Any, shardings: Any, description: dict[str, Any]) -> Any:
     """Parameters like `abstract` from any checkpoint, each device reading its own part."""
     source = open_source(path)
     _check(source, abstract, description)
@@ -115,8 +249,8 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     surplus = source.params.keys() - wanted.keys()
     if surplus:
         raise UserError(f"{source} has {'/'.join(min(surplus))}, this gin file's model has not")
-    saved = infer.describe(models.EncoderDecoderModel(source.network), None)
-    checkpoints.check_network(source.path, saved, description)
+    saved = describe(models.EncoderDecoderModel(source.network), None)
+    check_network(source.path, saved, description)
     wanted = description.get("vocabulary")
     if wanted:
         check_pieces(source, wanted["path"], wanted["fingerprint"])

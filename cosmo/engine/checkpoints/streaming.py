@@ -1,6 +1,6 @@
 """Our own checkpoints as lazy arrays: read part by part, written part by part.
 
-Training saves and restores whole states (`cosmo.engine.checkpoints.checkpoints`); conversions come here, so
+Training saves and restores whole states (`cosmo.engine.checkpoints.run_checkpoints`); conversions come here, so
 that a model larger than memory can pass through.
 """
 
@@ -18,9 +18,9 @@ import tensorstore as ts
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import checkpoints, integrity
-from cosmo.engine.checkpoints.interop.lazy import LazyArray
-from cosmo.engine.train.writer import is_remote
+from cosmo.engine.base.writer import is_remote
+from cosmo.engine.checkpoints import integrity, run_checkpoints
+from cosmo.engine.checkpoints.lazy import LazyArray
 
 Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
 
@@ -57,7 +57,7 @@ def write(
     `state` is a tree with LazyArrays for leaves; `on_piece` is told the bytes of each piece.
     Raises UserError if `output` has a checkpoint already, of whatever step.
     """
-    there = checkpoints.completed_steps(output)
+    there = run_checkpoints.completed_steps(output)
     if there:
         raise UserError(
             f"{output} has a checkpoint already (step {there[-1]}): give another --output, or "
@@ -65,7 +65,7 @@ def write(
         )
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    folder = epath.Path(output).resolve() / checkpoints.FOLDER
+    folder = epath.Path(output).resolve() / run_checkpoints.FOLDER
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     handlers = {"state": handler, "description": ocp.JsonCheckpointHandler()}
     args = ocp.args.Composite(
@@ -84,7 +84,7 @@ def write(
         raise
     finally:
         logging.getLogger("absl").setLevel(spoken)
-    if step not in checkpoints.completed_steps(output):
+    if step not in run_checkpoints.completed_steps(output):
         raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
     with explained("cannot write checksums"):
         integrity.write(folder / str(step))
@@ -92,7 +92,7 @@ def write(
 
 def read(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:
     """(arrays by path, description) of the checkpoint that Orbax wrote at `step`."""
-    folder = epath.Path(model_dir).resolve() / checkpoints.FOLDER / str(step)
+    folder = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER / str(step)
     state = folder / "state"
     try:
         description = json.loads((folder / "description" / "metadata").read_text())

@@ -10,14 +10,15 @@ from etils import epath
 
 from cosmo.engine.base import config
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints.interop import sources
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.checkpoints import opening
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 
 
 def session_config(
     path: str,
-    load_vocabulary: Callable[[str], infer.Vocabulary],
+    load_vocabulary: Callable[[str], Vocabulary],
     *,
     vocabulary: str | None = None,
     lengths: Mapping[str, int] | None = None,
@@ -43,7 +44,7 @@ def session_config(
     checkpoint, or nothing says what its token ids mean.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
-    source = sources.open_source(str(path))
+    source = opening.open_source(str(path))
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
         raise UserError(
