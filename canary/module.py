@@ -17,7 +17,7 @@ from typing import Any, overload
 from canary import reading
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, formatting, safety, vocabularies
@@ -168,12 +168,12 @@ class Canary:
             raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
         return DecodingConfig(**{"max_new_tokens": self.session.lengths["targets"], **settings})
 
-    def context(self, turns: Sequence[str]) -> data.Row:
+    def context(self, turns: Sequence[str]) -> datasets.Row:
         """All of `turns` as the model reads them."""
         *_, last = self.contexts(turns, only_last=True)
         return last
 
-    def contexts(self, turns: Sequence[str], *, only_last: bool = False) -> Iterator[data.Row]:
+    def contexts(self, turns: Sequence[str], *, only_last: bool = False) -> Iterator[datasets.Row]:
         """Each beginning of `turns` as the model reads it.
 
         The oldest turns are left out, whole, until the rest fits; what even one turn cannot fit
@@ -194,11 +194,11 @@ class Canary:
             text = safety.context(turns[first:count], self.separator)
             # The text names the row: its sample is the same wherever it is answered.
             eos = self.session.vocabulary.eos_id
-            yield data.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
+            yield datasets.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
 
     def label(
         self,
-        contexts: Sequence[data.Row],
+        contexts: Sequence[datasets.Row],
         *,
         rots: bool,
         decoding: DecodingConfig,
@@ -216,7 +216,7 @@ class Canary:
 
     def answers(
         self,
-        rows: Sequence[data.Row],
+        rows: Sequence[datasets.Row],
         *,
         rots: bool,
         decoding: DecodingConfig,

@@ -14,7 +14,7 @@ from typing import Any
 
 from cosmo import records
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import formatting, vocabularies
@@ -81,7 +81,7 @@ class DialogueModel:
         found = infer.answer(self.session, rows, infer.scoring(self.session))
         return [Score(a.scores[0], a.num_tokens) for a in found]
 
-    def _rows(self, items: Iterable[Record]) -> list[data.Row]:
+    def _rows(self, items: Iterable[Record]) -> list[datasets.Row]:
         if isinstance(items, str | Mapping):
             raise UserError("give a list of records: [record] for one")
         rows = []

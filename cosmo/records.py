@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.data.data import Row
+from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import lines, shards
 from cosmo.tasks import formatting
 

@@ -13,7 +13,7 @@ import pytest
 import gin
 from cosmo.engine.base import config
 from cosmo.engine.checkpoints import run_checkpoints
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.model import models, optimizer, partitioning, step
 from cosmo.engine.train import evaluate
 from cosmo.tasks import mixtures
@@ -100,7 +100,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
 
     evaluation = config.call(evaluate.EvalConfig)
     with gin.config_scope("train"):
-        train = config.call(data.DatasetConfig)
+        train = config.call(datasets.DatasetConfig)
     names = ("split", "batch_size", "shuffle", "seed", "use_cached", "pack")
     names += ("task_feature_lengths",)
     for key, ours in (
@@ -181,7 +181,7 @@ def test_eval_and_infer_get_the_values_of_this_engine(experiment_file):
         theirs = built(script, run_file, shared, bindings=[*bindings, NOTHING_TRAINED])
         config.load(f"gin/runs/{verb}.gin", [shared], ["MODEL_DIR = '/run'"])
         with gin.config_scope(verb):
-            ours = config.call(data.DatasetConfig)
+            ours = config.call(datasets.DatasetConfig)
         for name in ("split", "batch_size", "shuffle", "pack", "task_feature_lengths"):
             assert theirs["dataset_cfg"][name] == getattr(ours, name)
         assert theirs["output_dir"] == "/out"

@@ -20,7 +20,7 @@ def measure(args: argparse.Namespace) -> dict:
     import numpy as np
 
     from cosmo.engine.base import config
-    from cosmo.engine.data import data
+    from cosmo.engine.data import datasets
     from cosmo.engine.model import models, optimizer, partitioning, step, t5
     from cosmo.engine.scale import chips, sizing
     from cosmo.engine.train.train import compile_step
@@ -34,8 +34,8 @@ def measure(args: argparse.Namespace) -> dict:
     )
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     lengths = {"inputs": args.inputs, "targets": args.targets}
-    dataset = data.DatasetConfig("none", lengths, batch_size=args.batch_size)
-    batch = data.abstract_batch(dataset)
+    dataset = datasets.DatasetConfig("none", lengths, batch_size=args.batch_size)
+    batch = datasets.abstract_batch(dataset)
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
     choice = sizing.choose_here(model, settings, partitioner, batch)

@@ -1,6 +1,6 @@
 """How fast training examples come: SeqIO live, and the cache of packed rows.
 
-Both are read as training reads them, by `data.train_batches`, in turn, and examples are counted the
+Both are read as training reads them, by `reader.train_batches`, in turn, and examples are counted the
 same way: segments of the rows that came. The corpus is the sample corpus many times over.
 """
 
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from cosmo.engine.data import cache, data
+from cosmo.engine.data import cache, datasets, reader
 from cosmo.tasks import mixtures, vocabularies
 
 COPIES = 8  # of the sample corpus
@@ -21,14 +21,14 @@ LENGTHS = {"inputs": 512, "targets": 128}
 VOCABULARY = "tasks/sample/vocabulary.model"
 
 
-def examples(batch: data.TrainBatch) -> int:
+def examples(batch: datasets.TrainBatch) -> int:
     """Examples in a batch of packed rows."""
     return int(batch.arrays["encoder_segment_ids"].max(axis=1).sum())
 
 
-def rate(config: data.DatasetConfig, seconds: float) -> float:
+def rate(config: datasets.DatasetConfig, seconds: float) -> float:
     """Examples a second, after as many batches as are read ahead."""
-    batches = data.train_batches(config)
+    batches = reader.train_batches(config)
     for _ in range(8):
         next(batches)
     count, began = 0, time.monotonic()
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
                 shuffle_buffer_size=2000,
             )
 
-        live = data.DatasetConfig(register, LENGTHS, batch_size=ROWS)
+        live = datasets.DatasetConfig(register, LENGTHS, batch_size=ROWS)
         began = time.monotonic()
         settings = cache.CacheConfig(live, vocabularies.load(VOCABULARY))
         made = cache.write_cache(settings, str(folder / "rows"))

@@ -72,9 +72,9 @@ def lengths(labels: list[list[int]]) -> dict[str, int]:
 def ours(args: argparse.Namespace) -> dict:
     """Canary's labels alone."""
     from canary import Canary, module
-    from cosmo.engine.data import data
+    from cosmo.engine.data import datasets
 
-    rows = [data.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
+    rows = [datasets.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
     found, scores = {}, {}
     for dtype in ("float32", "bfloat16"):
         sizes = {"inputs": CONTEXT, "targets": 16}

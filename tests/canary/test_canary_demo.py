@@ -10,7 +10,7 @@ from canary.evaluation import Case, cases
 from canary.report import Gold
 from cosmo.engine.base import config
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.tasks.safety import LABELS
 
 
@@ -104,7 +104,7 @@ def test_an_earlier_demo_makes_room(tmp_path):
     """Oracle: what the demo's recipe leaves in config.gin once its data has been asked for."""
     config.load("gin/runs/train.gin", [demo.GIN_FILE], [f"MODEL_DIR = {str(tmp_path)!r}"])
     with gin.config_scope("train"):
-        config.call(data.DatasetConfig)
+        config.call(datasets.DatasetConfig)
     (tmp_path / "config.gin").write_text(config.operative_config())
     demo._make_room(tmp_path)
     assert not tmp_path.exists()

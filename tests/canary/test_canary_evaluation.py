@@ -7,7 +7,7 @@ import pytest
 
 from canary import evaluation
 from canary.__main__ import main
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.tasks import safety
 
@@ -72,7 +72,7 @@ def test_gold_rots_are_scored_after_the_gold_label(canary, corpus):
         both, alone = infer.score(
             canary.session,
             [
-                data.Row(str(i), "", context.input_ids, "", targets)
+                datasets.Row(str(i), "", context.input_ids, "", targets)
                 for i, targets in enumerate([(*label, *rots), tuple(label)])
             ],
         )

@@ -10,7 +10,7 @@ import pytest
 from canary import Canary, Chirp
 from canary.module import Settings, split_rots
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.tasks import formatting, safety
 
@@ -45,7 +45,7 @@ def test_probabilities_are_of_the_exact_log_likelihoods(request, style):
     chirp = canary.chirp(DIALOGUES[1])
     context = canary.context(DIALOGUES[1])
     rows = [
-        data.Row(label, context.inputs, context.input_ids, label, tuple(tokens))
+        datasets.Row(label, context.inputs, context.input_ids, label, tuple(tokens))
         for label, tokens in zip(safety.LABELS, canary.choices, strict=True)
     ]
     scores = np.array([found.scores[0] for found in infer.score(canary.session, rows)])
@@ -75,7 +75,7 @@ def test_text_is_what_the_label_is_continued_with(canary):
     tokens: list[int] = []
     for _ in range(2):
         candidates = [
-            data.Row(str(i), "", context.input_ids, "", (*prefix, *tokens, i))
+            datasets.Row(str(i), "", context.input_ids, "", (*prefix, *tokens, i))
             for i in range(1, canary.session.vocabulary.size)
         ]
         scores = [found.scores[0] for found in infer.score(canary.session, candidates)]

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.data import data
+from cosmo.engine.data import reader
 from cosmo.engine.data.rows import MANIFEST, Cache
-from cosmo.engine.train import train
 from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -180,7 +179,7 @@ def test_training_loads_no_tensorflow(training, tmp_path):
 def test_resumed_run_sees_the_same_batches(training, tmp_path, monkeypatch):
     """Three steps, then three more. Oracle: six in one go: same rows, same losses to the bit."""
     seen = []
-    read = data.train_batches
+    read = reader.train_batches
 
     def watched(*args, **kwargs):
         seen.append([])
@@ -188,7 +187,7 @@ def test_resumed_run_sees_the_same_batches(training, tmp_path, monkeypatch):
             seen[-1].append(batch.rows)
             yield batch
 
-    monkeypatch.setattr(train.data, "train_batches", watched)
+    monkeypatch.setattr(reader, "train_batches", watched)
     losses = {}
     for folder, stops in (("once", (6,)), ("twice", (3, 6))):
         for stop in stops:
@@ -214,14 +213,14 @@ def test_training_refuses_another_vocabulary_at_once(training, tmp_path, capsys,
 
 def test_input_wait_is_measured(training, tmp_path, monkeypatch):
     """A reader that sleeps 0.2 s a batch keeps a fast step waiting. Oracle: nearly all the time."""
-    read = data.train_batches
+    read = reader.train_batches
 
     def slow(*args, **kwargs):
         for batch in read(*args, **kwargs):
             time.sleep(0.2)
             yield batch
 
-    monkeypatch.setattr(train.data, "train_batches", slow)
+    monkeypatch.setattr(reader, "train_batches", slow)
     command = [*training, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=10"]
     assert main([*command, "--gin.STATS_PERIOD=5"]) == 0
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -87,7 +87,7 @@ def test_training_starts_from_every_format(trained, exported, small, tmp_path, c
         args += [
             "--gin.STATS_PERIOD=1",
             "--gin.EVAL_PERIOD=None",
-            "--gin.train/data.DatasetConfig.seed=5",
+            "--gin.train/datasets.DatasetConfig.seed=5",
         ]
         caplog.clear()
         caplog.set_level("INFO")

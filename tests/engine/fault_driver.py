@@ -39,7 +39,7 @@ ROWS, SOURCE, TARGET = 8, 12, 8
 
 def batch(index: int, options: dict):
     """The batch of step `index` + 1 [8, 12] and [8, 8]: token ids in 2..39."""
-    from cosmo.engine.data import data
+    from cosmo.engine.data import datasets
 
     rng = np.random.default_rng([index, 5])
     targets = rng.integers(2, 40, (ROWS, TARGET)).astype(np.int32)
@@ -57,7 +57,7 @@ def batch(index: int, options: dict):
         "decoder_loss_weights": weights,
     }
     rows = np.arange(index * ROWS, (index + 1) * ROWS) if options["rows"] else None
-    return data.TrainBatch(arrays, index + 1, rows)
+    return datasets.TrainBatch(arrays, index + 1, rows)
 
 
 class Words:
@@ -72,7 +72,7 @@ def settings(model_dir: str, options: dict) -> dict:
     import tiny_network
 
     from cosmo.engine.checkpoints import run_checkpoints
-    from cosmo.engine.data import data
+    from cosmo.engine.data import datasets
     from cosmo.engine.model import models, partitioning, step
     from cosmo.engine.model.optimizer import Adafactor
     from cosmo.engine.model.schedules import LearningRateSchedule
@@ -81,7 +81,7 @@ def settings(model_dir: str, options: dict) -> dict:
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     lengths = {"inputs": SOURCE, "targets": TARGET}
     rows = ROWS * jax.process_count()
-    dataset = data.DatasetConfig("none", lengths, batch_size=rows)
+    dataset = datasets.DatasetConfig("none", lengths, batch_size=rows)
     evaluation = None
     if options["eval_period"]:
         evaluation = evaluate.EvalConfig(period=options["eval_period"], packed=dataset)
@@ -115,7 +115,7 @@ def patch(options: dict, put=setattr) -> None:
     import jax
 
     from cosmo.engine.checkpoints import integrity, run_checkpoints
-    from cosmo.engine.data import data
+    from cosmo.engine.data import datasets, reader
     from cosmo.engine.train import evaluate, train
 
     def train_batches(config, *, start_step, position, shard=0, num_shards=1, **_):
@@ -127,16 +127,17 @@ def patch(options: dict, put=setattr) -> None:
             yield batch(index * num_shards + shard, options)._replace(position=index + 1)
             index += 1
 
-    put(data, "train_batches", train_batches)
-    abstract = data.abstract_batch
+    put(reader, "train_batches", train_batches)
+    abstract = datasets.abstract_batch
 
     def abstract_batch(config):  # weights are float32 here, to be made infinite
         name = "decoder_loss_weights"
         shapes = abstract(config)
         return {**shapes, name: jax.ShapeDtypeStruct(shapes[name].shape, np.float32)}
 
-    put(data, "abstract_batch", abstract_batch)
-    put(data, "check_split", lambda dataset: None)
+    put(datasets, "abstract_batch", abstract_batch)
+    put(reader, "start", lambda: None)
+    put(reader, "check_split", lambda dataset: None)
 
     def teacher_forced(model, params, packed, layout):
         time.sleep(options["slow_evaluation"])
@@ -152,7 +153,7 @@ def patch(options: dict, put=setattr) -> None:
             return {**run(evaluator, params, step), **values}
 
         put(train._Evaluator, "run", found)
-    put(data, "eval_batches", lambda *args, **rest: [])
+    put(reader, "eval_batches", lambda *args, **rest: [])
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():
         if options["sleeps"][1] == "save":

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cosmo.engine.checkpoints import opening
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer, jobs, shards
 
 
@@ -25,7 +25,7 @@ def records(count, bad=()):
     items = []
     for i in range(count):
         ids = tuple(random.integers(2, 40, random.integers(1, 48)).tolist())
-        row = data.Row(str(i), " ".join(map(str, ids)), ids, "3 4", (3, 4, 5 + i % 9, 1))
+        row = datasets.Row(str(i), " ".join(map(str, ids)), ids, "3 4", (3, 4, 5 + i % 9, 1))
         items.append(shards.Rejected(i + 1, "bad", "…") if i in bad else row)
 
     def read(spans):

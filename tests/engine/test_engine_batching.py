@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 
 
@@ -13,7 +13,7 @@ def rows(lengths, targets=None):
     """Rows of so many tokens."""
     targets = [None] * len(lengths) if targets is None else [(7,) * n for n in targets]
     return [
-        data.Row(str(i), "", (5,) * n, "", ids)
+        datasets.Row(str(i), "", (5,) * n, "", ids)
         for i, (n, ids) in enumerate(zip(lengths, targets, strict=True))
     ]
 

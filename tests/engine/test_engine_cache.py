@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import cache, data, rows, slices
+from cosmo.engine.data import cache, datasets, rows, slices
 
 seqio = pytest.importorskip("seqio")
 
@@ -64,7 +64,7 @@ def mix(name, tasks):
 
 
 def settings(name, **changes):
-    return cache.CacheConfig(data.DatasetConfig(name, LENGTHS, seed=5, **changes), Words())
+    return cache.CacheConfig(datasets.DatasetConfig(name, LENGTHS, seed=5, **changes), Words())
 
 
 def examples_of(made, epoch=None):
@@ -104,7 +104,7 @@ def test_engine_cache_rows_are_seqio_s(tmp_path):
     expected = list(dataset.as_numpy_iterator())
     batch = made.format.features(made.format.decode(made.records(range(made.rows))))
     assert made.rows == len(expected)
-    assert set(batch) == {f for f in expected[0] if "positions" not in f} == set(data.FEATURES)
+    assert set(batch) == {f for f in expected[0] if "positions" not in f} == set(datasets.FEATURES)
     for feature, array in batch.items():
         np.testing.assert_array_equal(array, [row[feature] for row in expected], err_msg=feature)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.engine.model import choices, decoding, models, partitioning, t5
 from cosmo.engine.model.decoding import DecodingConfig
@@ -203,7 +203,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on):
     lengths = {"inputs": 64, "targets": LENGTH}
     session = infer.Session(model, speaker, Words(), layout, 4, lengths, bucketed=True)
     inputs = [tuple(examples[i % 6][0].tolist()) * (1 + 4 * (i == 2)) for i in range(8)]
-    rows = [data.Row(str(i), "", ids) for i, ids in enumerate(inputs)]
+    rows = [datasets.Row(str(i), "", ids) for i, ids in enumerate(inputs)]
     expected = go_on(model, speaker, padded(inputs, 64), DecodingConfig(5), None, FORCED)
     found = list(infer.choose(session, rows, CHOICES))
     assert [answer.row for answer in found] == rows

@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,8 +10,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import Progress, prepare_folder, write_atomic
-from cosmo.engine.data.data import Row, groups, make_batch, pad_rows
-from cosmo.engine.data.prefetch import Prefetcher
+from cosmo.engine.data.datasets import Row, groups, make_batch, pad_rows
 from cosmo.engine.train.metric_files import MetricWriter
 
 SOON = 10.0  # seconds; nothing here waits as long unless it hangs
@@ -65,82 +62,6 @@ def test_engine_data_groups():
     source = iter(range(10))
     assert next(groups(source, 4)) == [0, 1, 2, 3]
     assert next(source) == 4
-
-
-def taken(prefetcher):
-    """What it yields, in a thread, so that a hang fails the test rather than stalls it."""
-    items: list = []
-    errors: list = []
-
-    def run():
-        try:
-            items.extend(prefetcher)
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(SOON)
-    assert not thread.is_alive(), "hangs"
-    return items, errors
-
-
-def until(condition):
-    """Wait for `condition()`, but not long."""
-    deadline = time.monotonic() + SOON
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
-
-
-def test_engine_data_prefetcher_yields_all_in_order_and_stops():
-    """Every item once, in order, then the end. Property."""
-    assert taken(Prefetcher(lambda: iter(range(20)), depth=2)) == (list(range(20)), [])
-    assert taken(Prefetcher(lambda: iter([]))) == ([], [])
-
-
-@pytest.mark.parametrize("where", ["making", "reading"])
-def test_engine_data_prefetcher_raises_the_reader_s_error(where):
-    """An error in the thread reaches `next`, after the items before it. Property."""
-
-    def make():
-        if where == "making":
-            raise UserError("no such task")
-
-        def items():
-            yield 1
-            yield 2
-            raise UserError("no such task")
-
-        return items()
-
-    items, errors = taken(Prefetcher(make))
-    assert items == ([] if where == "making" else [1, 2])
-    assert [str(error) for error in errors] == ["no such task"]
-    assert isinstance(errors[0], UserError)
-
-
-def test_engine_data_prefetcher_reads_ahead_but_not_far():
-    """It starts on its own, and holds `depth` items and one in hand. By hand: 3 of endless many."""
-    read = []
-
-    def make():
-        n = 0
-        while True:
-            read.append(n)
-            yield n
-            n += 1
-
-    prefetcher = Prefetcher(make, depth=2)
-    assert until(lambda: len(read) >= 3)
-    time.sleep(0.3)
-    assert read == [0, 1, 2]
-    assert next(prefetcher) == 0
-    assert until(lambda: len(read) == 4)
-    prefetcher.close()
-    prefetcher.close()  # twice is safe
-    assert until(lambda: not prefetcher._thread.is_alive())
-    assert len(read) == 4
 
 
 def lines(folder):
@@ -278,15 +199,3 @@ def test_engine_data_progress_before_the_first_step(clock, caplog):
     progress.terminal = False
     progress.update(0, force=True)
     assert "0.00 steps/s, ? left" in caplog.messages[0]
-
-
-def test_prefetcher_stays_ended():
-    """Property of iterators: after the end, an error or `close`, `next` raises again at once."""
-    prefetcher = Prefetcher(lambda: iter([1]))
-    assert list(prefetcher) == [1]
-    with pytest.raises(StopIteration):
-        next(prefetcher)
-    closed = Prefetcher(lambda: iter(range(100)))
-    closed.close()
-    with pytest.raises(StopIteration):
-        next(closed)

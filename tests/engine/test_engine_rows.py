@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data, rows
+from cosmo.engine.data import datasets, reader, rows
 from cosmo.engine.data.packing import Counts, Packer, occurrences
 from cosmo.engine.data.rows import Cache, RowFormat
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 def config(folder, **changes):
     settings = {"batch_size": 4, "seed": 3, "cache_path": str(folder), **changes}
-    return data.DatasetConfig("numbers", {"inputs": 24, "targets": 16}, **settings)
+    return datasets.DatasetConfig("numbers", {"inputs": 24, "targets": 16}, **settings)
 
 
 def test_engine_rows_features_are_those_of_the_packed_examples(pack, examples):
@@ -84,14 +84,14 @@ def test_engine_rows_features_are_those_of_the_packed_examples(pack, examples):
     ]
     batch = FORM.features(FORM.decode(records))
     expected = pack([examples[:3], examples[3:]], count=2)
-    assert batch.keys() == expected.keys() == set(FORM.feature_names) == set(data.FEATURES)
+    assert batch.keys() == expected.keys() == set(FORM.feature_names) == set(datasets.FEATURES)
     for name, array in batch.items():
         assert array.dtype == np.int32 and array.flags.c_contiguous, name
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 def test_engine_rows_unpacked_and_wide(examples):
-    """One example a row without segments, ids beyond 16 bits. Oracle: `data.make_batch`."""
+    """One example a row without segments, ids beyond 16 bits. Oracle: `datasets.make_batch`."""
     form = RowFormat(24, 16, packed=False, dtype="int32")
     packer, records = Packer(form), []
     wide = [(inputs * 100_000, targets) for inputs, targets in examples]
@@ -99,8 +99,8 @@ def test_engine_rows_unpacked_and_wide(examples):
         records += packer.add(inputs, targets, "")
     records += packer.finish()
     batch = form.features(form.decode(records))
-    lines = [data.Row("", "", tuple(i.tolist()), "", tuple(t.tolist())) for i, t in wide]
-    expected = data.make_batch(lines, len(lines), 24, 16)
+    lines = [datasets.Row("", "", tuple(i.tolist()), "", tuple(t.tolist())) for i, t in wide]
+    expected = datasets.make_batch(lines, len(lines), 24, 16)
     assert batch.keys() == expected.keys()
     for name, array in batch.items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -140,7 +140,7 @@ def test_engine_rows_order_is_a_permutation_each_time():
 def take(settings, count, position, num_shards):
     """`count` batches as `num_shards` processes read them: (row numbers seen, position)."""
     readers = [
-        data.train_batches(settings, position=position, shard=shard, num_shards=num_shards)
+        reader.train_batches(settings, position=position, shard=shard, num_shards=num_shards)
         for shard in range(num_shards)
     ]
     seen: list[int] = []
@@ -154,8 +154,8 @@ def take(settings, count, position, num_shards):
             assert part.rows.dtype == np.int64 and part.position == parts[0].position
         seen += batch.tolist()
         position = json.loads(json.dumps(parts[0].position))
-    for reader in readers:
-        reader.close()
+    for open_reader in readers:
+        open_reader.close()
     return seen, position
 
 
@@ -188,7 +188,7 @@ def test_engine_rows_readers_and_batch_size_may_change(folder):
 def test_engine_rows_says_what_it_reads(folder, caplog):
     """Oracle: the cache's numbers, by hand: 11 rows, of 40 positions each 2 filled."""
     caplog.set_level(logging.INFO, logger="cosmo")
-    next(data.train_batches(config(folder), num_steps=11))
+    next(reader.train_batches(config(folder), num_steps=11))
     said = "\n".join(caplog.messages)
     assert "11 rows of numbers, train (1 epoch, 1.00 examples a row, 95.0% padding)" in said
     assert "the run needs 44 rows and the cache holds 11: it is read 4.0 times" in said
@@ -268,6 +268,6 @@ def test_engine_rows_damage_names_the_shard(folder, tmp_path, harm, said):
     path = copy / rows.shard_name(2, 3)
     harm(path)
     with pytest.raises(UserError) as error:
-        next(data.train_batches(config(copy, batch_size=12)))
+        next(reader.train_batches(config(copy, batch_size=12)))
     assert path.name in str(error.value) and said in str(error.value)
     assert "python -m cosmo cache" in str(error.value)

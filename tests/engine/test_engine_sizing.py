@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning, step, t5
 from cosmo.engine.scale import sizing
 
-BATCH = data.abstract_batch(
-    data.DatasetConfig("x", {"inputs": 512, "targets": 128}, batch_size=256)
+BATCH = datasets.abstract_batch(
+    datasets.DatasetConfig("x", {"inputs": 512, "targets": 128}, batch_size=256)
 )
 XL = t5.T5Config(
     vocab_size=32128,
@@ -168,8 +168,8 @@ def test_engine_sizing_memory_is_about_what_the_tpu_compiler_takes(parts, policy
 
 def test_engine_sizing_parameters_are_not_activations(model):
     """Property: what is kept holds no array of a parameter's shape and type."""
-    batch = data.abstract_batch(
-        data.DatasetConfig("x", {"inputs": 24, "targets": 16}, batch_size=8)
+    batch = datasets.abstract_batch(
+        datasets.DatasetConfig("x", {"inputs": 24, "targets": 16}, batch_size=8)
     )
     params = {(p.shape, np.dtype(p.dtype)) for p in jax.tree.leaves(models.abstract_params(model))}
     kept = sizing.kept_activations(model, batch, "minimal")

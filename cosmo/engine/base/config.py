@@ -6,6 +6,8 @@ functions; macros (MODEL_DIR, TRAIN_STEPS, ...) are what people override.
 
 import ast
 import difflib
+import functools
+import inspect
 import itertools
 import logging
 import pathlib
@@ -112,6 +114,15 @@ def call(function: Callable[..., Any], **given: Any) -> Any:
             name, what = missing.group(1), missing.group(2).replace("'", "")
             raise UserError(f"{name} needs a value for {what} (gin: {name}.{what})") from error
         raise
+
+
+def registration(function: Callable[..., str]) -> Callable[[], str]:
+    """Return the call of `function` with the arguments that gin holds for it, as plain data.
+
+    gin's own wrapper of a function cannot be sent to another process, such as the one that reads
+    the data.
+    """
+    return functools.partial(inspect.unwrap(function), **gin.get_bindings(function))
 
 
 def query(name: str) -> Any:
@@ -301,8 +312,6 @@ def _selectors() -> list[str]:
 
 
 def _parameters(selector: str) -> list[str]:
-    import inspect
-
     target = gin_internals._REGISTRY.get_match(selector)
     return list(inspect.signature(target.wrapped).parameters) if target else []
 

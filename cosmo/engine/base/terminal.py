@@ -32,7 +32,6 @@ def guarded(
     except mendable as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
-        _wait_for_stderr()
         # Gin appends where the call stood, which is of no use to whoever mends a setting.
         text = str(error).split("\n  In call to configurable")[0]
         print(f"error: {text}", file=sys.stderr)
@@ -47,11 +46,8 @@ def guarded(
         print("interrupted", file=sys.stderr)
         return _leave(130)
     except KeyboardInterrupt as stop:
-        _wait_for_stderr()
         print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         return _leave(130)
-    finally:
-        _wait_for_stderr()
 
 
 def _leave(code: int) -> int:
@@ -63,14 +59,6 @@ def _leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _wait_for_stderr() -> None:
-    """Wait until nobody keeps stderr from being seen (see cosmo.engine.data.seqio_bridge)."""
-    bridge = sys.modules.get("cosmo.engine.data.seqio_bridge")
-    if bridge is not None:
-        with bridge.STDERR_HELD:
-            pass
 
 
 def function(place: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.data import data, slices, workers
+from cosmo.engine.data import datasets, seqio_reader, slices, workers
 from cosmo.engine.data.packing import Counts, Packer
 from cosmo.engine.data.rows import MANIFEST, VERSION, Cache, RowFormat, fingerprint, shard_name
 from cosmo.engine.infer.shards import explained
@@ -40,7 +40,7 @@ class CacheConfig:
     `apart`: texts that the share of unknown pieces leaves out, such as separators.
     """
 
-    dataset: data.DatasetConfig
+    dataset: datasets.DatasetConfig
     vocabulary: Vocabulary
     apart: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ def work(config: CacheConfig, output: str, processes: int) -> None:
     """A worker process, one of `processes`: writes the shards that it is told to."""
     folder = Path(output)
     plan = _read_plan(folder)
-    data.resolve_name(config.dataset)  # registers the tasks
+    seqio_reader.resolve_name(config.dataset)  # registers the tasks
     workers.serve(lambda shard, more: _write_shard(config, folder, plan, shard, processes, more))
 
 
@@ -146,7 +146,7 @@ def _settings(config: CacheConfig, epochs: int, shards_per_epoch, recipe: str) -
     dataset = config.dataset
     return {
         "version": VERSION,
-        "name": data.resolve_name(dataset),
+        "name": seqio_reader.resolve_name(dataset),
         "split": dataset.split,
         "epochs": epochs,
         "shards_per_epoch": shards_per_epoch,

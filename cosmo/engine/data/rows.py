@@ -212,7 +212,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def open_cache(config: Any, vocabulary: Any = None) -> Cache:
-    """The cache at `config.cache_path`, checked against a `data.DatasetConfig` and a vocabulary.
+    """The cache at `config.cache_path`, checked against a `datasets.DatasetConfig` and a vocabulary.
 
     Raises UserError naming the first difference.
     """
@@ -229,9 +229,9 @@ def open_cache(config: Any, vocabulary: Any = None) -> Cache:
     lengths = {"inputs": cache.format.inputs, "targets": cache.format.targets}
     for what, theirs, wanted, names in (
         ("lengths", lengths, ours, "TASK_FEATURE_LENGTHS"),
-        ("packing", cache.format.packed, config.pack, "train/data.DatasetConfig.pack"),
+        ("packing", cache.format.packed, config.pack, "train/datasets.DatasetConfig.pack"),
         ("features", manifest["features"], cache.format.feature_names, "CACHE_PATH"),
-        ("split", manifest["split"], config.split, "train/data.DatasetConfig.split"),
+        ("split", manifest["split"], config.split, "train/datasets.DatasetConfig.split"),
     ):
         if theirs != wanted:
             raise UserError(
@@ -304,13 +304,13 @@ class _Batches:
 
 
 def batches(
-    config: Any, *, position: Any, num_steps: int | None, shard: int, num_shards: int
+    config: Any, position: Any, num_steps: int | None, shard: int, num_shards: int
 ) -> Iterator[tuple[dict[str, np.ndarray], Any, np.ndarray]]:
-    """Endless (features, position, row numbers) of the cache; see `data.train_batches`.
+    """Endless (features, position, row numbers) of the cache; see `reader.train_batches`.
 
     A batch that reaches the end of the rows goes on with the next time through.
     """
-    import grain
+    import grain  # by the thread that trains, before any other thread starts: see `seqio_reader`
 
     cache = open_cache(config)
     seed = (config.seed or 0) if config.shuffle else None

@@ -17,8 +17,8 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
-from cosmo.engine.data import data
-from cosmo.engine.data.seqio_bridge import import_seqio, plain_errors
+from cosmo.engine.data import datasets, seqio_reader
+from cosmo.engine.data.seqio_reader import import_seqio, plain_errors
 
 ALIKE = 0.02  # rates so near to the tasks' sizes mean: every example once
 BATCH = 256  # examples handed over at once: the crossing from TensorFlow is what costs
@@ -50,13 +50,13 @@ def epoch_seed(seed: int, epoch: int, index: int | None = None) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def rates(config: data.DatasetConfig) -> dict[str, float]:
+def rates(config: datasets.DatasetConfig) -> dict[str, float]:
     """The rate of each task that has the split and takes part; of a single task 1."""
     seqio = import_seqio()
-    mixture = seqio.get_mixture_or_task(data.resolve_name(config))
+    mixture = seqio.get_mixture_or_task(seqio_reader.resolve_name(config))
     found = {
         task.name: float(mixture.get_rate(task)) if hasattr(mixture, "get_rate") else 1.0
-        for task, _ in data.subtasks(config)
+        for task, _ in seqio_reader.subtasks(config)
     }
     for name, rate in found.items():
         if not rate:
@@ -64,7 +64,7 @@ def rates(config: data.DatasetConfig) -> dict[str, float]:
     return {name: rate for name, rate in found.items() if rate}
 
 
-def count(config: data.DatasetConfig, name: str) -> int:
+def count(config: datasets.DatasetConfig, name: str) -> int:
     """Examples in a task's source."""
     _, source = _source(config, name)
     with plain_errors(name, config.split):
@@ -96,7 +96,7 @@ def is_extra(k: Any, epoch: int, fraction: float, floor: Any = np.floor) -> Any:
 
 
 def read(
-    config: data.DatasetConfig, plan: Mapping[str, Any], part: Slice, limit: int | None = None
+    config: datasets.DatasetConfig, plan: Mapping[str, Any], part: Slice, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]], list[str]]]:
     """Batches of a slice's examples, in their order, as (task, sides, names).
 
@@ -154,7 +154,7 @@ def _flat(batch):
     return batch["task"], sides, batch["id"]
 
 
-def _source(config: data.DatasetConfig, name: str):
+def _source(config: datasets.DatasetConfig, name: str):
     """(task, where its examples come from): its source, or SeqIO's cache of it."""
     task = import_seqio().TaskRegistry.get(name)
     if config.use_cached and task.supports_caching:
@@ -167,7 +167,7 @@ def _source(config: data.DatasetConfig, name: str):
     return task, task.source
 
 
-def _remaining(config: data.DatasetConfig, task) -> list[Any]:
+def _remaining(config: datasets.DatasetConfig, task) -> list[Any]:
     """The preprocessors that a task's source has not been through."""
     import seqio
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 
 
 class Group(NamedTuple):
@@ -19,7 +19,7 @@ class Group(NamedTuple):
     """
 
     places: list[int]
-    rows: list[data.Row]
+    rows: list[datasets.Row]
     inputs_length: int
     targets_length: int | None
 
@@ -34,7 +34,7 @@ def buckets(length: int) -> tuple[int, ...]:
 
 
 def groups(
-    rows: Sequence[data.Row],
+    rows: Sequence[datasets.Row],
     batch_size: int,
     lengths: Mapping[str, int],
     *,
@@ -62,7 +62,7 @@ def groups(
     return [
         Group(places, [rows[place] for place in places], shape[0], shape[1] or None)
         for shape in sorted(members, reverse=True)
-        for places in data.groups(members[shape], batch_size)
+        for places in datasets.groups(members[shape], batch_size)
     ]
 
 

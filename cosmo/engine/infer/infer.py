@@ -15,7 +15,7 @@ from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import opening
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.choices import Choices, checked
@@ -60,7 +60,7 @@ class SessionConfig:
     bucketed: bool = True
 
     def __post_init__(self):
-        data.check_lengths(self.task_feature_lengths)
+        datasets.check_lengths(self.task_feature_lengths)
         if self.batch_size < 1:
             raise UserError(
                 f"batch_size={self.batch_size}; it must be at least 1 (gin: BATCH_SIZE)"
@@ -101,7 +101,7 @@ class Answer:
     that goes on after one of them, `choice` says after which, and `choice_scores` are theirs.
     """
 
-    row: data.Row
+    row: datasets.Row
     predictions: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     num_tokens: int = 0
@@ -164,7 +164,7 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
 
 
 def _inputs(session: Session, group: batching.Group) -> jax.Array:
-    batch = data.make_batch(group.rows, session.batch_size, group.inputs_length, None)
+    batch = datasets.make_batch(group.rows, session.batch_size, group.inputs_length, None)
     return _put(session, batch)["encoder_input_tokens"]
 
 
@@ -212,7 +212,7 @@ def choosing_then_generating(
     decoding: DecodingConfig,
     seed: int = 0,
     continues: Sequence[bool] | None = None,
-    forced: Callable[[data.Row], int | None] = lambda row: None,
+    forced: Callable[[datasets.Row], int | None] = lambda row: None,
 ) -> Work:
     """Takes each row's likeliest choice (or the one `forced`) and generates what follows it.
 
@@ -249,7 +249,7 @@ def scoring(session: Session) -> Work:
         for row in group.rows:
             if row.target_ids is None:
                 raise UserError(f"record {row.id!r} has no targets to score")
-        batch = data.make_batch(
+        batch = datasets.make_batch(
             group.rows, session.batch_size, group.inputs_length, group.targets_length
         )
         return run(session.params, _put(session, batch))
@@ -271,7 +271,7 @@ def scoring(session: Session) -> Work:
 
 def answer(
     session: Session,
-    rows: Sequence[data.Row],
+    rows: Sequence[datasets.Row],
     work: Work,
     on_batch: Callable[[Counter[str]], None] = lambda counts: None,
 ) -> list[Answer]:
@@ -297,26 +297,26 @@ def answer(
 
 
 def predict(
-    session: Session, rows: Iterable[data.Row], decoding: DecodingConfig, seed: int = 0
+    session: Session, rows: Iterable[datasets.Row], decoding: DecodingConfig, seed: int = 0
 ) -> Iterator[Answer]:
     """Generate for each row, in order, reading WINDOW_BATCHES batches of rows at a time."""
     return _stream(session, rows, generation(session, decoding, seed))
 
 
-def score(session: Session, rows: Iterable[data.Row]) -> Iterator[Answer]:
+def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
     """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
     return _stream(session, rows, scoring(session))
 
 
 def choose(
-    session: Session, rows: Iterable[data.Row], choices: Sequence[Sequence[int]]
+    session: Session, rows: Iterable[datasets.Row], choices: Sequence[Sequence[int]]
 ) -> Iterator[Answer]:
     """The log-likelihood (nats) of each choice after each row's inputs, rows in order."""
     return _stream(session, rows, choosing(session, choices))
 
 
-def _stream(session: Session, rows: Iterable[data.Row], work: Work) -> Iterator[Answer]:
-    for window in data.groups(rows, session.batch_size * WINDOW_BATCHES):
+def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
+    for window in datasets.groups(rows, session.batch_size * WINDOW_BATCHES):
         yield from answer(session, window, work)
 
 
@@ -335,7 +335,7 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _put(session: Session, batch: data.HostBatch) -> models.Batch:
+def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
     """This process's share of a batch that every process has built in full."""
     share = session.batch_size // jax.process_count()
     first = jax.process_index() * share

@@ -3,6 +3,7 @@
 `answer_source` is the whole of it: which windows are missing, answer each, put the shards together.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -19,8 +20,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import Progress, log
 from cosmo.engine.checkpoints import opening
 from cosmo.engine.checkpoints.description import describe
-from cosmo.engine.data import data
-from cosmo.engine.data.prefetch import Prefetcher
+from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import batching, infer, shards
 from cosmo.engine.model.decoding import DecodingConfig
 
@@ -245,14 +245,15 @@ def _answered(
     if not todo:
         return
     answer = config.answerer(session)
-    reader = Prefetcher(lambda: source.read(todo), depth=1)
-    try:
-        for span, items in zip(todo, reader, strict=True):
+    windows = source.read(todo)
+    items = next(windows)  # by this thread: what reading imports is imported before there are two
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+        for span in todo:
+            following = ahead.submit(next, windows, None)
             records = [item for item in items if not isinstance(item, shards.Rejected)]
             rejects = [item for item in items if isinstance(item, shards.Rejected)]
             yield span, answer(records, progress.batches(span, len(records))), rejects
-    finally:
-        reader.close()
+            items = following.result()
 
 
 class _Progress:
@@ -290,7 +291,7 @@ class _Progress:
 def infer_mixture(
     *,
     config: InferConfig,
-    dataset: data.DatasetConfig,
+    dataset: datasets.DatasetConfig,
     output: str | None = None,
     num_examples: int | None = None,
     sharding: Sharding = Sharding(),
@@ -304,7 +305,7 @@ def infer_mixture(
     output = output or opening.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
-    for task in data.eval_tasks(dataset, num_examples):
+    for task in reader.eval_tasks(dataset, num_examples):
         name = f"{task.name}-{config.mode}"
         layout = shards.task_layout(output, name, sharding.num_shards)
         where = layout.shards[0] if sharding.num_shards == 1 else f"{output}/{name}-*.jsonl"

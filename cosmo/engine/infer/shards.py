@@ -20,7 +20,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import is_remote
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 
 # Endings of files that --output cannot be: a folder of such a name is a mistake.
 _FILES = (".csv", ".gz", ".json", ".ndjson", ".parquet", ".tsv", ".txt")
@@ -54,7 +54,7 @@ class Source(NamedTuple):
     read: Callable[[Sequence[Span]], Iterator[list[Any]]]
 
 
-def rows_source(name: str, rows: Sequence[data.Row]) -> Source:
+def rows_source(name: str, rows: Sequence[datasets.Row]) -> Source:
     """Rows that are already in memory."""
     digest = hashlib.sha256()
     for row in rows:

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import StepConfig, state_shardings
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
@@ -32,7 +32,7 @@ class Job:
     """What is to run: the settings of `train` that shape its step."""
 
     model: models.EncoderDecoderModel
-    dataset: data.DatasetConfig
+    dataset: datasets.DatasetConfig
     step: StepConfig = StepConfig()
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bad_steps: guard.GuardConfig = guard.GuardConfig()
@@ -88,7 +88,7 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
         raise UserError(f"--start_step={start_step} is not below TRAIN_STEPS={job.total_steps}")
     name, shape = chips.parse_topology(topology)
     chip = chips.CHIPS[name]
-    batch = data.abstract_batch(job.dataset)
+    batch = datasets.abstract_batch(job.dataset)
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
     limit = chip.hbm_bytes or _host_memory() // count

@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import inspect
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import Progress, log, prepare_folder, write_atomic
 from cosmo.engine.checkpoints import opening
-from cosmo.engine.data import data
+from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import infer
 from cosmo.engine.model import metrics, models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
@@ -29,9 +28,9 @@ class EvalConfig:
     """
 
     period: int | None = 1000
-    packed: data.DatasetConfig | None = None
+    packed: datasets.DatasetConfig | None = None
     steps: int | None = 20
-    generated: data.DatasetConfig | None = None
+    generated: datasets.DatasetConfig | None = None
     num_examples: int | None = None
     decoding: DecodingConfig = DecodingConfig()
     run_before_training: bool = False
@@ -57,25 +56,28 @@ def _loss_sums_fn(model: models.EncoderDecoderModel, layout: partitioning.Layout
 def teacher_forced(
     model: models.EncoderDecoderModel,
     params: models.Params,
-    batches: dict[str, list[data.HostBatch]],
+    batches: dict[str, list[datasets.HostBatch]],
     layout: partitioning.Layout,
 ) -> dict[str, dict[str, float]]:
     """{task: loss (nats a token), perplexity, accuracy}, and "all" over the tokens of all tasks."""
     run = _loss_sums_fn(model, layout)
-    sums = {
-        task: metrics.total(
-            jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
-            for batch in many
-        )
-        for task, many in batches.items()
-    }
+    progress = Progress(sum(map(len, batches.values())), unit="batch", every_seconds=10)
+    sums, done = {}, 0
+    for task, many in batches.items():
+        sums[task] = {}
+        for batch in many:
+            found = jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
+            sums[task] = metrics.add(sums[task], found)
+            done += 1
+            progress.update(done, f"{task}: loss")
+    progress.finish()
     sums["all"] = metrics.total(sums.values())
     return {task: metrics.language_model(totals) for task, totals in sums.items()}
 
 
 def judge(
     session: infer.Session,
-    tasks: list[data.EvalTask],
+    tasks: list[reader.EvalTask],
     decoding: DecodingConfig,
     seed: int = 0,
     keep: dict[str, list[dict[str, Any]]] | None = None,
@@ -83,36 +85,36 @@ def judge(
     """{task: {metric: value}} by the tasks' own metric functions; `keep` receives the answers."""
     results = {}
     for task in tasks:
-        targets = [task.postprocess(row.targets, row, is_target=True) for row in task.rows]
-        values: dict[str, float] = {}
-        if task.score_metric_fns:
-            scored = list(infer.score(session, task.rows))
+        scores = predictions = None
+        counts: dict[str, list[int]] = {}
+        if task.has_score_metrics:
+            scored = _with_progress(infer.score(session, task.rows), task, "scoring")
+            scores = [answer.scores[0] for answer in scored]
             counts = {
                 "num_tokens": [answer.num_tokens for answer in scored],
                 "num_correct": [answer.num_correct for answer in scored],
             }
-            scores = [answer.scores[0] for answer in scored]
-            for metric in task.score_metric_fns:
-                # SeqIO's plain form has two parameters; a third is for numbers of tokens.
-                counted = len(inspect.signature(metric).parameters) > 2
-                values.update(metric(targets, scores, *([counts] if counted else [])))
-        if task.predict_metric_fns:
-            progress = Progress(len(task.rows), unit="record")
-            answers = []
-            for answer in infer.predict(session, task.rows, decoding, seed):
-                answers.append(answer)
-                progress.update(len(answers), f"{task.name}: generating")
-            progress.finish()
-            predictions = [
-                task.postprocess(answer.predictions[0], answer.row, is_target=False)
-                for answer in answers
-            ]
-            for metric in task.predict_metric_fns:
-                values.update(metric(targets, predictions))
+        if task.has_predict_metrics:
+            answers = infer.predict(session, task.rows, decoding, seed)
+            answers = _with_progress(answers, task, "generating")
+            predictions = [answer.predictions[0] for answer in answers]
             if keep is not None:
                 keep[task.name] = [infer.record(answer, "predict") for answer in answers]
-        results[task.name] = {name: float(np.asarray(value)) for name, value in values.items()}
+        results[task.name] = reader.measure(task, predictions, scores, counts)
     return results
+
+
+def _with_progress(
+    answers: Iterator[infer.Answer], task: reader.EvalTask, doing: str
+) -> list[infer.Answer]:
+    """Return the answers to a task's rows as a list, with a progress line on the way."""
+    progress = Progress(len(task.rows), unit="record", every_seconds=10)
+    found = []
+    for answer in answers:
+        found.append(answer)
+        progress.update(len(found), f"{task.name}: {doing}")
+    progress.finish()
+    return found
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -134,7 +136,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 def evaluate(
     *,
     session: infer.SessionConfig,
-    dataset: data.DatasetConfig,
+    dataset: datasets.DatasetConfig,
     output: str | None = None,
     decoding: DecodingConfig = DecodingConfig(),
     num_examples: int | None = None,
@@ -148,7 +150,7 @@ def evaluate(
     output = output or opening.beside(session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     opened, step = session.open()
-    tasks = data.eval_tasks(dataset, num_examples)
+    tasks = reader.eval_tasks(dataset, num_examples)
     counts = ", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks)
     log.info("%s", counts)
     answers: dict[str, list[dict[str, Any]]] = {}

@@ -6,19 +6,19 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.heartbeat import heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import opening, run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
-from cosmo.engine.data import data, rows
-from cosmo.engine.data.prefetch import Prefetcher
+from cosmo.engine.data import datasets, reader, rows
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
@@ -32,14 +32,14 @@ from cosmo.engine.scale import sizing
 from cosmo.engine.train import early_stopping, evaluate, guard, metric_files, preemption
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
-WORTH_SAYING = 0.03  # the share of the time spent waiting for input that the progress line names
+MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
 
 
 def train(
     *,
     model: models.EncoderDecoderModel,
     vocabulary: Vocabulary,
-    dataset: data.DatasetConfig,
+    dataset: datasets.DatasetConfig,
     model_dir: str,
     total_steps: int,
     step: StepConfig = StepConfig(),
@@ -64,7 +64,7 @@ def train(
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = writer.prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
-    chosen = sizing.choose_here(model, step, partitioner, data.abstract_batch(dataset))
+    chosen = sizing.choose_here(model, step, partitioner, datasets.abstract_batch(dataset))
     model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
     mesh = layout.mesh
@@ -73,6 +73,8 @@ def train(
     if dataset.cache_path is not None:
         rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
     evaluating = evaluation is not None and evaluation.period is not None
+    if evaluating or dataset.cache_path is None:
+        reader.start()  # its imports take seconds: they overlap with all that follows
     if evaluating and importlib.util.find_spec("seqio") is None:
         raise UserError(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
@@ -118,7 +120,7 @@ def train(
         # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
         saved, left = saver.progress(), total_steps - done
         start = {"start_step": done, "num_steps": left, "position": saved.get("data")}
-        batches = Prefetcher(lambda: _on_device(dataset, start, mesh))
+        batches = reader.train_batches(dataset, **start, **datasets.process_shard())
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         run_step = compile_step(
@@ -129,7 +131,7 @@ def train(
         )
         if first_process:
             run_checkpoints.keep_vocabulary(model_dir, vocabulary.path)
-        first = next(batches)  # now all settings have been read, the reader's too
+        first = _on_device(next(batches), mesh)  # now all settings have been read
         if summarize_config is not None and first_process:
             writer.write_atomic(folder / "config.gin", summarize_config())
 
@@ -182,7 +184,7 @@ def train(
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
                 note = f"loss {values.get('loss', math.nan):.4f}, "
                 note += f"{values['tokens_per_second']:.0f} tokens/s,"
-                if values["input_wait"] > WORTH_SAYING:
+                if values["input_wait"] > MIN_INPUT_WAIT_SHOWN:
                     note += f" {values['input_wait']:.0%} waiting for input,"
                 progress.update(done, note, force=last)
                 tokens, steps, waited, since = 0, 0, 0.0, time.monotonic()
@@ -191,7 +193,7 @@ def train(
             if evaluate_now and not stop:
                 progress.finish()
                 try:
-                    with notice.interrupting():
+                    with notice.interrupting(), heartbeat("evaluating"):
                         results = evaluator.run(state.params, done)
                     board.write(done, stopping.add(done, results))
                 except preemption.Stopped:
@@ -202,11 +204,12 @@ def train(
                 since = time.monotonic()  # a rate is of training alone
             if last or stop or stopping.finished:
                 break
-            if batches.is_empty():
-                jax.block_until_ready(sums)  # what the devices still compute is no waiting
+            if reader.would_wait(batches):
+                jax.block_until_ready(sums)  # time that the devices still compute is no waiting
             asked = time.monotonic()
-            batch = next(batches)
+            host_batch = next(batches)
             waited += time.monotonic() - asked
+            batch = _on_device(host_batch, mesh)
         saver.wait()  # a save that failed in the background is an error here
         if notice.interrupted:
             raise KeyboardInterrupt
@@ -216,25 +219,23 @@ def train(
 
 
 class _DeviceBatch(NamedTuple):
-    """A `data.TrainBatch` on the devices; `tokens` are those of this process's rows."""
+    """A `datasets.TrainBatch` on the devices; `tokens` are those of this process's rows."""
 
     arrays: dict[str, jax.Array]
-    host: data.TrainBatch
+    host: datasets.TrainBatch
     tokens: int
 
 
-def _on_device(dataset: data.DatasetConfig, start: dict[str, Any], mesh: jax.sharding.Mesh):
-    """Training batches, each on its way to the devices: run ahead, the transfer costs no step."""
-    for batch in data.train_batches(dataset, **start, **data.process_shard()):
-        tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
-        arrays = partitioning.put_batch(batch.arrays, mesh)
-        yield _DeviceBatch(arrays, batch, tokens)
+def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBatch:
+    """Start the transfer of a batch to the devices; the next step does not wait for it."""
+    tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
+    return _DeviceBatch(partitioning.put_batch(batch.arrays, mesh), batch, tokens)
 
 
 def compile_step(
     model: models.EncoderDecoderModel,
     step: StepConfig,
-    dataset: data.DatasetConfig,
+    dataset: datasets.DatasetConfig,
     layout: partitioning.Layout,
     abstract: TrainState,
     shardings: TrainState,
@@ -255,8 +256,9 @@ def compile_step(
         donate_argnums=0,
     )
     began = time.monotonic()
-    batch = data.abstract_batch(dataset)
-    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
+    batch = datasets.abstract_batch(dataset)
+    with heartbeat("compiling the train step"):
+        compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
@@ -328,14 +330,14 @@ class _Evaluator:
     def __init__(self, config, model, vocabulary, layout, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
         self.layout, self.seed = layout, seed
-        self.packed: dict[str, list[data.HostBatch]] | None = None
-        self.tasks: list[data.EvalTask] | None = None
+        self.packed: dict[str, list[datasets.HostBatch]] | None = None
+        self.tasks: list[reader.EvalTask] | None = None
 
     def check(self) -> None:
         """Raise UserError if a validation set does not exist: at the start, not after hours."""
         for dataset in (self.config.packed, self.config.generated):
             if dataset is not None:
-                data.check_split(dataset)
+                reader.check_split(dataset)
 
     def run(self, params, step: int) -> dict[str, float]:
         """Metrics by name, also logged, a line a task.
@@ -347,13 +349,13 @@ class _Evaluator:
         results: dict[str, dict[str, dict[str, float]]] = {}
         if config.packed is not None:
             if self.packed is None:
-                self.packed = data.eval_batches(
-                    config.packed, num_batches=config.steps, **data.process_shard()
+                self.packed = reader.eval_batches(
+                    config.packed, num_batches=config.steps, **datasets.process_shard()
                 )
             results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
             if self.tasks is None:
-                self.tasks = data.eval_tasks(config.generated, config.num_examples)
+                self.tasks = reader.eval_tasks(config.generated, config.num_examples)
             session = infer.Session(
                 self.model,
                 params,

@@ -1,0 +1,138 @@
+"""The settings and types of what is read: packed batches for training, rows for evaluation.
+
+Nothing here reads data: `reader` does, from SeqIO tasks or a cache of packed rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cosmo.engine.base.errors import UserError
+
+HostBatch = dict[str, np.ndarray]
+FEATURES = (
+    "encoder_input_tokens",
+    "encoder_segment_ids",
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_segment_ids",
+    "decoder_loss_weights",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Settings of a dataset. Field names are those of T5X's `utils.DatasetConfig`.
+
+    `mixture_or_task_name` is a name in SeqIO's registry, or a function that registers tasks and
+    returns a name. The reader process calls that function, so it must pickle. `module` is imported
+    first. With `cache_path`, training reads the packed rows of a cache there (see `rows`).
+    """
+
+    mixture_or_task_name: str | Callable[[], str]
+    task_feature_lengths: Mapping[str, int]
+    split: str = "train"
+    batch_size: int = 128
+    shuffle: bool = True
+    seed: int | None = 0
+    use_cached: bool = False
+    pack: bool = True
+    module: str | None = None
+    cache_path: str | None = None
+
+    def __post_init__(self):
+        check_lengths(self.task_feature_lengths)
+
+
+class TrainBatch(NamedTuple):
+    """A training batch: this process's rows, and the reading position after it.
+
+    `position` is JSON from which `reader.train_batches` continues behind this batch. It is the same
+    on every process, and None for live SeqIO. `rows` are the numbers of the rows of the whole batch
+    (all processes) in their cache, or None.
+    """
+
+    arrays: HostBatch
+    position: Any = None
+    rows: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One example: its text, and the tokens that a model reads."""
+
+    id: str
+    inputs: str
+    input_ids: tuple[int, ...]
+    targets: str | None = None
+    target_ids: tuple[int, ...] | None = None
+
+
+def check_lengths(lengths: Any) -> None:
+    """Raise UserError unless `lengths` gives tokens of both features."""
+    if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= set(lengths):
+        raise UserError(
+            f"task_feature_lengths={lengths!r}; give tokens of both features, such as "
+            "{'inputs': 512, 'targets': 128} (gin: TASK_FEATURE_LENGTHS)"
+        )
+
+
+def make_batch(
+    rows: list[Row], batch_size: int, inputs_length: int, targets_length: int | None
+) -> HostBatch:
+    """Rows one by one, padded with zeros to [batch_size, length]; missing rows are all zeros.
+
+    `targets_length=None` leaves the decoder's side out (generation).
+    """
+
+    def matrix(sequences, length):
+        out = np.zeros((batch_size, length), np.int32)
+        for i, ids in enumerate(sequences):
+            ids = ids[:length]
+            out[i, : len(ids)] = ids
+        return out
+
+    batch = {"encoder_input_tokens": matrix([r.input_ids for r in rows], inputs_length)}
+    if targets_length is not None:
+        targets = matrix([r.target_ids or () for r in rows], targets_length)
+        batch["decoder_target_tokens"] = targets
+        batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
+    return batch
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """`array` with zero rows added up to `rows`."""
+    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive lists of `size` items; the last may be shorter."""
+    group = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a whole training batch, known before any data is read."""
+    names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
+    sides = {"encoder": "inputs", "decoder": "targets"}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (config.batch_size, config.task_feature_lengths[sides[name.split("_")[0]]]), np.int32
+        )
+        for name in names
+    }
+
+
+def process_shard() -> dict[str, int]:
+    """This process's share of the rows: keyword arguments for `train_batches`."""
+    return {"shard": jax.process_index(), "num_shards": jax.process_count()}
