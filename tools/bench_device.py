@@ -22,8 +22,8 @@ def measure(args: argparse.Namespace) -> dict:
     from cosmo.engine.base import config
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, optimizer, partitioning, step, t5
+    from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
-    from cosmo.engine.train.train import compile_step
 
     sizes = config.saved_macros(config.ROOT / f"gin/models/{args.model}.gin")
     network = t5.T5Config(
@@ -43,7 +43,9 @@ def measure(args: argparse.Namespace) -> dict:
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()
-    run = compile_step(model, settings, dataset, layout, abstract, shardings, 0)
+    run = compile_step(
+        model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
+    )
     compiled = time.monotonic() - began
     state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
 

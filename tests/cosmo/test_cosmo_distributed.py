@@ -19,7 +19,6 @@ from cosmo.engine.checkpoints import opening
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATES = {"train/tokens_per_second", "train/steps_per_second", "train/input_wait"}
 CPU = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     # Devices on few busy cores may wait long for one another.
     " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     " --xla_cpu_collective_timeout_seconds=600"
@@ -44,7 +43,7 @@ def start(small, cached, folder, steps, *more, devices=1, **environment) -> subp
         "--gin.DROPOUT_RATE=0.1",
         *more,
     ]
-    flags = f"{CPU} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']}{CPU} --xla_force_host_platform_device_count={devices}"
     with open(f"{folder}.log", "a") as log:
         return subprocess.Popen(
             command,

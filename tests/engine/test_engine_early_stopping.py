@@ -16,8 +16,7 @@ from cosmo.engine.train import early_stopping, train
 from cosmo.engine.train.early_stopping import Record, StoppingConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fault_driver
-import faults
+from tests.engine import fault_driver, faults
 
 NAN, INF = math.nan, math.inf
 

@@ -3,8 +3,6 @@
 import functools
 import json
 
-import fault_driver
-import faults
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +14,7 @@ from cosmo.engine.model import models, step
 from cosmo.engine.model.optimizer import Adafactor, AdamW
 from cosmo.engine.train import guard
 from cosmo.engine.train.guard import GuardConfig
+from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 30, "save_period": 10, "keep": None}
 run = functools.partial(faults.run_here, OPTIONS)
@@ -48,13 +47,17 @@ def test_a_skipped_step_changes_the_counter_alone(steps, packed):
 
 
 def test_a_step_that_may_be_skipped_computes_what_others_do(steps, packed):
-    """Oracle: the step without a limit, to rounding (the compiler fuses it differently); and a
-    limit that is just met is no reason to skip."""
+    """Oracle: the step without a limit, to rounding: the compiler fuses the two differently.
+
+    A limit that is just met is no reason to skip. That limit is the norm of the same program, since
+    another one's may differ in its last bit.
+    """
     run_step, state = steps
     plain, sums = run_step(state, packed)
-    for limit in (np.inf, float(sums["grad_norm"])):
+    _, unlimited = run_step(state, packed, np.float32(np.inf))
+    for limit in (np.inf, float(unlimited["grad_norm"])):
         after, same = run_step(state, packed, np.float32(limit))
-        assert bits(same["grad_norm"]) == bits(sums["grad_norm"])
+        np.testing.assert_allclose(same["grad_norm"], sums["grad_norm"], rtol=1e-5)
         for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
 

@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 
-import fault_driver
-import faults
 import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import integrity, opening, run_checkpoints, saving
+from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
@@ -175,9 +174,9 @@ def test_who_lags_is_read_from_the_barriers_message(text, names):
 
 RESHARD = """
 import json, sys
-sys.path[:0] = [".", "tests/engine"]
+sys.path[:0] = ["."]
 import jax, numpy as np
-import fault_driver
+from tests.engine import fault_driver
 from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
@@ -210,7 +209,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     """Oracle: the arrays that were saved, to the bit, parameters and optimizer state."""
 
     def begin(devices, action):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         out = tmp_path / f"{action}{devices}.npz"
         arguments = [str(devices), action, str(tmp_path / "run"), str(out)]
         return out, subprocess.Popen(

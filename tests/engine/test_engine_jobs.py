@@ -4,15 +4,15 @@ import itertools
 import json
 from collections import Counter
 
-import job_settings
 import pytest
 from etils import epath
-from job_settings import records
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import opening
 from cosmo.engine.infer import infer, jobs, shards
 from cosmo.engine.model.decoding import DecodingConfig
+from tests.engine import job_settings
+from tests.engine.job_settings import records
 
 config = pytest.fixture(job_settings.config)
 

@@ -24,8 +24,8 @@ from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
     TrainState,
+    compile_step,
     init_state,
-    make_train_step,
     state_shardings,
 )
 from cosmo.engine.scale import sizing
@@ -123,9 +123,17 @@ def train(
         batches = reader.train_batches(dataset, **start, **datasets.process_shard())
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        run_step = compile_step(
-            model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
-        )
+        with heartbeat("compiling the train step"):
+            run_step = compile_step(
+                model,
+                step,
+                datasets.abstract_batch(dataset),
+                layout,
+                abstract,
+                shardings,
+                random_seed,
+                bad_steps.skips,
+            )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
@@ -230,44 +238,6 @@ def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBa
     """Start the transfer of a batch to the devices; the next step does not wait for it."""
     tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
     return _DeviceBatch(partitioning.put_batch(batch.arrays, mesh), batch, tokens)
-
-
-def compile_step(
-    model: models.EncoderDecoderModel,
-    step: StepConfig,
-    dataset: datasets.DatasetConfig,
-    layout: partitioning.Layout,
-    abstract: TrainState,
-    shardings: TrainState,
-    seed: int,
-    skips: bool = False,
-) -> jax.stages.Compiled:
-    """The train step, compiled before there is a state or a batch; the old state is donated.
-
-    If `skips`, it takes a third argument, the limit of the gradient's norm.
-    """
-    mesh = layout.mesh
-    everywhere = partitioning.replicated(mesh)
-    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
-    jitted = jax.jit(
-        make_train_step(model, step, seed, layout),
-        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
-    began = time.monotonic()
-    batch = datasets.abstract_batch(dataset)
-    with heartbeat("compiling the train step"):
-        compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    log.info(
-        "%s parameters on %d %s device(s); train step compiled in %.1f s",
-        f"{count:,}",
-        mesh.size,
-        mesh.devices.flat[0].platform,
-        time.monotonic() - began,
-    )
-    return compiled
 
 
 def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
