@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 NEWEST := .venv-newest
 UV := $(shell command -v uv 2>/dev/null)
 EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra dev
-# One worker process a core; tests that share an expensive run stay in one of them.
-PYTEST := -m pytest -n auto --dist loadgroup
+# One worker process a core; the tests of one file share its fixtures in one of them.
+PYTEST := -m pytest -n auto --dist loadfile
 
 .PHONY: quickstart canary-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
 
