@@ -13,7 +13,7 @@ import pytest
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import opening, run_checkpoints
 from cosmo.engine.train import early_stopping, train
-from cosmo.engine.train.early_stopping import Record, StoppingConfig
+from cosmo.engine.train.early_stopping import History, StoppingConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import fault_driver
@@ -36,11 +36,11 @@ NAN, INF = math.nan, math.inf
 def test_evaluations_since_the_best(config, values, best_step, counts):
     """Oracle: by hand; with min_delta, 8.4 is the first to beat 9, and 7.9 does not beat it."""
     config = StoppingConfig(patience=3, **config)
-    record, found = Record(), []
+    history, found = History(), []
     for step, value in enumerate(values, 1):
-        record = early_stopping.follow(config, record, step, value)
-        found.append(record.since)
-    assert (record.best_step, found) == (best_step, counts)
+        history = early_stopping.after_evaluation(config, history, step, value)
+        found.append(history.since)
+    assert (history.best_step, found) == (best_step, counts)
 
 
 @pytest.mark.parametrize(

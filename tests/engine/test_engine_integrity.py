@@ -178,7 +178,7 @@ import json, sys
 sys.path[:0] = [".", "tests/engine"]
 import jax, numpy as np
 import fault_driver
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import lazy, run_checkpoints, saving
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
 
@@ -201,8 +201,8 @@ else:
     state = saver.restore(run_checkpoints.abstract_like(abstract, shardings), {})
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding == sharding and len(leaf.sharding.device_set) == devices
-paths = jax.tree_util.tree_leaves_with_path(state)
-np.savez(sys.argv[4], **{run_checkpoints._path(p): np.asarray(leaf) for p, leaf in paths})
+arrays = {"/".join(path): np.asarray(leaf) for path, leaf in lazy.flat(state).items()}
+np.savez(sys.argv[4], **arrays)
 """
 
 
@@ -252,7 +252,7 @@ def test_an_imported_checkpoint_has_checksums(tmp_path):
     from cosmo.engine.checkpoints import lazy, streaming
 
     state = {"params": {"w": lazy.from_array(np.arange(6.0, dtype=np.float32).reshape(2, 3))}}
-    streaming.write(str(tmp_path), 3, state, {"network": "x"})
+    streaming.write_checkpoint(str(tmp_path), 3, state, {"network": "x"})
     folder = tmp_path / "checkpoints/3"
     named = json.loads((folder / "checksums.0.json").read_text())["files"]
     assert len(named) > 3 and integrity.problem(folder) is None

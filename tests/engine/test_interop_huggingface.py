@@ -24,7 +24,7 @@ GOLDEN = ("t5_v1_1", "t5_v1_0")
 
 def nested(source: opening.Source):
     """A source's parameters in memory."""
-    return convert._nested({path: array.whole() for path, array in source.params.items()})
+    return lazy.nested({path: array.whole() for path, array in source.params.items()})
 
 
 @pytest.fixture(params=GOLDEN)
@@ -91,11 +91,11 @@ def folder(tmp_path, tiny_config, make_params):
     def make(dtype="float32", max_shard_bytes=10**9, **changes):
         config = tiny_config(**changes)
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: np.asarray(a) for k, a in opening.flat(params).items()}
+        arrays = {k: np.asarray(a) for k, a in lazy.flat(params).items()}
         sources_ = {path: lazy.from_array(array) for path, array in arrays.items()}
         out = epath.Path(tmp_path / "model")
         out.mkdir()
-        huggingface.write(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
+        huggingface.write_folder(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
         return pathlib.Path(out), arrays
 
     return make
@@ -228,7 +228,7 @@ def test_broken_files(folder):
 def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     """HuggingFace's layers share one relative bias. Oracle: a UserError that says so, no folder."""
     config = tiny_config(relative_attention_per_layer=True)
-    params = opening.flat(make_params(models.EncoderDecoderModel(config)))
+    params = lazy.flat(make_params(models.EncoderDecoderModel(config)))
     arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
     from cosmo.engine.checkpoints import streaming
 
@@ -236,7 +236,9 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
         "network": "T5Config",
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    streaming.write(str(tmp_path / "run"), 1, {"params": convert._nested(arrays)}, description)
+    streaming.write_checkpoint(
+        str(tmp_path / "run"), 1, {"params": lazy.nested(arrays)}, description
+    )
     with pytest.raises(UserError, match="relative bias"):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

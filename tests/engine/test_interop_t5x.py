@@ -138,8 +138,8 @@ def test_training_goes_on_as_t5x_would(golden, name):
     np.testing.assert_allclose(losses, theirs, rtol=1e-3)
     arrays = recorded(golden, name, "adafactor_step20/params/")
     target = {f"target/{k}": lazy.from_array(v) for k, v in arrays.items()}
-    for path, array in t5x.read("recorded", target, source.network).items():
-        ours = opening.flat(ended)[path]
+    for path, array in t5x.read_params("recorded", target, source.network).items():
+        ours = lazy.flat(ended)[path]
         error = np.max(np.abs(ours - array.whole())) / np.max(np.abs(array.whole()))
         assert error <= 1e-3, path
 
@@ -190,9 +190,9 @@ def test_adafactor_of_the_scanned_network(golden):
         rng = np.random.default_rng(0)
         values = {}
         for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
-            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            path = ("opt_state", *lazy.path_of(keys))
             values[path] = lazy.from_array(rng.random(leaf.shape).astype(np.float32))
-        states = t5x_adafactor.write(values, network)
+        states = t5x_adafactor.to_param_states(values, network)
         arrays = {
             f"state/param_states/{name}/{kind}": lazy.from_array(array)
             for name, kinds in states.items()
@@ -210,9 +210,9 @@ def test_adafactor_of_the_scanned_network(golden):
                     assert array.shape == theirs[name].shape, name
             assert compared == 2 * (7 + 11)
         arrays |= {f"target/{side}/{side}/x": lazy.from_array(np.zeros(1)) for side in t5x.SIDES}
-        back = t5x_adafactor.read("written", arrays, network, 3, abstract)
+        back = t5x_adafactor.read_state("written", arrays, network, 3, abstract)
         for keys, array in jax.tree_util.tree_flatten_with_path(back)[0]:
-            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            path = ("opt_state", *lazy.path_of(keys))
             kind, _ = t5x_adafactor.meaning(path)
             unused = array.shape[-1:] == (1,)
             wanted = 3 if kind == "count" else 0 if unused else values[path].whole()
@@ -226,10 +226,10 @@ def written(tmp_path, tiny_config, make_params):
     def make(change=lambda optimizer: None, version=3):
         config = tiny_config()
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in opening.flat(params).items()}
+        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in lazy.flat(params).items()}
         folder = epath.Path(tmp_path / "checkpoint_7")
         folder.mkdir()
-        t5x.write(folder, 7, arrays, config, None, lambda count: None)
+        t5x.write_checkpoint(folder, 7, arrays, config, None, lambda count: None)
         index = serialization.msgpack_restore((folder / t5x.INDEX).read_bytes())
         change(index["optimizer"])
         (folder / t5x.INDEX).write_bytes(serialization.msgpack_serialize(index))
@@ -301,12 +301,12 @@ def test_optimizer_state_must_be_there(written, golden):
     settings = step.StepConfig(optimizer.Adafactor(min_dim_size_to_factor=256))
     abstract = jax.eval_shape(lambda: step.init_state(model, settings, 0)).opt_state
     with pytest.raises(UserError, match="min_dim_size_to_factor"):
-        t5x_adafactor.read("recorded", arrays, config, 5, abstract)
+        t5x_adafactor.read_state("recorded", arrays, config, 5, abstract)
     momentum = {
         k: lazy.from_array(np.zeros((4, 4))) if k.endswith("/m") else v for k, v in arrays.items()
     }
     with pytest.raises(UserError, match="momentum"):
-        t5x_adafactor.read("recorded", momentum, config, 5, abstract)
+        t5x_adafactor.read_state("recorded", momentum, config, 5, abstract)
 
 
 def test_missing_chunk(written):
@@ -325,7 +325,7 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
     state = step.init_state(model, step.StepConfig(), 0)
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a) + 1), state)
     description = describe(model, None)
-    streaming.write(str(tmp_path / "run"), 4, arrays, description)
+    streaming.write_checkpoint(str(tmp_path / "run"), 4, arrays, description)
     convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
     source = opening.open_source(str(tmp_path / "t5x"))
     _, abstract, shardings = on_one_device(source, step.StepConfig())
@@ -337,7 +337,7 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
         jax.tree.leaves(state.opt_state),
         strict=True,
     ):
-        kind, _ = t5x_adafactor.meaning(tuple(t5x_adafactor._key(key) for key in path))
+        kind, _ = t5x_adafactor.meaning(lazy.path_of(path))
         unused = kind != "v" and kind != "count"  # tensors this small are not factored
         expected = 4 if kind == "count" else 0 if unused else np.asarray(wanted) + 1
         np.testing.assert_array_equal(ours, np.broadcast_to(expected, ours.shape))
@@ -357,7 +357,7 @@ def test_what_t5x_cannot_compute_is_not_exported(
     """Oracle: the field in the message, and no folder."""
     model = models.EncoderDecoderModel(tiny_config(**changes))
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a)), make_params(model))
-    streaming.write(str(tmp_path / "run"), 4, {"params": arrays}, describe(model, None))
+    streaming.write_checkpoint(str(tmp_path / "run"), 4, {"params": arrays}, describe(model, None))
     with pytest.raises(UserError, match=field):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
     assert not (tmp_path / "t5x/checkpoint_4").exists()
