@@ -333,19 +333,24 @@ def _check_representable(config: t5.T5Config) -> None:
 def _write_array(folder: epath.Path, output: _Output, on_piece) -> dict[str, Any]:
     """Write one zarr array piece by piece. Return the entry that T5X's index has for it."""
     file = output.name.replace("/", ".")
-    metadata = {
-        "shape": list(output.shape),
-        "chunks": [max(n, 1) for n in output.chunks],
-        "compressor": {"id": "gzip", "level": 1},
+    # The path is relative, so that the folder can be moved; T5X completes it. Keys are in order,
+    # as upstream writes them.
+    entry = {
+        "driver": "zarr",
+        "dtype": "float32",
+        "kvstore": {"driver": "file", "path": f"{file}/"},
+        "metadata": {
+            "chunks": [max(n, 1) for n in output.chunks],
+            "compressor": {"id": "gzip", "level": 1},
+            "shape": list(output.shape),
+        },
     }
-    kvstore = f"{tensorstore_url(folder)}/{file}/"
-    spec = {"driver": "zarr", "kvstore": kvstore, "dtype": "float32"}
+    spec = {**entry, "kvstore": f"{tensorstore_url(folder)}/{file}/"}
     with one_line_errors(f"cannot write {folder}/{file}"):
-        target = ts.open({**spec, "metadata": metadata}, create=True, delete_existing=True).result()
+        target = ts.open(spec, create=True, delete_existing=True).result()
     for index, piece in output.pieces:
         # The piece was read outside of this block: a read error names the source by itself.
         with one_line_errors(f"cannot write {folder}/{file}"):
             target[index].write(piece.astype(np.float32, copy=False)).result()
         on_piece(piece.nbytes)
-    # The path is relative, so that the folder can be moved; T5X completes it.
-    return {**spec, "kvstore": {"driver": "file", "path": f"{file}/"}, "metadata": metadata}
+    return entry
