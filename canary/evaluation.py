@@ -99,7 +99,7 @@ def run_eval(args: argparse.Namespace) -> None:
             "its rows, or --num_examples is 0"
         )
     found = labels.settings(args)
-    output = args.output or opening.beside(args.checkpoint, "canary_eval", "--output")
+    output = args.output or opening.results_folder(args.checkpoint, "canary_eval", "--output")
     folder = writer.prepare_folder(output, "--output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)

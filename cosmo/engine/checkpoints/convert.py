@@ -48,6 +48,7 @@ def import_checkpoint(
     Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
     or misshapen. An interrupted import leaves no checkpoint.
     """
+    # This checks every tensor's name and shape, before anything is written.
     source = opening.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
@@ -68,6 +69,7 @@ def import_checkpoint(
         state = TrainState(state["step"], state["params"], _optimizer_state(source))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
+        # Errors of single arrays are UserErrors already, and name the array: they pass through.
         try:
             streaming.write_checkpoint(output, step, state, description, on_piece)
             if vocabulary is not None:
@@ -82,6 +84,7 @@ def _optimizer_state(source: Source) -> Any:
     if source.format != "t5x":
         raise UserError(f"{source} has no optimizer state; import it without")
     model = models.EncoderDecoderModel(source.network)
+    # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
     abstract = jax.eval_shape(
         lambda: StepConfig().transformation().init(models.init(model, jax.random.key(0)))
     )
@@ -121,9 +124,11 @@ def export_checkpoint(
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
     source = opening.open_source(path)
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
+    # Parameters of a source are float32, whatever its file holds.
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4
     with _progress(total) as on_piece, _new_folder(target) as folder:
         if format == "t5x":
+            # Only our own checkpoints have an optimizer state in the form that can be written.
             states = None
             if source.format == "cosmo":
                 states = t5x_adafactor.to_param_states(source.others, source.network)
@@ -139,6 +144,7 @@ def export_checkpoint(
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
                 run_checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
         else:
+            # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:
                 tokenizer.write_tokenizer(folder, vocabulary_path)
             shard_bytes = int(max_shard_gb * 1e9)
@@ -185,6 +191,7 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
         if not remote:
+            # An empty folder that the user made.
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -198,6 +205,7 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """Show progress over `total` bytes in MiB. Yield a function that counts bytes as done."""
+    # In MiB: bytes of a large model are too many digits to read.
     progress = Progress(math.ceil(total / 2**20), unit="MiB")
     done = 0
 

@@ -26,6 +26,7 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
     description: dict[str, Any] = {
         "format": "cosmo",
         "network": type(model.network).__name__,
+        # The whole config: a checkpoint can be opened without the gin file of its run.
         "config": dataclasses.asdict(model.network),
     }
     if vocabulary is not None:
@@ -54,6 +55,7 @@ def check_same_vocabulary(
 
     Both are {"path", "fingerprint", and "size" where it is known}, or None if unknown.
     """
+    # The hash alone decides: a run's copy of the file has another path, and means the same.
     if not saved or not wanted or saved["fingerprint"] == wanted["fingerprint"]:
         return
     theirs, ours = (

@@ -44,10 +44,12 @@ class InitialCheckpoint:
             return None
         if self.restore_optimizer_state:
             return self._read_with_optimizer(abstract, shardings, description)
+        # Unlike in T5X, the optimizer starts anew unless its state is asked for.
         step, params = opening.restore_params(
             self.path, abstract.params, shardings.params, description
         )
         log.info("starting from %s, step %d, with a fresh optimizer state", self.path, step)
+        # HuggingFace stores no step. Its user would otherwise set TRAIN_STEPS as for T5X's models.
         if step == 0:
             log.info("its steps count from 0: TRAIN_STEPS is what this run trains, and no more")
         return Start(step, params, None)
@@ -60,6 +62,7 @@ class InitialCheckpoint:
                 f"{self.path} is a HuggingFace folder, which holds no optimizer state: leave "
                 "out --gin.RESTORE_OPTIMIZER_STATE"
             )
+        # One reading of the whole state, as a run that resumes does it.
         if format == "cosmo":
             wanted = run_checkpoints.abstract_like(abstract, shardings)
             with run_checkpoints.manager(folder, read_only=True) as source:

@@ -58,6 +58,7 @@ class LazyArray:
         stack = len(shape) > 2
         if stack:
             shape[0] = 1
+        # Cut the outermost axis whose rows fit into a piece; the axes before it become 1.
         for axis in range(stack, len(shape)):
             row = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
             shape[axis] = min(self.shape[axis], max(1, PIECE_BYTES // max(row, 1)))
@@ -103,6 +104,7 @@ def layer(source: LazyArray, number: int, axis: int = 0) -> LazyArray:
     """Return one layer of an array whose `axis` counts layers."""
 
     def read(index):
+        # A slice of length 1 keeps the number of axes, as an Index needs; then the axis goes.
         full = (*index[:axis], slice(number, number + 1), *index[axis:])
         return source.read(full).squeeze(axis)
 
@@ -118,6 +120,7 @@ def reshaped(source: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     """Return `source` in another shape. Reading any part reads all of `source`."""
     if source.shape == shape:
         return source
+    # A part of the new shape may be scattered over the old one. Used for small arrays alone.
     return LazyArray(shape, source.dtype, lambda index: source.whole().reshape(shape)[index])
 
 

@@ -48,6 +48,7 @@ def locate(path: str) -> Located:
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
+    # Ours first: a run's folder may also hold checkpoints that were exported to T5X.
     ours = run_checkpoints.locate(path)
     if ours is not None:
         return Located(*ours, "cosmo")
@@ -65,7 +66,7 @@ def locate(path: str) -> Located:
     )
 
 
-def beside(path: str, name: str, flag: str) -> str:
+def results_folder(path: str, name: str, flag: str) -> str:
     """Return the default folder for results: `name` in the run's folder.
 
     Raises UserError for a foreign checkpoint: its folder belongs to another system.
@@ -133,6 +134,7 @@ def open_source(path: str, format: str | None = None) -> Source:
             raise UserError(f"{path} holds a {description.get('network')}, expected a T5Config")
         try:
             network = t5.T5Config(**description["config"])
+        # A later version's T5Config may have fields that this version does not know.
         except TypeError as error:
             raise UserError(f"{path}: its description has an unknown network: {error}") from error
         params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
@@ -195,9 +197,11 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     found = {path: array.shape for path, array in source.params.items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
     check_shapes(str(source), found, wanted)
+    # A parameter that is left over would silently not be used.
     surplus = found.keys() - wanted.keys()
     if surplus:
         raise UserError(f"{source} has {'/'.join(min(surplus))}, this gin file's model has not")
+    # Equal shapes are not enough: see `description.BEHAVIOUR`.
     saved = describe(models.EncoderDecoderModel(source.network), None)
     check_network(str(source), saved, description)
     check_own_vocabulary(source, description.get("vocabulary"))
@@ -208,6 +212,7 @@ def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
 
     `wanted` is {"path", "fingerprint"}, or None if this run has none.
     """
+    # T5X's checkpoints never say which vocabulary they were trained with.
     own = source.vocabulary_path
     if source.format == "huggingface" and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
@@ -224,6 +229,7 @@ def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
             index = tuple(slice(*s.indices(size)[:2]) for s, size in whole)
             return np.asarray(array.read(index), wanted.dtype)
 
+        # JAX calls `part` for this process's devices only: no process reads the whole array.
         return jax.make_array_from_callback(array.shape, sharding, part)
 
     leaves, structure = jax.tree.flatten(arrays)

@@ -104,6 +104,8 @@ def manager(
     async_options=None,
 ):
     """Return an Orbax CheckpointManager over MODEL_DIR/checkpoints."""
+    # Here and below Orbax is imported inside functions: it takes seconds to load, and many commands
+    # want only this module's names.
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
@@ -114,6 +116,7 @@ def manager(
         async_options=async_options,
     )
     return ocp.CheckpointManager(
+        # Orbax refuses relative paths.
         epath.Path(model_dir).resolve() / FOLDER,
         options=options,
         item_handlers={
@@ -162,6 +165,7 @@ def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any
     """
     import orbax.checkpoint as ocp
 
+    # Compare first: Orbax's own errors about other shapes are a page of tree.
     _check(saver, step, abstract, description)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     return _explained(saver, step, lambda: saver.restore(step, args=args))["state"]
@@ -201,6 +205,7 @@ def locate(path: epath.PathLike) -> tuple[str, int] | None:
         folder = folder.parent / FOLDER / folder.read_text().strip()
         if not folder.exists():
             raise UserError(f"{path} names {folder}, which is not there any more")
+    # A checkpoint that is named is used or refused, never exchanged for an earlier one.
     if folder.name.isdigit() and folder.parent.name == FOLDER:
         if not (folder / COMMITTED).exists():
             raise UserError(f"checkpoint {path} was not finished: it has no {COMMITTED}")
@@ -226,6 +231,7 @@ def _damage(folder: epath.Path) -> str | None:
     """Return what is damaged in a checkpoint, or None. Checks again only if a file has changed."""
     if is_remote(folder):
         return _damage_of(str(folder))
+    # Times of change are cheap to read on a disk; in a bucket each costs a request.
     files = sorted(pathlib.Path(folder).rglob("*"))
     return _damage_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
 
@@ -288,7 +294,7 @@ def _read_json(saver, step: int, item: str) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-    return saver.restore(step, args=args)[item] or {}
+    return saver.restore(step, args=args)[item] or {}  # Orbax returns None for an empty dict
 
 
 def _explained(saver, step: int, read: Callable[[], Any]) -> Any:

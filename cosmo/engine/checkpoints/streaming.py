@@ -68,6 +68,7 @@ def write_checkpoint(
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     folder = epath.Path(output).resolve() / run_checkpoints.FOLDER
+    # Not in the background: an error is raised by `save`, not in a thread.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     handlers = {"state": handler, "description": ocp.JsonCheckpointHandler()}
     args = ocp.args.Composite(
@@ -80,6 +81,7 @@ def write_checkpoint(
         with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
             saver.save(step, args=args, force=True)
     except BaseException:
+        # In a bucket Orbax writes into the final folder; there its missing mark shows the failure.
         if not is_remote(folder):
             for partial in folder.glob(f"{step}{integrity.PARTIAL}*"):
                 partial.rmtree()
@@ -88,6 +90,7 @@ def write_checkpoint(
         logging.getLogger("absl").setLevel(level)
     if step not in run_checkpoints.completed_steps(output):
         raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
+    # If a kill comes before this, the checkpoint has no checksums, and can be read nevertheless.
     with one_line_errors("cannot write checksums"):
         integrity.write(folder / str(step))
 
@@ -101,12 +104,14 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
         metadata = json.loads((state / "_METADATA").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
+    # Orbax's versions and options differ in how they store arrays: read what is there.
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     ocdbt = (state / "manifest.ocdbt").exists()
     arrays = {}
     context = chunk_cache(0)  # our chunks are about one piece each: none is read twice
     for entry in metadata["tree_metadata"].values():
         path = tuple(str(key["key"]) for key in entry["key_metadata"])
+        # An empty leaf, of an optimizer's part without a state.
         if entry["value_metadata"].get("value_type") == "None":
             continue
         name = ".".join(path)
@@ -141,6 +146,7 @@ def open_array(
 
     A missing chunk reads as zeros, or is an error if `complete`.
     """
+    # A checkpoint never changes: without "open" each read asks the bucket whether it has.
     spec = {**spec, "recheck_cached_data": "open", "fill_missing_data_reads": not complete}
     with one_line_errors(f"{where} cannot be read"):
         store = ts.open(spec, open=True, read=True, context=context).result()

@@ -301,7 +301,7 @@ def infer_mixture(
     inferences/ in the run's folder.
     """
     path = config.session.checkpoint_path
-    output = output or opening.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
+    output = output or opening.results_folder(path, "inferences", "--gin.INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in data.eval_tasks(dataset, num_examples):

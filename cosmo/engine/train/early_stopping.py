@@ -42,7 +42,7 @@ class StoppingConfig:
                 f"EARLY_STOPPING_PATIENCE={self.patience!r}; give a number of evaluations, at "
                 "least 1, or None"
             )
-        if not self.min_delta >= 0:
+        if not self.min_delta >= 0:  # this way around NaN is refused too
             raise UserError(f"EARLY_STOPPING_MIN_DELTA={self.min_delta!r}; give 0 or more")
         if self.mode not in ("min", "max", None):
             raise UserError(f"EARLY_STOPPING_MODE={self.mode!r}; it is 'min', 'max' or None")
@@ -66,6 +66,7 @@ class StoppingConfig:
             raise UserError(
                 f"EARLY_STOPPING_PATIENCE={self.patience} needs evaluations: give EVAL_PERIOD"
             )
+        # The best evaluation must have a checkpoint.
         if eval_period % save_period:
             raise UserError(
                 f"CHECKPOINT_PERIOD={save_period} does not divide EVAL_PERIOD={eval_period}: with "
@@ -101,7 +102,8 @@ def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> His
     # run does again, so that run stops where an uninterrupted one would.
     history = History()
     for text in metric_files.read_lines(model_dir):
-        if metric_files.step_of(text) <= until_step and COUNT in text:
+        # Evaluations are few among the lines of training: do not parse the others twice.
+        if COUNT in text and metric_files.step_of(text) <= until_step:
             line = json.loads(text)
             history = after_evaluation(config, history, line["step"], line.get(config.metric))
     return history
@@ -134,6 +136,7 @@ class Stopping:
         self.history = History()
         if config.patience is not None and start_step:
             self.history = read_history(config, model_dir, start_step)
+            # The last run may have been killed between its evaluation and this.
             self._keep_best()
 
     @property

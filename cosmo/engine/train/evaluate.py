@@ -145,7 +145,7 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder), and returns the metrics.
     """
-    output = output or opening.beside(session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR")
+    output = output or opening.results_folder(session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     opened, step = session.open()
     tasks = data.eval_tasks(dataset, num_examples)

@@ -71,6 +71,7 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"HuggingFace folder {path} cannot be read: {error}") from error
     missing = [name for name in files if not (folder / name).exists()]
+    # Unpickling runs any code that the file holds.
     if missing and any(folder.glob("pytorch_model*.bin")):
         raise UserError(
             f"{path} holds PyTorch .bin weights, which are pickles and are not loaded. Where torch "
@@ -163,6 +164,7 @@ def read_params(
     Raises UserError if a tensor is missing, surplus or misshapen.
     """
     found = {name: tensor for name, tensor in tensors.items() if name != UNREAD}
+    # Copies that differ would mean that the file has two embeddings, of which T5 has one.
     copies = COPIES + (("lm_head.weight",) if config.logits_via_embedding else ())
     for name in copies:
         if name in found and not _equal(found.pop(name), tensors.get("shared.weight")):

@@ -60,6 +60,7 @@ def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
     context = chunk_cache(max(map(_nbytes, leaves.values())))
     for name, node in leaves.items():
         if isinstance(node, dict):
+            # Older specs of TensorStore hold the path beside the kvstore.
             stored = node["kvstore"].get("path") or node.get("path") or name.replace("/", ".")
             kvstore = f"{tensorstore_url(folder)}/{stored.strip('/')}/"
             spec = {"driver": node["driver"], "kvstore": kvstore}
@@ -125,9 +126,11 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
         layers = [shape(f"{stack_of[side]}/mlp/wo/kernel")[SCAN_AXIS] for side in SIDES]
         buckets = shape(f"{stack}/relpos_bias/rel_embedding")[-1]
     else:
+        # Plain T5X joins heads in its kernels. Only the bias table shows their number.
         heads, buckets = shape("encoder/relpos_bias/rel_embedding")
         head_dim = shape(f"{first}/attention/query/kernel")[1] // heads
         layers = [_count_layers(target, side) for side in SIDES]
+    # The distance of the last bucket leaves no trace: T5X's models all have the default.
     vocab_size, emb_dim = shape("token_embedder/embedding")
     return t5.T5Config(
         vocab_size=vocab_size,
@@ -210,6 +213,7 @@ def read_params(
     """
     target = _target(arrays)
     stack_of = stacks(target)
+    # Names and shapes first: nothing is read from a checkpoint that does not fit.
     parameters = names.parameters(config)
     wanted = {}
     for parameter in parameters:
@@ -235,6 +239,7 @@ def _layers_first(source: LazyArray, parameter: Parameter) -> LazyArray:
 
     def read(index):
         layers, *rest = index
+        # Cut along layers alone: our other axes join theirs, and a layer fits into memory.
         everything = [slice(0, n) for n in source.shape]
         part = source.read((*everything[:SCAN_AXIS], layers, *everything[SCAN_AXIS + 1 :]))
         part = np.moveaxis(part, SCAN_AXIS, 0)

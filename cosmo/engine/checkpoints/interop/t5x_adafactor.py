@@ -41,6 +41,7 @@ def read_state(
 
     def leaf(keys, wanted):
         kind, parameter_path = meaning(lazy.path_of(keys))
+        # T5X keeps one step for the whole optimizer; optax counts in each of its parts.
         if kind == "count":
             return lazy.from_array(np.full(wanted.shape, step, wanted.dtype))
         parameter = parameters[parameter_path]
@@ -52,6 +53,7 @@ def read_state(
                 raise UserError(f"{where} lacks {PREFIX}{name}/{theirs}")
             sources.append(states[f"{name}/{theirs}"])
         one = wanted.shape[1:] if parameter.side else wanted.shape  # the shape of one layer
+        # Optax marks an unused array by one element. A parameter may itself have one.
         unused = one == (1,) and parameter.shape != (1,)
         if unused and sources[0].size == 1:
             return lazy.from_array(np.zeros(wanted.shape, np.float32))
@@ -79,6 +81,7 @@ def to_param_states(
     ours: dict[tuple[str, Path], LazyArray] = {}
     for path, array in arrays.items():
         if path[0] == "opt_state":
+            # Another optimizer's state has no place in T5X's Adafactor.
             try:
                 ours[meaning(path)] = array
             except UserError:
@@ -134,12 +137,14 @@ def _scanned(parameter: Parameter, kind: str) -> tuple[str, int]:
     if kind == "v" or len(parameter.shape) < 2:
         return kind, t5x.SCAN_AXIS
     axis = _kept_axis(parameter, kind)
+    # "embed" is the model's side.
     theirs = "v_row" if parameter.axes[axis] == "embed" else "v_col"
     return theirs, 1 if axis == 0 else 0
 
 
 def _kept_axis(parameter: Parameter, kind: str) -> int:
     """Return the axis of a matrix that optax's `v_row` or `v_col` runs along."""
+    # As optax does it, so that equal sides are told apart in the same way.
     shorter, longer = (int(axis) for axis in np.argsort(parameter.shape)[-2:])
     return shorter if kind == "v_row" else longer
 

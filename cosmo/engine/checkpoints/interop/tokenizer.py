@@ -22,6 +22,7 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
     """
     data = epath.Path(vocabulary_path).read_bytes()
     tokenizer, sentinels = _tokenizer(data, vocabulary_path)
+    # AutoTokenizer reads tokenizer.json. The original serves SentencePiece, and our own import.
     (folder / SPIECE).write_bytes(data)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
     settings = {
@@ -56,6 +57,7 @@ def _tokenizer(data: bytes, path: str) -> tuple[dict[str, Any], list[str]]:
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(data)
+    # The tokenizer.json below holds Unigram's scores. Other types have none: BPE has merges.
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
         raise UserError(
