@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import integrity, opening, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, integrity, run_checkpoints, saving
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
@@ -117,17 +117,17 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
     """Named: an error, whoever reads it. A run's folder: the one before, with a word."""
     flip(files(copied / "checkpoints/12")[0])
     with pytest.raises(UserError, match=r"checkpoints/12 is damaged: state/.* checksum"):
-        opening.locate(str(copied / "checkpoints/12"))
-    assert opening.locate(str(copied)).step == 8
+        any_format.locate(str(copied / "checkpoints/12"))
+    assert any_format.locate(str(copied)).step == 8
     assert "checkpoints/12 is damaged and not used" in caplog.text
     assert (copied / "checkpoints/12").exists()  # readers move nothing
     for step in (4, 8):
         files(copied / f"checkpoints/{step}")[0].unlink()
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        opening.locate(str(copied))
+        any_format.locate(str(copied))
     (copied / "checkpoints/4/commit_success.txt").unlink()
     with pytest.raises(UserError, match="was not finished"):
-        opening.locate(str(copied / "checkpoints/4"))
+        any_format.locate(str(copied / "checkpoints/4"))
 
 
 def test_checkpoints_without_checksums_are_read(copied):
@@ -230,7 +230,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     assert {name.split("/")[0] for name in saved} == {"step", "params", "opt_state"}
     restored = [finish(*both) for both in [begin(n, "restore") for n in (1, 2, 4)]]
     # Without a device: JAX is told to use a kind that does not exist.
-    code = "import sys, pickle; from cosmo.engine.checkpoints import opening as c;"
+    code = "import sys, pickle; from cosmo.engine.checkpoints import any_format as c;"
     code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
     env = {**os.environ, "JAX_PLATFORMS": "nothing"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -256,7 +256,7 @@ def test_an_imported_checkpoint_has_checksums(tmp_path):
     folder = tmp_path / "checkpoints/3"
     named = json.loads((folder / "checksums.0.json").read_text())["files"]
     assert len(named) > 3 and integrity.problem(folder) is None
-    assert opening.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
+    assert any_format.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
         [0, 1, 2],
         [3, 4, 5],
     ]

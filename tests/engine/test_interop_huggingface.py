@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import convert, lazy, opening
+from cosmo.engine.checkpoints import any_format, convert, lazy
 from cosmo.engine.checkpoints.interop import huggingface
 from cosmo.engine.model import models
 from cosmo.engine.model.decoding import DecodingConfig
@@ -22,7 +22,7 @@ from cosmo.engine.model.decoding import DecodingConfig
 GOLDEN = ("t5_v1_1", "t5_v1_0")
 
 
-def nested(source: opening.Source):
+def nested(source: any_format.Source):
     """A source's parameters in memory."""
     return lazy.nested({path: array.whole() for path, array in source.params.items()})
 
@@ -30,7 +30,7 @@ def nested(source: opening.Source):
 @pytest.fixture(params=GOLDEN)
 def case(request, golden):
     """(model in float32, its parameters, what transformers computed from the same folder)."""
-    source = opening.open_source(str(golden / "hf" / request.param), "huggingface")
+    source = any_format.open_source(str(golden / "hf" / request.param), "huggingface")
     model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
     with np.load(golden / "hf" / request.param / "golden.npz") as file:
         theirs = {name: file[name] for name in file.files}
@@ -115,7 +115,7 @@ def test_sharded_folder(folder):
             tensors = [content.get_tensor(name) for name in content.keys()]  # noqa: SIM118
             assert {index["weight_map"][name] for name in content.keys()} == {file.name}  # noqa: SIM118
         assert sum(t.nbytes for t in tensors) <= 8000 or len(tensors) == 1
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     for path, array in arrays.items():
         np.testing.assert_array_equal(source.params[path].whole(), array)
     assert not source.network.logits_via_embedding
@@ -126,7 +126,7 @@ def test_bfloat16(folder):
     out, arrays = folder("bfloat16")
     tensors = load_file(out / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     for path, array in arrays.items():
         rounded = array.astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(source.params[path].whole(), rounded)
@@ -163,7 +163,7 @@ def test_every_tensor_is_accounted_for(folder, change, words):
     out, _ = folder()
     edit(out, change)
     with pytest.raises(UserError, match=words):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_copies_of_the_embedding_are_accepted(folder):
@@ -171,7 +171,7 @@ def test_copies_of_the_embedding_are_accepted(folder):
     out, arrays = folder(mlp_activations=("relu",), logits_via_embedding=True)
     names = (*huggingface.COPIES, "lm_head.weight")
     edit(out, lambda t: t.update({name: t["shared.weight"].copy() for name in names}))
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     assert source.network.logits_via_embedding
     assert source.params.keys() == arrays.keys()
 
@@ -195,7 +195,7 @@ def test_other_networks_are_refused(folder, field, value):
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(UserError, match=field):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_pytorch_weights_are_refused_with_a_way(folder):
@@ -204,7 +204,7 @@ def test_pytorch_weights_are_refused_with_a_way(folder):
     (out / "model.safetensors").unlink()
     (out / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(UserError, match=r"save_pretrained"):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_version_4_configs(folder):
@@ -213,7 +213,7 @@ def test_version_4_configs(folder):
     config = json.loads((out / "config.json").read_text())
     del config["scale_decoder_outputs"]
     (out / "config.json").write_text(json.dumps(config))
-    assert opening.open_source(str(out)).network.logits_scale == 16**-0.5
+    assert any_format.open_source(str(out)).network.logits_scale == 16**-0.5
 
 
 def test_broken_files(folder):
@@ -222,7 +222,7 @@ def test_broken_files(folder):
     data = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):

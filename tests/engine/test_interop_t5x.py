@@ -13,7 +13,7 @@ from etils import epath
 from flax import serialization
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import convert, lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints import any_format, convert, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.checkpoints.interop import t5x, t5x_adafactor
 from cosmo.engine.model import models, optimizer, partitioning, step
@@ -33,7 +33,7 @@ def recorded(golden: pathlib.Path, name: str, prefix: str = "") -> dict[str, np.
         return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
-def on_one_device(source: opening.Source, settings: step.StepConfig):
+def on_one_device(source: any_format.Source, settings: step.StepConfig):
     """(model in float32, abstract state, its shardings) for a source's network."""
     model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
     partitioner = partitioning.Partitioner()
@@ -44,7 +44,7 @@ def on_one_device(source: opening.Source, settings: step.StepConfig):
 @pytest.mark.parametrize("name", CASES)
 def test_network_is_read_from_shapes(golden, name):
     """Oracle: the sizes that T5X's network was built with."""
-    source = opening.open_source(checkpoint(golden, name), "t5x")
+    source = any_format.open_source(checkpoint(golden, name), "t5x")
     sizes = json.loads((golden / f"{name}.json").read_text())
     found = json.loads(json.dumps(dataclasses.asdict(source.network)))
     assert {k: found[k] for k in sizes if k in found and k != "scan_layers"} == {
@@ -57,9 +57,9 @@ def test_network_is_read_from_shapes(golden, name):
 @pytest.mark.parametrize("name", PLAIN)
 def test_scores_of_an_imported_checkpoint(golden, name, jit):
     """Log-likelihoods after five steps. Oracle: T5X's `score_batch`, from the same checkpoint."""
-    source = opening.open_source(checkpoint(golden, name))
+    source = any_format.open_source(checkpoint(golden, name))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     ours = jit(models.score, static_argnums=0)(model, params, batch)
     np.testing.assert_allclose(ours["score"], recorded(golden, name)["score_batch"], rtol=1e-5)
@@ -67,9 +67,9 @@ def test_scores_of_an_imported_checkpoint(golden, name, jit):
 
 def test_logits_of_the_scanned_network(golden, jit):
     """Layers on axis 1, heads apart, a relative bias a layer. Oracle: T5X's logits, to 1e-4."""
-    source = opening.open_source(checkpoint(golden, "t5_1_1_scan"))
+    source = any_format.open_source(checkpoint(golden, "t5_1_1_scan"))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, "t5_1_1_scan", "batch/").items()}
     ours = jit(models.logits, static_argnums=0)(model, params, batch)
     assert np.max(np.abs(ours - recorded(golden, "t5_1_1_scan")["logits"])) <= 1e-4
@@ -104,12 +104,12 @@ def test_training_goes_on_as_t5x_would(golden, name):
     With a fresh optimizer the trace is another one, so the test can tell. T5 1.0 is followed as
     far as its ReLUs open in the same places: rounding then grows tenfold in three steps.
     """
-    source = opening.open_source(checkpoint(golden, name))
+    source = any_format.open_source(checkpoint(golden, name))
     settings = step.StepConfig()
     model, abstract, shardings = on_one_device(source, settings)
     args = abstract.opt_state, shardings.opt_state, {}
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
-    state = opening.restore_adafactor(source.path, abstract.params, *args)
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
+    state = any_format.restore_adafactor(source.path, abstract.params, *args)
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     transformation = settings.transformation()
 
@@ -263,14 +263,14 @@ def misshape(optimizer):
 def test_every_tensor_is_accounted_for(written, change, words):
     """Oracle: the name of the tensor that was taken away, added or reshaped, in the message."""
     with pytest.raises(UserError) as caught:
-        opening.open_source(written(change))
+        any_format.open_source(written(change))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_untouched_checkpoint_is_accepted(written):
     """The checks above refuse the change, not the checkpoint. Oracle: the step that was written."""
-    assert opening.open_source(written()).step == 7
+    assert any_format.open_source(written()).step == 7
 
 
 def test_broken_index(tmp_path):
@@ -279,7 +279,7 @@ def test_broken_index(tmp_path):
     folder.mkdir()
     (folder / "checkpoint").write_bytes(b"\x93garbage")
     with pytest.raises(UserError, match="checkpoint_3"):
-        opening.open_source(str(folder))
+        any_format.open_source(str(folder))
 
 
 def test_missing_array_file(written):
@@ -288,7 +288,7 @@ def test_missing_array_file(written):
     for path in (epath.Path(folder) / "target.encoder.encoder_norm.scale").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"target/encoder/encoder_norm/scale"):
-        opening.open_source(folder)
+        any_format.open_source(folder)
 
 
 def test_optimizer_state_must_be_there(written, golden):
@@ -313,7 +313,7 @@ def test_missing_chunk(written):
     """Half a copy: an array's description without its data. Oracle: an error, not zeros."""
     folder = written()
     (epath.Path(folder) / "target.encoder.encoder_norm.scale/0").unlink()
-    source = opening.open_source(folder)
+    source = any_format.open_source(folder)
     with pytest.raises(UserError, match="target/encoder/encoder_norm/scale"):
         source.params["encoder", "encoder_norm", "scale"].whole()
 
@@ -327,9 +327,9 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
     description = describe(model, None)
     streaming.write_checkpoint(str(tmp_path / "run"), 4, arrays, description)
     convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
-    source = opening.open_source(str(tmp_path / "t5x"))
+    source = any_format.open_source(str(tmp_path / "t5x"))
     _, abstract, shardings = on_one_device(source, step.StepConfig())
-    back = opening.restore_adafactor(
+    back = any_format.restore_adafactor(
         source.path, abstract.params, abstract.opt_state, shardings.opt_state, {}
     )
     for (path, ours), wanted in zip(

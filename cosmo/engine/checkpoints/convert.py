@@ -13,10 +13,10 @@ from etils import epath
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import Progress, is_remote, log
-from cosmo.engine.checkpoints import lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
+from cosmo.engine.checkpoints.any_format import Source
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
-from cosmo.engine.checkpoints.opening import Source
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
 
@@ -49,7 +49,7 @@ def import_checkpoint(
     or misshapen. An interrupted import leaves no checkpoint.
     """
     # This checks every tensor's name and shape, before anything is written.
-    source = opening.open_source(path, format)
+    source = any_format.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
     step = source.step if step is None else step
@@ -58,7 +58,7 @@ def import_checkpoint(
     description = describe(models.EncoderDecoderModel(source.network), vocabulary)
     if vocabulary is not None:
         log.info(check_vocabulary(source, vocabulary))
-        opening.check_own_vocabulary(source, description["vocabulary"])
+        any_format.check_own_vocabulary(source, description["vocabulary"])
     description["imported_from"] = {
         "format": source.format,
         "path": source.path,
@@ -122,7 +122,7 @@ def export_checkpoint(
         raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
     if format == "t5x" and dtype != "float32":
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
-    source = opening.open_source(path)
+    source = any_format.open_source(path)
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
     # Parameters of a source are float32, whatever its file holds.
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4

@@ -9,7 +9,7 @@ from typing import Any
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import opening, run_checkpoints
+from cosmo.engine.checkpoints import any_format, run_checkpoints
 from cosmo.engine.checkpoints.run_checkpoints import Start
 from cosmo.engine.model.step import TrainState
 
@@ -29,7 +29,7 @@ class InitialCheckpoint:
         """Return the checkpoint's step, 0 without a path. Raises UserError if there is none."""
         # As in T5X, TRAIN_STEPS counts these steps too: Cosmo-3B's 1,210,000 are 1,100,000 of the
         # LM-adapted T5 and 110,000 of its own.
-        return opening.locate(self.path).step if self.path else 0
+        return any_format.locate(self.path).step if self.path else 0
 
     def read(
         self, abstract: TrainState, shardings: TrainState, description: dict[str, Any]
@@ -45,7 +45,7 @@ class InitialCheckpoint:
         if self.restore_optimizer_state:
             return self._read_with_optimizer(abstract, shardings, description)
         # Unlike in T5X, the optimizer starts anew unless its state is asked for.
-        step, params = opening.restore_params(
+        step, params = any_format.restore_params(
             self.path, abstract.params, shardings.params, description
         )
         log.info("starting from %s, step %d, with a fresh optimizer state", self.path, step)
@@ -55,7 +55,7 @@ class InitialCheckpoint:
         return Start(step, params, None)
 
     def _read_with_optimizer(self, abstract, shardings, description) -> Start:
-        folder, step, format = opening.locate(self.path)
+        folder, step, format = any_format.locate(self.path)
         log.info("starting from %s, step %d, with its optimizer state", self.path, step)
         if format == "huggingface":
             raise UserError(
@@ -68,10 +68,10 @@ class InitialCheckpoint:
             with run_checkpoints.manager(folder, read_only=True) as source:
                 state = run_checkpoints.restore(source, step, wanted, description)
             return Start(step, state.params, state.opt_state)
-        _, params = opening.restore_params(
+        _, params = any_format.restore_params(
             self.path, abstract.params, shardings.params, description
         )
-        opt_state = opening.restore_adafactor(
+        opt_state = any_format.restore_adafactor(
             self.path, abstract.params, abstract.opt_state, shardings.opt_state, description
         )
         return Start(step, params, opt_state)

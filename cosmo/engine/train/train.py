@@ -15,7 +15,7 @@ from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import opening, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import data, rows
 from cosmo.engine.data.prefetch import Prefetcher
@@ -269,7 +269,7 @@ def compile_step(
 
 
 def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
-    return opening.locate(restore.path).step if restore.path else 0
+    return any_format.locate(restore.path).step if restore.path else 0
 
 
 def _start_state(
@@ -281,7 +281,7 @@ def _start_state(
         log.info("resuming at step %d from %s", saver.newest, saver.folder)
         return saver.restore(wanted, description)
     if restore.path and restore.restore_optimizer_state:
-        model_dir, start, format = opening.locate(restore.path)
+        model_dir, start, format = any_format.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
         if format == "huggingface":
             raise UserError(
@@ -290,8 +290,8 @@ def _start_state(
             )
         if format != "cosmo":
             args = restore.path, abstract.params, shardings.params, description
-            _, params = opening.restore_params(*args)
-            opt_state = opening.restore_adafactor(
+            _, params = any_format.restore_params(*args)
+            opt_state = any_format.restore_adafactor(
                 restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
             )
             return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
@@ -301,7 +301,7 @@ def _start_state(
     if not restore.path:
         log.info("starting from fresh parameters (seed %d)", seed)
         return fresh()
-    start, params = opening.restore_params(
+    start, params = any_format.restore_params(
         restore.path, abstract.params, shardings.params, description
     )
     log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
