@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, convert, lazy
-from cosmo.engine.checkpoints.interop import huggingface
+from cosmo.engine.checkpoints.interop import huggingface, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.decoding import DecodingConfig
 
@@ -242,3 +242,19 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     with pytest.raises(UserError, match="relative bias"):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_vocabulary_of_another_type_has_no_tokenizer(tmp_path):
+    """Oracle: the model's type and the expected one in the message, and no file."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    root = pathlib.Path(__file__).resolve().parents[2]
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((root / "tasks/sample/vocabulary.model").read_bytes())
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    path, out = tmp_path / "bpe.model", epath.Path(tmp_path / "out")
+    path.write_bytes(model.SerializeToString())
+    out.mkdir()
+    with pytest.raises(UserError, match="is a BPE model, expected UNIGRAM"):
+        tokenizer.write_tokenizer(out, str(path))
+    assert not list(out.iterdir())

@@ -101,7 +101,7 @@ class Source:
         """The SentencePiece model kept with the checkpoint, or the one that its run used."""
         name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
         folder = epath.Path(self.path)
-        # A T5X folder is one checkpoint; the vocabulary of all of them lies in the folder above.
+        # A T5X folder is one checkpoint; one vocabulary for all of them is in the folder above.
         for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
             if (place / name).exists():
                 return str(place / name)
@@ -212,7 +212,7 @@ def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
 
     `wanted` is {"path", "fingerprint"}, or None if this run has none.
     """
-    # T5X's checkpoints never say which vocabulary they were trained with.
+    # A T5X checkpoint does not record its vocabulary.
     own = source.vocabulary_path
     if source.format == "huggingface" and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
@@ -224,7 +224,7 @@ def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
 
     def load(array: LazyArray, wanted, sharding) -> jax.Array:
         def part(index):
-            # JAX gives slice(None) for an axis that is not cut; LazyArray wants both ends.
+            # JAX gives slice(None) for an axis that is not cut; a LazyArray needs both ends.
             whole = zip(index, array.shape, strict=True)
             index = tuple(slice(*s.indices(size)[:2]) for s, size in whole)
             return np.asarray(array.read(index), wanted.dtype)

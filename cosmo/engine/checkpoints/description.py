@@ -12,7 +12,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.model import models
 
-# Fields of T5Config that change results but no shape, so that shapes cannot tell them apart.
+# Fields of T5Config that change results but no shape, so that comparing shapes is not enough.
 BEHAVIOUR = (
     "num_heads",
     "mlp_activations",

@@ -105,7 +105,7 @@ def manager(
 ):
     """Return an Orbax CheckpointManager over MODEL_DIR/checkpoints."""
     # Here and below Orbax is imported inside functions: it takes seconds to load, and many commands
-    # want only this module's names.
+    # need only the names in this module.
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
@@ -183,7 +183,7 @@ def restore_params(
     wanted = {"params": abstract_like(abstract, shardings)}
     with manager(model_dir, read_only=True) as saver:
         _check(saver, step, wanted, description)
-    # `saver.restore` wants a whole state; only this reader leaves out the optimizer's.
+    # `saver.restore` needs a whole state; only this reader leaves out the optimizer's.
     args = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),

@@ -59,7 +59,7 @@ def write_checkpoint(
     Raises UserError if `output` has a checkpoint of any step, or cannot be written.
     """
     there = run_checkpoints.completed_steps(output)
-    # Of any step: a run in `output` would take a foreign checkpoint for its own latest one.
+    # Any step counts: a run in `output` would take a foreign checkpoint for its own latest one.
     if there:
         raise UserError(
             f"{output} has a checkpoint already (step {there[-1]}): give another --output, or "

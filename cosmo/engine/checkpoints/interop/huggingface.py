@@ -132,7 +132,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
             raise UserError(f"{where}: {theirs}={size!r}, expected a whole number above 0")
     projection = settings.get("feed_forward_proj") or "relu"
     gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-    # The name of T5 1.1's activation says `gelu` and means its tanh approximation.
+    # T5 1.1's "gated-gelu" is the tanh approximation of gelu.
     activation = "gelu_new" if projection == "gated-gelu" else activation
     if activation not in ACTIVATIONS:
         raise UserError(
@@ -141,7 +141,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
         )
     tied = settings.get("tie_word_embeddings", True)
     untied = "lm_head.weight" in tensors
-    # Some folders say "tied" and hold another lm_head: believe the tensors.
+    # Some folders declare tied embeddings and hold another lm_head: the tensors decide.
     if untied and tied:
         untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
@@ -169,22 +169,12 @@ def read_params(
     for name in copies:
         if name in found and not _equal(found.pop(name), tensors.get("shared.weight")):
             raise UserError(f"{path}: {name} differs from shared.weight, which it should copy")
-    parameters = names.parameters(config)
-    wanted = {}
-    for parameter in parameters:
-        shape = parameter.shape[::-1] if parameter.name.transposed else parameter.shape
-        wanted |= dict.fromkeys(stored(parameter), shape)
-    names.check_same(
-        f"HuggingFace folder {path}", wanted, {name: t.shape for name, t in found.items()}
-    )
-    out = {}
-    for parameter in parameters:
-        parts = [found[name] for name in stored(parameter)]
-        if parameter.name.transposed:
-            parts = [lazy.transposed(part) for part in parts]
-        array = lazy.stacked(parts) if parameter.side else parts[0]
-        out[parameter.path] = lazy.astype(array, np.float32)
-    return out
+    places = []
+    for parameter in names.parameters(config):
+        flip = parameter.name.transposed
+        layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
+        places.append(names.Place(parameter, stored(parameter), *layout))
+    return names.gather(f"HuggingFace folder {path}", found, places)
 
 
 def stored(parameter: names.Parameter) -> list[str]:
@@ -277,7 +267,7 @@ def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: st
         }
         end += tensor.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants its data aligned
+    text += b" " * (-len(text) % 8)  # the format aligns its data to 8 bytes
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():

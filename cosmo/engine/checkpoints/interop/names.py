@@ -4,10 +4,14 @@ The names are those of `t5x.examples.t5.network` and of `transformers`' T5. Matr
 in our checkpoints and in T5X, [out, in] in HuggingFace's files.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints.lazy import Path, flat
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.lazy import LazyArray, Path, flat
 from cosmo.engine.model import models, t5
 
 
@@ -106,11 +110,32 @@ def parameters(config: t5.T5Config) -> list[Parameter]:
     return found
 
 
-def check_same(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]):
-    """Raise UserError if the checkpoint `where` lacks a tensor, has a surplus or misshapen one.
+class Place(NamedTuple):
+    """Where a format stores a parameter, and the transform of one stored array to ours."""
 
-    Both map the format's own names to shapes.
+    parameter: Parameter
+    stored: list[str]  # the format's names: one, or one a layer
+    shape: tuple[int, ...]  # of each stored array
+    transform: Callable[[LazyArray], LazyArray] = lambda array: array
+
+
+def gather(where: str, found: dict[str, LazyArray], places: list[Place]) -> dict[Path, LazyArray]:
+    """Return our parameters, float32, from the arrays `found` in the checkpoint `where`.
+
+    Raises UserError if an array is missing, surplus or misshapen.
     """
+    # Names and shapes first: nothing is read from a checkpoint that does not fit.
+    _check(where, {name: place.shape for place in places for name in place.stored}, found)
+    out = {}
+    for parameter, stored, _, transform in places:
+        parts = [transform(found[name]) for name in stored]
+        # A stack is stored whole, or layer by layer.
+        apart = parameter.side and len(parts[0].shape) == len(parameter.shape)
+        out[parameter.path] = lazy.astype(lazy.stacked(parts) if apart else parts[0], np.float32)
+    return out
+
+
+def _check(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, LazyArray]) -> None:
     missing = sorted(wanted.keys() - found.keys())
     surplus = sorted(found.keys() - wanted.keys())
     if missing:
@@ -120,10 +145,10 @@ def check_same(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, 
     if surplus:
         raise UserError(f"{where} has {_first_of(surplus)}, which this network has no place for")
     for name, shape in wanted.items():
-        if tuple(found[name]) != tuple(shape):
+        if found[name].shape != shape:
             raise UserError(
-                f"{where}: {name} is {tuple(found[name])}, expected {tuple(shape)} by the sizes of "
-                "the other tensors"
+                f"{where}: {name} is {found[name].shape}, expected {shape} by the sizes of the "
+                "other tensors"
             )
 
 

@@ -4,6 +4,7 @@ The networks are upstream's `t5x.examples.t5` and its scanned twin `scalable_t5`
 its layers on axis 1, keeps heads on an axis of their own and has a relative bias in every layer.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -213,28 +214,17 @@ def read_params(
     """
     target = _target(arrays)
     stack_of = stacks(target)
-    # Names and shapes first: nothing is read from a checkpoint that does not fit.
-    parameters = names.parameters(config)
-    wanted = {}
-    for parameter in parameters:
+    places = []
+    for parameter in names.parameters(config):
         stack = stack_of[parameter.side]
-        shape = scanned_shape(parameter, config) if stack else parameter.shape
-        wanted |= dict.fromkeys(stored(parameter, stack), shape)
-    found = {name: array.shape for name, array in target.items()}
-    names.check_same(f"T5X checkpoint {path}", wanted, found)
-    out = {}
-    for parameter in parameters:
-        stack = stack_of[parameter.side]
-        parts = [target[name] for name in stored(parameter, stack)]
+        layout: tuple = (parameter.shape,)
         if stack:
-            array = _layers_first(parts[0], parameter)
-        else:
-            array = lazy.stacked(parts) if parameter.side else parts[0]
-        out[parameter.path] = lazy.astype(array, np.float32)
-    return out
+            layout = scanned_shape(parameter, config), functools.partial(_layers_first, parameter)
+        places.append(names.Place(parameter, stored(parameter, stack), *layout))
+    return names.gather(f"T5X checkpoint {path}", target, places)
 
 
-def _layers_first(source: LazyArray, parameter: Parameter) -> LazyArray:
+def _layers_first(parameter: Parameter, source: LazyArray) -> LazyArray:
     """Return a stack of the scanned network as ours: layers on the first axis, heads joined."""
 
     def read(index):

@@ -144,7 +144,7 @@ def _scanned(parameter: Parameter, kind: str) -> tuple[str, int]:
 
 def _kept_axis(parameter: Parameter, kind: str) -> int:
     """Return the axis of a matrix that optax's `v_row` or `v_col` runs along."""
-    # As optax does it, so that equal sides are told apart in the same way.
+    # The same call as in optax, so that equal sides get the same order.
     shorter, longer = (int(axis) for axis in np.argsort(parameter.shape)[-2:])
     return shorter if kind == "v_row" else longer
 
