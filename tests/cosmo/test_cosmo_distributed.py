@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATES = {"train/tokens_per_second", "train/steps_per_second", "train/input_wait"}
@@ -93,7 +93,7 @@ def test_cosmo_train_killed_twenty_times_equals_a_run_left_alone(small, cached, 
         process.wait()
     assert start(small, cached, killed, steps).wait(timeout=600) == 0
     assert told(killed) == told(whole)
-    states = [opening.read_numpy(str(folder)) for folder in (whole, killed)]
+    states = [any_format.read_numpy(str(folder)) for folder in (whole, killed)]
     assert states[0][0] == states[1][0] == steps
     one, other = (leaves(state) for _, state in states)
     assert one.keys() == other.keys() and len(one) > 20

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.train import train
 from tests.engine import fault_driver
 
@@ -98,7 +98,7 @@ def metrics(model_dir) -> list[dict]:
 
 def results(model_dir) -> tuple[dict[str, bytes], dict]:
     """Each array of the final state as bytes; and metrics, progress and bad steps."""
-    step, state = opening.read_numpy(str(model_dir))
+    step, state = any_format.read_numpy(str(model_dir))
     folder = pathlib.Path(model_dir)
     bad = folder / "bad_steps.jsonl"
     told = {

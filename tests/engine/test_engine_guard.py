@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.model import models, step
 from cosmo.engine.model.optimizer import Adafactor, AdamW
 from cosmo.engine.train import guard
@@ -80,7 +80,7 @@ def test_a_run_stops_before_a_bad_step_is_saved(tmp_path, rows):
     is written down. Oracle: the batch as it was made."""
     with pytest.raises(UserError, match=r"step 20 is bad: loss (nan|inf).*BAD_STEP_POLICY=skip"):
         run(tmp_path, bad=[20], rows=rows)
-    newest, state = opening.read_numpy(str(tmp_path))
+    newest, state = any_format.read_numpy(str(tmp_path))
     assert newest == 10
     assert all(np.isfinite(leaf).all() for leaf in faults.leaves(state).values())
     (line,) = map(json.loads, (tmp_path / "bad_steps.jsonl").read_text().splitlines())
@@ -116,7 +116,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
     """Property: three are skipped, the fourth is an error; what was saved is from before it."""
     with pytest.raises(UserError, match=r"step 14 is bad.*so were the 3 before.*MAX_BAD_STEPS=3"):
         run(tmp_path, policy="skip", bad=[11, 12, 13, 14, 15])
-    assert opening.read_numpy(str(tmp_path))[0] == 10
+    assert any_format.read_numpy(str(tmp_path))[0] == 10
 
 
 def sums(norm, loss=1.0):

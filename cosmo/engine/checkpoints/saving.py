@@ -258,7 +258,7 @@ def _unreadable(model_dir: str, step: int) -> str | None:
     from cosmo.engine.checkpoints import streaming
 
     try:
-        arrays, _ = streaming.read(model_dir, step)
+        arrays, _ = streaming.read_checkpoint(model_dir, step)
         for array in arrays.values():
             collections.deque(array.pieces(), maxlen=0)
     except UserError as error:

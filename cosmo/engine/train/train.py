@@ -16,7 +16,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.heartbeat import heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import opening, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets, reader, rows
 from cosmo.engine.infer import infer
@@ -241,7 +241,7 @@ def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBa
 
 
 def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
-    return opening.locate(restore.path).step if restore.path else 0
+    return any_format.locate(restore.path).step if restore.path else 0
 
 
 def _start_state(
@@ -253,7 +253,7 @@ def _start_state(
         log.info("resuming at step %d from %s", saver.newest, saver.folder)
         return saver.restore(wanted, description)
     if restore.path and restore.restore_optimizer_state:
-        model_dir, start, format = opening.locate(restore.path)
+        model_dir, start, format = any_format.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
         if format == "huggingface":
             raise UserError(
@@ -262,8 +262,8 @@ def _start_state(
             )
         if format != "cosmo":
             args = restore.path, abstract.params, shardings.params, description
-            _, params = opening.restore_params(*args)
-            opt_state = opening.restore_adafactor(
+            _, params = any_format.restore_params(*args)
+            opt_state = any_format.restore_adafactor(
                 restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
             )
             return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
@@ -273,7 +273,7 @@ def _start_state(
     if not restore.path:
         log.info("starting from fresh parameters (seed %d)", seed)
         return fresh()
-    start, params = opening.restore_params(
+    start, params = any_format.restore_params(
         restore.path, abstract.params, shardings.params, description
     )
     log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
