@@ -9,7 +9,7 @@ import sys
 import jax
 
 from cosmo import cache_view, chat, records
-from cosmo.engine.base import config
+from cosmo.engine.base import config, saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import cache, rows
 from cosmo.engine.infer import jobs, shards
@@ -36,7 +36,7 @@ def _check_cache() -> None:
     if path is None:
         return
     recipe = rows.Cache(path).manifest["settings"]["recipe"]
-    theirs = config.macros_in("\n".join(recipe))
+    theirs = saved_settings.macros_in("\n".join(recipe))
     for name in CACHED:
         if name in theirs and theirs[name] != config.query(name):
             raise UserError(

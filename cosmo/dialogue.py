@@ -125,7 +125,7 @@ def load(
 
     Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
     """
-    config, settings = any_checkpoint.session_config(
+    config, saved = any_checkpoint.session_config(
         path,
         vocabularies.load,
         vocabulary=vocabulary,
@@ -138,7 +138,7 @@ def load(
     if separators is None:
         usual = formatting.Separators()
         separators = formatting.Separators(
-            settings.get("SEPARATOR", usual.sep), settings.get("TURN_SEPARATOR", usual.turn)
+            saved.macro("SEPARATOR", str, usual.sep), saved.macro("TURN_SEPARATOR", str, usual.turn)
         )
     session, step = config.open()
     return DialogueModel(session, separators, step)
