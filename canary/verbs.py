@@ -17,8 +17,8 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="SODA rows (JSON lines or Parquet), ProsocialDialog rows or its direct download, "
-        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; plain or "
-        ".gz",
+        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; "
+        "compressed (gz, bz2, xz, zst) or not",
     )
     what.add_argument(
         "--output",

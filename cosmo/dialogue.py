@@ -9,6 +9,7 @@ print(reply.text)
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,21 +85,31 @@ class DialogueModel:
     def _rows(self, items: Iterable[Record]) -> list[datasets.Row]:
         if isinstance(items, str | Mapping):
             raise UserError("give a list of records: [record] for one")
+        made = [_record(item) for item in items]
+        mappings = [record for record in made if isinstance(record, Mapping)]
+        unknown = Counter(name for record in mappings for name in record.keys() - records.KNOWN)
+        records.warn_of_unknown_fields(unknown)
+        given = (str(r["id"]) for r in mappings if r.get("id") is not None)
+        prefix = records.automatic_ids(given)
+        vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
         rows = []
-        for place, item in enumerate(items):
-            record = item
-            if isinstance(item, str):
-                record = {"turns": [item]}
-            elif not isinstance(item, Mapping) and isinstance(item, Sequence):
-                record = {"turns": list(item)}
-            elif isinstance(item, Mapping) and isinstance(item.get("turns"), tuple):
-                record = {**item, "turns": list(item["turns"])}
-            vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
+        for place, record in enumerate(made):
+            name = f"{prefix}{place}"
             try:
-                rows.append(records.row(record, vocabulary, length, self.separators, str(place)))
+                rows.append(records.row(record, vocabulary, length, self.separators, name))
             except (ValueError, RuntimeError) as error:  # SentencePiece's, for broken Unicode
                 raise UserError(f"record {place}: {error}") from error
         return rows
+
+
+def _record(item: Record) -> Any:
+    """Return an utterance, or a list of turns, as a record; anything else as it is."""
+    if isinstance(item, str):
+        return {"turns": [item]}
+    if isinstance(item, Mapping):
+        turns = item.get("turns")
+        return {**item, "turns": list(turns)} if isinstance(turns, tuple) else item
+    return {"turns": list(item)} if isinstance(item, Sequence) else item
 
 
 def load(

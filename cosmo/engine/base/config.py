@@ -415,9 +415,9 @@ def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[
                 yield number, name, names
             elif bound and name == bound[1] and bound[2] not in (known := _signature(target)):
                 yield number, f"{name}.{bound[2]}", [f"{name}.{parameter}" for parameter in known]
-        if inside and (target := _target(block.rpartition("/")[2], modules)) is not None:
-            if inside[1] not in (known := _signature(target)):
-                yield number, f"{block}.{inside[1]}", [f"{block}.{one}" for one in known]
+        known = _signature(_target(block.rpartition("/")[2], modules)) if inside else []
+        if known and inside[1] not in known:
+            yield number, f"{block}.{inside[1]}", [f"{block}.{one}" for one in known]
 
 
 def _imported(text: str) -> dict[str, str]:

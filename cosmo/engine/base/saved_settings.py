@@ -42,7 +42,7 @@ class Saved:
     code: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def macro(self, name: str, wanted: Any, default: Any = None) -> Any:
-        """Return a macro's value, `default` if there is none; UserError if it is of another type."""
+        """Return a macro's value, or `default`; UserError if it is of another type."""
         value = self.macros.get(name, default)
         if name in self.macros and not annotations.fits(value, wanted):
             raise UserError(

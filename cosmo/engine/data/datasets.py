@@ -69,6 +69,7 @@ class Row:
     input_ids: tuple[int, ...]
     targets: str | None = None
     target_ids: tuple[int, ...] | None = None
+    cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
 
 
 def check_lengths(lengths: Any) -> None:

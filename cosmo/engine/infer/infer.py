@@ -133,9 +133,9 @@ def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
 def _continue_fn(
     model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
 ):
-    def run(params, tokens, row_keys, forced):
+    def run(params, tokens, row_keys):
         return models.choose_and_continue(
-            model, params, tokens, choices, decoding, row_keys, continues, forced
+            model, params, tokens, choices, decoding, row_keys, continues
         )
 
     return layout.jit(run)
@@ -212,9 +212,8 @@ def choosing_then_generating(
     decoding: DecodingConfig,
     seed: int = 0,
     continues: Sequence[bool] | None = None,
-    forced: Callable[[datasets.Row], int | None] = lambda row: None,
 ) -> Work:
-    """Takes each row's likeliest choice (or the one `forced`) and generates what follows it.
+    """Take each row's likeliest choice and generate what follows it.
 
     One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
     After a choice that does not continue (by default: that ends in EOS) nothing follows.
@@ -224,11 +223,8 @@ def choosing_then_generating(
     run = _continue_fn(session.model, options, continues, decoding, session.layout)
 
     def start(group):
-        wanted = np.full(session.batch_size, -1, np.int32)
-        for i, choice in enumerate(map(forced, group.rows)):
-            wanted[i] = -1 if choice is None else choice
         keys = _row_keys(session, group, seed)
-        return run(session.params, _inputs(session, group), keys, wanted)
+        return run(session.params, _inputs(session, group), keys)
 
     def finish(group, chosen):
         taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
@@ -308,13 +304,6 @@ def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
     return _stream(session, rows, scoring(session))
 
 
-def choose(
-    session: Session, rows: Iterable[datasets.Row], choices: Sequence[Sequence[int]]
-) -> Iterator[Answer]:
-    """The log-likelihood (nats) of each choice after each row's inputs, rows in order."""
-    return _stream(session, rows, choosing(session, choices))
-
-
 def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
     for window in datasets.groups(rows, session.batch_size * WINDOW_BATCHES):
         yield from answer(session, window, work)
@@ -344,7 +333,10 @@ def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
 
 
 def record(answer: Answer, mode: str) -> dict[str, Any]:
-    """An answer as a line of output: {id, inputs, targets, prediction, score}."""
+    """Return an answer as a line of output: {id, inputs, targets, prediction, score}.
+
+    A line whose input was cut to fit the model says so: "cut" is true.
+    """
     line: dict[str, Any] = {
         "id": answer.row.id,
         "inputs": answer.row.inputs,
@@ -359,4 +351,6 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
     else:
         line["score"] = answer.scores[0]
         line["num_tokens"] = answer.num_tokens
+    if answer.row.cut:
+        line["cut"] = True
     return line

@@ -112,10 +112,12 @@ class Report:
     rejected: int
     totals: Counter[str]
     seconds: float
+    cut: int = 0  # answered from an input that had lost its beginning
 
     def __str__(self) -> str:
         here = self.totals["records"]
         text = f"{self.answered} records answered, {self.rejected} rejected"
+        text += f", {self.cut} from an input that was cut to fit" if self.cut else ""
         if not here:
             return f"complete: {text}"
         rate = here / max(self.seconds, 1e-9)
@@ -179,15 +181,20 @@ def answer_source(
         ) from None
     finally:
         progress.bar.finish()
-    answered = rejected = 0
+    done: Counter[str] = Counter()
     if writes:
         for shard in chosen:
             assemble(shard)  # what a killed command left to do
-        answered, rejected = shards.finish(layout, chosen)
-        if windows and not answered:
-            where = f"the reasons are in {layout.rejected}" if rejected else "all lines are blank"
+        done = shards.finish(layout, chosen)
+        if windows and not done["answered"]:
+            where = (
+                f"the reasons are in {layout.rejected}"
+                if done["rejected"]
+                else "all lines are blank"
+            )
             raise UserError(f"no record of {source.name} could be used; {where}")
-    return Report(answered, rejected, progress.totals, time.monotonic() - progress.began)
+    seconds = time.monotonic() - progress.began
+    return Report(done["answered"], done["rejected"], progress.totals, seconds, done["cut"])
 
 
 def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -277,8 +278,9 @@ def _work_files(layout: Layout, prefix: str) -> list[epath.Path]:
 def write_part(
     layout: Layout, span: Span, answers: Sequence[Mapping[str, Any]], rejects: Sequence[Rejected]
 ) -> None:
-    """One finished window: the number of answers, the answers, what was rejected."""
-    lines = [{"answered": len(answers)}, *answers, *(reject._asdict() for reject in rejects)]
+    """Write one finished window: the counts of answers, the answers, what was rejected."""
+    counts = {"answered": len(answers), "cut": sum(bool(line.get("cut")) for line in answers)}
+    lines = [counts, *answers, *(reject._asdict() for reject in rejects)]
     with explained(layout.work), replacing(layout, _part(layout, span)) as file:
         file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
@@ -304,7 +306,7 @@ def assemble(layout: Layout, shard: int, windows: Sequence[Span]) -> None:
 
 
 def _join_parts(layout: Layout, shard: int, parts: Sequence[epath.Path]) -> None:
-    answered = rejected = 0
+    totals: Counter[str] = Counter(answered=0, rejected=0, cut=0)
     with (
         replacing(layout, layout.shards[shard]) as answers,
         replacing(layout, layout.work / f"rejected-{shard:05d}.jsonl") as rejects,
@@ -312,17 +314,18 @@ def _join_parts(layout: Layout, shard: int, parts: Sequence[epath.Path]) -> None
     ):  # the shard's file, which says that all is done, is put in place last
         for part in parts:
             with part.open("rb") as lines:
-                count = json.loads(next(lines))["answered"]
-                answers.writelines(islice(lines, count))
-                answered += count
+                counts = json.loads(next(lines))
+                totals.update(counts)
+                answers.writelines(islice(lines, counts["answered"]))
                 for line in lines:
                     rejects.write(line)
-                    rejected += 1
-        done.write(json.dumps({"answered": answered, "rejected": rejected}).encode())
+                    totals["rejected"] += 1
+        done.write(json.dumps(totals).encode())
 
 
-def finish(layout: Layout, chosen: Iterable[int]) -> tuple[int, int]:
-    """Write the file of rejects; (answered, rejected) records of the chosen, finished shards."""
+def finish(layout: Layout, chosen: Iterable[int]) -> Counter[str]:
+    """Write the file of rejects. Return how many records of the chosen, finished shards were
+    "answered", "rejected", and answered from an input that was "cut"."""
     with explained(layout.rejected):
         seen = None
         # Processes that finish together may each see a part of the shards. Whoever writes last
@@ -331,7 +334,7 @@ def finish(layout: Layout, chosen: Iterable[int]) -> tuple[int, int]:
             seen = names
             _join_rejects(layout, names)
         done = [json.loads((layout.work / f"done-{i:05d}.json").read_text()) for i in chosen]
-    return sum(d["answered"] for d in done), sum(d["rejected"] for d in done)
+    return sum(map(Counter, done), Counter())
 
 
 def _join_rejects(layout: Layout, names: Sequence[epath.Path]) -> None:
