@@ -108,7 +108,8 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
             "the path is not set",
             got=repr(path),
             expected="a file, a folder, a glob or a mapping from split to these",
-            remedy="Set it (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
+            remedy="Set it.",
+            setting=("SODA_PATH", "PROSOCIAL_PATH"),
         )
     if "{split}" in str(path):
         for name in names:
@@ -256,5 +257,6 @@ def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str) -> Dat
         + ", ".join(f"{name}*.{endings[0]}" for name in names)
         + f" ({'or .' + ', .'.join(endings[1:]) + ', ' if endings[1:] else ''}each plain or "
         f"compressed: .{', .'.join(ENDINGS)})",
-        remedy="Download the corpus or correct the path (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
+        remedy="Download the corpus or correct the path.",
+        setting=("SODA_PATH", "PROSOCIAL_PATH"),
     )

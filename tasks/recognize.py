@@ -84,7 +84,8 @@ def named(file: Any, *expected: str) -> Iterator[None]:
         found = looks_like(file)
         if found is None or found in expected:
             raise
-        raise DataError(f"{file} looks like {found}, not like {expected[0]}. {error}") from None
+        text = f"{file} looks like {found}, not like {expected[0]}. {error}"
+        raise DataError(text, setting=error.settings) from None
 
 
 def _of_fields(fields: set[str]) -> str | None:

@@ -38,7 +38,8 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
     if vocabulary.size > model.network.vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
-            f"{model.network.vocab_size} rows (gin: VOCABULARY_PATH, T5Config.vocab_size)"
+            f"{model.network.vocab_size} rows",
+            setting=("VOCABULARY_PATH", "t5.T5Config.vocab_size"),
         )
 
 
@@ -57,5 +58,6 @@ def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
         if None not in (theirs, ours) and theirs != ours:
             raise UserError(
                 f"checkpoint {where} is of another network: {name} is {theirs} there and {ours} "
-                "here (gin: the gin file of the model)"
+                "here",
+                setting="MODEL",
             )

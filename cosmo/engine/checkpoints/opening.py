@@ -79,8 +79,8 @@ def locate(path: str) -> Located:
         return Located(path, 0, "huggingface")
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), checkpoint_STEP/{t5x.INDEX} "
-        f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder "
-        "(gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
+        f"(T5X) and {huggingface.CONFIG} (HuggingFace); give another folder",
+        setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
 
 
@@ -229,7 +229,7 @@ def restore_adafactor(
     _check(source, abstract_params, description)
     if source.format != "t5x":
         raise UserError(
-            f"{source} has no optimizer state to go on with (gin: RESTORE_OPTIMIZER_STATE)"
+            f"{source} has no optimizer state to go on with", setting="RESTORE_OPTIMIZER_STATE"
         )
     states = t5x_adafactor.read(source.path, source.others, source.network, source.step, abstract)
     return _load(states, abstract, shardings)
@@ -244,7 +244,8 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
         if source.params[path].shape != shape:
             raise UserError(
                 f"{source} is of another model size: {name} is {source.params[path].shape} there "
-                f"and {shape} here (gin: MODEL, or the gin file of the model)"
+                f"and {shape} here",
+                setting="MODEL",
             )
     surplus = source.params.keys() - wanted.keys()
     if surplus:
@@ -262,7 +263,8 @@ def check_pieces(source: Source, path: str, fingerprint: str) -> None:
     if source.format == "huggingface" and own and tokenizer.fingerprint(own) != fingerprint:
         raise UserError(
             f"vocabulary mismatch: {source} has its own, {own}, and this run has {path}; every "
-            "token id would mean another word (gin: VOCABULARY_PATH)"
+            "token id would mean another word",
+            setting="VOCABULARY_PATH",
         )
 
 

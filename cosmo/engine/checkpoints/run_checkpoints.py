@@ -157,7 +157,8 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
         raise UserError(
             f"vocabulary mismatch: {where} was trained with {theirs['path']} ({theirs['size']} "
             f"pieces), this run has {ours['path']} ({ours['size']} pieces); every token id would "
-            "mean another word (gin: VOCABULARY_PATH)"
+            "mean another word",
+            setting="VOCABULARY_PATH",
         )
     check_network(where, saved, description)
     metadata = saver.item_metadata(step)["state"]
@@ -171,7 +172,8 @@ def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
         if found[name] != tuple(leaf.shape):
             raise UserError(
                 f"checkpoint {where} is of another model size: {name} is {found[name]} there and "
-                f"{tuple(leaf.shape)} here (gin: MODEL, or the gin file of the model)"
+                f"{tuple(leaf.shape)} here",
+                setting="MODEL",
             )
 
 
