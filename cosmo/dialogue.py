@@ -1,4 +1,4 @@
-"""The Python door: load a model from any checkpoint, then generate and score.
+"""Load a model from any checkpoint in Python, then generate and score.
 
 import cosmo
 
@@ -28,7 +28,7 @@ LENGTHS = {"inputs": 512, "targets": 128}  # Cosmo's; those of a run of ours are
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer. With several samples or beams `text` is the first, and all are in `texts`.
+    """An answer. Of several samples or beams `text` is the first; `texts` holds all of them.
 
     A score is the text's log-likelihood in nats (with beams, over the length penalty).
     """
@@ -41,14 +41,14 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How likely a record's response is: its log-likelihood in nats, EOS counted as a token."""
+    """The log-likelihood of a record's response, in nats; EOS counts as a token."""
 
     log_likelihood: float
     num_tokens: int
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood of a token."""
+        """Return exp of the mean negative log-likelihood of a token."""
         return math.exp(-self.log_likelihood / self.num_tokens)
 
 
@@ -61,7 +61,7 @@ class DialogueModel:
     step: int  # of its checkpoint
 
     def generate(self, records: Iterable[Record], *, seed: int = 0, **sampling: Any) -> list[Reply]:
-        """A reply to each record, in order.
+        """Return a reply to each record, in order.
 
         `sampling` are fields of `DecodingConfig`: max_new_tokens, temperature, top_k, top_p,
         num_samples, beam_size, length_penalty; greedy without any. A sample depends on `seed` and
@@ -74,7 +74,7 @@ class DialogueModel:
         return [Reply(a.predictions[0], a.scores[0], a.predictions, a.scores) for a in found]
 
     def score(self, records: Iterable[Record]) -> list[Score]:
-        """The log-likelihood of each record's `response`, in order; UserError if one has none."""
+        """Return the log-likelihood of each record's `response`; UserError if one has none."""
         rows = self._rows(records)
         for row in rows:
             if row.target_ids is None:
@@ -122,7 +122,7 @@ def load(
     dtype: str | None = None,
     num_partitions: int = 1,
 ) -> DialogueModel:
-    """A model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X one.
+    """Load a model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace or T5X folder.
 
     Args:
         path: the checkpoint; its format is found out.

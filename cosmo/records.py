@@ -1,4 +1,4 @@
-"""Plain dialogue records to rows that the engine answers, without SeqIO or TensorFlow."""
+"""Turn plain dialogue records into rows that the engine answers, without SeqIO or TensorFlow."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def automatic_ids(given: Iterable[str]) -> str:
 
 
 class _Survey:
-    """What only a look at a whole file tells: which ids it gives, twice perhaps, and its fields."""
+    """Facts about a whole file: the ids that it gives, those given twice, its unknown fields."""
 
     def __init__(self):
         # 24 bytes a record, for files of any size: a hash of its id, its line, where it starts.
@@ -93,7 +93,7 @@ class _Survey:
         self.prefix = ""
 
     def add(self, piece: lines.Piece) -> None:
-        """Take note of one line."""
+        """Add one line to the survey."""
         try:
             record = json.loads(piece.lines[0])
         except (ValueError, RecursionError):

@@ -158,10 +158,13 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
     if name in program.flags:
         return program.flags[name]
     actions = parser(program, [verb])[1][verb]._actions
-    found = [a.option_strings[-1] for a in actions if a.dest == name and a.option_strings]
-    if found:
-        return found[0]
-    return f"--gin.{name}" if program.verbs[verb].gin_file else None
+    for action in actions:
+        if f"--{name}" in action.option_strings:
+            return f"--{name}"
+        if action.dest == name and action.option_strings:
+            return action.option_strings[-1]
+    is_gins = "." in name or name.isupper()
+    return f"--gin.{name}" if is_gins and program.verbs[verb].gin_file else None
 
 
 def _leave(code: int) -> int:

@@ -1,4 +1,4 @@
-"""T5X's command line over gin: files, `--gin.NAME=value` overrides, and errors a person can use.
+"""Read settings with gin: files, overrides and a run's saved values, with errors in one line.
 
 The one module that imports gin. Gin files use dynamic registration, so they bind plain classes and
 functions; macros (MODEL_DIR, TRAIN_STEPS, ...) are what people override.
@@ -205,8 +205,7 @@ def _check_types() -> None:
 
 
 def _annotations(selector: str) -> dict[str, Any]:
-    """Return the annotated types of a configurable's parameters; those that cannot be evaluated
-    are left out."""
+    """Return the annotated types of a configurable's parameters; {} if they cannot be evaluated."""
     target = gin_internals._REGISTRY.get_match(selector)
     if target is None or selector == "gin.macro":
         return {}
@@ -244,19 +243,16 @@ def registration(function: Callable[..., str]) -> Callable[[], str]:
 
 
 def query(name: str) -> Any:
-    """The value of a macro."""
+    """Return the value of a macro."""
     return gin.query_parameter(f"%{name}")
 
 
 def operative_config() -> str:
-    """All bindings in use so far, as a gin file that repeats the run.
-
-    What they refer to is in it, called or not: training from a cache calls no task, but whoever
-    evaluates the run does.
-
-    gin writes what a macro builds in a scope of the macro's name (`MODEL/t5.T5Config.emb_dim`),
-    which would win over an override of the plain name: the scope is left out.
-    """
+    """Return all bindings in use so far, as a gin file that repeats the run."""
+    # Bindings that are referred to but not called are added: training from a cache calls no task,
+    # but evaluation of the run does. gin writes what a macro builds in a scope of the macro's name
+    # (`MODEL/t5.T5Config.emb_dim`), which would win over an override of the plain name: the scope
+    # is left out.
     _add_references()
     text = gin.operative_config_str()
     macros = "|".join(set(_MACRO_DEFINITION.findall(text)))
@@ -325,12 +321,12 @@ def macros_of(run_file: str) -> set[str]:
 
 
 def _references(text: str) -> list[str]:
-    """Macros that a gin text refers to; a % inside a string is not one."""
+    """Return the macros that a gin text refers to; a % inside a string is not one."""
     return _MACRO_REFERENCE.findall(_STRING.sub("''", text))
 
 
 def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
-    """Every macro set must be used somewhere, every macro used must be set."""
+    """Raise UserError for a macro that is set and used nowhere, or used and set nowhere."""
     given = "\n".join(bindings)
     sources = {**texts, "the command line": given}
     everything = "\n".join(sources.values())
@@ -362,7 +358,7 @@ def _check_required(run_file: str, needed: Sequence[str]) -> None:
 
 
 def _macros_in_use() -> set[str]:
-    """Macros that parameters refer to; one set in a scope too, as config.gin does, needs none."""
+    """Return the macros that parameters refer to. A value in a scope, as config.gin has, counts."""
     config = gin_internals._CONFIG
     scoped = {
         (selector, parameter)
@@ -381,8 +377,10 @@ def _macros_in_use() -> set[str]:
 
 
 def _parse(parse: Callable[[], Any], where: str, texts: Mapping[str, str], binding="") -> None:
-    """Run a parser of gin's. Raise its error as one line, with the nearest valid name if it has an
-    unknown one. `texts` are all gin files by name; `binding` is the override that is parsed."""
+    """Run a parser of gin's. Raise its error as one line, with the nearest name for an unknown one.
+
+    `texts` are all gin files by name; `binding` is the override that is parsed.
+    """
     try:
         parse()
     except (UserError, KeyboardInterrupt):

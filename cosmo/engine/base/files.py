@@ -25,7 +25,7 @@ def resolve(path: Any) -> Any:
         from etils import epath  # remote file systems only: most runs never need it
 
         return epath.Path(path)
-    return pathlib.Path(path)
+    return pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager

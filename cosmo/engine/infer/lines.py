@@ -1,4 +1,4 @@
-"""Numbered records of a file of any size, for `jobs.answer_source`: JSON lines, or other pieces.
+"""Read numbered records of a file of any size: JSON lines, or other pieces.
 
 A file is read once to count its pieces and to fingerprint them, and then from any of them on.
 Memory holds one place of every INDEX_EVERY pieces.
@@ -19,7 +19,7 @@ WARNINGS = 10  # rejected pieces that are also logged
 
 
 class Piece(NamedTuple):
-    """Neighbouring lines that make one record: where they start (byte, line from 0), and they."""
+    """The lines of one record, and where they start: byte and line, both from 0."""
 
     start: int
     line: int
