@@ -123,8 +123,8 @@ def test_unknown_and_mistyped_values(tmp_path, caplog):
     config.load("gin/runs/infer.gin", [], ["MODEL_DIR = 'x'"], saved=saved(tmp_path, content))
     assert "OF_ANOTHER_VERSION" in caplog.text
     assert "TRAIN_STEPS" not in caplog.text  # of another verb
-    content["macros"]["EMB_DIM"] = [1]
-    with pytest.raises(UserError, match=r"EMB_DIM=\(1,\); give a whole number"):
+    content["macros"]["MAX_NEW_TOKENS"] = [1]
+    with pytest.raises(UserError, match=r"MAX_NEW_TOKENS=\(1,\); give a whole number"):
         config.load("gin/runs/infer.gin", [], ["MODEL_DIR = 'x'"], saved=saved(tmp_path, content))
 
 
