@@ -11,10 +11,11 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from canary import reading
+from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data import datasets
@@ -262,12 +263,12 @@ class Settings:
         **session: Any,
     ) -> "Settings":
         """The settings of a checkpoint; see `Canary.load`. Raises UserError."""
-        config, macros = any_checkpoint.session_config(
+        config, saved = any_checkpoint.session_config(
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
-        _check_task(path, macros)
-        style = label_style or macros.get("LABEL_STYLE", "text")
-        separator = turn_separator or macros.get("TURN_SEPARATOR", safety.TURN_SEPARATOR)
+        _check_task(path, saved)
+        style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
+        separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)
         _check_labels(config.vocabulary, style)
         return cls(config, style, separator)
@@ -277,16 +278,16 @@ class Settings:
         return Canary(session, self.style, self.separator)
 
 
-def _check_task(path: str, macros: Mapping[str, Any]) -> None:
+def _check_task(path: str, saved: saved_settings.Saved) -> None:
     """Raise UserError if the run learnt a task of ours that has no labels: it would be scored like
     any other, and its labels would mean nothing."""
-    name = macros.get("MIXTURE_OR_TASK_NAME")
+    name = saved.macro("MIXTURE_OR_TASK_NAME", str)
     # A module of the user's own may have tasks with labels.
-    if name is None or macros.get("MIXTURE_OR_TASK_MODULE") or name in families.LABEL_NAMES:
+    if name is None or saved.macros.get(saved_settings.MODULE) or name in families.LABEL_NAMES:
         return
     raise UserError(
         f"checkpoint {path} writes no safety labels: its run learnt the task {name!r} (its "
-        f"config.gin, MIXTURE_OR_TASK_NAME), expected one of {', '.join(families.LABEL_NAMES)}. "
+        f"settings, MIXTURE_OR_TASK_NAME), expected one of {', '.join(families.LABEL_NAMES)}. "
         "Give a checkpoint of such a run: gin/canary/canary_tiny.gin or canary.gin trains one"
     )
 

@@ -82,8 +82,8 @@ def recognise(path: str) -> Format:
             if name is not None:
                 return FORMATS[name]
     if blank:
-        raise UserError(f"--input={path} has no dialogues; give {EXPECTED}")
-    raise UserError(f"--input={path} {_looks(path)}; give {EXPECTED}")
+        raise UserError(f"{path} has no dialogues; give {EXPECTED}", setting="input")
+    raise UserError(f"{path} {_looks(path)}; give {EXPECTED}", setting="input")
 
 
 def _of_object(text: str) -> str | None:

@@ -4,22 +4,9 @@ Loads nothing heavy, so that `--help` and a misspelled flag answer at once.
 """
 
 import argparse
-import dataclasses
-import textwrap
-from collections.abc import Callable
 
-from cosmo.engine.base import terminal
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """`run` is "module:function" of the parsed arguments, imported only when it is called."""
-
-    help: str
-    description: str
-    examples: str
-    run: str
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+from cosmo.engine.base import command_line
+from cosmo.engine.base.command_line import Program, Verb
 
 
 def label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +17,8 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="SODA rows (JSON lines or Parquet), ProsocialDialog rows or its direct download, "
-        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; plain or "
-        ".gz",
+        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; "
+        "compressed (gz, bz2, xz, zst) or not",
     )
     what.add_argument(
         "--output",
@@ -54,7 +41,7 @@ def label_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     work = parser.add_argument_group("how the work is cut")
     work.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
-    terminal.sharding_arguments(work, "dialogues", "about 64 batches")
+    command_line.sharding_arguments(work, "dialogues", "about 64 batches")
     work.add_argument(
         "--overwrite",
         action="store_true",
@@ -202,33 +189,17 @@ VERBS = {
     ),
 }
 
-
-def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The whole command line, and the parser of each verb."""
-    top = terminal.Parser(
-        prog="python -m canary",
-        description="Safety labels and rules of thumb for dialogues.",
-        epilog="python -m canary VERB --help shows a verb's flags, defaults and examples.",
-        allow_abbrev=False,
-    )
-    choices = top.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
-    by_verb = {}
-    for name, verb in VERBS.items():
-        sub = choices.add_parser(
-            name,
-            help=verb.help,
-            description=textwrap.fill(verb.description, 80),
-            epilog=f"examples:\n{verb.examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        verb.add_arguments(sub)
-        sub.add_argument("--quiet", action="store_true", help="log warnings and errors only")
-        by_verb[name] = sub
-    return top, by_verb
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The parsed command line; a mistake is one line on stderr and exit code 2."""
-    top, by_verb = parser()
-    return terminal.parse(top, by_verb, arguments)
+PROGRAM = Program(
+    name="canary",
+    description="Safety labels and rules of thumb for dialogues.",
+    verbs=VERBS,
+    loggers=("canary", "cosmo", "tasks"),
+    # Settings of what Canary stands on, which no verb here takes by these names.
+    flags={
+        "CHECKPOINT_PATH": "--checkpoint",
+        "PROSOCIAL_PATH": "--input",
+        "VOCABULARY_PATH": "--vocabulary",
+        "TURN_SEPARATOR": "--turn_separator",
+        "LABEL_STYLE": "--label_style",
+    },
+)

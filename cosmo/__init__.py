@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cosmo.dialogue import DialogueModel, Reply, Score, load
 
-__all__ = ["DialogueModel", "Reply", "Score", "load"]
+    __version__: str
+
+__all__ = ["DialogueModel", "Reply", "Score", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: the command line's help pages do without JAX.
+    # Loaded on first use: the command line's help pages do without JAX.
+    if name == "__version__":
+        from cosmo.engine.base.version import version
+
+        return version()
     if name in __all__:
         from cosmo import dialogue
 

@@ -1,4 +1,4 @@
-"""Talking to a model in the terminal, as in Cosmo's public demo: situation, role, then turns."""
+"""Chat with a model in the terminal, as in Cosmo's public demo: situation, role, then turns."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ HELP = "[RESET] forgets the conversation, [END] leaves."
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig:
-    """Who answers, and how; the defaults sample as the demo does."""
+    """The model that answers and its decoding; the defaults sample as the demo does."""
 
     session: infer.SessionConfig
     separators: formatting.Separators = formatting.Separators()
@@ -27,7 +27,7 @@ class ChatConfig:
 
 def talk(config: ChatConfig, situation: str | None = None, role: str | None = None) -> None:
     """Open the model and chat in the terminal."""
-    # The smallest batch that the devices allow, in one shape: nobody should wait for a compiler.
+    # The smallest batch that the devices allow, in one shape: a user should not wait for XLA.
     shards = config.session.partitioner.mesh().shape["data"]
     session_config = dataclasses.replace(config.session, batch_size=shards, bucketed=False)
     session, _ = session_config.open()
@@ -45,7 +45,7 @@ def chat(
     read: Callable[[str], str] = input,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Ask for situation and role (unless given), then answer line by line; the last history.
+    """Ask for situation and role unless given, then answer line by line. Return the last history.
 
     `[RESET]` clears the history and asks again, `[END]` or end of file leaves.
     """

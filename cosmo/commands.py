@@ -1,4 +1,4 @@
-"""What each verb does, between the command line and the engine. Loads JAX."""
+"""Run each verb: read its flags, call the engine, print the result. Loads JAX."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ import sys
 import jax
 
 from cosmo import cache_view, chat, records
-from cosmo.engine.base import config
+from cosmo.engine.base import config, saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import cache, rows
 from cosmo.engine.infer import jobs, shards
@@ -36,7 +36,7 @@ def _check_cache() -> None:
     if path is None:
         return
     recipe = rows.Cache(path).manifest["settings"]["recipe"]
-    theirs = config.macros_in("\n".join(recipe))
+    theirs = saved_settings.macros_in("\n".join(recipe))
     for name in CACHED:
         if name in theirs and theirs[name] != config.query(name):
             raise UserError(
@@ -46,7 +46,7 @@ def _check_cache() -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """`train`: everything comes from gin."""
+    """Run `train`; every setting comes from gin."""
     _check_cache()
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
@@ -60,7 +60,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_cache(args: argparse.Namespace) -> None:
-    """`cache`: a mixture's packed rows to files, or some rows of a cache to the terminal."""
+    """Run `cache`: write a mixture's packed rows to files, or print some rows of a cache."""
     if args.show:
         cache_view.show(args.output, args.show, args.vocabulary)
         return
@@ -90,12 +90,12 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    """`eval`: everything comes from gin."""
+    """Run `eval`; every setting comes from gin."""
     config.call(evaluate.evaluate)
 
 
 def run_infer(args: argparse.Namespace) -> None:
-    """`infer`: the records of --input, or a SeqIO mixture."""
+    """Run `infer`: answer the records of --input, or a SeqIO mixture."""
     sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         given = {"output": args.output} if args.output else {}
@@ -121,5 +121,5 @@ def run_infer(args: argparse.Namespace) -> None:
 
 
 def run_chat(args: argparse.Namespace) -> None:
-    """`chat`: in the terminal."""
+    """Run `chat` in the terminal."""
     chat.talk(config.call(chat.ChatConfig), args.situation, args.role)

@@ -9,7 +9,7 @@ FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in t
 
 
 def run_import(args: argparse.Namespace) -> None:
-    """`import`: another system's checkpoint to one of ours."""
+    """Run `import`: write another system's checkpoint as one of ours."""
     path = args.vocabulary or any_format.open_source(args.source).vocabulary_path
     source = convert.import_checkpoint(
         args.source,
@@ -31,7 +31,7 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """`export`: a checkpoint to HuggingFace's or T5X's format."""
+    """Run `export`: write a checkpoint in HuggingFace's or T5X's format."""
     path = args.vocabulary
     if path is None:
         path = any_format.open_source(args.checkpoint).vocabulary_path

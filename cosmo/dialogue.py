@@ -1,4 +1,4 @@
-"""The Python door: load a model from any checkpoint, then generate and score.
+"""Load a model from any checkpoint in Python, then generate and score.
 
 import cosmo
 
@@ -9,6 +9,7 @@ print(reply.text)
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ LENGTHS = {"inputs": 512, "targets": 128}  # Cosmo's; those of a run of ours are
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer. With several samples or beams `text` is the first, and all are in `texts`.
+    """An answer. Of several samples or beams `text` is the first; `texts` holds all of them.
 
     A score is the text's log-likelihood in nats (with beams, over the length penalty).
     """
@@ -40,14 +41,14 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How likely a record's response is: its log-likelihood in nats, EOS counted as a token."""
+    """The log-likelihood of a record's response, in nats; EOS counts as a token."""
 
     log_likelihood: float
     num_tokens: int
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood of a token."""
+        """Return exp of the mean negative log-likelihood of a token."""
         return math.exp(-self.log_likelihood / self.num_tokens)
 
 
@@ -60,7 +61,7 @@ class DialogueModel:
     step: int  # of its checkpoint
 
     def generate(self, records: Iterable[Record], *, seed: int = 0, **sampling: Any) -> list[Reply]:
-        """A reply to each record, in order.
+        """Return a reply to each record, in order.
 
         `sampling` are fields of `DecodingConfig`: max_new_tokens, temperature, top_k, top_p,
         num_samples, beam_size, length_penalty; greedy without any. A sample depends on `seed` and
@@ -73,7 +74,7 @@ class DialogueModel:
         return [Reply(a.predictions[0], a.scores[0], a.predictions, a.scores) for a in found]
 
     def score(self, records: Iterable[Record]) -> list[Score]:
-        """The log-likelihood of each record's `response`, in order; UserError if one has none."""
+        """Return the log-likelihood of each record's `response`; UserError if one has none."""
         rows = self._rows(records)
         for row in rows:
             if row.target_ids is None:
@@ -84,21 +85,31 @@ class DialogueModel:
     def _rows(self, items: Iterable[Record]) -> list[datasets.Row]:
         if isinstance(items, str | Mapping):
             raise UserError("give a list of records: [record] for one")
+        made = [_record(item) for item in items]
+        mappings = [record for record in made if isinstance(record, Mapping)]
+        unknown = Counter(name for record in mappings for name in record.keys() - records.KNOWN)
+        records.warn_of_unknown_fields(unknown)
+        given = (str(r["id"]) for r in mappings if r.get("id") is not None)
+        prefix = records.automatic_ids(given)
+        vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
         rows = []
-        for place, item in enumerate(items):
-            record = item
-            if isinstance(item, str):
-                record = {"turns": [item]}
-            elif not isinstance(item, Mapping) and isinstance(item, Sequence):
-                record = {"turns": list(item)}
-            elif isinstance(item, Mapping) and isinstance(item.get("turns"), tuple):
-                record = {**item, "turns": list(item["turns"])}
-            vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
+        for place, record in enumerate(made):
+            name = f"{prefix}{place}"
             try:
-                rows.append(records.row(record, vocabulary, length, self.separators, str(place)))
+                rows.append(records.row(record, vocabulary, length, self.separators, name))
             except (ValueError, RuntimeError) as error:  # SentencePiece's, for broken Unicode
                 raise UserError(f"record {place}: {error}") from error
         return rows
+
+
+def _record(item: Record) -> Any:
+    """Return an utterance, or a list of turns, as a record; anything else as it is."""
+    if isinstance(item, str):
+        return {"turns": [item]}
+    if isinstance(item, Mapping):
+        turns = item.get("turns")
+        return {**item, "turns": list(turns)} if isinstance(turns, tuple) else item
+    return {"turns": list(item)} if isinstance(item, Sequence) else item
 
 
 def load(
@@ -111,7 +122,7 @@ def load(
     dtype: str | None = None,
     num_partitions: int = 1,
 ) -> DialogueModel:
-    """A model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X one.
+    """Load a model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace or T5X folder.
 
     Args:
         path: the checkpoint; its format is found out.
@@ -125,7 +136,7 @@ def load(
 
     Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
     """
-    config, settings = any_checkpoint.session_config(
+    config, saved = any_checkpoint.session_config(
         path,
         vocabularies.load,
         vocabulary=vocabulary,
@@ -138,7 +149,7 @@ def load(
     if separators is None:
         usual = formatting.Separators()
         separators = formatting.Separators(
-            settings.get("SEPARATOR", usual.sep), settings.get("TURN_SEPARATOR", usual.turn)
+            saved.macro("SEPARATOR", str, usual.sep), saved.macro("TURN_SEPARATOR", str, usual.turn)
         )
     session, step = config.open()
     return DialogueModel(session, separators, step)

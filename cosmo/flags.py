@@ -5,7 +5,7 @@ A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.TH
 
 import argparse
 
-from cosmo.engine.base import terminal
+from cosmo.engine.base import command_line
 
 # Flags that are gin macros: flag, macro, type, name of the value, help with the default.
 GENERATION = (
@@ -39,7 +39,7 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         metavar="FILE",
         help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; plain or .gz. Without it the SeqIO mixture's examples are answered",
+        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples are answered",
     )
     what.add_argument(
         "--output",
@@ -51,7 +51,7 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
     add_macros(what, [("--mode", "MODE", str, "MODE", text)])
 
     work = parser.add_argument_group("how the work is cut")
-    terminal.sharding_arguments(work, "records", "64 batches")
+    command_line.sharding_arguments(work, "records", "64 batches")
     add_macros(work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")])
     work.add_argument(
         "--overwrite",

@@ -1,4 +1,4 @@
-"""`python -m cosmo plan`: what a training step costs on devices that are not there."""
+"""Run `python -m cosmo plan`: print the cost of a training step on devices that are absent."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ DEEP_STACK = "--fibers_default_thread_stack_size=1048576"
 
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
-    """What must be set before JAX starts: no accelerator is touched, as many devices as asked."""
+    """Return the variables to set before JAX starts: no accelerator, as many devices as asked."""
     name, _, count = args.topology.partition(":")
     settings = {
         "JAX_PLATFORMS": "cpu",
@@ -39,7 +39,7 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    """The verb: prints a table or JSON; 1 if the step does not fit."""
+    """Run `plan`: print a table or JSON. Return 1 if the step does not fit."""
     from cosmo.engine.base import config
     from cosmo.engine.scale import plan
 
@@ -105,7 +105,7 @@ def _list(text: str, kind: type, flag: str) -> list[Any]:
 
 
 def _table(made: Any) -> str:
-    """A plan as people read it."""
+    """Return a plan as a table."""
     how = "by arithmetic, not compiled" if made.estimated else "compiled"
     mesh = " x ".join(f"{side} {size}" for side, size in made.mesh.items())
     least = made.matmul_flops_minimum
@@ -165,7 +165,7 @@ def _what_would(made: Any, found: Any) -> str:
 
 
 def _si(amount: float, unit: str) -> str:
-    """44.32 TFLOP, 5.74 GB, 310.00 kB."""
+    """Return an amount with its prefix: 44.32 TFLOP, 5.74 GB, 310.00 kB."""
     for power, prefix in ((12, "T"), (9, "G"), (6, "M")):
         if amount >= 10**power:
             return f"{amount / 10**power:.2f} {prefix}{unit}"

@@ -1,16 +1,27 @@
-"""Plain dialogue records to rows that the engine answers, without SeqIO or TensorFlow."""
+"""Turn plain dialogue records into rows that the engine answers, without SeqIO or TensorFlow."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import lines, shards
 from cosmo.tasks import formatting
 
+log = logging.getLogger("cosmo")
+
 FIELDS = "{narrative, instruction, turns}"
+KNOWN = frozenset({"id", "narrative", "instruction", "turns", "response"})
+DOUBLES_NAMED = 3  # ids given twice that the warning names; the others are counted
+_AUTOMATIC = re.compile(r"(#*)\d+")
 
 
 def row(
@@ -20,16 +31,14 @@ def row(
     separators: formatting.Separators = formatting.Separators(),
     default_id: str = "0",
 ) -> Row:
-    """A record {turns, narrative?, instruction?, response?, id?} as the model reads it.
+    """Return a record {turns, narrative?, instruction?, response?, id?} as the model reads it.
 
-    Oldest turns are left out, whole, until the rest fits `inputs_length` tokens. Raises ValueError
-    that names the field that is wrong.
+    Oldest turns are left out, whole, until the rest fits `inputs_length` tokens. A last turn that
+    is too long alone loses its front. Either is a row's `cut`. Other fields are ignored. Raises
+    ValueError that names the field that is wrong.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"got {type(record).__name__}, expected an object {FIELDS}")
-    unknown = set(record) - {"id", "narrative", "instruction", "turns", "response"}
-    if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}, expected {FIELDS}")
     parts = {name: record.get(name) or "" for name in ("narrative", "instruction")}
     for name, value in parts.items():
         if not isinstance(value, str):
@@ -51,11 +60,76 @@ def row(
     )
     text = formatting.cosmo_input(parts["narrative"], parts["instruction"], kept, separators)
     ids = vocabulary.encode(text)
-    # What even one turn cannot fit loses its front: the newest words and EOS stay.
-    ids = (*ids[-(inputs_length - 1) :], 1) if len(ids) >= inputs_length else (*ids, 1)
+    too_long = len(ids) >= inputs_length  # EOS needs a place
+    # The newest words are what is answered: the front goes.
+    ids = (*ids[-(inputs_length - 1) :], 1) if too_long else (*ids, 1)
     target_ids = None if response is None else (*vocabulary.encode(response), 1)
     name = record.get("id")
-    return Row(default_id if name is None else str(name), text, tuple(ids), response, target_ids)
+    name = default_id if name is None else str(name)
+    cut = too_long or len(kept) < len(turns)
+    return Row(name, text, tuple(ids), response, target_ids, cut)
+
+
+def warn_of_unknown_fields(names: Mapping[str, int]) -> None:
+    """Log one warning that names the fields that no record has. `names` counts their records."""
+    if names:
+        shown = ", ".join(f"{name!r} ({count} records)" for name, count in sorted(names.items()))
+        log.warning("fields that are ignored: %s; known are %s", shown, ", ".join(sorted(KNOWN)))
+
+
+def automatic_ids(given: Iterable[str]) -> str:
+    """Return what to put before a record's number so that it equals none of the `given` ids."""
+    marks = [len(found[1]) + 1 for found in map(_AUTOMATIC.fullmatch, given) if found]
+    return "#" * max(marks, default=0)
+
+
+class _Survey:
+    """Facts about a whole file: the ids that it gives, those given twice, its unknown fields."""
+
+    def __init__(self):
+        # 24 bytes a record, for files of any size: a hash of its id, its line, where it starts.
+        self.hashes, self.lines, self.starts = array("q"), array("q"), array("q")
+        self.unknown: Counter[str] = Counter()
+        self.prefix = ""
+
+    def add(self, piece: lines.Piece) -> None:
+        """Add one line to the survey."""
+        try:
+            record = json.loads(piece.lines[0])
+        except (ValueError, RecursionError):
+            return  # rejected when it is read
+        if not isinstance(record, dict):
+            return
+        self.unknown.update(record.keys() - KNOWN)
+        if record.get("id") is not None:
+            name = str(record["id"])
+            self.hashes.append(hash(name))
+            self.lines.append(piece.line + 1)
+            self.starts.append(piece.start)
+            self.prefix = max(self.prefix, automatic_ids([name]), key=len)
+
+    def warn(self, path: str) -> None:
+        """Log a warning for ids that are given twice, and one for unknown fields."""
+        warn_of_unknown_fields(self.unknown)
+        order = np.argsort(np.asarray(self.hashes), kind="stable")
+        same = np.flatnonzero(np.diff(np.asarray(self.hashes)[order]) == 0)
+        if not same.size:
+            return
+        pairs = [(order[i], order[i + 1]) for i in same]
+        pairs.sort(key=lambda pair: pair[1])
+        shown = []
+        with lines.opened(path) as file:
+            for first, again in pairs[:DOUBLES_NAMED]:
+                file.seek(self.starts[again])
+                name = str(json.loads(file.readline())["id"])
+                shown.append(f"{name!r} (lines {self.lines[first]} and {self.lines[again]})")
+        more = f" and {len(pairs) - len(shown)} more" if len(pairs) > len(shown) else ""
+        log.warning(
+            "%s: ids given twice: %s%s; their answers can be told apart by their order only",
+            path,
+            ", ".join(shown),
+            more,
+        )
 
 
 def source(
@@ -65,39 +139,44 @@ def source(
     separators: formatting.Separators = formatting.Separators(),
     mode: str = "predict",
 ) -> shards.Source:
-    """The records of a JSON lines file, plain or `.gz`, for `jobs.answer_source`.
+    """Return the records of a JSON lines file, compressed or not, for `jobs.answer_source`.
 
-    The file is read once to count and to fingerprint it. A line that cannot be used is rejected,
-    a blank one skipped; with `mode="score"` a record needs a response to score. Raises UserError if
-    the file cannot be read or has no lines.
+    The file is read once to count and to fingerprint it, and to name ids that are given twice. A
+    record without an id gets its number, with a # before it if the file gives such ids. A line that
+    cannot be used is rejected, a blank one skipped; with `mode="score"` a record needs a response
+    to score. Raises UserError if the file cannot be read or has no lines.
     """
+    survey = _Survey()
 
     def items(piece: lines.Piece, number: int) -> list[Row | shards.Rejected]:
         (line,) = piece.lines
         if not line.strip():
             return []
         try:
-            return [_line_row(line, vocabulary, inputs_length, separators, mode, str(number))]
+            name = f"{survey.prefix}{number}"
+            return [_line_row(line, vocabulary, inputs_length, separators, mode, name)]
         except (ValueError, RecursionError) as error:
             return [shards.Rejected(piece.line + 1, str(error), lines.text_of(piece.lines))]
 
-    return lines.source(
+    found = lines.source(
         path,
         items,
         expected=f"JSON lines of {FIELDS}",
         identity={"separators": dataclasses.asdict(separators)},
+        survey=survey.add,
     )
+    survey.warn(path)
+    return found
 
 
 def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
-    """The row of one line; raises ValueError. Bytes are decoded line by line: one may be bad."""
+    """Return the row of one line; raises ValueError. One line may be bad UTF-8, the next good."""
     try:
         record = json.loads(line.decode())
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
     except UnicodeDecodeError as error:
-        hint = "; compressed files end in .gz" if line.startswith(b"\x1f\x8b") else ""
-        raise ValueError(f"not UTF-8 text{hint}") from error
+        raise ValueError("not UTF-8 text") from error
     json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
     found = row(record, vocabulary, inputs_length, separators, default_id)
     if mode == "score" and found.target_ids is None:

@@ -1,52 +1,17 @@
-"""The verbs of the command line: their flags, their help pages, and what runs them.
+"""The verbs of `python -m cosmo`: their flags, their help pages, and what runs them.
 
 Loads nothing heavy, so that `--help` and a misspelled flag answer at once. A flag whose `dest` is
 in capitals is a gin macro: giving it is giving `--gin.THAT_MACRO=VALUE`, after all files.
 """
 
-import argparse
-import dataclasses
-import textwrap
-from collections.abc import Callable
-
-from cosmo import flags
-from cosmo.engine.base import terminal
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """`run` is "module:function" of the parsed arguments, imported only when it is called.
-
-    `gin_file` holds the verb's defaults; None: the verb takes no gin settings. `takes_settings`:
-    whether it does so with these flags. `saved_settings`: without --gin_file it reads
-    MODEL_DIR/config.gin. `bindings` hold before the user's own. `environment` names a function of
-    the arguments: variables to set before JAX is loaded.
-    """
-
-    help: str
-    description: str
-    examples: str
-    run: str
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    gin_file: str | None = None
-    takes_settings: Callable[[argparse.Namespace], bool] = lambda args: True
-    saved_settings: bool = True
-    bindings: tuple[str, ...] = ()
-    environment: str | None = None
-
-
-SETTINGS_HELP = """\
-settings:
-  --gin.NAME=VALUE      override a macro or a parameter (t5.T5Config.emb_dim); {gin_file}
-                        and gin/defaults/ list the macros with their defaults
-"""
-
+from cosmo import flags, settings
+from cosmo.engine.base.command_line import Program, Verb
 
 VERBS = {
     "train": Verb(
         help="train, or go on from the latest checkpoint in MODEL_DIR",
         description="Train a model, or go on from the latest checkpoint in MODEL_DIR. MODEL_DIR "
-        "then holds checkpoints, metrics.jsonl, TensorBoard files and config.gin.",
+        "then holds checkpoints, metrics.jsonl, TensorBoard files, config.gin and settings.json.",
         examples="""\
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run
   python -m cosmo train --gin_file=gin/cosmo/tiny.gin --gin.MODEL_DIR=/tmp/run \\
@@ -56,7 +21,6 @@ VERBS = {
 """,
         run="cosmo.commands:run_train",
         gin_file="gin/runs/train.gin",
-        saved_settings=False,
     ),
     "cache": Verb(
         help="write a mixture's packed rows to files, to train from without SeqIO",
@@ -75,7 +39,6 @@ VERBS = {
         add_arguments=flags.cache_arguments,
         gin_file="gin/runs/cache.gin",
         takes_settings=lambda args: not args.show,
-        saved_settings=False,
     ),
     "eval": Verb(
         help="measure a checkpoint on validation data",
@@ -88,6 +51,7 @@ VERBS = {
 """,
         run="cosmo.commands:run_eval",
         gin_file="gin/runs/eval.gin",
+        saved_settings=True,
     ),
     "infer": Verb(
         help="answer records (--input), or a SeqIO mixture's examples, as JSON lines",
@@ -102,6 +66,8 @@ VERBS = {
         run="cosmo.commands:run_infer",
         add_arguments=flags.infer_arguments,
         gin_file="gin/runs/infer.gin",
+        saved_settings=True,
+        reads_tasks=lambda args: not args.input,
     ),
     "chat": Verb(
         help="talk to a checkpoint in the terminal",
@@ -114,6 +80,8 @@ VERBS = {
         run="cosmo.commands:run_chat",
         add_arguments=flags.chat_arguments,
         gin_file="gin/runs/infer.gin",
+        saved_settings=True,
+        reads_tasks=lambda args: False,
     ),
     "plan": Verb(
         help="what a training step needs on a TPU slice or on GPUs, without having them",
@@ -131,7 +99,6 @@ VERBS = {
         run="cosmo.planning:run_plan",
         add_arguments=flags.plan_arguments,
         gin_file="gin/runs/plan.gin",
-        saved_settings=False,
         bindings=("MODEL_DIR = None", "INITIAL_CHECKPOINT_PATH = None"),
         environment="cosmo.planning:environment",
     ),
@@ -162,58 +129,11 @@ VERBS = {
     ),
 }
 
-
-def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The whole command line but for --gin.NAME=VALUE, and the parser of each verb."""
-    top = terminal.Parser(
-        prog="python -m cosmo",
-        description="Train, evaluate and question dialogue models.",
-        epilog="python -m cosmo VERB --help shows a verb's flags, defaults and examples.",
-        allow_abbrev=False,
-    )
-    choices = top.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
-    by_verb = {}
-    for name, verb in VERBS.items():
-        settings = SETTINGS_HELP.format(gin_file=verb.gin_file) + "\n" if verb.gin_file else ""
-        sub = choices.add_parser(
-            name,
-            help=verb.help,
-            description=textwrap.fill(verb.description, 80),
-            epilog=f"{settings}examples:\n{verb.examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        verb.add_arguments(sub)
-        if verb.gin_file:
-            without = "MODEL_DIR/config.gin, which train leaves there"
-            sub.add_argument(
-                "--gin_file",
-                action="append",
-                default=[],
-                metavar="FILE",
-                help="an experiment, such as gin/cosmo/tiny.gin; several may be given, later ones "
-                "win" + (f" (default: {without})" if verb.saved_settings else ""),
-            )
-            sub.add_argument("--gin_search_paths", default="", metavar="A,B",
-                             help="folders where gin files are looked for too")  # fmt: skip
-            sub.add_argument(
-                "--distributed",
-                action="store_true",
-                help="one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is "
-                "set",
-            )
-        sub.set_defaults(distributed=False)
-        sub.add_argument("--quiet", action="store_true", help="log warnings and errors only")
-        by_verb[name] = sub
-    return top, by_verb
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The parsed command line; a mistake is one line on stderr and exit code 2."""
-    top, by_verb = parser()
-    return terminal.parse(top, by_verb, arguments)
-
-
-def macros(args: argparse.Namespace) -> list[str]:
-    """The gin bindings that were given as flags."""
-    return [f"{k} = {v!r}" for k, v in vars(args).items() if k.isupper() and v is not None]
+PROGRAM = Program(
+    name="cosmo",
+    description="Train, evaluate and question dialogue models.",
+    verbs=VERBS,
+    loggers=("cosmo", "tasks"),
+    flags={"MODEL": "--gin_file"},
+    load_settings=lambda args, bindings: settings.load(args, VERBS[args.verb], bindings),
+)

@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this, and the message says how."""
+"""The error that users can put right, under the name that this package imports it by."""
 
+from cosmo.engine.base.errors import UserError
 
-class UserError(Exception):
-    """Bad input, settings or surroundings. The command line prints it as one line, exit code 1."""
+__all__ = ["UserError"]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import files
 from data_pipeline.prompts import RELATIONS
 from data_pipeline.requests import Rejected
 
@@ -62,7 +63,9 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
     if critic is not None and critic not in CRITICS:
         raise ValueError(f"critic={critic!r} is none of {', '.join(CRITICS)}")
     readers = {".parquet": _parquet, ".tsv": _tsv}
-    rows = readers.get(Path(path).suffix, _json_lines)(Path(path))
+    # A table may be compressed: head.tsv.gz.
+    suffixes = [s for s in Path(path).suffixes if s[1:] not in files.ENDINGS]
+    rows = readers.get((suffixes or [""])[-1], _json_lines)(Path(path))
     seen: set[int] = set()
     for index, row in rows:
         triple = row if isinstance(row, Rejected) else _triple(index, row, critic)
@@ -133,11 +136,21 @@ def _reject(record_id: str, reason: str, record: Any) -> Rejected:
     return Rejected(id=record_id, stage="triples", reason=reason, record=record)
 
 
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (index, line) of a text file, decompressed, without its byte order mark."""
+    try:
+        with files.opened(path) as lines:
+            for index, raw in enumerate(lines):
+                yield index, raw if index else raw.removeprefix(files.MARK)
+    except files.CORRUPT as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"the file is cut short or damaged ({error})") from error
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for index, raw in enumerate(lines):
-            if not raw.strip():
-                continue
+    for index, raw in _lines(path):
+        if raw.strip():
             try:
                 yield index, json.loads(raw.decode("utf-8"))
             except (UnicodeDecodeError, ValueError, RecursionError):
@@ -146,13 +159,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for index, raw in enumerate(lines):
-            parts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
-            if len(parts) == 3:
-                yield index, dict(zip(("head", "relation", "tail"), parts, strict=True))
-            elif raw.strip():
-                yield index, _reject(f"line-{index}", "broken line", "\t".join(parts)[:500])
+    for index, raw in _lines(path):
+        parts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        if len(parts) == 3:
+            yield index, dict(zip(("head", "relation", "tail"), parts, strict=True))
+        elif raw.strip():
+            yield index, _reject(f"line-{index}", "broken line", "\t".join(parts)[:500])
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -91,7 +91,7 @@ class CanaryData:
         for name, known in (("label_style", STYLES), ("missing_rots", MISSING_ROTS)):
             value = getattr(self, name)
             if value not in known:
-                raise DataError(f"{name}={value!r}: expected one of {known} (gin: {name.upper()})")
+                raise DataError(f"{name}={value!r}: expected one of {known}", setting=name.upper())
 
 
 def cosmo_corpora(soda_path: Any, prosocial_path: Any, seed: int) -> dict[str, Corpus]:
@@ -132,8 +132,8 @@ def mixtures_for(
             mixed = {**rates, **given}
             if set(mixed) != set(rates) or min(mixed.values()) < 0 or not sum(mixed.values()):
                 raise DataError(
-                    f"rates={mixed}: expected numbers from 0, not all 0, for {sorted(rates)} "
-                    "(gin: MIXTURE_RATES)"
+                    f"rates={mixed}: expected numbers from 0, not all 0, for {sorted(rates)}",
+                    setting="MIXTURE_RATES",
                 )
             mixtures[key] = mixed
     return mixtures

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base.files import ENDINGS
 from cosmo.tasks.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -47,8 +48,8 @@ def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -
     """The data files of `split` under `path`, sorted by name; in folders those of `endings`.
 
     `path`: a mapping split -> path; a template with `{split}`; a glob; one file, which then
-    serves every split (a warning says so); or a folder of `SPLIT*.jsonl|json|parquet[.gz]` or of
-    folders named by split. `valid`, `val` and `dev` are other names for `validation`. Raises
+    serves every split (a warning says so); or a folder of `SPLIT*.jsonl|json|parquet`, compressed
+    or not, or of folders named by split. `valid`, `val` and `dev` are other names for `validation`. Raises
     DataError with what was looked for, where, and what was found.
     """
     files, shared = _find(path, split, endings)
@@ -107,7 +108,8 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
             "the path is not set",
             got=repr(path),
             expected="a file, a folder, a glob or a mapping from split to these",
-            remedy="Set it (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
+            remedy="Set it.",
+            setting=("SODA_PATH", "PROSOCIAL_PATH"),
         )
     if "{split}" in str(path):
         for name in names:
@@ -193,7 +195,8 @@ def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
 
 @functools.cache
 def _data_name(endings: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?P<stem>.+?)\.({'|'.join(endings)})(\.gz)?$")
+    packed = "|".join(ENDINGS)
+    return re.compile(rf"(?P<stem>.+?)\.({'|'.join(endings)})(\.({packed}))?$")
 
 
 def _one_format(files: list[Any], path: Any, endings: tuple[str, ...]) -> list[Any]:
@@ -252,6 +255,8 @@ def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str) -> Dat
         got=found,
         expected="a file, or a folder with files named "
         + ", ".join(f"{name}*.{endings[0]}" for name in names)
-        + f" ({'or .' + ', .'.join(endings[1:]) + ', ' if endings[1:] else ''}each plain or .gz)",
-        remedy="Download the corpus or correct the path (gin: SODA_PATH, PROSOCIAL_PATH, ...).",
+        + f" ({'or .' + ', .'.join(endings[1:]) + ', ' if endings[1:] else ''}each plain or "
+        f"compressed: .{', .'.join(ENDINGS)})",
+        remedy="Download the corpus or correct the path.",
+        setting=("SODA_PATH", "PROSOCIAL_PATH"),
     )

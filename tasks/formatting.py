@@ -35,7 +35,8 @@ class Separators:
             if not text or not (text[0].isspace() and text[-1].isspace()):
                 raise DataError(
                     f"Separators.{name}={text!r} must begin and end with white space, or words of "
-                    "two parts could melt into one token (gin: SEPARATOR, TURN_SEPARATOR)"
+                    "two parts could melt into one token",
+                    setting=("SEPARATOR", "TURN_SEPARATOR"),
                 )
 
 

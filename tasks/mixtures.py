@@ -95,19 +95,21 @@ def use(
     ):
         if not 0 <= value <= 1:
             raise DataError(
-                f"{key}={value} is no probability: expected 0 to 1 (gin: {key.upper()})"
+                f"{key}={value} is no probability: expected 0 to 1", setting=key.upper()
             )
     if source not in ("files", "tfds"):
-        raise DataError(f"source={source!r}: expected 'files' or 'tfds' (gin: mixtures.use.source)")
+        raise DataError(
+            f"source={source!r}: expected 'files' or 'tfds'", setting="mixtures.use.source"
+        )
     if source == "tfds" and not tfds_data_dir:
         raise DataError(
-            "source='tfds' needs the folder of the datasets (gin: mixtures.use.tfds_data_dir)"
+            "source='tfds' needs the folder of the datasets", setting="mixtures.use.tfds_data_dir"
         )
     for_canary = name in families.CANARY_NAMES
     if source == "tfds" and for_canary:
         raise DataError(
-            f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files' "
-            "(gin: mixtures.use.source)"
+            f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files'",
+            setting="mixtures.use.source",
         )
     names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
     mixtures = families.mixtures_for(name, rates, names)

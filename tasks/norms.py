@@ -122,8 +122,9 @@ def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
         f"no data for the Norm Bank's task {task!r}, split {split!r}",
         got=str(sorted(path)) if isinstance(path, Mapping) else "no such folder or file in it",
         expected=f"a folder {' or '.join(names)}, or files SPLIT.{names[0]}.tsv",
-        remedy="Correct the path, or give a mapping from task to path (gin: NORM_BANK_PATH). "
+        remedy="Correct the path, or give a mapping from task to path. "
         "Without the relative task: MIXTURE_RATES={'norm_bank_relative': 0}.",
+        setting="NORM_BANK_PATH",
     )
 
 

@@ -1,4 +1,4 @@
-"""The records of one data file: JSON lines, JSON lists, Parquet, tables; plain or gzipped.
+"""The records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
 
 Each comes with its `Place`, so that whoever checks it can name file and line.
 """
@@ -6,23 +6,20 @@ Each comes with its `Place`, so that whoever checks it can name file and line.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cosmo.engine.base import files
 from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.records import Place
 
 DOWNLOAD_AGAIN = "Download or write the file again."
 
 _SPACE = re.compile(r"\s*")
-_GZIP = b"\x1f\x8b"
 _BATCH_ROWS = 1024  # Parquet rows held at a time
-_CORRUPT = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
@@ -119,23 +116,20 @@ def _broken_json(file: Any, number: int, line: str, error: json.JSONDecodeError)
 
 
 def lines(file: Any) -> Iterator[tuple[int, str]]:
-    """(number from 1, text with its newline) of each line of a text file, gunzipped if need be."""
+    """Yield (number from 1, text with its newline) of each line of a text file, decompressed."""
     number = 0
-    with file.open("rb") as raw:
-        head = raw.read(len(_GZIP))
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if head == _GZIP else raw
+    with files.opened(file) as stream:
         try:
             for number, line in enumerate(stream, start=1):
                 # A byte order mark is no part of the first record.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except _CORRUPT as error:
+        except files.CORRUPT as error:
             raise DataError.at(
                 file,
                 number + 1,
                 "the compressed file is cut short or damaged",
                 got=str(error),
-                expected="a whole gzip file",
+                expected="a whole file",
                 remedy=DOWNLOAD_AGAIN,
             ) from None
         except UnicodeDecodeError as error:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from cosmo.engine.base import files
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.files import resolve
 
 _HEAD = 1 << 16  # bytes looked at: the first records, or a part of the first
-_GZIP = b"\x1f\x8b"
 
 PROSOCIAL = ("ProsocialDialog", "ProsocialDialog (direct download)")
 NORM_BANK = (
@@ -50,7 +49,7 @@ _FIELDS = (
 def looks_like(file: Any) -> str | None:
     """The name of the corpus that `file` (a path) seems to hold, None when it seems to hold none.
 
-    Judged by the names of fields in its first 64 KiB, plain or gzipped, by the columns of a
+    Judged by the names of fields in its first 64 KiB, compressed or not, by the columns of a
     Parquet file, or by the marks of DailyDialog and PersonaChat. A file that cannot be read
     looks like nothing.
     """
@@ -85,7 +84,8 @@ def named(file: Any, *expected: str) -> Iterator[None]:
         found = looks_like(file)
         if found is None or found in expected:
             raise
-        raise DataError(f"{file} looks like {found}, not like {expected[0]}. {error}") from None
+        text = f"{file} looks like {found}, not like {expected[0]}. {error}"
+        raise DataError(text, setting=error.settings) from None
 
 
 def _of_fields(fields: set[str]) -> str | None:
@@ -96,11 +96,8 @@ def _of_fields(fields: set[str]) -> str | None:
 
 
 def _head(file: Any) -> str:
-    with file.open("rb") as raw:
-        zipped = raw.read(len(_GZIP)) == _GZIP
-        raw.seek(0)
-        stream: Callable[[int], bytes] = gzip.GzipFile(fileobj=raw).read if zipped else raw.read
-        return stream(_HEAD).decode("utf-8-sig", errors="ignore")
+    with files.opened(file) as stream:
+        return stream.read(_HEAD).decode("utf-8-sig", errors="ignore")
 
 
 def _parquet_columns(file: Any) -> set[str]:

@@ -79,7 +79,7 @@ def label_text(label: str, style: LabelStyle = "text") -> str:
     pieces); a sentinel is one piece. It needs a vocabulary that holds T5's sentinels.
     """
     if style not in STYLES:
-        raise DataError(f"label style {style!r}: expected one of {STYLES} (gin: LABEL_STYLE)")
+        raise DataError(f"label style {style!r}: expected one of {STYLES}", setting="LABEL_STYLE")
     return SENTINELS[_known(label)] if style == "sentinel" else _known(label)
 
 

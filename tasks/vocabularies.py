@@ -74,8 +74,8 @@ def _load(path: str) -> Vocabulary:
     import sentencepiece
 
     def wrong(problem: str, got: str, expected: str) -> DataError:
-        remedy = "Correct the path (gin: VOCABULARY_PATH)."
-        return DataError.at(path, None, problem, got=got, expected=expected, remedy=remedy)
+        further = {"remedy": "Correct the path.", "setting": "VOCABULARY_PATH"}
+        return DataError.at(path, None, problem, got=got, expected=expected, **further)
 
     try:
         data = resolve(path).read_bytes()

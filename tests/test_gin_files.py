@@ -8,6 +8,7 @@ import pytest
 
 from cosmo.engine.base import config
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.infer import infer
 from cosmo.engine.model import models, optimizer, step
 from cosmo.engine.train import early_stopping
 from cosmo.engine.train.early_stopping import StoppingConfig
@@ -38,7 +39,7 @@ def build(gin_file: pathlib.Path, verb: str, *bindings: str) -> models.EncoderDe
     """The model that a gin file describes."""
     name = str(gin_file.relative_to(ROOT))
     config.load(f"gin/runs/{verb}.gin", [name], [*REQUIRED, "TRAIN_STEPS = 1", *bindings])
-    return config.macro_value("MODEL")
+    return config.call(models.EncoderDecoderModel)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
@@ -101,16 +102,18 @@ def test_canarys_paper_recipe():
     """Oracle: Kim et al. 2022, appendix B.1; 120,236 published exchanges, 4 of 7 examples."""
     further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
     config.load("gin/runs/train.gin", ["gin/canary/canary.gin"], further)
-    assert config.macro_value("OPTIMIZER") == optimizer.AdamW(0.9, 0.999, 1e-8, weight_decay=0.0)
+    assert config.call(step.StepConfig).optimizer == optimizer.AdamW(
+        0.9, 0.999, 1e-8, weight_decay=0.0
+    )
     assert config.query("BASE_LEARNING_RATE") == 1e-5
     assert config.query("BATCH_SIZE") == 24 and config.query("PACK") is False
     assert config.query("TRAIN_STEPS") == 81_000
     assert config.query("EARLY_STOPPING_PATIENCE") == 5
     assert config.query("EVAL_PERIOD") == round(120_236 * 7 / 4 / 24)
-    shapes = models.abstract_params(config.macro_value("MODEL"))
+    shapes = models.abstract_params(config.call(models.EncoderDecoderModel))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 737_668_096
     config.load("gin/runs/train.gin", ["gin/canary/canary_adafactor.gin"], further)
-    assert config.macro_value("OPTIMIZER") == optimizer.Adafactor()
+    assert config.call(step.StepConfig).optimizer == optimizer.Adafactor()
 
 
 @pytest.mark.parametrize("name", ["social_chemistry", "mic", "norm_bank"])
@@ -120,7 +123,7 @@ def test_canarys_pretraining_recipes(name):
     config.load("gin/runs/train.gin", [f"gin/canary/pretrain_{name}.gin"], further)
     assert config.query("MIXTURE_OR_TASK_NAME") == name
     assert config.query("EARLY_STOPPING_METRIC").split("/")[1].startswith(name)
-    assert isinstance(config.macro_value("OPTIMIZER"), optimizer.AdamW)
+    assert isinstance(config.call(step.StepConfig).optimizer, optimizer.AdamW)
 
 
 def test_another_architecture_overrides_the_network(tmp_path):
@@ -133,7 +136,7 @@ def test_another_architecture_overrides_the_network(tmp_path):
         "other/t5.T5Config.mlp_dim = 7\n"
     )
     config.load("gin/runs/infer.gin", ["gin/cosmo/tiny.gin", str(path)], ["MODEL_DIR = 'x'"])
-    network = config.macro_value("MODEL").network
+    network = config.call(infer.SessionConfig).model.network
     assert (network.mlp_dim, network.emb_dim) == (7, config.query("EMB_DIM"))
 
 
@@ -145,7 +148,7 @@ def test_a_model_file_after_an_experiment_wins():
         ["gin/cosmo/tiny.gin", "gin/models/t5_1_1_small.gin"],
         ["MODEL_DIR = 'x'"],
     )
-    small = config.macro_value("MODEL").network
+    small = config.call(models.EncoderDecoderModel).network
     assert (small.vocab_size, small.emb_dim, small.num_heads) == (32128, 512, 6)
     assert model.network.emb_dim != small.emb_dim
     assert small.dtype == "float32"  # tiny's, which a model file leaves alone
@@ -163,7 +166,7 @@ def test_a_parameter_set_itself_needs_no_macro():
     sizes += ("num_encoder_layers", "num_decoder_layers")
     given = [f"t5.T5Config.{name} = 16" for name in sizes]
     config.load("gin/runs/infer.gin", [], [*REQUIRED, *given])
-    assert config.macro_value("MODEL").network.emb_dim == 16
+    assert config.call(models.EncoderDecoderModel).network.emb_dim == 16
 
 
 def test_runs_share_their_macros_with_t5x():

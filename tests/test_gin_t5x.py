@@ -89,7 +89,7 @@ def test_train_gets_the_values_of_this_engine(experiment):
     the way: gin and the stubs, which have upstream's signatures, raise otherwise.
     """
     theirs = built("train", f"gin/t5x/{EXPERIMENTS[experiment][0]}.gin", bindings=TRAIN)
-    model = config.macro_value("MODEL")
+    model = config.call(models.EncoderDecoderModel)
     assert isinstance(model, models.EncoderDecoderModel)
     network = theirs["model"]["module"]["config"]
     assert len(network) == 12  # with the name of what was called

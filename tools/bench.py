@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from cosmo.engine.base.terminal import HUGE_PAGES
+from cosmo.engine.base.command_line import HUGE_PAGES
 from tools import bench_device, bench_input, bench_label, bench_pipeline
 from tools.bench_sides import SIDES, SIZES, write_weights
 
@@ -68,8 +68,8 @@ def first_step(args: argparse.Namespace) -> float:
 
 FIRST_TOKEN = """
 import cosmo, sys
-from cosmo.engine.base import terminal
-terminal.set_up_jax()
+from cosmo.engine.base import command_line
+command_line.set_up_jax()
 cosmo.load(sys.argv[1]).generate(["Hello!"], max_new_tokens=1)
 """
 

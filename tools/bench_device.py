@@ -19,13 +19,14 @@ def measure(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from cosmo.engine.base import config
+    from cosmo.engine.base import config, saved_settings
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, optimizer, partitioning, step, t5
     from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
 
-    sizes = config.saved_macros(config.ROOT / f"gin/models/{args.model}.gin")
+    path = config.ROOT / f"gin/models/{args.model}.gin"
+    sizes = saved_settings.macros_in(path.read_text())
     network = t5.T5Config(
         **{name.lower(): value for name, value in sizes.items()},
         dtype=args.dtype,

@@ -42,11 +42,9 @@ log = logging.getLogger("data_pipeline")
 CALLS_A_HELPER = 32  # calls at once from which on a process of their own pays
 
 
-def flags() -> argparse.ArgumentParser:
-    """The command line."""
-    from data_pipeline.__main__ import parser
-
-    made = parser("co3", __doc__)
+def add_arguments(made: argparse.ArgumentParser) -> None:
+    """Add the flags of `co3`."""
+    made.description = __doc__
     group = made.add_argument_group("input and output")
     group.add_argument(
         "--triples", type=Path, required=True, help="ATOMIC as .jsonl, .tsv or .parquet"
@@ -87,17 +85,11 @@ def flags() -> argparse.ArgumentParser:
     group.add_argument("--no_human", action="store_true", help="do not ask who is human")
     group.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
     group.add_argument("--no_plots", action="store_true", help="leave out report.png")
-    made.add_argument("--quiet", action="store_true", help="say nothing but warnings")
-    return made
 
 
-def main(argv: list[str]) -> int:
-    """Run; the exit code."""
-    args = flags().parse_args(argv)
+def run_co3(args: argparse.Namespace) -> int:
+    """Run `co3`; return the exit code."""
     _check(args)
-    level = logging.WARNING if args.quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(level)
     return asyncio.run(_main(args))
 
 

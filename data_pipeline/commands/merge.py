@@ -6,22 +6,23 @@ shards' journals stay where they are: keep them, or copy them, to go on with a s
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from data_pipeline import corpus, merge, report
 from data_pipeline.errors import UserError
 
 
-def main(argv: list[str]) -> int:
-    """Merge; the exit code."""
-    from data_pipeline.__main__ import parser
-
-    flags = parser("merge", __doc__)
+def add_arguments(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `merge`."""
+    flags.description = __doc__
     flags.add_argument("--inputs", type=Path, nargs="+", required=True, metavar="DIR")
     flags.add_argument("--output", type=Path, required=True)
     flags.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
-    flags.add_argument("--quiet", action="store_true")
-    args = flags.parse_args(argv)
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Run `merge`; return the exit code."""
     if args.output.resolve() in [folder.resolve() for folder in args.inputs]:
         raise UserError(f"--output={args.output} is an input: give another folder")
     made = merge.merge(args.inputs, args.output)

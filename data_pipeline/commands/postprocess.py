@@ -12,6 +12,7 @@ what follows -- goes to Beam.
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -19,12 +20,9 @@ from data_pipeline import batch, corpus, prompts, report
 from data_pipeline.errors import UserError
 
 
-def main(argv: list[str]) -> int:
-    """Postprocess; the exit code."""
-    from data_pipeline.__main__ import parser
-
-    argv, beams = _split(argv)
-    flags = parser("postprocess", __doc__)
+def add_arguments(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `postprocess`."""
+    flags.description = __doc__
     flags.add_argument("--input", nargs="+", required=True, metavar="PATH", help="runs, or files")
     flags.add_argument("--output", required=True, metavar="DIR")
     flags.add_argument("--canary_labels", default="", help="JSON lines of id and label")
@@ -36,8 +34,11 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--processes", type=int, help="all cores if not given")
     flags.add_argument("--runner", help="Beam's: DirectRunner, DataflowRunner, ...")
     flags.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
-    flags.add_argument("--quiet", action="store_true")
-    args = flags.parse_args(argv)
+
+
+def run_postprocess(args: argparse.Namespace) -> int:
+    """Run `postprocess`; return the exit code."""
+    beams = args.rest
     _check(args, beams)
     names = ("seed", "canary_labels", "least_turns", "most_turns")
     choices = batch.Choices(
@@ -113,11 +114,3 @@ def _by_beam(args, choices: batch.Choices, beams: list[str]) -> int:
             f"{args.output}/soda-*.jsonl, provenance-*, rejected-*, statistics.json, counts.jsonl"
         )
     return 0
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Our arguments, and Beam's after "--"."""
-    if "--" not in argv:
-        return argv, []
-    place = argv.index("--")
-    return argv[:place], argv[place + 1 :]

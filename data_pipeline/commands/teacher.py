@@ -6,6 +6,7 @@ be told to misbehave. GET /stats counts what it was asked. Ctrl-C ends it.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import errno
 
@@ -13,12 +14,11 @@ from data_pipeline import prompts
 from data_pipeline.errors import UserError
 
 
-def main(argv: list[str]) -> int:
-    """Serve until stopped."""
-    from data_pipeline.__main__ import parser
+def add_arguments(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `teacher`."""
     from data_pipeline.teacher import server
 
-    flags = parser("teacher", __doc__)
+    flags.description = __doc__
     flags.add_argument("--port", type=int, default=8765, help="0 takes a free one, and says which")
     flags.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     flags.add_argument("--latency", type=float, default=0.0, help="seconds to each answer")
@@ -33,7 +33,13 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--key", default="", help="the key that callers must show; none by default")
     flags.add_argument("--prompts", default=str(prompts.DEFAULT), help="the prompts it knows")
     flags.add_argument("--seed", type=int, default=0, help="another seed, other answers")
-    args = flags.parse_args(argv)
+
+
+def run_teacher(args: argparse.Namespace) -> int:
+    """Run `teacher`: serve until stopped."""
+    from data_pipeline.teacher import server
+
+    kinds = server.PASSING + server.LASTING
     chosen = tuple(kind for kind in args.kinds.split(",") if kind)
     if unknown := set(chosen) - set(kinds):
         raise UserError(f"--kinds: no {unknown.pop()!r}; there are {', '.join(kinds)}")

@@ -47,7 +47,7 @@ def _unpack(
             raise ValueError(
                 f"a score needs counts per example: got aux_values with "
                 f"{sorted(aux_values or ())}, expected {list(names)}. A model that gives none is "
-                "evaluated without them (gin: use.token_metrics = False)"
+                "evaluated without them (mixtures.use with token_metrics=False)"
             )
     columns = {name: np.asarray(aux_values[name], np.float64) for name in names}
     scores = np.asarray(scores, np.float64)

@@ -227,15 +227,19 @@ def test_help_is_readable_and_loads_no_jax(verb):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"input": "/nowhere.jsonl"}, "--input=/nowhere.jsonl cannot be read"),
-        ({"checkpoint": "/nowhere"}, "/nowhere"),
+        (
+            {"input": "/nowhere.jsonl"},
+            "/nowhere.jsonl cannot be read: No such file or directory (--input)",
+        ),
+        ({"checkpoint": "/nowhere"}, "/nowhere: it does not exist"),
+        ({"checkpoint": "/tmp"}, "give another folder (--checkpoint)"),
         ({"num_shards": "2"}, "give a folder"),
-        ({"output": "/tmp/x.csv"}, "--output=/tmp/x.csv: .csv files are not written; give FILE"),
-        ({"output": "/tmp/x.jsonl.gz"}, "--output=/tmp/x.jsonl.gz: .gz files are not written"),
-        ({"window": "0"}, "--window=0"),
+        ({"output": "/tmp/x.csv"}, "/tmp/x.csv: .csv files are not written; give FILE"),
+        ({"output": "/tmp/x.jsonl.gz"}, "/tmp/x.jsonl.gz: .gz files are not written"),
+        ({"window": "0"}, "window=0; it must be at least 1 record (--window)"),
         ({"temperature": "-1"}, "temperature"),
-        ({"vocabulary": "/nowhere.model"}, "/nowhere.model"),
-        ({"turn_separator": "|"}, "white space"),
+        ({"vocabulary": "/nowhere.model"}, "Correct the path. (--vocabulary)"),
+        ({"turn_separator": "|"}, "one token (--turn_separator)"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, capsys, changes, expected):

@@ -38,6 +38,7 @@ def test_train_leaves_what_the_readme_says(trained):
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["4", "8"]
     assert list((trained / "tensorboard").glob("events*"))
     assert "TRAIN_STEPS = 8" in (trained / "config.gin").read_text()
+    assert json.loads((trained / "settings.json").read_text())["macros"]["TRAIN_STEPS"] == 8
     rows = lines(trained / "metrics.jsonl")
     assert [r["step"] for r in rows if "train/loss" in r] == [2, 4, 6, 8]
     assert [r["step"] for r in rows if "eval/all/loss" in r] == [4, 8]
@@ -294,7 +295,7 @@ def test_no_checkpoint(tmp_path, small, capsys):
     text = refusal(capsys, "eval", *small, f"--gin.MODEL_DIR={tmp_path}")
     assert f"no checkpoint in {tmp_path}" in text
     text = refusal(capsys, "infer", f"--gin.MODEL_DIR={tmp_path / 'none'}")
-    assert "config.gin" in text
+    assert "settings.json" in text
 
 
 def test_an_early_error_is_seen(trained, small):

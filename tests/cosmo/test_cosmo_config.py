@@ -1,9 +1,12 @@
 """The command line: overrides, and one line for every mistake that a person makes."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.base import config
+from cosmo.engine.base import annotations, command_line, config
 from cosmo.engine.base.errors import UserError
 
 TINY = "gin/cosmo/tiny.gin"
@@ -33,18 +36,18 @@ TRAIN = "gin/runs/train.gin"
 )
 def test_bare_strings_are_quoted_and_gin_values_kept(given, read):
     """Oracle: the rule of the command line, T5X's quoting accepted too."""
-    assert config.quote_bare(given) == read
+    assert command_line.quote_bare(given) == read
 
 
 def test_arguments_are_split():
     """Oracle: T5X's forms `--gin.A=b` and `--gin.A b`."""
-    rest, bindings = config.split_arguments(
+    rest, bindings = command_line.split_arguments(
         ["train", "--gin.MODEL_DIR=/tmp/x", "--gin_file=a.gin", "--gin.TRAIN_STEPS", "7", "--quiet"]
     )
     assert rest == ["train", "--gin_file=a.gin", "--quiet"]
     assert bindings == ["MODEL_DIR = '/tmp/x'", "TRAIN_STEPS = 7"]
     with pytest.raises(UserError, match=r"--gin.TRAIN_STEPS has no value"):
-        config.split_arguments(["--gin.TRAIN_STEPS", "--quiet"])
+        command_line.split_arguments(["--gin.TRAIN_STEPS", "--quiet"])
 
 
 def test_the_last_word_wins(tmp_path):
@@ -134,7 +137,79 @@ def test_unknown_parameter():
     """The nearest parameter is offered."""
     text = message([TINY], "MODEL_DIR = 'x'", "t5.T5Config.embdim = 3")
     assert "embdim" in text
-    assert "'emb_dim'" in text
+    assert "did you mean 't5.T5Config.emb_dim'?" in text
+
+
+@pytest.mark.parametrize(
+    ("binding", "meant"),
+    [("t6.T5Config.emb_dim = 3", "t5.T5Config"), ("OPTIMIZER = @optimizer.Adaam()", "AdamW")],
+)
+def test_unknown_module_or_reference(binding, meant):
+    """Oracle: the nearest name by hand. gin's own words about imports are not shown."""
+    text = message([TINY], "MODEL_DIR = 'x'", binding)
+    assert text.startswith("unknown name ")
+    assert meant in text.partition("did you mean")[2]
+    assert "import" not in text
+
+
+def test_unknown_parameter_in_a_block(tmp_path):
+    """gin's other form of a binding: file, line and the nearest parameter."""
+    path = tmp_path / "mine.gin"
+    path.write_text("t5.T5Config:\n  emb_dim = 3\n  num_heds = 2\n")
+    text = message([TINY, str(path)], "MODEL_DIR = 'x'")
+    assert f"{path}, line 3" in text
+    assert "'t5.T5Config.num_heads'" in text
+
+
+@pytest.mark.parametrize(
+    ("binding", "wanted"),
+    [
+        ("BATCH_SIZE = 'abc'", "BATCH_SIZE='abc'; give a whole number"),
+        ("BATCH_SIZE = 8.5", "BATCH_SIZE=8.5; give a whole number"),
+        ("BATCH_SIZE = True", "BATCH_SIZE=True; give a whole number"),
+        ("PACK = 1", "PACK=1; give True or False"),
+        ("EVAL_STEPS = 'all'", "EVAL_STEPS='all'; give a whole number or None"),
+        ("DROPOUT_RATE = '0.1'", "DROPOUT_RATE='0.1'; give a number"),
+        ("MLP_ACTIVATIONS = 'gelu'", "MLP_ACTIVATIONS='gelu'; give a tuple of a text each"),
+        ("TASK_FEATURE_LENGTHS = {'inputs': 'x'}", "; give a dict of a text to a whole number"),
+        ("LABEL_STYLE = 'bold'", "LABEL_STYLE='bold'; give 'text' or 'sentinel'"),
+        ("t5.T5Config.emb_dim = 'wide'", "t5.T5Config.emb_dim='wide'; give a whole number"),
+        ("train/datasets.DatasetConfig.seed = 'x'", "train/datasets.DatasetConfig.seed='x'; give"),
+    ],
+)
+def test_a_value_of_the_wrong_type(binding, wanted):
+    """Oracle: the annotation of the parameter that the macro is bound to, read by hand."""
+    assert wanted in message([TINY], "MODEL_DIR = 'x'", binding)
+
+
+def test_the_setting_of_a_wrong_value_is_spelled_as_a_flag(capsys):
+    """One line: the name, the value, what is wanted, and the flag."""
+    arguments = ["train", f"--gin_file={TINY}", "--gin.MODEL_DIR=/nowhere", "--gin.BATCH_SIZE=abc"]
+    assert main(arguments) == 1
+    expected = "error: BATCH_SIZE='abc'; give a whole number (--gin.BATCH_SIZE)\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "fits"),
+    [
+        (3, float, True),
+        (True, float, False),
+        (3, bool, False),
+        (None, int | None, True),
+        ("x", Sequence[str], False),
+        (("x",), Sequence[str], True),
+        (("x", 1), tuple[str, int], True),
+        (("x",), tuple[str, int], False),
+        ({"a": 1.5}, Mapping[str, int], False),
+        ("b", Literal["a", "b"], True),
+        (1, Literal[True], False),
+        ("anything", Any, True),
+    ],
+)
+def test_annotations(value, wanted, fits):
+    """Oracle: PEP 484, but that a bool is no number and a text no sequence."""
+    assert annotations.fits(value, wanted) == fits
 
 
 def test_missing_gin_file():

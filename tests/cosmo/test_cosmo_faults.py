@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.base.terminal import guarded
+from cosmo.engine.base.command_line import guarded
 from cosmo.engine.base.writer import only_writer
 from cosmo.engine.train.metric_files import MetricWriter
 

@@ -1,12 +1,19 @@
 """Help pages and flags of the verbs."""
 
+import dataclasses
+import importlib
+import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+import cosmo
 from cosmo import verbs
 from cosmo.__main__ import main
+from cosmo.engine.base import command_line
+from cosmo.engine.base.errors import UserError
 
 
 def output(capsys, *arguments) -> tuple[int, str, str]:
@@ -41,13 +48,14 @@ def test_each_verb_has_a_page(capsys, name):
         words = example.split()
         assert words[:4] == ["python", "-m", "cosmo", name]
         flags = [w for w in words[4:] if w.startswith("--") and not w.startswith("--gin.")]
-        assert verbs.parse([name, *flags]).verb == name
+        assert command_line.parse(verbs.PROGRAM, [name, *flags]).verb == name
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "required: VERB"),
+        (["train", "--batch_size=4"], "did you mean --gin.BATCH_SIZE=4?"),
+        (["eval", "--model_dir", "x"], "did you mean --gin.MODEL_DIR?"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--no_such_flag"], "train does not know --no_such_flag"),
         (["train", "--num_shards=2"], "it belongs to infer"),
@@ -67,10 +75,50 @@ def test_mistakes_are_one_line(capsys, arguments, expected):
     assert "--help" in error
 
 
-def test_flags_are_bindings():
+def test_flags_are_bindings(monkeypatch):
     """Oracle: by hand. Only what is given, with its type; other flags are none."""
-    args = verbs.parse(["infer", "--top_k=3", "--temperature=1", "--mode=score", "--num_shards=4"])
-    assert verbs.macros(args) == ["MODE = 'score'", "TEMPERATURE = 1.0", "TOP_K = 3"]
+    seen = []
+    program = dataclasses.replace(
+        verbs.PROGRAM, load_settings=lambda args, bindings: seen.extend(bindings)
+    )
+    monkeypatch.setattr("cosmo.commands.run_infer", lambda args: None)
+    arguments = ["infer", "--top_k=3", "--temperature=1", "--mode=score", "--num_shards=4"]
+    assert command_line.main(program, [*arguments, "--gin.EMB_DIM=3"]) == 0
+    assert seen == ["EMB_DIM = 3", "MODE = 'score'", "TEMPERATURE = 1.0", "TOP_K = 3"]
+
+
+@pytest.mark.parametrize("package", ["cosmo", "canary", "data_pipeline"])
+def test_no_verb_prints_the_help(package, capsys):
+    """Property: the verbs are listed; exit code 2, for nothing was run."""
+    program = importlib.import_module(f"{package}.verbs").PROGRAM
+    assert command_line.main(program, []) == 2
+    text = capsys.readouterr().out
+    assert all(name in text for name in program.verbs)
+
+
+@pytest.mark.parametrize("package", ["cosmo", "canary", "data_pipeline"])
+def test_version(package, capsys):
+    """Oracle: pyproject.toml."""
+    wanted = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["version"]
+    program = importlib.import_module(f"{package}.verbs").PROGRAM
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(program, ["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"{package} {wanted}\n"
+    assert cosmo.__version__ == wanted
+
+
+def test_an_error_names_the_flag_of_its_setting(capsys, monkeypatch):
+    """Oracle: by hand. A verb's own flag, else --gin.NAME, for an error that names a setting."""
+
+    def fail(args):
+        raise UserError("it is wrong", setting=("INFER_BATCH_SIZE", "window", "EMB_DIM"))
+
+    monkeypatch.setattr("cosmo.commands.run_infer", fail)
+    program = dataclasses.replace(verbs.PROGRAM, load_settings=lambda args, bindings: None)
+    assert command_line.main(program, ["infer"]) == 1
+    expected = "error: it is wrong (--batch_size, --window, --gin.EMB_DIM)\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_help_loads_neither_jax_nor_tensorflow():

@@ -182,18 +182,18 @@ def patch(options: dict, put=setattr) -> None:
 def main() -> int:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     model_dir, options = sys.argv[1], {**OPTIONS, **json.loads(sys.argv[2])}
-    from cosmo.engine.base import terminal
+    from cosmo.engine.base import command_line
     from cosmo.engine.train import train
 
-    terminal.set_up_logging(False)
-    terminal.set_up_jax("JAX_NUM_PROCESSES" in os.environ)
+    command_line.set_up_logging(False)
+    command_line.set_up_jax("JAX_NUM_PROCESSES" in os.environ)
     patch(options)
 
     def run() -> None:
         state = train.train(**settings(model_dir, options))
         print(f"done: step {int(state.step)}")
 
-    return terminal.guarded(run)
+    return command_line.guarded(run)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def run_mesh(setting, parts, devices):
 def answers(setting, parts, devices):
     """Scores, and what greedy decoding says, with the parameters to start from."""
     import jax
+    import jax.numpy as jnp
 
     from cosmo.engine.infer import infer
     from cosmo.engine.model import decoding, models
@@ -119,8 +120,9 @@ def answers(setting, parts, devices):
     # Two that share their beginning, and one after which nothing follows.
     choices = ((5, 6, 7), (5, 6, 8, 9), (30, 1))
     run = infer._continue_fn(model, choices, None, decoding.DecodingConfig(4), layout)
-    forced = np.array([0, 1, 2, -1, -1, -1, 0, 1], np.int32)
-    chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None, forced))
+    taken = jnp.array([0, 1, 2, 2, 0, 1, 0, 1], np.int32)  # every choice, with what follows it
+    models._likeliest = lambda scores: taken
+    chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None))
     return {
         "said": said.tolist(),
         "scores": scores.tolist(),

@@ -47,15 +47,29 @@ def score(jit):
 
 @pytest.fixture(scope="module")
 def go_on(jit):
-    """`go_on(model, params, inputs, config, keys, forced)` -> Chosen in numpy."""
+    """`go_on(model, params, inputs, config, keys, taken)` -> Chosen in numpy.
 
-    def call(model, params, inputs, config, keys, forced):
-        return models.choose_and_continue(
-            model, params, inputs, CHOICES, config, keys, forced=jnp.asarray(forced)
-        )
+    `taken(scores)` are the choices that are taken, the likeliest ones without it.
+    """
 
-    run = jit(call, static_argnums=(0, 3))
+    def call(model, params, inputs, config, keys, taken):
+        with pytest.MonkeyPatch.context() as patch:  # while it is traced
+            if taken is not None:
+                patch.setattr(models, "_likeliest", taken)
+            return models.choose_and_continue(model, params, inputs, CHOICES, config, keys)
+
+    run = jit(call, static_argnums=(0, 3, 5))
     return lambda *arguments: jax.device_get(run(*arguments))
+
+
+def forced(scores):
+    """FORCED where it is not negative, else the likeliest."""
+    return jnp.where(FORCED < 0, jnp.argmax(scores, axis=-1), FORCED).astype(jnp.int32)
+
+
+def varied(scores):
+    """A choice that depends on the row's scores alone, so that rows take different ones."""
+    return (jnp.floor(scores[:, 0]) % len(CHOICES)).astype(jnp.int32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -108,7 +122,7 @@ def test_choose_and_continue_greedily(model, speaker, unpacked, logits_of, go_on
     The choices forced upon five rows differ in length; three rows take their best one.
     """
     inputs, new = unpacked["encoder_input_tokens"], 9
-    found = go_on(model, speaker, inputs, DecodingConfig(new), None, FORCED)
+    found = go_on(model, speaker, inputs, DecodingConfig(new), None, forced)
     best = np.argmax(found.scores, axis=1)
     np.testing.assert_array_equal(found.choice, np.where(FORCED < 0, best, FORCED))
     rows = [list(CHOICES[choice]) for choice in found.choice]
@@ -143,7 +157,7 @@ def test_choose_and_continue_scores(model, speaker, unpacked, score, go_on, conf
     """Beams and samples. Oracle: models.score of choice and text together, less the choice's."""
     inputs = unpacked["encoder_input_tokens"]
     keys = jax.random.split(jax.random.key(2), 8)
-    found = go_on(model, speaker, inputs, config, keys, FORCED)
+    found = go_on(model, speaker, inputs, config, keys, forced)
     stops = found.choice == 2
     assert np.any(stops) and not np.any(found.continuation.tokens[stops])
     assert not np.any(found.continuation.scores[stops])
@@ -196,7 +210,7 @@ class Words:
         return " ".join(str(i) for i in ids if i > EOS)
 
 
-def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on):
+def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on, monkeypatch):
     """Rows of several lengths in batches of four, in order. Oracle: `models` on all at once."""
     partitioner = partitioning.Partitioner()
     layout = partitioner.layout(partitioner.mesh())
@@ -204,17 +218,15 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on):
     session = infer.Session(model, speaker, Words(), layout, 4, lengths, bucketed=True)
     inputs = [tuple(examples[i % 6][0].tolist()) * (1 + 4 * (i == 2)) for i in range(8)]
     rows = [datasets.Row(str(i), "", ids) for i, ids in enumerate(inputs)]
-    expected = go_on(model, speaker, padded(inputs, 64), DecodingConfig(5), None, FORCED)
-    found = list(infer.choose(session, rows, CHOICES))
+    expected = go_on(model, speaker, padded(inputs, 64), DecodingConfig(5), None, varied)
+    assert len(set(expected.choice.tolist())) > 2
+    found = infer.answer(session, rows, infer.choosing(session, CHOICES))
     assert [answer.row for answer in found] == rows
     np.testing.assert_allclose([a.scores for a in found], expected.scores, rtol=2e-5)
 
-    work = infer.choosing_then_generating(
-        session,
-        CHOICES,
-        DecodingConfig(5),
-        forced=lambda row: None if FORCED[int(row.id)] < 0 else int(FORCED[int(row.id)]),
-    )
+    monkeypatch.setattr(models, "_likeliest", varied)
+    infer._continue_fn.cache_clear()  # traced anew, and not kept for other tests
+    work = infer.choosing_then_generating(session, CHOICES, DecodingConfig(5))
     found = infer.answer(session, rows, work)
     assert [answer.choice for answer in found] == expected.choice.tolist()
     texts = [(Words().decode(ids[0]),) for ids in expected.continuation.tokens]
@@ -222,6 +234,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on):
     np.testing.assert_allclose([a.choice_scores for a in found], expected.scores, rtol=2e-5)
     scores = expected.continuation.scores
     np.testing.assert_allclose([a.scores for a in found], scores, rtol=1e-4, atol=1e-5)
+    infer._continue_fn.cache_clear()
 
 
 @pytest.mark.parametrize(

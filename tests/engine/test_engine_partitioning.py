@@ -277,7 +277,7 @@ def test_engine_partitioning_num_partitions_must_divide_the_devices(count):
 @pytest.mark.parametrize(
     "batch_size, data, microbatches, words",
     [
-        (6, 4, 1, "batch_size=6 does not divide over 4 data shards (gin: BATCH_SIZE)"),
+        (6, 4, 1, "batch_size=6 does not divide over 4 data shards"),
         (8, 4, 4, "8 does not divide over 4 data shards x 4 microbatches"),
         (5, 1, 2, "5 does not divide over 1 data shard x 2 microbatches"),
         (0, 1, 1, "batch_size=0"),

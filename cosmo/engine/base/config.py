@@ -1,23 +1,24 @@
-"""T5X's command line over gin: files, `--gin.NAME=value` overrides, and errors a person can use.
+"""Read settings with gin: files, overrides and a run's saved values, with errors in one line.
 
 The one module that imports gin. Gin files use dynamic registration, so they bind plain classes and
 functions; macros (MODEL_DIR, TRAIN_STEPS, ...) are what people override.
 """
 
-import ast
 import difflib
 import functools
+import importlib
 import inspect
-import itertools
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 import gin
+from cosmo.engine.base import annotations, saved_settings
 from cosmo.engine.base.errors import UserError
 from gin import config as gin_internals
 
@@ -29,38 +30,15 @@ _MACRO_REFERENCE = re.compile(r"%([A-Za-z_][\w.]*)")
 _STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 _IMPORT = re.compile(r"^(?:from|import)\s.+$", re.M)
 _INCLUDE = re.compile(r"^include\s+['\"]([^'\"]+)['\"]", re.M)
+# Of gin's two forms of a binding: `scope/module.Name.parameter = value`, and a block of them.
+_BOUND = re.compile(r"([\w./]+\.[\w.]+)\.(\w+)\s*=(?!=)")
+_BLOCK = re.compile(r"([\w./]+\.\w+):\s*$")
+_INSIDE = re.compile(r"\s+(\w+)\s*=(?!=)")
+_REFERENCE = re.compile(r"@([\w./]+)")
+_UNBOUND = object()
+_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {}  # the bindings of the run file alone
 
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(ordinary arguments, gin bindings): `--gin.NAME=value` becomes the binding `NAME = value`."""
-    rest, bindings = [], []
-    queue = list(arguments)
-    while queue:
-        argument = queue.pop(0)
-        if not argument.startswith("--gin."):
-            rest.append(argument)
-            continue
-        name, equals, value = argument.removeprefix("--gin.").partition("=")
-        if not equals:
-            if not queue or queue[0].startswith("--"):
-                raise UserError(f"{argument} has no value; write {argument}=VALUE")
-            value = queue.pop(0)
-        bindings.append(f"{name.strip()} = {quote_bare(value)}")
-    return rest, bindings
-
-
-def quote_bare(value: str) -> str:
-    """A gin value as it is; anything that gin cannot read is taken for a string and quoted."""
-    value = value.strip()
-    if value.startswith(("@", "%")) or (value[:1] in "[({" and re.search("[@%]", value)):
-        return value
-    if value.lower() in ("true", "false", "none"):
-        return value.capitalize()  # `false` as a string would count as true
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return repr(value)
-    return value
+log = logging.getLogger("cosmo")
 
 
 def load(
@@ -68,18 +46,20 @@ def load(
     gin_files: Sequence[str] = (),
     bindings: Sequence[str] = (),
     search_paths: Iterable[str] = (),
+    saved: saved_settings.Saved | None = None,
 ) -> None:
     """Parse `run_file` (the verb's defaults), then the user's files, then the overrides, in order.
 
+    `saved`, the settings of a run, come after the run file. They are bound as values, never parsed.
     Raises UserError, one line, for a missing file, an unknown name, an unknown or undefined macro,
-    or a macro that still has to be given.
+    a value of the wrong type, or a macro that still has to be given.
     """
     gin.clear_config()
     gin_internals._LOCATION_PREFIXES[:] = [""]  # gin would keep those of earlier loads
     user_paths = [pathlib.Path(p) for p in search_paths]
     for path in user_paths:
         if not path.is_dir():
-            raise UserError(f"--gin_search_paths: {path} is not a folder")
+            raise UserError(f"{path} is not a folder", setting="gin_search_paths")
     # The working folder, then the user's paths, then the project: gin looks in this order too.
     paths = [*user_paths, ROOT]
     for path in paths:
@@ -90,29 +70,166 @@ def load(
     for file in gin_files:
         _read(str(file), paths, texts)
     _check_macros(texts, bindings)
-    for file in (run_file, *gin_files):
-        _parse(lambda file=file: _parse_file(str(file), paths), str(file))
+    _parse(lambda: _parse_file(run_file, paths), run_file, texts)
+    _DEFAULTS.clear()
+    _DEFAULTS.update((key, dict(given)) for key, given in gin_internals._CONFIG.items())
+    if saved is not None:
+        _bind_saved(saved, {binding.split(" = ", 1)[0] for binding in bindings})
+    for file in map(str, gin_files):
+        _parse(lambda file=file: _parse_file(file, paths), file, texts)
     # Overrides may name whatever the files import.
     imports = "\n".join(dict.fromkeys(_IMPORT.findall("".join(texts.values()))))
     for binding in bindings:
-        _parse(lambda binding=binding: gin.parse_config(f"{imports}\n{binding}\n"), "", binding)
+        where = f"--gin.{binding.replace(' = ', '=', 1)}"
+        text = f"{imports}\n{binding}\n"
+        _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
     _check_required(run_file, needed)
+    _check_types()
+
+
+def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
+    """Bind a run's settings as plain values, as far as the run file of this verb knows the names.
+
+    Settings of other verbs are left out. Raises UserError if one that this verb needs is code, and
+    is not among those `given` on the command line.
+    """
+    bound = gin_internals._CONFIG
+    selectors = {_short(selector): selector for _, selector in bound if selector != "gin.macro"}
+
+    def split(name: str) -> tuple[str, str | None, str]:
+        place, _, parameter = name.rpartition(".")
+        scope, _, short = place.rpartition("/")
+        return scope, selectors.get(short), parameter
+
+    for name, what in saved.code.items():
+        needed = (name, "gin.macro") in bound or split(name)[1] is not None
+        if needed and name not in given:
+            raise UserError(
+                f"{name} of this run is {what}, which is code and is not run from a folder: give "
+                "--gin_file=FILE, the file that the run was trained with (or its own config.gin, "
+                "if you trust whoever made it)"
+            )
+    for name, value in saved.taken().items():
+        if (name, "gin.macro") in bound:
+            bound[name, "gin.macro"]["value"] = value
+    for name, value in saved.parameters.items():
+        scope, selector, parameter = split(name)
+        if selector is not None and parameter in _parameters(selector):
+            bound.setdefault((scope, selector), {})[parameter] = value
+    everything = {*_references(_run_files()), *_MACRO_DEFINITION.findall(_run_files())}
+    unknown = sorted(saved.macros.keys() - everything)
+    if unknown:
+        log.warning("%s: unknown and ignored: %s", saved.path, ", ".join(unknown))
+
+
+def run_files() -> dict[str, str]:
+    """Return what a run leaves beside its checkpoints: {file name: content}.
+
+    config.gin repeats the run. settings.json has its plain values for other verbs (see
+    `saved_settings`): every macro of the run file, and the parameters that differ from it.
+    """
+    macros: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    code: dict[str, str] = {}
+    for (scope, selector), given in gin_internals._CONFIG.items():
+        is_macro = selector == "gin.macro"
+        if is_macro and (scope, selector) not in _DEFAULTS:
+            continue  # the user's own: what it stands for is resolved where it is used
+        for parameter, value in given.items():
+            place = "/".join([*filter(None, [scope]), _short(selector)])
+            name = scope if is_macro else f"{place}.{parameter}"
+            _, plain = _resolved(name, value)
+            default = _DEFAULTS.get((scope, selector), {}).get(parameter, _UNBOUND)
+            differs = _identity(value) != _identity(default)
+            if plain is _UNBOUND or not saved_settings.is_plain(plain):
+                if differs and "gin.REQUIRED" not in repr(value):
+                    code[name] = repr(value)
+            elif is_macro:
+                macros[name] = plain
+            elif differs:
+                parameters[name] = plain
+    return {
+        saved_settings.GIN_FILE: operative_config(),
+        saved_settings.FILE: saved_settings.text(macros, parameters, code),
+    }
+
+
+def _short(selector: str) -> str:
+    """Return a selector as people write it: module and name, "t5.T5Config"."""
+    return ".".join(selector.split(".")[-2:])
+
+
+def _identity(value: Any) -> Any:
+    """Return what tells two bound values apart: of a reference its name, not what it builds."""
+    if isinstance(value, gin_internals.ConfigurableReference):
+        return "reference", value.config_key, value.evaluate
+    return value
+
+
+def _resolved(name: str, value: Any) -> tuple[str, Any]:
+    """Follow macros to the value that they stand for: (the last macro's name, the plain value).
+
+    The value is _UNBOUND where it is, or holds, a reference to code, or a macro without a value.
+    """
+    seen: set[str] = set()
+    while isinstance(value, gin_internals.ConfigurableReference):
+        macro = value.scopes[-1] if value.scopes else ""
+        given = gin_internals._CONFIG.get((macro, "gin.macro"))
+        if value.selector != "gin.macro" or given is None or macro in seen:
+            return name, _UNBOUND
+        seen.add(macro)
+        name, value = macro, given["value"]
+    if isinstance(value, Mapping):
+        inner = {key: _resolved(name, one)[1] for key, one in value.items()}
+        return name, _UNBOUND if _UNBOUND in inner.values() else inner
+    if isinstance(value, tuple | list):
+        parts = [_resolved(name, one)[1] for one in value]
+        return name, _UNBOUND if _UNBOUND in parts else type(value)(parts)
+    return name, value
+
+
+def _check_types() -> None:
+    """Raise UserError for the first plain value that its parameter's annotation does not allow."""
+    for (scope, selector), given in gin_internals._CONFIG.items():
+        wanted = _annotations(selector)
+        for parameter, value in given.items():
+            if parameter not in wanted:
+                continue
+            place = "/".join([*filter(None, [scope]), _short(selector)])
+            name, plain = _resolved(f"{place}.{parameter}", value)
+            if plain is not _UNBOUND and not annotations.fits(plain, wanted[parameter]):
+                raise UserError(
+                    f"{name}={plain!r}; give {annotations.words(wanted[parameter])}", setting=name
+                )
+
+
+def _annotations(selector: str) -> dict[str, Any]:
+    """Return the annotated types of a configurable's parameters; {} if they cannot be evaluated."""
+    target = gin_internals._REGISTRY.get_match(selector)
+    if target is None or selector == "gin.macro":
+        return {}
+    function = inspect.unwrap(target.wrapped)
+    function = function.__init__ if inspect.isclass(function) else function
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # names that only type checkers import
+        return {}
 
 
 def call(function: Callable[..., Any], **given: Any) -> Any:
     """Call `function` with the arguments that gin holds for it, and those `given`, which win."""
     try:
         return gin.get_configurable(function)(**given)
+    except UserError as error:
+        # gin appends where the call stood, which does not help to change a setting.
+        text = str(error).split("\n  In call to configurable")[0]
+        raise UserError(text, setting=error.settings) from error
     except (RuntimeError, ValueError, TypeError) as error:
-        place = re.search(r"In call to configurable '(\w+)'", str(error))
-        if isinstance(error, TypeError) and place and place.group(1) != function.__name__:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{place.group(1)} has a setting of the wrong type: {first}") from error
         missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
         if missing:
             name, what = missing.group(1), missing.group(2).replace("'", "")
-            raise UserError(f"{name} needs a value for {what} (gin: {name}.{what})") from error
+            raise UserError(f"{name} needs a value for {what}", setting=f"{name}.{what}") from error
         raise
 
 
@@ -126,25 +243,16 @@ def registration(function: Callable[..., str]) -> Callable[[], str]:
 
 
 def query(name: str) -> Any:
-    """The value of a macro."""
+    """Return the value of a macro."""
     return gin.query_parameter(f"%{name}")
 
 
-def macro_value(name: str) -> Any:
-    """What a macro stands for, built: `MODEL` gives the model that it refers to."""
-    selector = f"{name}/gin.macro"
-    return gin.config.ConfigurableReference(selector, True).__deepcopy__({})
-
-
 def operative_config() -> str:
-    """All bindings in use so far, as a gin file that repeats the run.
-
-    What they refer to is in it, called or not: training from a cache calls no task, but whoever
-    evaluates the run does.
-
-    gin writes what a macro builds in a scope of the macro's name (`MODEL/t5.T5Config.emb_dim`),
-    which would win over an override of the plain name: the scope is left out.
-    """
+    """Return all bindings in use so far, as a gin file that repeats the run."""
+    # Bindings that are referred to but not called are added: training from a cache calls no task,
+    # but evaluation of the run does. gin writes what a macro builds in a scope of the macro's name
+    # (`MODEL/t5.T5Config.emb_dim`), which would win over an override of the plain name: the scope
+    # is left out.
     _add_references()
     text = gin.operative_config_str()
     macros = "|".join(set(_MACRO_DEFINITION.findall(text)))
@@ -162,26 +270,6 @@ def _add_references() -> None:
             for scope in {"", "/".join(reference.scopes)}:
                 if (scope, selector) in bound and (scope, selector) not in operative:
                     operative[scope, selector] = dict(bound[scope, selector])
-
-
-def saved_macros(path: epath.PathLike) -> dict[str, Any]:
-    """The macros of a config.gin that stand for plain values; gin's own state is left alone."""
-    return macros_in(epath.Path(path).read_text())
-
-
-def macros_in(text: str) -> dict[str, Any]:
-    """As `saved_macros`, of the text of such a file."""
-    found: dict[str, Any] = {}
-    text = text.replace("\\\n", "")
-    places = [*(match.start() for match in _MACRO_DEFINITION.finditer(text)), len(text)]
-    for start, end in itertools.pairwise(places):
-        name, _, value = text[start:end].partition("=")
-        value = re.split(r"\n\s*\n|\n#", value)[0]
-        try:
-            found[name.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            continue  # a reference
-    return found
 
 
 def _find(file: str, paths: Iterable[pathlib.Path]) -> epath.Path:
@@ -218,17 +306,27 @@ def _read(file: str, paths: list[pathlib.Path], texts: dict[str, str]) -> None:
         _read(included, paths, texts)
 
 
+@functools.cache
 def _run_files() -> str:
-    return "".join(re.sub(r"#.*", "", p.read_text()) for p in (ROOT / "gin/runs").glob("*.gin"))
+    """Return the text of every verb's run file and of its defaults."""
+    files = [*(ROOT / "gin/runs").glob("*.gin"), *(ROOT / "gin/defaults").glob("*.gin")]
+    return "".join(re.sub(r"#.*", "", file.read_text()) for file in files)
+
+
+def macros_of(run_file: str) -> set[str]:
+    """Return the macros that a verb's run file and its includes set; gin's state is left alone."""
+    texts: dict[str, str] = {}
+    _read(run_file, [ROOT], texts)
+    return set(_MACRO_DEFINITION.findall("".join(texts.values())))
 
 
 def _references(text: str) -> list[str]:
-    """Macros that a gin text refers to; a % inside a string is not one."""
+    """Return the macros that a gin text refers to; a % inside a string is not one."""
     return _MACRO_REFERENCE.findall(_STRING.sub("''", text))
 
 
 def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
-    """Every macro set must be used somewhere, every macro used must be set."""
+    """Raise UserError for a macro that is set and used nowhere, or used and set nowhere."""
     given = "\n".join(bindings)
     sources = {**texts, "the command line": given}
     everything = "\n".join(sources.values())
@@ -260,7 +358,7 @@ def _check_required(run_file: str, needed: Sequence[str]) -> None:
 
 
 def _macros_in_use() -> set[str]:
-    """Macros that parameters refer to; one set in a scope too, as config.gin does, needs none."""
+    """Return the macros that parameters refer to. A value in a scope, as config.gin has, counts."""
     config = gin_internals._CONFIG
     scoped = {
         (selector, parameter)
@@ -278,42 +376,88 @@ def _macros_in_use() -> set[str]:
     }
 
 
-def _parse(parse: Callable[[], Any], file: str, binding: str = "") -> None:
-    """Run a parser of gin's; its errors become one line with a place and the nearest valid name."""
-    where = file or f"--gin.{binding.replace(' = ', '=', 1)}"
+def _parse(parse: Callable[[], Any], where: str, texts: Mapping[str, str], binding="") -> None:
+    """Run a parser of gin's. Raise its error as one line, with the nearest name for an unknown one.
+
+    `texts` are all gin files by name; `binding` is the override that is parsed.
+    """
     try:
         parse()
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # gin raises whatever an import in the file raises
-        text = " ".join(str(error).split())
-        line = re.search(r"(?:In file|line)[^\d]*?(?:\"([^\"]+)\")?,? line (\d+)", text)
-        place = where
-        if line and file:
-            place = f"{line.group(1) or where}, line {line.group(2)}"
-        unknown = re.search(r"No configurable matching (?:reference )?'@?([^'(]+)", text)
-        if unknown:
-            name = unknown.group(1)
-            raise UserError(f"unknown name {name} in {place}{_hint(name, _selectors())}") from error
-        unknown = re.search(
-            r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text
-        )
-        if unknown:
-            selector, name = unknown.groups()
-            known = _parameters(selector)
-            raise UserError(
-                f"unknown name {selector}.{name} in {place}{_hint(name, known)}"
-            ) from error
-        raise UserError(f"{place}: {text}") from error
+        for place, text in {where: binding}.items() if binding else texts.items():
+            for line, name, known in _unknown_names(text, "".join(texts.values())):
+                at = place if binding else f"{place}, line {line}"
+                raise UserError(f"unknown name {name} in {at}{_hint(name, known)}") from error
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
-def _selectors() -> list[str]:
-    return [str(s) for s in gin_internals._REGISTRY._selector_map]
+def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield (line from 1, name, known names) of each name in a gin text that stands for nothing.
+
+    `everything` is the text of all files: their imports are the names that there are.
+    """
+    modules = _imported(everything)
+    names = [_short(str(s)) for s in gin_internals._REGISTRY._selector_map]
+    block = None
+    for number, line in enumerate(text.splitlines(), 1):
+        head = _BLOCK.match(line)
+        bound = _BOUND.match(line)
+        inside = _INSIDE.match(line) if block else None
+        used = _REFERENCE.findall(_STRING.sub("''", line))
+        block = head[1] if head else block if inside else None
+        for name in [*([head[1]] if head else []), *([bound[1]] if bound else []), *used]:
+            target = _target(name.rpartition("/")[2], modules)
+            if target is None:
+                yield number, name, names
+            elif bound and name == bound[1] and bound[2] not in (known := _signature(target)):
+                yield number, f"{name}.{bound[2]}", [f"{name}.{parameter}" for parameter in known]
+        known = _signature(_target(block.rpartition("/")[2], modules)) if inside else []
+        if known and inside[1] not in known:
+            yield number, f"{block}.{inside[1]}", [f"{block}.{one}" for one in known]
+
+
+def _imported(text: str) -> dict[str, str]:
+    """Return {name: module} of the imports in gin files."""
+    found = {}
+    for line in _IMPORT.findall(text):
+        words = line.split()
+        if words[0] == "from":
+            found[words[-1]] = f"{words[1]}.{words[3]}"
+        else:
+            found[words[-1]] = words[1]
+    return found
+
+
+def _target(name: str, modules: Mapping[str, str]) -> Any:
+    """Return the class or function of a gin name; None if there is none."""
+    try:
+        registered = gin_internals._REGISTRY.get_match(name)
+    except KeyError:  # several match
+        return None
+    if registered is not None:
+        return registered.wrapped
+    for head in sorted(modules, key=len, reverse=True):
+        if name.startswith(f"{head}."):
+            try:
+                found = importlib.import_module(modules[head])
+                return functools.reduce(getattr, name.removeprefix(f"{head}.").split("."), found)
+            except (ImportError, AttributeError):
+                return None
+    return None
+
+
+def _signature(target: Any) -> list[str]:
+    try:
+        return list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _parameters(selector: str) -> list[str]:
     target = gin_internals._REGISTRY.get_match(selector)
-    return list(inspect.signature(target.wrapped).parameters) if target else []
+    return _signature(target.wrapped) if target else []
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

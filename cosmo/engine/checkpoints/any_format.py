@@ -62,7 +62,8 @@ def locate(path: str) -> Located:
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
         f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); give another "
-        "folder (gin: MODEL_DIR, CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH)"
+        "folder",
+        setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
 
 
@@ -184,7 +185,7 @@ def restore_adafactor(
     _check(source, abstract_params, description)
     if source.format != "t5x":
         raise UserError(
-            f"{source} has no optimizer state to go on with (gin: RESTORE_OPTIMIZER_STATE)"
+            f"{source} has no optimizer state to go on with", setting="RESTORE_OPTIMIZER_STATE"
         )
     states = t5x_adafactor.read_state(
         source.path, source.others, source.network, source.step, abstract

@@ -44,7 +44,8 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
     if vocabulary.size > model.network.vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
-            f"{model.network.vocab_size} rows (gin: VOCABULARY_PATH, T5Config.vocab_size)"
+            f"{model.network.vocab_size} rows",
+            setting=("VOCABULARY_PATH", "t5.T5Config.vocab_size"),
         )
 
 
@@ -63,7 +64,8 @@ def check_same_vocabulary(
     )
     raise UserError(
         f"vocabulary mismatch: {where} was trained with {theirs}, this run has {ours}; every "
-        "token id would mean another word (gin: VOCABULARY_PATH)"
+        "token id would mean another word",
+        setting="VOCABULARY_PATH",
     )
 
 
@@ -82,8 +84,8 @@ def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> 
         # A field that one side lacks is of an older or a foreign checkpoint: nothing to compare.
         if None not in (theirs, ours) and theirs != ours:
             raise UserError(
-                f"{where} is of another network: {name} is {theirs} there and {ours} here "
-                "(gin: the gin file of the model)"
+                f"{where} is of another network: {name} is {theirs} there and {ours} here",
+                setting="MODEL",
             )
 
 
@@ -102,6 +104,6 @@ def check_shapes(
             )
         if saved[path] != shape:
             raise UserError(
-                f"{where} is of another model size: {name} is {saved[path]} there and {shape} "
-                "here (gin: MODEL, or the gin file of the model)"
+                f"{where} is of another model size: {name} is {saved[path]} there and {shape} here",
+                setting="MODEL",
             )

@@ -137,7 +137,7 @@ class Saver:
             who = f"process {late} lags" if late else "a process lags or has died"
             text = (
                 f"saving step {self._step} to {self.folder}: {who}: it did not arrive within "
-                f"{self.timeout} s (gin: SAVE_TIMEOUT). {self.kept()}; look at that process's log"
+                f"{self.timeout} s (SAVE_TIMEOUT). {self.kept()}; look at that process's log"
             )
             log.error("%s", text)
             raise UserError(text) from error
@@ -180,7 +180,7 @@ class Saver:
                 "--gin.KEEP_CHECKPOINTS for the next run) and give the same command again"
             )
         if any(isinstance(link, TimeoutError) for link in chain):
-            return f"{where} within {self.timeout} s (gin: SAVE_TIMEOUT). {self.kept()}"
+            return f"{where} within {self.timeout} s (SAVE_TIMEOUT). {self.kept()}"
         first = next((text for text in texts if text.strip()), type(error).__name__)
         return f"{where}: {first.strip().splitlines()[0]}. {self.kept()}"
 
@@ -191,8 +191,8 @@ class Saver:
         def end():
             print(
                 f"error: saving step {self._step} to {self.folder} hangs in process "
-                f"{jax.process_index()}: not finished within {2 * self.timeout} s (gin: "
-                f"SAVE_TIMEOUT). {self.kept()}",
+                f"{jax.process_index()}: not finished within {2 * self.timeout} s "
+                f"(SAVE_TIMEOUT). {self.kept()}",
                 file=sys.stderr,
                 flush=True,
             )

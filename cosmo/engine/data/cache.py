@@ -252,8 +252,9 @@ def _check_unknown(
         raise UserError(
             f"{share:.1%} of the pieces of task {task!r} are unknown to the vocabulary "
             f"{config.vocabulary.path} ({sums['unknown']:,} of {sums['pieces']:,}, separators "
-            "apart): is it this text's vocabulary (gin: VOCABULARY_PATH)? --allow_unknown caches "
-            "it all the same"
+            "apart): is it this text's vocabulary? --allow_unknown caches "
+            "it all the same",
+            setting="VOCABULARY_PATH",
         )
 
 

@@ -69,6 +69,7 @@ class Row:
     input_ids: tuple[int, ...]
     targets: str | None = None
     target_ids: tuple[int, ...] | None = None
+    cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
 
 
 def check_lengths(lengths: Any) -> None:
@@ -76,7 +77,8 @@ def check_lengths(lengths: Any) -> None:
     if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= set(lengths):
         raise UserError(
             f"task_feature_lengths={lengths!r}; give tokens of both features, such as "
-            "{'inputs': 512, 'targets': 128} (gin: TASK_FEATURE_LENGTHS)"
+            "{'inputs': 512, 'targets': 128}",
+            setting="TASK_FEATURE_LENGTHS",
         )
 
 

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cosmo.engine.base import terminal
+from cosmo.engine.base import command_line
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
 from cosmo.engine.data import rows
@@ -266,7 +266,7 @@ def _serve(pipe: Any, log_level: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"  # SeqIO may import JAX; the devices are the trainer's
-    terminal.set_up_logging(quiet=log_level > logging.INFO)
+    command_line.set_up_logging(quiet=log_level > logging.INFO)
     from cosmo.engine.data import seqio_reader
 
     requests = seqio_reader.Requests()

@@ -113,7 +113,8 @@ class Cache:
         if is_remote(path):
             raise UserError(
                 f"{path}: a cache is read from a local or mounted folder; copy it there, or mount "
-                "the bucket (gin: CACHE_PATH)"
+                "the bucket",
+                setting="CACHE_PATH",
             )
         self.path = Path(path)
         self.manifest = _read_manifest(self.path)
@@ -200,8 +201,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"the cache {path} is not finished; give its command (python -m cosmo cache) again"
             ) from None
         raise UserError(
-            f"no cache in {path}: it has no {MANIFEST}; python -m cosmo cache makes one "
-            "(gin: CACHE_PATH)"
+            f"no cache in {path}: it has no {MANIFEST}; python -m cosmo cache makes one",
+            setting="CACHE_PATH",
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path / MANIFEST}: {error}") from error
@@ -224,7 +225,8 @@ def open_cache(config: Any, vocabulary: Any = None) -> Cache:
             raise UserError(
                 f"vocabulary mismatch: the cache {cache.path} was made with {theirs['path']} "
                 f"({theirs['size']} pieces), this run has {vocabulary.path} ({vocabulary.size} "
-                "pieces) (gin: CACHE_PATH, VOCABULARY_PATH)"
+                "pieces)",
+                setting=("CACHE_PATH", "VOCABULARY_PATH"),
             )
     lengths = {"inputs": cache.format.inputs, "targets": cache.format.targets}
     for what, theirs, wanted, names in (
@@ -235,8 +237,8 @@ def open_cache(config: Any, vocabulary: Any = None) -> Cache:
     ):
         if theirs != wanted:
             raise UserError(
-                f"the cache {cache.path} has other {what}: {theirs} there, {wanted} here "
-                f"(gin: CACHE_PATH, {names})"
+                f"the cache {cache.path} has other {what}: {theirs} there, {wanted} here",
+                setting=("CACHE_PATH", names),
             )
     if not cache.rows:
         raise UserError(f"the cache {cache.path} holds no rows")

@@ -114,7 +114,7 @@ def resolve_name(config: DatasetConfig) -> str:
             importlib.import_module(config.module)
         except ImportError as error:
             raise UserError(
-                f"cannot import {config.module}: {error} (gin: MIXTURE_OR_TASK_MODULE)"
+                f"cannot import {config.module}: {error}", setting="MIXTURE_OR_TASK_MODULE"
             ) from error
     name = config.mixture_or_task_name
     name = name() if callable(name) else name
@@ -122,7 +122,7 @@ def resolve_name(config: DatasetConfig) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f" (registered: {sorted(known)})"
-        raise UserError(f"no SeqIO task or mixture {name!r}{hint} (gin: MIXTURE_OR_TASK_NAME)")
+        raise UserError(f"no SeqIO task or mixture {name!r}{hint}", setting="MIXTURE_OR_TASK_NAME")
     return name
 
 

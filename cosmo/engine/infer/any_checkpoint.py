@@ -3,12 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
-from etils import epath
 
-from cosmo.engine.base import config
+from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
@@ -26,8 +24,8 @@ def session_config(
     batch_size: int = 32,
     dtype: str | None = None,
     num_partitions: int = 1,
-) -> tuple[infer.SessionConfig, dict[str, Any]]:
-    """(a session to be opened, the gin macros that the run was made with).
+) -> tuple[infer.SessionConfig, saved_settings.Saved]:
+    """Return (a session to be opened, the settings of the run that made the checkpoint).
 
     Args:
         path: a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X checkpoint.
@@ -40,7 +38,8 @@ def session_config(
             bfloat16 is for products with weights alone: with AMX more than twice as fast.
         num_partitions: devices that one copy of the model is split over.
 
-    The macros are empty for a checkpoint that is no run of ours. Raises UserError if there is no
+    The settings are empty for a checkpoint that is no run of ours. Nothing in the checkpoint's
+    folder is executed. Raises UserError if there is no
     checkpoint, or nothing says what its token ids mean.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
@@ -48,11 +47,12 @@ def session_config(
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
         raise UserError(
-            f"{source} comes without a vocabulary: load(path, vocabulary=FILE) or "
-            "--vocabulary=FILE, a SentencePiece model (of a HuggingFace model, its spiece.model)"
+            f"{source} comes without a vocabulary: give a SentencePiece model (of a HuggingFace "
+            "model, its spiece.model)",
+            setting="vocabulary",
         )
-    saved = epath.Path(source.path) / "config.gin"
-    settings = config.saved_macros(saved) if source.format == "cosmo" and saved.exists() else {}
+    saved = saved_settings.read(source.path) if source.format == "cosmo" else None
+    saved = saved or saved_settings.Saved(source.path)
     on_cpu = jax.default_backend() == "cpu"
     network = dataclasses.replace(
         source.network,
@@ -69,10 +69,10 @@ def session_config(
         checkpoint_path=str(path),
         task_feature_lengths={
             **usual_lengths,
-            **settings.get("TASK_FEATURE_LENGTHS", {}),
+            **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),
         },
         batch_size=-(-batch_size // shards) * shards,
         partitioner=partitioner,
     )
-    return found, settings
+    return found, saved

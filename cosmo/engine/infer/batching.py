@@ -1,4 +1,4 @@
-"""Rows into batches of about equal length, so that little of what is computed is padding.
+"""Group rows into batches of about equal length, so that little computation goes to padding.
 
 A row is padded to the next of a few lengths, chosen by its own length alone: an answer then does
 not depend on which rows happen to be answered beside it, and few shapes are compiled.
@@ -25,7 +25,7 @@ class Group(NamedTuple):
 
 
 def buckets(length: int) -> tuple[int, ...]:
-    """Padded lengths up to `length` tokens: 32, then multiples of 16, each about 1.5 times more."""
+    """Return padded lengths up to `length` tokens: 32, then multiples of 16, growing by 1.5."""
     sizes, size = [], 32
     while size * 1.1 < length:  # one hardly below the last would save nothing
         sizes.append(size)
@@ -41,7 +41,7 @@ def groups(
     targets: bool,
     bucketed: bool = True,
 ) -> list[Group]:
-    """Batches of at most `batch_size` rows that share their padded lengths, the longest first.
+    """Return batches of at most `batch_size` rows of equal padded lengths, the longest first.
 
     Longest first, so that a batch too large for the memory fails at once. `lengths` are the most
     tokens of "inputs" and "targets"; with `bucketed=False` all rows are padded to them.
@@ -67,7 +67,7 @@ def groups(
 
 
 def counts(group: Group, batch_size: int) -> Counter[str]:
-    """`records`, and `cells`: positions computed, of which `tokens` hold a token."""
+    """Count `records`, and `cells`: positions computed, of which `tokens` hold a token."""
     sides = [(group.inputs_length, [row.input_ids for row in group.rows])]
     if group.targets_length is not None:
         sides.append((group.targets_length, [row.target_ids or () for row in group.rows]))
@@ -79,5 +79,5 @@ def counts(group: Group, batch_size: int) -> Counter[str]:
 
 
 def padding(totals: Mapping[str, int]) -> float:
-    """The share of computed positions that held no token, 0 to 1, of added-up `counts`."""
+    """Return the share of computed positions without a token, 0 to 1, of added-up `counts`."""
     return 1.0 - totals["tokens"] / totals["cells"] if totals["cells"] else 0.0

@@ -1,4 +1,4 @@
-"""Rows in, answers out: generation and scoring in batches, answers in the order of the rows."""
+"""Generate and score in batches; answers come in the order of the rows."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SessionConfig:
-    """What a session needs, in plain Python; gin binds it once for every verb that answers.
+    """The settings of a session; gin binds them once for every verb that answers.
 
     `checkpoint_path` is a run's folder (its latest checkpoint is taken), or one of its checkpoints,
     or MODEL_DIR/best.
@@ -63,11 +63,12 @@ class SessionConfig:
         datasets.check_lengths(self.task_feature_lengths)
         if self.batch_size < 1:
             raise UserError(
-                f"batch_size={self.batch_size}; it must be at least 1 (gin: BATCH_SIZE)"
+                f"batch_size={self.batch_size}; it must be at least 1",
+                setting="batch_size",
             )
 
     def open(self) -> tuple[Session, int]:
-        """(a session over the checkpoint, the step it was saved at). Raises UserError."""
+        """Return (a session over the checkpoint, the step it was saved at). Raises UserError."""
         check_vocabulary(self.model, self.vocabulary)
         mesh = self.partitioner.mesh()
         partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
@@ -92,7 +93,7 @@ class SessionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said to a row: texts with their scores (nats; see DecodingConfig).
+    """A model's answer to a row: texts with their scores (nats; see DecodingConfig).
 
     `num_tokens` counts the tokens of the predictions, or of the targets that were scored, with
     EOS; `num_correct`, of scored ones, those that the model found likeliest.
@@ -133,16 +134,16 @@ def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
 def _continue_fn(
     model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
 ):
-    def run(params, tokens, row_keys, forced):
+    def run(params, tokens, row_keys):
         return models.choose_and_continue(
-            model, params, tokens, choices, decoding, row_keys, continues, forced
+            model, params, tokens, choices, decoding, row_keys, continues
         )
 
     return layout.jit(run)
 
 
 class Work(NamedTuple):
-    """How a batch is answered: `start` sends it to the devices, `finish` reads what came back."""
+    """How to answer a batch: `start` sends it to the devices, `finish` reads the results."""
 
     start: Callable[[batching.Group], Any]
     finish: Callable[[batching.Group, Any], list[Answer]]
@@ -150,7 +151,7 @@ class Work(NamedTuple):
 
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
-    """Answers by generation; a sample depends on (seed, row id), not on the batch."""
+    """Return the work of generating; a sample depends on (seed, row id), not on the batch."""
     run = _predict_fn(session.model, decoding, session.layout)
 
     def start(group):
@@ -188,7 +189,7 @@ def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[An
 
 
 def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
-    """The log-likelihood (nats) of each choice after each row's inputs, exactly, as `scores`.
+    """Return the work of scoring each choice after each row's inputs: exact log-likelihoods, nats.
 
     Choices are token ids, with EOS if they are to be all of an answer. A softmax over the scores is
     the posterior of the choices. Raises UserError for an empty choice or two that are equal.
@@ -212,9 +213,8 @@ def choosing_then_generating(
     decoding: DecodingConfig,
     seed: int = 0,
     continues: Sequence[bool] | None = None,
-    forced: Callable[[datasets.Row], int | None] = lambda row: None,
 ) -> Work:
-    """Takes each row's likeliest choice (or the one `forced`) and generates what follows it.
+    """Return the work of taking each row's likeliest choice and generating what follows it.
 
     One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
     After a choice that does not continue (by default: that ends in EOS) nothing follows.
@@ -224,11 +224,8 @@ def choosing_then_generating(
     run = _continue_fn(session.model, options, continues, decoding, session.layout)
 
     def start(group):
-        wanted = np.full(session.batch_size, -1, np.int32)
-        for i, choice in enumerate(map(forced, group.rows)):
-            wanted[i] = -1 if choice is None else choice
         keys = _row_keys(session, group, seed)
-        return run(session.params, _inputs(session, group), keys, wanted)
+        return run(session.params, _inputs(session, group), keys)
 
     def finish(group, chosen):
         taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
@@ -242,7 +239,7 @@ def choosing_then_generating(
 
 
 def scoring(session: Session) -> Work:
-    """The log-likelihood (nats) of each row's targets. Raises UserError if a row has none."""
+    """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
     run = _score_fn(session.model, session.layout)
 
     def start(group):
@@ -275,7 +272,7 @@ def answer(
     work: Work,
     on_batch: Callable[[Counter[str]], None] = lambda counts: None,
 ) -> list[Answer]:
-    """Answers to `rows`, in order; all are at hand, so batches are made of rows of like length.
+    """Return answers to `rows`, in order. Rows of similar length share a batch.
 
     `on_batch` is told of every finished batch: `batching.counts` and `new_tokens`.
     """
@@ -304,15 +301,8 @@ def predict(
 
 
 def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
-    """The log-likelihood (nats) of each row's targets, in order, with its token counts."""
+    """Yield the log-likelihood (nats) of each row's targets, in order, with its token counts."""
     return _stream(session, rows, scoring(session))
-
-
-def choose(
-    session: Session, rows: Iterable[datasets.Row], choices: Sequence[Sequence[int]]
-) -> Iterator[Answer]:
-    """The log-likelihood (nats) of each choice after each row's inputs, rows in order."""
-    return _stream(session, rows, choosing(session, choices))
 
 
 def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
@@ -321,7 +311,7 @@ def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Itera
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each given out once the next is made: devices work while results are read."""
+    """Yield the same items, each once the next is made: devices work while results are read."""
     for item in items:
         for following in items:
             yield item
@@ -330,13 +320,13 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """A 32-bit seed of a record's own, the same wherever and in whatever batch it is answered."""
+    """Return a 32-bit seed of a record's own, the same in whatever batch it is answered."""
     digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
-    """This process's share of a batch that every process has built in full."""
+    """Put this process's share of a batch on the devices; every process has built the whole."""
     share = session.batch_size // jax.process_count()
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
@@ -344,7 +334,10 @@ def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
 
 
 def record(answer: Answer, mode: str) -> dict[str, Any]:
-    """An answer as a line of output: {id, inputs, targets, prediction, score}."""
+    """Return an answer as a line of output: {id, inputs, targets, prediction, score}.
+
+    A line whose input was cut to fit the model says so: "cut" is true.
+    """
     line: dict[str, Any] = {
         "id": answer.row.id,
         "inputs": answer.row.inputs,
@@ -359,4 +352,6 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
     else:
         line["score"] = answer.scores[0]
         line["num_tokens"] = answer.num_tokens
+    if answer.row.cut:
+        line["cut"] = True
     return line

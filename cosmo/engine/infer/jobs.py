@@ -1,6 +1,6 @@
-"""Answering many records into files: sharded, resumable, with a word on progress.
+"""Answer many records into files: sharded, resumable, with progress.
 
-`answer_source` is the whole of it: which windows are missing, answer each, put the shards together.
+`answer_source` finds the windows that are missing, answers each, and joins the shards.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[s
 
 
 class Job(Protocol):
-    """What is asked of a session for all records of a source.
+    """A task for all records of a source, such as generating or labelling.
 
     `settings` are what the lines depend on beside the session, the input and the number of shards,
     as JSON values; the manifest keeps them.
@@ -43,7 +43,7 @@ class Job(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
-    """What is asked of a session: `mode` "predict" (see DecodingConfig) or "score"."""
+    """The job of generating answers (`mode` "predict") or scoring targets ("score")."""
 
     session: infer.SessionConfig
     mode: str = "predict"
@@ -52,7 +52,7 @@ class InferConfig:
 
     def __post_init__(self):
         if self.mode not in ("predict", "score"):
-            raise UserError(f"mode={self.mode!r}; it is 'predict' or 'score' (gin: MODE)")
+            raise UserError(f"mode={self.mode!r}; it is 'predict' or 'score'", setting="MODE")
 
     def settings(self) -> dict[str, Any]:
         """See `Job`."""
@@ -64,7 +64,7 @@ class InferConfig:
         }
 
     def answerer(self, session: infer.Session) -> Answerer:
-        """See `Job`; a line of output a row."""
+        """See `Job`: one line of output for each row."""
         if self.mode == "predict":
             work = infer.generation(session, self.decoding, self.random_seed)
         else:
@@ -79,7 +79,7 @@ class InferConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """How the work is cut: files, the shards that this command takes, records between saves.
+    """How the work is divided: files, the shards of this command, records between saves.
 
     `chosen` is written as "0-3" or "2,5" (None: all). `window=None` is 64 batches. `overwrite`
     removes what an earlier run has left at the output.
@@ -93,17 +93,18 @@ class Sharding:
     def __post_init__(self):
         shards.parse(self.chosen, self.num_shards)  # a mistake is said before any work
         if self.window is not None and self.window < 1:
-            raise UserError(f"--window={self.window}; it must be at least 1 record")
+            raise UserError(f"window={self.window}; it must be at least 1 record", setting="window")
         if self.overwrite and self.chosen is not None:
             raise UserError(
-                "--overwrite removes the work of all shards: run it without --shards, or give "
-                "another --output"
+                "overwriting removes the work of all shards: do it without a choice of shards, or "
+                "give another output",
+                setting=("overwrite", "shards", "output"),
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run has done: records now in its shards, and the totals and seconds of this command.
+    """The result of a run: records now in its shards; totals and seconds of this command.
 
     `totals` are those of `infer.answer`; they are empty if everything was done before.
     """
@@ -112,10 +113,12 @@ class Report:
     rejected: int
     totals: Counter[str]
     seconds: float
+    cut: int = 0  # answered from an input that had lost its beginning
 
     def __str__(self) -> str:
         here = self.totals["records"]
         text = f"{self.answered} records answered, {self.rejected} rejected"
+        text += f", {self.cut} from an input that was cut to fit" if self.cut else ""
         if not here:
             return f"complete: {text}"
         rate = here / max(self.seconds, 1e-9)
@@ -179,19 +182,24 @@ def answer_source(
         ) from None
     finally:
         progress.bar.finish()
-    answered = rejected = 0
+    done: Counter[str] = Counter()
     if writes:
         for shard in chosen:
             assemble(shard)  # what a killed command left to do
-        answered, rejected = shards.finish(layout, chosen)
-        if windows and not answered:
-            where = f"the reasons are in {layout.rejected}" if rejected else "all lines are blank"
+        done = shards.finish(layout, chosen)
+        if windows and not done["answered"]:
+            where = (
+                f"the reasons are in {layout.rejected}"
+                if done["rejected"]
+                else "all lines are blank"
+            )
             raise UserError(f"no record of {source.name} could be used; {where}")
-    return Report(answered, rejected, progress.totals, time.monotonic() - progress.began)
+    seconds = time.monotonic() - progress.began
+    return Report(done["answered"], done["rejected"], progress.totals, seconds, done["cut"])
 
 
 def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, Any]:
-    """All that an answer depends on, but for the batch size: the manifest keeps it."""
+    """Return every setting that answers depend on, for the manifest; batch size is none."""
     session = config.session
     found = any_format.locate(session.checkpoint_path)
     path = str(epath.Path(found.folder).resolve())
@@ -213,7 +221,7 @@ def _plan(
     chosen: list[int],
     settings: dict[str, Any],
 ) -> tuple[int, list[shards.Span], list[shards.Span]]:
-    """(records a window, all windows of the chosen shards, those still to be worked through)."""
+    """Return (records a window, all windows of the chosen shards, those still to do)."""
     first = jax.process_index() == 0
     window = sharding.window or infer.WINDOW_BATCHES * config.session.batch_size
     if first and sharding.overwrite:
@@ -230,7 +238,7 @@ def _plan(
 
 
 def _of_the_first(value: Any) -> Any:
-    """The first JAX process's value: the others need not see the output's folder."""
+    """Return the first JAX process's value: the others may not see the output's folder."""
     return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
 
 
@@ -241,7 +249,7 @@ def _answered(
     todo: list[shards.Span],
     progress: "_Progress",
 ) -> Iterator[tuple[shards.Span, list[dict[str, Any]], list[shards.Rejected]]]:
-    """Each window with its lines and what was rejected; the next is read ahead."""
+    """Yield each window with its lines and its rejects; the next window is read ahead."""
     if not todo:
         return
     answer = config.answerer(session)
@@ -257,7 +265,7 @@ def _answered(
 
 
 class _Progress:
-    """Counts what this command has done, and says so now and then."""
+    """Count and log the progress of this command."""
 
     def __init__(self, todo: list[shards.Span]):
         self.bar = Progress(sum(span.stop - span.start for span in todo), unit="record")
@@ -266,7 +274,7 @@ class _Progress:
         self.windows = self.done = 0
 
     def batches(self, span: shards.Span, records: int) -> Callable[[Counter[str]], None]:
-        """What is to be told of every finished batch of a window with so many records to answer.
+        """Return the callback for finished batches of a window with `records` to answer.
 
         A place of the source may hold several of them, or none: what is answered counts as its
         share of the window.
@@ -296,7 +304,7 @@ def infer_mixture(
     num_examples: int | None = None,
     sharding: Sharding = Sharding(),
 ) -> dict[str, Report]:
-    """Answer every example of a SeqIO mixture's split, a run a task; {output: its report}.
+    """Answer every example of a SeqIO mixture's split, one run a task. Return {output: report}.
 
     Writes `output`/TASK-predict.jsonl (or -score), or TASK-predict-00000-of-0000N.jsonl; None is
     inferences/ in the run's folder.

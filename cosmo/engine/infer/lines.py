@@ -1,19 +1,15 @@
-"""Numbered records of a file of any size, for `jobs.answer_source`: JSON lines, or other pieces.
+"""Read numbered records of a file of any size: JSON lines, or other pieces.
 
 A file is read once to count its pieces and to fingerprint them, and then from any of them on.
 Memory holds one place of every INDEX_EVERY pieces.
 """
 
 import contextlib
-import gzip
 import hashlib
-import io
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from etils import epath
-
+from cosmo.engine.base import files
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
 from cosmo.engine.infer import shards
@@ -23,7 +19,7 @@ WARNINGS = 10  # rejected pieces that are also logged
 
 
 class Piece(NamedTuple):
-    """Neighbouring lines that make one record: where they start (byte, line from 0), and they."""
+    """The lines of one record, and where they start: byte and line, both from 0."""
 
     start: int
     line: int
@@ -36,9 +32,9 @@ Cut = Callable[[BinaryIO, int, int], Iterator[Piece]]
 
 
 def by_line(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
-    """Every line is a piece."""
+    """Yield every line as a piece, the first one without a byte order mark."""
     for data in file:
-        yield Piece(start, line, [data])
+        yield Piece(start, line, [data if start else data.removeprefix(files.MARK)])
         start, line = start + len(data), line + 1
 
 
@@ -49,16 +45,18 @@ def source(
     expected: str,
     identity: dict[str, Any],
     cut: Cut = by_line,
+    survey: Callable[[Piece], None] = lambda piece: None,
 ) -> shards.Source:
-    """The records that `items` makes of each piece of a file, plain or `.gz`; rejects are logged.
+    """Return the records that `items` makes of each piece of a file, compressed or not.
 
-    `items(piece, its number from 0)` returns what cannot be used as `shards.Rejected`, and nothing
-    for a blank piece. `identity` is what else tells these records from others. Raises UserError,
+    `items(piece, its number from 0)` returns what cannot be used as `shards.Rejected`, which is
+    logged, and nothing for a blank piece. `identity` is what else tells these records from others.
+    `survey` is called with every piece of the file, in order, before any is read. Raises UserError,
     which names what is `expected`, if the file cannot be read or is empty.
     """
-    index = _index(path, cut)
+    index = _index(path, cut, survey)
     if not index.count:
-        raise UserError(f"--input={path} is empty; give {expected}")
+        raise UserError(f"{path} is empty; give {expected}", setting="input")
     logged = logging_rejects(path)
 
     def read(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
@@ -81,7 +79,7 @@ def source(
 
 
 def logging_rejects(path: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Passes items on; the first few that are rejected are logged."""
+    """Return a function that passes items on and logs the first few that are rejected."""
     warned = 0
 
     def logged(items: Sequence[Any]) -> Sequence[Any]:
@@ -99,17 +97,17 @@ def logging_rejects(path: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
 
 
 def text_of(lines: Sequence[bytes]) -> str:
-    """Lines as a reject keeps them: what is no UTF-8 is spelt out."""
+    """Return lines as a reject keeps them, with the bytes that are no UTF-8 spelt out."""
     return b"".join(lines).decode("utf-8", errors="backslashreplace").rstrip("\r\n")
 
 
 class _Index(NamedTuple):
     count: int
-    sha256: str  # of the pieces' bytes, of a .gz file those inside
+    sha256: str  # of the pieces' bytes, decompressed
     places: list[tuple[int, int]]  # byte and line where every INDEX_EVERYth piece starts
 
 
-def _index(path: str, cut: Cut) -> _Index:
+def _index(path: str, cut: Cut, survey: Callable[[Piece], None]) -> _Index:
     digest, places, count = hashlib.sha256(), [], 0
     with opened(path) as file:
         for piece in cut(file, 0, 0):
@@ -117,17 +115,17 @@ def _index(path: str, cut: Cut) -> _Index:
                 places.append((piece.start, piece.line))
             for line in piece.lines:
                 digest.update(line)
+            survey(piece)
             count += 1
     return _Index(count, digest.hexdigest(), places)
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
-    """The file, decompressed if it is `.gz`; an error in reading it is the user's to mend."""
+    """Open a file, decompressed if need be; UserError if it cannot be read."""
     try:
-        with epath.Path(path).open("rb") as file:
-            packed = str(path).endswith(".gz")
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file
-    except (OSError, EOFError, zlib.error) as error:
+        with files.opened(path) as file:
+            yield file
+    except files.CORRUPT as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--input={path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason}", setting="input") from error

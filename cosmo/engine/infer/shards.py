@@ -1,4 +1,4 @@
-"""Numbered records into shard files, so that a kill at any moment costs one window of work at most.
+"""Write numbered records into shard files; a kill at any moment costs at most one window of work.
 
 A shard is a contiguous range of the input's records, and is worked through in windows. A finished
 window is a small part file in a hidden folder beside the output; the parts of a shard make its
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -55,7 +56,7 @@ class Source(NamedTuple):
 
 
 def rows_source(name: str, rows: Sequence[datasets.Row]) -> Source:
-    """Rows that are already in memory."""
+    """Return a source of rows that are already in memory."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
@@ -68,7 +69,7 @@ def rows_source(name: str, rows: Sequence[datasets.Row]) -> Source:
 
 
 class Layout(NamedTuple):
-    """Where a run's files lie. `work` is the hidden folder of the manifest and of parts."""
+    """The paths of a run's files. `work` is the hidden folder of the manifest and the parts."""
 
     shards: tuple[epath.Path, ...]
     rejected: epath.Path
@@ -80,7 +81,7 @@ class Layout(NamedTuple):
 
 
 def output_layout(output: str, num_shards: int) -> Layout:
-    """Of --output: one FILE.jsonl, or a folder of `predictions-00000-of-0000N.jsonl`.
+    """Return the files of an output: one FILE.jsonl, or a folder of `predictions-*.jsonl` shards.
 
     Raises UserError for the name of another kind of file, which is no folder's.
     """
@@ -88,19 +89,21 @@ def output_layout(output: str, num_shards: int) -> Layout:
     if path.suffix == ".jsonl":
         if num_shards > 1:
             raise UserError(
-                f"--num_shards={num_shards} files do not fit in --output={output}; give a folder"
+                f"num_shards={num_shards} files do not fit in {output}; give a folder",
+                setting=("num_shards", "output"),
             )
         return Layout((path,), path.with_name(f"{path.name}.rejected.jsonl"), _work(path))
     if path.suffix in _FILES and not path.is_dir():
         raise UserError(
-            f"--output={output}: {path.suffix} files are not written; give FILE.jsonl or a folder"
+            f"{output}: {path.suffix} files are not written; give FILE.jsonl or a folder",
+            setting="output",
         )
     files = tuple(path / _shard_name("predictions", i, num_shards) for i in range(num_shards))
     return Layout(files, path / "rejected.jsonl", _work(path / "predictions"))
 
 
 def task_layout(folder: str, name: str, num_shards: int) -> Layout:
-    """Of a SeqIO task: `NAME.jsonl` in a folder, or `NAME-00000-of-0000N.jsonl`."""
+    """Return the files of a SeqIO task: `NAME.jsonl`, or `NAME-00000-of-0000N.jsonl`."""
     path = epath.Path(folder) / f"{name}.jsonl"
     files = (path,)
     if num_shards > 1:
@@ -117,26 +120,29 @@ def _work(path: epath.Path) -> epath.Path:
 
 
 def parse(text: str | None, num_shards: int) -> list[int]:
-    """The shards that `--shards` names, such as "0-3" or "2,5", ascending; None: all."""
+    """Return the shards that a text such as "0-3" or "2,5" names, ascending; None: all."""
     if num_shards < 1:
-        raise UserError(f"--num_shards={num_shards}; it must be at least 1")
+        raise UserError(f"num_shards={num_shards}; it must be at least 1", setting="num_shards")
     if text is None:
         return list(range(num_shards))
     chosen: set[int] = set()
     for piece in text.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if not found or int(found[2] or found[1]) < int(found[1]):
-            raise UserError(f"--shards={text}: give numbers and ranges, such as 0-3 or 2,5")
+            raise UserError(
+                f"shards={text}: give numbers and ranges, such as 0-3 or 2,5", setting="shards"
+            )
         if int(found[2] or found[1]) >= num_shards:
             raise UserError(
-                f"--shards={text}: there are shards 0 to {num_shards - 1} (--num_shards)"
+                f"shards={text}: there are shards 0 to {num_shards - 1}",
+                setting=("shards", "num_shards"),
             )
         chosen.update(range(int(found[1]), int(found[2] or found[1]) + 1))
     return sorted(chosen)
 
 
 def spans(count: int, num_shards: int, window: int, chosen: Iterable[int]) -> list[Span]:
-    """Windows of `window` records of the chosen shards, which are as even as possible."""
+    """Return windows of `window` records of the chosen shards, which are as even as possible."""
     return [
         Span(shard, start, min(start + window, last))
         for shard in chosen
@@ -146,7 +152,7 @@ def spans(count: int, num_shards: int, window: int, chosen: Iterable[int]) -> li
 
 
 def prepare(layout: Layout, settings: Mapping[str, Any], window: int) -> int:
-    """Make the folders; the window that the run began with, or `window` if it begins now.
+    """Make the folders. Return the window that the run began with, or `window` if it begins now.
 
     Raises UserError if the output cannot be written to, if what it holds was made with other
     settings, or was not made by this module.
@@ -159,8 +165,9 @@ def prepare(layout: Layout, settings: Mapping[str, Any], window: int) -> int:
             there = next((path for path in outputs if path.exists()), None)
             if there is not None:
                 raise UserError(
-                    f"{there} exists and is of no run that could go on; give another --output, or "
-                    "--overwrite to replace it"
+                    f"{there} exists and is of no run that could go on; give another output, or "
+                    "overwrite it",
+                    setting=("output", "overwrite"),
                 )
     if kept is None:
         return window
@@ -169,8 +176,8 @@ def prepare(layout: Layout, settings: Mapping[str, Any], window: int) -> int:
 
 
 def check_writable(layout: Layout) -> None:
-    """Make the folders, or raise UserError, before a model is loaded for nothing."""
-    with explained(layout.work, "give another --output"):
+    """Make the folders. Raise UserError if they cannot be written, before a model is loaded."""
+    with explained(layout.work, "give another output", setting="output"):
         if layout.shards[0].is_dir():
             raise UserError(f"cannot write {layout.shards[0]}: it is a folder")
         layout.work.mkdir(parents=True, exist_ok=True)
@@ -214,7 +221,9 @@ def _read_manifest(layout: Layout) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{layout.manifest} is damaged ({error}); give --overwrite") from error
+        raise UserError(
+            f"{layout.manifest} is damaged ({error}); overwrite the output", setting="overwrite"
+        ) from error
 
 
 def _check_settings(layout: Layout, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -224,13 +233,14 @@ def _check_settings(layout: Layout, kept: Mapping[str, Any], settings: Mapping[s
             output = layout.shards[0] if len(layout.shards) == 1 else layout.shards[0].parent
             raise UserError(
                 f"{output} was begun with {name}={old.get(name)!r}, this command "
-                f"has {new.get(name)!r} (see {layout.manifest}); give another --output, or "
-                "--overwrite to start anew"
+                f"has {new.get(name)!r} (see {layout.manifest}); give another output, or "
+                "overwrite it to start anew",
+                setting=("output", "overwrite"),
             )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """{"a.b": 1} of {"a": {"b": 1}}."""
+    """Return nested settings with dotted names: {"a.b": 1} for {"a": {"b": 1}}."""
     if not isinstance(value, Mapping):
         return {name: list(value) if isinstance(value, tuple) else value}
     return {
@@ -258,7 +268,7 @@ def _remove(layout: Layout) -> None:
 
 
 def missing(layout: Layout, windows: Sequence[Span]) -> list[bool]:
-    """Whether each window has still to be worked through: neither its part nor its shard exists."""
+    """Return for each window whether it is still to do: neither its part nor its shard exists."""
     with explained(layout.work):
         parts = {path.name for path in layout.work.iterdir()}
         done = {span.shard for span in windows if layout.shards[span.shard].exists()}
@@ -270,21 +280,22 @@ def _part(layout: Layout, span: Span) -> epath.Path:
 
 
 def _work_files(layout: Layout, prefix: str) -> list[epath.Path]:
-    """In the order of their names, which is that of their records."""
+    """Return files of the work folder by name, which is the order of their records."""
     return sorted(path for path in layout.work.iterdir() if path.name.startswith(prefix))
 
 
 def write_part(
     layout: Layout, span: Span, answers: Sequence[Mapping[str, Any]], rejects: Sequence[Rejected]
 ) -> None:
-    """One finished window: the number of answers, the answers, what was rejected."""
-    lines = [{"answered": len(answers)}, *answers, *(reject._asdict() for reject in rejects)]
+    """Write one finished window: the counts of answers, the answers, what was rejected."""
+    counts = {"answered": len(answers), "cut": sum(bool(line.get("cut")) for line in answers)}
+    lines = [counts, *answers, *(reject._asdict() for reject in rejects)]
     with explained(layout.work), replacing(layout, _part(layout, span)) as file:
         file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
 
 def assemble(layout: Layout, shard: int, windows: Sequence[Span]) -> None:
-    """The shard's file of its parts, unless it is there; then the parts are removed.
+    """Join a shard's parts into its file unless it exists, then remove the parts.
 
     What its records were rejected for, and how many were answered, stays in the work folder: the
     file of all rejects is made of that.
@@ -304,7 +315,7 @@ def assemble(layout: Layout, shard: int, windows: Sequence[Span]) -> None:
 
 
 def _join_parts(layout: Layout, shard: int, parts: Sequence[epath.Path]) -> None:
-    answered = rejected = 0
+    totals: Counter[str] = Counter(answered=0, rejected=0, cut=0)
     with (
         replacing(layout, layout.shards[shard]) as answers,
         replacing(layout, layout.work / f"rejected-{shard:05d}.jsonl") as rejects,
@@ -312,17 +323,18 @@ def _join_parts(layout: Layout, shard: int, parts: Sequence[epath.Path]) -> None
     ):  # the shard's file, which says that all is done, is put in place last
         for part in parts:
             with part.open("rb") as lines:
-                count = json.loads(next(lines))["answered"]
-                answers.writelines(islice(lines, count))
-                answered += count
+                counts = json.loads(next(lines))
+                totals.update(counts)
+                answers.writelines(islice(lines, counts["answered"]))
                 for line in lines:
                     rejects.write(line)
-                    rejected += 1
-        done.write(json.dumps({"answered": answered, "rejected": rejected}).encode())
+                    totals["rejected"] += 1
+        done.write(json.dumps(totals).encode())
 
 
-def finish(layout: Layout, chosen: Iterable[int]) -> tuple[int, int]:
-    """Write the file of rejects; (answered, rejected) records of the chosen, finished shards."""
+def finish(layout: Layout, chosen: Iterable[int]) -> Counter[str]:
+    """Write the file of rejects. Return how many records of the chosen, finished shards were
+    "answered", "rejected", and answered from an input that was "cut"."""
     with explained(layout.rejected):
         seen = None
         # Processes that finish together may each see a part of the shards. Whoever writes last
@@ -331,7 +343,7 @@ def finish(layout: Layout, chosen: Iterable[int]) -> tuple[int, int]:
             seen = names
             _join_rejects(layout, names)
         done = [json.loads((layout.work / f"done-{i:05d}.json").read_text()) for i in chosen]
-    return sum(d["answered"] for d in done), sum(d["rejected"] for d in done)
+    return sum(map(Counter, done), Counter())
 
 
 def _join_rejects(layout: Layout, names: Sequence[epath.Path]) -> None:
@@ -346,7 +358,7 @@ def _join_rejects(layout: Layout, names: Sequence[epath.Path]) -> None:
 
 @contextlib.contextmanager
 def replacing(layout: Layout, path: epath.Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and disappears otherwise."""
+    """Open a file that replaces `path` when the block succeeds and is removed otherwise."""
     partial = layout.work / f"partial-{uuid.uuid4().hex}"
     try:
         with partial.open("wb") as file:
@@ -365,9 +377,11 @@ def replacing(layout: Layout, path: epath.Path) -> Iterator[BinaryIO]:
 def explained(
     path: epath.PathLike,
     remedy: str = "what is finished is kept, and the same command goes on from there",
+    setting: str | Sequence[str] = (),
 ) -> Iterator[None]:
-    """Turns an error of the file system into one line that says how to go on."""
+    """Turn an error of the file system into one line that says how to go on."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+        text = f"cannot write {path}: {error.strerror or error}; {remedy}"
+        raise UserError(text, setting=setting) from error

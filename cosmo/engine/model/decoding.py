@@ -56,13 +56,14 @@ class DecodingConfig:
             )
         if self.temperature == 0.0 and self.num_samples > 1:
             raise UserError(
-                "num_samples > 1 without temperature gives equal answers: set it above 0"
-                " (gin: TEMPERATURE)"
+                "num_samples > 1 without temperature gives equal answers: set it above 0",
+                setting="TEMPERATURE",
             )
         if self.temperature == 0.0 and (self.top_p < 1.0 or self.top_k > 0):
             raise UserError(
                 "top_k and top_p choose what is sampled, and temperature=0 samples nothing: set it"
-                " above 0 (gin: TEMPERATURE)"
+                " above 0",
+                setting="TEMPERATURE",
             )
 
     @property

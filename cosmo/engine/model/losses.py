@@ -73,5 +73,6 @@ def loss_weights(
         return weights_BT, jnp.float32(normalization)
     raise UserError(
         f"loss_normalizing_factor={normalization!r}; give None, a number or one of "
-        f"{', '.join(NORMALIZATIONS)} (gin: LOSS_NORMALIZING_FACTOR)"
+        f"{', '.join(NORMALIZATIONS)}",
+        setting="LOSS_NORMALIZING_FACTOR",
     )

@@ -209,13 +209,12 @@ def choose_and_continue(
     config: decoding.DecodingConfig,
     row_keys: jax.Array | None = None,
     continues: Sequence[bool] | None = None,
-    forced: jax.Array | None = None,
 ) -> Chosen:
     """Score the choices as `score_choices`, take the best one, and generate what follows it.
 
     All from one encoder pass; a choice's tokens are not decoded again. After a choice whose
     `continues` is False (by default: that ends in EOS) nothing is generated: the text is empty, its
-    score 0. `forced` int32 [B] takes that choice instead, where it is not negative.
+    score 0.
     """
     tree = tree_of(checked(choices, model.network.vocab_size))
     if continues is None:
@@ -225,9 +224,7 @@ def choose_and_continue(
     module = bind(model, _cast(params, model.network.dtype))
     hidden_BNM, layers = module.read_tree(encoder_input_tokens, tree)
     scores_BC = _choice_scores(module, hidden_BNM, tree)
-    choice_B = jnp.argmax(scores_BC, axis=-1).astype(jnp.int32)
-    if forced is not None:
-        choice_B = jnp.where(forced >= 0, forced, choice_B)
+    choice_B = _likeliest(scores_BC)
     path_BD, in_path_BD = (
         jnp.asarray(tree.path_CD)[choice_B],
         jnp.asarray(tree.in_path_CD)[choice_B],
@@ -248,6 +245,11 @@ def choose_and_continue(
         ended_B=~jnp.asarray(continues, bool)[choice_B],
     )
     return Chosen(scores_BC, choice_B, found)
+
+
+def _likeliest(scores_BC: jax.Array) -> jax.Array:
+    # A function of its own, so that tests can take every choice.
+    return jnp.argmax(scores_BC, axis=-1).astype(jnp.int32)
 
 
 def _cast(params: Params, dtype: str) -> Params:

@@ -58,13 +58,14 @@ class Partitioner:
         parts = 1 if self.num_partitions is None else self.num_partitions
         if parts < 1 or len(devices) % parts:
             raise UserError(
-                f"num_partitions={parts} does not divide {len(devices)} devices"
-                " (gin: NUM_PARTITIONS)"
+                f"num_partitions={parts} does not divide {len(devices)} devices",
+                setting="NUM_PARTITIONS",
             )
         if jax.process_count() > 1 and jax.local_device_count() % parts:
             raise UserError(
                 f"num_partitions={parts} must divide the {jax.local_device_count()} "
-                "devices of each host: hosts feed rows of their own (gin: NUM_PARTITIONS)"
+                "devices of each host: hosts feed rows of their own",
+                setting="NUM_PARTITIONS",
             )
         if len(devices) > 1 and devices[0].platform == "cpu":
             _forgo_compilation_cache()
@@ -255,7 +256,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: s
         parts = f"{shards} data shard{'s' if shards > 1 else ''}"
         if num_microbatches > 1:
             parts += f" x {num_microbatches} microbatches"
-        raise UserError(f"batch_size={batch_size} does not divide over {parts} (gin: {name})")
+        raise UserError(f"batch_size={batch_size} does not divide over {parts}", setting=name)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -100,8 +100,8 @@ class T5Config:
             )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(
-                f"T5Config.dropout_rate={self.dropout_rate}; it is a probability under 1"
-                " (gin: DROPOUT_RATE)"
+                f"T5Config.dropout_rate={self.dropout_rate}; it is a probability under 1",
+                setting="DROPOUT_RATE",
             )
 
     @property

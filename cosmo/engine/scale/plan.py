@@ -98,7 +98,8 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
     if count > local and choice.num_partitions > 0 and local % choice.num_partitions:
         raise UserError(
             f"num_partitions={choice.num_partitions} must divide the {local} devices of each host: "
-            "hosts feed rows of their own (gin: NUM_PARTITIONS)"
+            "hosts feed rows of their own",
+            setting="NUM_PARTITIONS",
         )
     model, config, partitioner = sizing.settle(*settings, choice)
     if devices is None:
@@ -304,7 +305,7 @@ def _mesh(parts: int, count: int) -> AbstractMesh:
     """The mesh of `count` devices that are not even described."""
     if parts < 1 or count % parts:
         raise UserError(
-            f"num_partitions={parts} does not divide {count} devices (gin: NUM_PARTITIONS)"
+            f"num_partitions={parts} does not divide {count} devices", setting="NUM_PARTITIONS"
         )
     return partitioning.abstract_mesh(count // parts, parts)
 

@@ -44,7 +44,7 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UserError(
-                    f"EvalConfig.{name}={value!r}; give 1 or more, or None (gin: {gin_name})"
+                    f"EvalConfig.{name}={value!r}; give 1 or more, or None", setting=gin_name
                 )
 
 

@@ -172,8 +172,7 @@ class Guard:
         what = f"step {step} is bad: loss {loss:.6g}, gradient norm {float(norm):.6g}"
         what += f" (limit {float(limit):.6g})" if np.isfinite(limit) else ""
         advice = (
-            "Try a lower learning rate (gin: BASE_LEARNING_RATE), MAX_GRAD_NORM, another "
-            "RANDOM_SEED"
+            "Try a lower learning rate (BASE_LEARNING_RATE), MAX_GRAD_NORM, another RANDOM_SEED"
         )
         if not self.config.skips:
             raise UserError(
@@ -182,7 +181,7 @@ class Guard:
             )
         if self.in_a_row > self.config.max_in_a_row:
             raise UserError(
-                f"{what}, and so were the {self.in_a_row - 1} before it (gin: MAX_BAD_STEPS="
+                f"{what}, and so were the {self.in_a_row - 1} before it (MAX_BAD_STEPS="
                 f"{self.config.max_in_a_row}); their batches are in {self.folder / RECORD}, and "
                 f"{self.kept()}. {advice}"
             )

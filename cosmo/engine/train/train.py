@@ -50,7 +50,7 @@ def train(
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
-    summarize_config: Callable[[], str] | None = None,
+    summarize_config: Callable[[], dict[str, str]] | None = None,
 ) -> TrainState:
     """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
 
@@ -141,7 +141,8 @@ def train(
             run_checkpoints.keep_vocabulary(model_dir, vocabulary.path)
         first = _on_device(next(batches), mesh)  # now all settings have been read
         if summarize_config is not None and first_process:
-            writer.write_atomic(folder / "config.gin", summarize_config())
+            for name, text in summarize_config().items():
+                writer.write_atomic(folder / name, text)
 
         begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
         board = metric_files.MetricWriter(model_dir, begun, enabled=first_process)

@@ -63,8 +63,8 @@ def read_state(
         if unused or sources[0].shape != one:
             raise UserError(
                 f"{where}: {kind} of {parameter.name.t5x} is {sources[0].shape} there and {one} "
-                "here: its Adafactor factors other tensors than ours "
-                "(gin: optimizer.Adafactor.min_dim_size_to_factor)"
+                "here: its Adafactor factors other tensors than ours",
+                setting="optimizer.Adafactor.min_dim_size_to_factor",
             )
         return lazy.stacked(sources) if parameter.side else sources[0]
 

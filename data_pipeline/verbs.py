@@ -1,0 +1,37 @@
+"""The verbs of `python -m data_pipeline`. Each module of `commands` has one: flags, and its work."""
+
+from cosmo.engine.base.command_line import Program, Verb
+
+
+def _verb(name: str, text: str, **further) -> Verb:
+    module = f"data_pipeline.commands.{name}"
+    # Imported for the verb that is asked for: CO3's modules take a second to load.
+    return Verb(
+        help=text, run=f"{module}:run_{name}", add_arguments=f"{module}:add_arguments", **further
+    )
+
+
+VERBS = {
+    name: _verb(name, text, takes_rest=name == "postprocess")
+    for name, text in {
+        "co3": "triples to SODA: ask a language model, filter, write records",
+        "postprocess": "filters, names and statistics alone, in many processes or by Apache Beam",
+        "merge": "the outputs of several --shard=i/n into one",
+        "teacher": "a local server that answers CO3's prompts, for trying things out",
+    }.items()
+}
+
+PROGRAM = Program(
+    name="data_pipeline",
+    description="Make corpora of dialogues from a language model.",
+    verbs=VERBS,
+    loggers=("data_pipeline", "cosmo", "tasks"),
+    uses_jax=False,
+    epilog="""
+
+A first run, without a bill:
+  python -m data_pipeline teacher --port=8765 &
+  python -m data_pipeline co3 --triples=triples.jsonl --output=/tmp/soda \\
+    --base_url=http://127.0.0.1:8765/v1 --model=teacher --limit=100
+""",
+)
