@@ -14,3 +14,13 @@ class UserError(Exception):
     def __init__(self, message: object = "", *, setting: str | Sequence[str] = ()):
         super().__init__(message)
         self.settings = (setting,) if isinstance(setting, str) else tuple(setting)
+
+    def __str__(self) -> str:
+        """Return the message with the settings as Python names them, for callers of the library."""
+        names = f" (setting: {', '.join(self.settings)})" if self.settings else ""
+        return f"{self.message}{names}"
+
+    @property
+    def message(self) -> str:
+        """The message alone; a command line adds the settings in its own spelling."""
+        return str(self.args[0])
