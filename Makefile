@@ -2,17 +2,26 @@
 # make canary-demo  train and measure a small Canary, offline after installation
 # make co3-demo     make a small corpus from triples and train on it, offline after installation
 # make test         lint and tests
+# make test-slow    the proofs that take minutes: kills, cold starts under load, full disks
+# make test-avx2    the tests as a processor without AVX-512 and AMX runs them
+# make test-newest  train, plan, infer and the engine's tests on the newest JAX (needs Python 3.13)
 # make lock         resolve requirements.lock anew from pyproject.toml (needs uv)
+# make lock-newest  resolve requirements.newest.lock: the newest version of everything (needs uv)
 #
-# All but lock install into .venv first, with uv if it is there, else with pip. PYTHON=python3.12 make ...
-# chooses the interpreter.
+# All but the locks install first, with uv if it is there, else with pip: into .venv, or for
+# test-newest into .venv-newest. PYTHON=python3.12 make ... chooses the interpreter.
 
 PYTHON ?= python3
+PYTHON_NEWEST ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
 UV := $(shell command -v uv 2>/dev/null)
+EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra dev
+# One worker process a core; the tests of one file share its fixtures in one of them.
+PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: quickstart canary-demo co3-demo test lock clean
+.PHONY: quickstart canary-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m tools.quickstart
@@ -26,26 +35,45 @@ co3-demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
-# The project itself is run from its root, so only its requirements are installed.
+# One process: these tests measure, kill and fill disks.
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+test-avx2: $(VENV)/.installed
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 \
+	  MKL_ENABLE_INSTRUCTIONS=AVX2 CT2_FORCE_CPU_ISA=AVX2 $(BIN)/python $(PYTEST)
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m tests.newest
+	$(NEWEST)/bin/python $(PYTEST) tests/engine
+
+# $(call install,FOLDER,PYTHON,LOCK). The project itself is run from its root, so only its
+# requirements are installed.
+define install
+@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(2) is " + sys.version.split()[0] + ": PYTHON=python3.11 make ...")'
+@echo "installing into $(1): about 90 packages, some minutes the first time"
+$(if $(UV),$(UV) venv --quiet --allow-existing --python $(2) $(1),$(2) -m venv $(1))
+$(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python -r $(3),$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(3))
+@touch $(1)/.installed
+endef
+
 $(VENV)/.installed: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": PYTHON=python3.11 make ...")'
-	@echo "installing into $(VENV): about 90 packages, some minutes the first time"
-ifdef UV
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
-else
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-endif
-	@touch $@
+	$(call install,$(VENV),$(PYTHON),$<)
+
+$(NEWEST)/.installed: requirements.newest.lock
+	$(call install,$(NEWEST),$(PYTHON_NEWEST),$<)
 
 lock:
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --quiet --no-header \
-	  --no-annotate --extra seqio --extra plot --extra stats --extra co3 --extra dev \
-	  --constraint requirements.constraints -o requirements.lock
+	  --no-annotate $(EXTRAS) --constraint requirements.constraints -o requirements.lock
+
+lock-newest:
+	@test -n "$(UV)" || { echo "make lock-newest needs uv: pip install uv"; exit 1; }
+	$(UV) pip compile pyproject.toml --universal --python-version 3.13 --quiet --no-header \
+	  --no-annotate --upgrade $(EXTRAS) -o requirements.newest.lock
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) runs .pytest_cache .ruff_cache

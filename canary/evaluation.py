@@ -14,7 +14,7 @@ from canary.module import Canary, Settings
 from canary.report import Found, Gold
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import readers, safety
@@ -99,7 +99,7 @@ def run_eval(args: argparse.Namespace) -> None:
             "its rows, or --num_examples is 0"
         )
     found = labels.settings(args)
-    output = args.output or opening.beside(args.checkpoint, "canary_eval", "--output")
+    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "--output")
     folder = writer.prepare_folder(output, "--output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)

@@ -51,7 +51,7 @@ def run_train(args: argparse.Namespace) -> None:
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
     stopping = config.call(early_stopping.StoppingConfig)
-    if early_stopping.ended(stopping, early_stopping.read(stopping, folder, step)):
+    if early_stopping.is_over(stopping, early_stopping.read_history(stopping, folder, step)):
         print(f"done: stopped early at step {step} in {folder}")
     elif step < int(config.query("TRAIN_STEPS")):
         print(f"stopped by SIGTERM: step {step} is saved in {folder}; the same command goes on")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cosmo.engine.checkpoints import convert, opening
+from cosmo.engine.checkpoints import any_format, convert
 from cosmo.tasks import vocabularies
 
 FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in the engine
@@ -10,7 +10,7 @@ FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # as on the command line: as in t
 
 def run_import(args: argparse.Namespace) -> None:
     """Run `import`: write another system's checkpoint as one of ours."""
-    path = args.vocabulary or opening.open_source(args.source).vocabulary_path
+    path = args.vocabulary or any_format.open_source(args.source).vocabulary_path
     source = convert.import_checkpoint(
         args.source,
         args.output,
@@ -20,7 +20,7 @@ def run_import(args: argparse.Namespace) -> None:
         step=args.step,
     )
     step = source.step if args.step is None else args.step
-    count = opening.parameter_count(source.network)
+    count = any_format.parameter_count(source.network)
     output = args.output.rstrip("/")
     print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
     if path is None:
@@ -34,7 +34,7 @@ def run_export(args: argparse.Namespace) -> None:
     """Run `export`: write a checkpoint in HuggingFace's or T5X's format."""
     path = args.vocabulary
     if path is None:
-        path = opening.open_source(args.checkpoint).vocabulary_path
+        path = any_format.open_source(args.checkpoint).vocabulary_path
     if path is not None:
         path = vocabularies.load(path).path
     source = convert.export_checkpoint(
@@ -45,7 +45,7 @@ def run_export(args: argparse.Namespace) -> None:
         max_shard_gb=args.max_shard_gb,
         vocabulary_path=path,
     )
-    count = opening.parameter_count(source.network)
+    count = any_format.parameter_count(source.network)
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
     print(f"{source}: {count:,} parameters, now {where}")
     if args.format == "hf" and path is None:

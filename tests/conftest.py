@@ -1,28 +1,47 @@
-"""Shared by all tests: one compilation cache, so that a second run need not compile again."""
+"""Settings of all tests: the processor, a compiler that is fast, one compilation cache."""
 
+import importlib.metadata
 import os
 import pathlib
 
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# One cache for all tests, worker processes and commands that they start.
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "cosmo-jax-tests"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+def fast_compilation() -> list[str]:
+    """Return XLA's flags for tests: tiny networks spend their time in the compiler.
+
+    Without LLVM's optimisation and fusion emitters it needs a third of it; the mathematics stays.
+    """
+    flags = ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib") < "0.11":  # XLA refuses a flag that it does not know
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return flags
+
+
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [given, *(flag for flag in fast_compilation() if flag.split("=")[0] not in given)]
+).strip()
 
 
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch):
-    """Commands are run from the repository's root, and so are their tests."""
+    """Run every test from the repository's root, as commands are."""
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder of real rows and reference numbers beside the repository; skips without it."""
+    """Return the folder of real rows and reference numbers beside the repository, or skip."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared, which a user's clone does not have")

@@ -56,7 +56,7 @@ def write_random(folder: str, config: t5.T5Config) -> int:
         largest = max(largest, 4 * int(np.prod(parameter.shape)))
     out = epath.Path(folder) / f"checkpoint_{STEP}"
     out.mkdir(parents=True)
-    t5x.write(out, STEP, arrays, config, None, lambda count: None)
+    t5x.write_checkpoint(out, STEP, arrays, config, None, lambda count: None)
     return largest
 
 

@@ -22,8 +22,8 @@ def measure(args: argparse.Namespace) -> dict:
     from cosmo.engine.base import config, saved_settings
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, optimizer, partitioning, step, t5
+    from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
-    from cosmo.engine.train.train import compile_step
 
     path = config.ROOT / f"gin/models/{args.model}.gin"
     sizes = saved_settings.macros_in(path.read_text())
@@ -44,7 +44,9 @@ def measure(args: argparse.Namespace) -> dict:
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()
-    run = compile_step(model, settings, dataset, layout, abstract, shardings, 0)
+    run = compile_step(
+        model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
+    )
     compiled = time.monotonic() - began
     state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
 

@@ -38,7 +38,7 @@ def write_weights(folder: str, vocabulary: str) -> None:
     import numpy as np
     from etils import epath
 
-    from cosmo.engine.checkpoints import lazy, opening
+    from cosmo.engine.checkpoints import lazy
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models, t5
 
@@ -57,11 +57,11 @@ def write_weights(folder: str, vocabulary: str) -> None:
     )
     model = models.EncoderDecoderModel(network)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in opening.flat(params).items()}
+    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in lazy.flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
-    huggingface.write(out, arrays, network, "float32", 10**10, lambda count: None)
-    tokenizer.write(out, vocabulary)
+    huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)
+    tokenizer.write_tokenizer(out, vocabulary)
 
 
 def lengths(labels: list[list[int]]) -> dict[str, int]:

@@ -63,17 +63,17 @@ def write_weights(folder: str) -> None:
     import numpy as np
     from etils import epath
 
-    from cosmo.engine.checkpoints import lazy, opening
+    from cosmo.engine.checkpoints import lazy
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models
 
     model = our_model(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in opening.flat(params).items()}
+    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in lazy.flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
-    huggingface.write(out, arrays, model.network, "float32", 10**10, lambda count: None)
-    tokenizer.write(out, "tasks/sample/vocabulary.model")
+    huggingface.write_folder(out, arrays, model.network, "float32", 10**10, lambda count: None)
+    tokenizer.write_tokenizer(out, "tasks/sample/vocabulary.model")
 
 
 def ours_train(args: argparse.Namespace) -> dict:

@@ -59,7 +59,7 @@ def run(tmp_path_factory) -> pathlib.Path:
 
     params = jax.tree_util.tree_map_with_path(fill, models.abstract_params(model))
     lazy_params = jax.tree.map(lazy.from_array, params)
-    streaming.write(str(folder), 1, {"params": lazy_params}, describe(model, vocabulary))
+    streaming.write_checkpoint(str(folder), 1, {"params": lazy_params}, describe(model, vocabulary))
     # Labels of one piece each: random weights would always take the one of fewest pieces.
     (folder / "config.gin").write_text(
         f"TASK_FEATURE_LENGTHS = {LENGTHS}\nLABEL_STYLE = 'sentinel'\n"

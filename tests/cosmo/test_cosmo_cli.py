@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cosmo.__main__ import main
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 
 
 def run(*arguments: str) -> int:
@@ -399,4 +399,4 @@ def test_a_run_that_is_stopped_early(small, tmp_path, capsys):
         command = ["train", *small, folder, *early, "--gin.TRAIN_STEPS=20", "--quiet"]
         assert main(command) == 0
         assert f"done: stopped early at step 8 in {tmp_path}" in capsys.readouterr().out
-    assert opening.locate(f"{tmp_path}/best").step == 4
+    assert any_format.locate(f"{tmp_path}/best").step == 4

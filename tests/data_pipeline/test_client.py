@@ -9,13 +9,13 @@ import socket
 import threading
 
 import pytest
-from loopback import teacher
 
 from data_pipeline import client, plain, processes
 from data_pipeline.client import Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
 from data_pipeline.requests import Request, Response, Sampling
+from tests.data_pipeline.loopback import teacher
 
 ASK = Request(
     "t1",

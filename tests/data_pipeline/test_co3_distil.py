@@ -8,11 +8,11 @@ import random
 import time
 
 import pytest
-from co3_script import conversation, drive
 
 from data_pipeline import distil, schema, triples
 from data_pipeline.requests import Rejected, Response
 from data_pipeline.triples import Triple
+from tests.data_pipeline.co3_script import conversation, drive
 
 TRIPLE = Triple("7", "PersonX moves on", "xNeed", "to take a step", 5, "valid", ("Ann", "", ""))
 PLAIN = distil.Settings()

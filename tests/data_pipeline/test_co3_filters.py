@@ -5,11 +5,11 @@ import json
 import math
 
 import pytest
-from co3_script import drive
 
 from data_pipeline import commonsense, filters, namebook, prompts, schema, sentences
 from data_pipeline.requests import Response
 from data_pipeline.triples import Triple
+from tests.data_pipeline.co3_script import drive
 
 BOOK = prompts.load()
 NAMES = namebook.load()

@@ -2,10 +2,10 @@
 of the published code, and the paper's appendix A."""
 
 import pytest
-from co3_script import conversation, drive
 
 from data_pipeline import dialogue, narrative, prompts, speakers
 from data_pipeline.requests import Rejected, Response
+from tests.data_pipeline.co3_script import conversation, drive
 
 BOOK = prompts.load()
 LITERAL = "Ann took the first step. Ann moves on."

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from loopback import co3, lines, teacher, write_triples
 
 from data_pipeline import __main__ as command
 from data_pipeline import batch, statistics
 from data_pipeline.schema import SODA_FIELDS
+from tests.data_pipeline.loopback import co3, lines, teacher, write_triples
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,21 @@ import threading
 import time
 
 import pytest
-from loopback import co3, flags, lines, outputs, stats, teacher, teacher_process, write_triples
 
 from data_pipeline import __main__ as command
 from data_pipeline import corpus
 from data_pipeline.journal import entries
 from data_pipeline.outputs import Outputs, Result
+from tests.data_pipeline.loopback import (
+    co3,
+    flags,
+    lines,
+    outputs,
+    stats,
+    teacher,
+    teacher_process,
+    write_triples,
+)
 
 COUNT = 35
 

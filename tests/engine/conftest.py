@@ -11,22 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_network
 
 from cosmo.engine.model import models
+from tests.engine import tiny_network
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Tiny networks spend their time in the compiler: without fusion emitters and LLVM's optimisation it
-# needs a third of it. The mathematics stays.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 ROWS, SOURCE, TARGET = 8, 24, 16
 
 
 @pytest.fixture(scope="session")
 def jit():
-    """`jax.jit`, compiling fast."""
-    return functools.partial(jax.jit, compiler_options=FAST)
+    """Return `jax.jit`; tests/conftest.py makes all compilation fast."""
+    return jax.jit
 
 
 @pytest.fixture(scope="session")

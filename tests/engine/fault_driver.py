@@ -1,6 +1,6 @@
 """A training run in a process of its own, for tests that kill it, starve it or spoil its numbers.
 
-    python tests/engine/fault_driver.py MODEL_DIR '{"total_steps": 30, ...}'
+    python -m tests.engine.fault_driver MODEL_DIR '{"total_steps": 30, ...}'
 
 Everything is `train.train`'s own but the data: batches of random tokens, each a function of its
 index, which is its position. The options are those of OPTIONS.
@@ -69,7 +69,6 @@ class Words:
 def settings(model_dir: str, options: dict) -> dict:
     """Keyword arguments of `train.train`."""
     import jax
-    import tiny_network
 
     from cosmo.engine.checkpoints import run_checkpoints
     from cosmo.engine.data import datasets
@@ -77,6 +76,7 @@ def settings(model_dir: str, options: dict) -> dict:
     from cosmo.engine.model.optimizer import Adafactor
     from cosmo.engine.model.schedules import LearningRateSchedule
     from cosmo.engine.train import early_stopping, evaluate, guard
+    from tests.engine import tiny_network
 
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
     lengths = {"inputs": SOURCE, "targets": TARGET}

@@ -8,28 +8,25 @@ import subprocess
 import sys
 import time
 
-import fault_driver
 import numpy as np
 import pytest
 
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.train import train
+from tests.engine import fault_driver
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 RATES = ("train/tokens_per_second", "train/steps_per_second", "train/input_wait")
 
 
 def command(model_dir, **options) -> list[str]:
     """The command of a training run; started again, it goes on."""
-    return [sys.executable, "tests/engine/fault_driver.py", str(model_dir), json.dumps(options)]
+    return [sys.executable, "-m", "tests.engine.fault_driver", str(model_dir), json.dumps(options)]
 
 
 def start(model_dir, *, env=None, prefix=(), log=None, **options) -> subprocess.Popen:
     """A run in the background; its output goes to `log`, or MODEL_DIR.log."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # As in conftest.py: a tiny network spends its time in the compiler.
-    environment["XLA_FLAGS"] = FAST
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environment |= env or {}
     with open(log or f"{model_dir}.log", "a") as log:
@@ -101,7 +98,7 @@ def metrics(model_dir) -> list[dict]:
 
 def results(model_dir) -> tuple[dict[str, bytes], dict]:
     """Each array of the final state as bytes; and metrics, progress and bad steps."""
-    step, state = opening.read_numpy(str(model_dir))
+    step, state = any_format.read_numpy(str(model_dir))
     folder = pathlib.Path(model_dir)
     bad = folder / "bad_steps.jsonl"
     told = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer, jobs, shards
 
@@ -36,7 +36,7 @@ def records(count, bad=()):
 
 def config(model, monkeypatch):
     """`config(batch_size=4, **changes)`: settings of a run over a checkpoint of step 7."""
-    monkeypatch.setattr(opening, "locate", lambda path: opening.Located(path, 7, "cosmo"))
+    monkeypatch.setattr(any_format, "locate", lambda path: any_format.Located(path, 7, "cosmo"))
 
     def make(batch_size=4, **changes):
         lengths = {"inputs": 48, "targets": 16}

@@ -1,6 +1,6 @@
 """Runs and answers on meshes of CPU devices, for test_engine_partitioning.py.
 
-    python tests/engine/partition_driver.py OUT [PORT PROCESS]
+    python -m tests.engine.partition_driver OUT [PORT PROCESS]
 
 Writes OUT.json and OUT.npz; with PORT, as one of two processes.
 """
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tiny_network
 
 from cosmo.engine.model import partitioning
+from tests.engine import tiny_network
 
 # Every way to lay 1, 2, 4 and 8 devices out: data x model.
 MESHES = {

@@ -90,7 +90,7 @@ def test_score_choices_is_the_score_of_each_pair(model, make_params, unpacked, s
     alone = np.asarray(run(params, np.where(np.arange(8)[:, None] < 3, inputs, 0)))
     np.testing.assert_array_equal(alone[:3], found[:3])
     turned = jit(lambda p, i: models.score_choices(model, p, i, CHOICES[::-1]))(params, inputs)
-    np.testing.assert_array_equal(turned[:, ::-1], found)
+    np.testing.assert_allclose(turned[:, ::-1], found, rtol=2e-5)  # another program
 
 
 def test_tree_reads_what_choices_share_once():

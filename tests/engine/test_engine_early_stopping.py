@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import opening, run_checkpoints
+from cosmo.engine.checkpoints import any_format, run_checkpoints
 from cosmo.engine.train import early_stopping, train
-from cosmo.engine.train.early_stopping import Record, StoppingConfig
+from cosmo.engine.train.early_stopping import History, StoppingConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fault_driver
-import faults
+from tests.engine import fault_driver, faults
 
 NAN, INF = math.nan, math.inf
 
@@ -36,11 +35,11 @@ NAN, INF = math.nan, math.inf
 def test_evaluations_since_the_best(config, values, best_step, counts):
     """Oracle: by hand; with min_delta, 8.4 is the first to beat 9, and 7.9 does not beat it."""
     config = StoppingConfig(patience=3, **config)
-    record, found = Record(), []
+    history, found = History(), []
     for step, value in enumerate(values, 1):
-        record = early_stopping.follow(config, record, step, value)
-        found.append(record.since)
-    assert (record.best_step, found) == (best_step, counts)
+        history = early_stopping.after_evaluation(config, history, step, value)
+        found.append(history.since)
+    assert (history.best_step, found) == (best_step, counts)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_a_run_stops_and_is_over(tmp_path, caplog):
         8,
         20,
     ]  # KEEP_CHECKPOINTS=1, and the best
-    assert opening.locate(f"{whole}/best") == (str(whole), 8, "cosmo")
+    assert any_format.locate(f"{whole}/best") == (str(whole), 8, "cosmo")
     counts = [m[early_stopping.COUNT] for m in faults.metrics(whole) if "eval/task/sum" in m]
     assert counts == [0, 0, 1, 2, 3]
 
@@ -136,7 +135,7 @@ def test_a_run_stops_and_is_over(tmp_path, caplog):
         again.params["token_embedder"], state.params["token_embedder"], strict=True
     )
     assert int(run(whole, patience=4).step) == 30
-    assert opening.locate(f"{whole}/best").step == 24
+    assert any_format.locate(f"{whole}/best").step == 24
 
 
 def test_a_run_that_is_not_stopped_says_its_best(tmp_path, caplog):
@@ -146,7 +145,7 @@ def test_a_run_that_is_not_stopped_says_its_best(tmp_path, caplog):
     assert "eval/all/perplexity: best 5 at step 8" in caplog.text
     (tmp_path / "best").write_text("7\n")
     with pytest.raises(UserError, match=r"best names .*/7, which is not there any more"):
-        opening.locate(str(tmp_path / "best"))
+        any_format.locate(str(tmp_path / "best"))
 
 
 def test_a_metric_that_is_not_measured(tmp_path):

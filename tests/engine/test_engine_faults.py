@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 
-import faults
 import pytest
 
 from cosmo.engine.train import preemption
+from tests.engine import faults
 
 # A run whose every kind of number must come back: dropout, a learning rate that warms up, windows
 # of reports across saves, evaluations, skipped steps, a limit that follows the gradient's norms.

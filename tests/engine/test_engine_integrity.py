@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 
-import fault_driver
-import faults
 import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import integrity, opening, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, integrity, run_checkpoints, saving
+from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
 
@@ -117,17 +116,17 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(copied, caplog):
     """Named: an error, whoever reads it. A run's folder: the one before, with a word."""
     flip(files(copied / "checkpoints/12")[0])
     with pytest.raises(UserError, match=r"checkpoints/12 is damaged: state/.* checksum"):
-        opening.locate(str(copied / "checkpoints/12"))
-    assert opening.locate(str(copied)).step == 8
+        any_format.locate(str(copied / "checkpoints/12"))
+    assert any_format.locate(str(copied)).step == 8
     assert "checkpoints/12 is damaged and not used" in caplog.text
     assert (copied / "checkpoints/12").exists()  # readers move nothing
     for step in (4, 8):
         files(copied / f"checkpoints/{step}")[0].unlink()
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        opening.locate(str(copied))
+        any_format.locate(str(copied))
     (copied / "checkpoints/4/commit_success.txt").unlink()
     with pytest.raises(UserError, match="was not finished"):
-        opening.locate(str(copied / "checkpoints/4"))
+        any_format.locate(str(copied / "checkpoints/4"))
 
 
 def test_checkpoints_without_checksums_are_read(copied):
@@ -175,10 +174,12 @@ def test_who_lags_is_read_from_the_barriers_message(text, names):
 
 RESHARD = """
 import json, sys
-sys.path[:0] = [".", "tests/engine"]
+sys.path[:0] = ["."]
 import jax, numpy as np
-import fault_driver
+from tests.engine import fault_driver
 from cosmo.engine.checkpoints import run_checkpoints, saving
+import fault_driver
+from cosmo.engine.checkpoints import lazy, run_checkpoints, saving
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
 
@@ -201,8 +202,8 @@ else:
     state = saver.restore(run_checkpoints.abstract_like(abstract, shardings), {})
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding == sharding and len(leaf.sharding.device_set) == devices
-paths = jax.tree_util.tree_leaves_with_path(state)
-np.savez(sys.argv[4], **{run_checkpoints._path(p): np.asarray(leaf) for p, leaf in paths})
+arrays = {"/".join(path): np.asarray(leaf) for path, leaf in lazy.flat(state).items()}
+np.savez(sys.argv[4], **arrays)
 """
 
 
@@ -210,7 +211,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     """Oracle: the arrays that were saved, to the bit, parameters and optimizer state."""
 
     def begin(devices, action):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         out = tmp_path / f"{action}{devices}.npz"
         arguments = [str(devices), action, str(tmp_path / "run"), str(out)]
         return out, subprocess.Popen(
@@ -230,7 +231,7 @@ def test_saved_on_eight_devices_restored_on_one_two_four_and_none(tmp_path):
     assert {name.split("/")[0] for name in saved} == {"step", "params", "opt_state"}
     restored = [finish(*both) for both in [begin(n, "restore") for n in (1, 2, 4)]]
     # Without a device: JAX is told to use a kind that does not exist.
-    code = "import sys, pickle; from cosmo.engine.checkpoints import opening as c;"
+    code = "import sys, pickle; from cosmo.engine.checkpoints import any_format as c;"
     code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
     env = {**os.environ, "JAX_PLATFORMS": "nothing"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -252,11 +253,11 @@ def test_an_imported_checkpoint_has_checksums(tmp_path):
     from cosmo.engine.checkpoints import lazy, streaming
 
     state = {"params": {"w": lazy.from_array(np.arange(6.0, dtype=np.float32).reshape(2, 3))}}
-    streaming.write(str(tmp_path), 3, state, {"network": "x"})
+    streaming.write_checkpoint(str(tmp_path), 3, state, {"network": "x"})
     folder = tmp_path / "checkpoints/3"
     named = json.loads((folder / "checksums.0.json").read_text())["files"]
     assert len(named) > 3 and integrity.problem(folder) is None
-    assert opening.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
+    assert any_format.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
         [0, 1, 2],
         [3, 4, 5],
     ]

@@ -4,15 +4,15 @@ import itertools
 import json
 from collections import Counter
 
-import job_settings
 import pytest
 from etils import epath
-from job_settings import records
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer, jobs, shards
 from cosmo.engine.model.decoding import DecodingConfig
+from tests.engine import job_settings
+from tests.engine.job_settings import records
 
 config = pytest.fixture(job_settings.config)
 
@@ -250,7 +250,7 @@ def test_other_settings_are_refused_by_name(run, config, tmp_path):
 def test_a_newer_checkpoint_is_another_setting(run, config, tmp_path, monkeypatch):
     """Property: answers of two checkpoints are never mixed."""
     run(tmp_path, records(3))
-    monkeypatch.setattr(opening, "locate", lambda path: opening.Located(path, 8, "cosmo"))
+    monkeypatch.setattr(any_format, "locate", lambda path: any_format.Located(path, 8, "cosmo"))
     with pytest.raises(UserError, match=r"checkpoint.step=7, this command has 8"):
         run(tmp_path, records(3))
 

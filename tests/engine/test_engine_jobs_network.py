@@ -2,14 +2,14 @@
 
 import json
 
-import job_settings
 import numpy as np
 import pytest
-from job_settings import Words, records
 
 from cosmo.engine.infer import infer, jobs, shards
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
+from tests.engine import job_settings
+from tests.engine.job_settings import Words, records
 
 config = pytest.fixture(job_settings.config)
 

@@ -12,7 +12,6 @@ from cosmo.engine.model.optimizer import Adafactor, AdamW
 from cosmo.engine.model.schedules import LearningRateSchedule
 
 STEPS = 4
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 DEPTH = {"encoder": 3, "decoder": 2}
 # Of each layer: a matrix that is factored, one that is too small, a vector.
 SHAPES = {"attention": {"query": (8, 12), "small": (2, 12)}, "norm": {"scale": (8,)}}
@@ -63,9 +62,7 @@ def unstack(tree):
 
 def run(transformation, params, gradients, rate=1.0):
     """Parameters after every step. `rate` multiplies the update, as the train step does."""
-    init, update = (
-        jax.jit(f, compiler_options=FAST) for f in (transformation.init, transformation.update)
-    )
+    init, update = (jax.jit(f) for f in (transformation.init, transformation.update))
     state, out = init(params), []
     for grads in gradients:
         updates, state = update(grads, state, params)

@@ -58,7 +58,8 @@ def test_engine_packing_without_segment_ids(model, params, unpacked, logits_of):
     bare = {k: v for k, v in unpacked.items() if "segment" not in k}
     with_ids, without = (logits_of(model, params, b) for b in (unpacked, bare))
     real = np.asarray(unpacked["decoder_target_tokens"]) > 0
-    np.testing.assert_array_equal(np.asarray(with_ids)[real], np.asarray(without)[real])
+    # Two programs: equal to rounding.
+    np.testing.assert_allclose(np.asarray(with_ids)[real], np.asarray(without)[real], atol=2e-5)
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2])

@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import partition_driver
 import pytest
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from partition_driver import ANSWERING, MESHES, STEPS, TWO
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
+from tests.engine.partition_driver import ANSWERING, MESHES, STEPS, TWO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,13 +25,12 @@ def start(devices: int, *arguments: str) -> subprocess.Popen:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
         # Eight devices on two busy cores may wait long for one another.
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
         " --xla_cpu_collective_timeout_seconds=600",
     }
-    command = [sys.executable, partition_driver.__file__, *arguments]
+    command = [sys.executable, "-m", "tests.engine.partition_driver", *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
@@ -241,7 +238,7 @@ def test_engine_partitioning_axes_that_do_not_divide_stay_whole():
     """5 heads over 2 or 24 over 16 devices stay whole, and a side splits one axis only. By hand."""
     import jax
 
-    mesh = AbstractMesh((4, 2), ("data", "model"))
+    mesh = partitioning.abstract_mesh(4, 2)
     shapes = {
         "even": jax.ShapeDtypeStruct((8, 6), np.float32),
         "odd": jax.ShapeDtypeStruct((6, 5), np.float32),
@@ -291,7 +288,7 @@ def test_engine_partitioning_num_partitions_must_divide_the_devices(count):
 )
 def test_engine_partitioning_check_batch_size(batch_size, data, microbatches, words):
     """Rows must divide over data shards times microbatches. Oracle: hand calculation."""
-    mesh = AbstractMesh((data, 2), ("data", "model"))
+    mesh = partitioning.abstract_mesh(data, 2)
     if words is None:
         partitioning.check_batch_size(batch_size, mesh, microbatches, "BATCH_SIZE")
         return

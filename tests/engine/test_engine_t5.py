@@ -269,7 +269,8 @@ def test_engine_t5_network_dropout(model, params, packed, logits_of, loss_and_gr
     assert float(loss) == float(same)
     assert float(loss) != float(other)
     plain = logits_of(model, params, packed)
-    np.testing.assert_array_equal(logits_of(dropping, params, packed), plain)
+    # Two programs: equal to rounding.
+    np.testing.assert_allclose(logits_of(dropping, params, packed), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -14,23 +14,23 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import convert, lazy, opening
-from cosmo.engine.checkpoints.interop import huggingface
+from cosmo.engine.checkpoints import any_format, convert, lazy
+from cosmo.engine.checkpoints.interop import huggingface, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.decoding import DecodingConfig
 
 GOLDEN = ("t5_v1_1", "t5_v1_0")
 
 
-def nested(source: opening.Source):
+def nested(source: any_format.Source):
     """A source's parameters in memory."""
-    return convert._nested({path: array.whole() for path, array in source.params.items()})
+    return lazy.nested({path: array.whole() for path, array in source.params.items()})
 
 
 @pytest.fixture(params=GOLDEN)
 def case(request, golden):
     """(model in float32, its parameters, what transformers computed from the same folder)."""
-    source = opening.open_source(str(golden / "hf" / request.param), "huggingface")
+    source = any_format.open_source(str(golden / "hf" / request.param), "huggingface")
     model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
     with np.load(golden / "hf" / request.param / "golden.npz") as file:
         theirs = {name: file[name] for name in file.files}
@@ -91,11 +91,11 @@ def folder(tmp_path, tiny_config, make_params):
     def make(dtype="float32", max_shard_bytes=10**9, **changes):
         config = tiny_config(**changes)
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: np.asarray(a) for k, a in opening.flat(params).items()}
+        arrays = {k: np.asarray(a) for k, a in lazy.flat(params).items()}
         sources_ = {path: lazy.from_array(array) for path, array in arrays.items()}
         out = epath.Path(tmp_path / "model")
         out.mkdir()
-        huggingface.write(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
+        huggingface.write_folder(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
         return pathlib.Path(out), arrays
 
     return make
@@ -115,7 +115,7 @@ def test_sharded_folder(folder):
             tensors = [content.get_tensor(name) for name in content.keys()]  # noqa: SIM118
             assert {index["weight_map"][name] for name in content.keys()} == {file.name}  # noqa: SIM118
         assert sum(t.nbytes for t in tensors) <= 8000 or len(tensors) == 1
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     for path, array in arrays.items():
         np.testing.assert_array_equal(source.params[path].whole(), array)
     assert not source.network.logits_via_embedding
@@ -126,7 +126,7 @@ def test_bfloat16(folder):
     out, arrays = folder("bfloat16")
     tensors = load_file(out / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     for path, array in arrays.items():
         rounded = array.astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(source.params[path].whole(), rounded)
@@ -163,7 +163,7 @@ def test_every_tensor_is_accounted_for(folder, change, words):
     out, _ = folder()
     edit(out, change)
     with pytest.raises(UserError, match=words):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_copies_of_the_embedding_are_accepted(folder):
@@ -171,7 +171,7 @@ def test_copies_of_the_embedding_are_accepted(folder):
     out, arrays = folder(mlp_activations=("relu",), logits_via_embedding=True)
     names = (*huggingface.COPIES, "lm_head.weight")
     edit(out, lambda t: t.update({name: t["shared.weight"].copy() for name in names}))
-    source = opening.open_source(str(out))
+    source = any_format.open_source(str(out))
     assert source.network.logits_via_embedding
     assert source.params.keys() == arrays.keys()
 
@@ -195,7 +195,7 @@ def test_other_networks_are_refused(folder, field, value):
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(UserError, match=field):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_pytorch_weights_are_refused_with_a_way(folder):
@@ -204,7 +204,7 @@ def test_pytorch_weights_are_refused_with_a_way(folder):
     (out / "model.safetensors").unlink()
     (out / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(UserError, match=r"save_pretrained"):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_version_4_configs(folder):
@@ -213,7 +213,7 @@ def test_version_4_configs(folder):
     config = json.loads((out / "config.json").read_text())
     del config["scale_decoder_outputs"]
     (out / "config.json").write_text(json.dumps(config))
-    assert opening.open_source(str(out)).network.logits_scale == 16**-0.5
+    assert any_format.open_source(str(out)).network.logits_scale == 16**-0.5
 
 
 def test_broken_files(folder):
@@ -222,13 +222,13 @@ def test_broken_files(folder):
     data = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        opening.open_source(str(out))
+        any_format.open_source(str(out))
 
 
 def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     """HuggingFace's layers share one relative bias. Oracle: a UserError that says so, no folder."""
     config = tiny_config(relative_attention_per_layer=True)
-    params = opening.flat(make_params(models.EncoderDecoderModel(config)))
+    params = lazy.flat(make_params(models.EncoderDecoderModel(config)))
     arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
     from cosmo.engine.checkpoints import streaming
 
@@ -236,7 +236,25 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
         "network": "T5Config",
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    streaming.write(str(tmp_path / "run"), 1, {"params": convert._nested(arrays)}, description)
+    streaming.write_checkpoint(
+        str(tmp_path / "run"), 1, {"params": lazy.nested(arrays)}, description
+    )
     with pytest.raises(UserError, match="relative bias"):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_vocabulary_of_another_type_has_no_tokenizer(tmp_path):
+    """Oracle: the model's type and the expected one in the message, and no file."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    root = pathlib.Path(__file__).resolve().parents[2]
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((root / "tasks/sample/vocabulary.model").read_bytes())
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    path, out = tmp_path / "bpe.model", epath.Path(tmp_path / "out")
+    path.write_bytes(model.SerializeToString())
+    out.mkdir()
+    with pytest.raises(UserError, match="is a BPE model, expected UNIGRAM"):
+        tokenizer.write_tokenizer(out, str(path))
+    assert not list(out.iterdir())

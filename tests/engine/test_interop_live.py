@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cosmo.engine.checkpoints import convert, lazy, opening
+from cosmo.engine.checkpoints import convert, lazy
 from cosmo.engine.checkpoints.interop import huggingface, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.decoding import DecodingConfig
@@ -30,10 +30,10 @@ def pair(request, tmp_path, tiny_config, make_params):
     config = tiny_config(**{"num_decoder_layers": 2, **NETWORKS[request.param]})
     model = models.EncoderDecoderModel(config)
     params = make_params(model, seed=list(NETWORKS).index(request.param))
-    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in opening.flat(params).items()}
+    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in lazy.flat(params).items()}
     out = epath.Path(tmp_path / "hf")
     out.mkdir()
-    huggingface.write(out, arrays, config, "float32", 10**9, lambda count: None)
+    huggingface.write_folder(out, arrays, config, "float32", 10**9, lambda count: None)
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(out)).eval()
     return model, params, theirs
 
@@ -157,7 +157,7 @@ def test_tokenizer(name, tmp_path, request):
         path = str(shared / "data/t5_cc_all.32000.100extra.model")
         rows = (shared / "data/soda_rows.jsonl").read_text().splitlines()
         texts += [turn for row in rows for turn in json.loads(row)["dialogue"]]
-    tokenizer.write(epath.Path(tmp_path), path)
+    tokenizer.write_tokenizer(epath.Path(tmp_path), path)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     ours = sentencepiece.SentencePieceProcessor(path)
     for text in texts:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints import lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import check_network, describe
 from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.model import models, t5
@@ -19,7 +19,7 @@ def test_names_cover_every_parameter(tiny_config):
     ):
         config = tiny_config(**changes)
         parameters = names.parameters(config)
-        leaves = opening.flat(models.abstract_params(models.EncoderDecoderModel(config)))
+        leaves = lazy.flat(models.abstract_params(models.EncoderDecoderModel(config)))
         assert [p.path for p in parameters] == list(leaves)
         stored = [name for p in parameters for name in t5x.stored(p, None)]
         assert len(set(stored)) == len(stored)
@@ -33,10 +33,10 @@ def test_orbax_round_trip_in_pieces(tmp_path, monkeypatch):
     values |= {"c": np.float32(3), "d": rng.random((3, 2), np.float32)}
     tree = {"params": {k: lazy.from_array(np.asarray(v)) for k, v in values.items()}}
     sizes = []
-    streaming.write(str(tmp_path), 4, tree, {"network": "T5Config"}, sizes.append)
+    streaming.write_checkpoint(str(tmp_path), 4, tree, {"network": "T5Config"}, sizes.append)
     assert max(sizes) <= 1000
     assert sum(sizes) == sum(np.asarray(v).nbytes for v in values.values())
-    arrays, description = streaming.read(str(tmp_path), 4)
+    arrays, description = streaming.read_checkpoint(str(tmp_path), 4)
     assert description == {"network": "T5Config"}
     for name, value in values.items():
         np.testing.assert_array_equal(arrays["params", name].whole(), value)
@@ -44,7 +44,7 @@ def test_orbax_round_trip_in_pieces(tmp_path, monkeypatch):
         np.testing.assert_array_equal(arrays["params", name].read(part), np.asarray(value)[part])
     assert run_checkpoints.completed_steps(str(tmp_path)) == [4]
     with pytest.raises(UserError, match=r"already \(step 4\)"):
-        streaming.write(str(tmp_path), 4, tree, {}, sizes.append)
+        streaming.write_checkpoint(str(tmp_path), 4, tree, {}, sizes.append)
 
 
 def test_config_knows_the_scale_of_logits():

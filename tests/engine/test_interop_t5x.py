@@ -13,7 +13,7 @@ from etils import epath
 from flax import serialization
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import convert, lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints import any_format, convert, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.checkpoints.interop import t5x, t5x_adafactor
 from cosmo.engine.model import models, optimizer, partitioning, step
@@ -33,7 +33,7 @@ def recorded(golden: pathlib.Path, name: str, prefix: str = "") -> dict[str, np.
         return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
-def on_one_device(source: opening.Source, settings: step.StepConfig):
+def on_one_device(source: any_format.Source, settings: step.StepConfig):
     """(model in float32, abstract state, its shardings) for a source's network."""
     model = models.EncoderDecoderModel(dataclasses.replace(source.network, dtype="float32"))
     partitioner = partitioning.Partitioner()
@@ -44,7 +44,7 @@ def on_one_device(source: opening.Source, settings: step.StepConfig):
 @pytest.mark.parametrize("name", CASES)
 def test_network_is_read_from_shapes(golden, name):
     """Oracle: the sizes that T5X's network was built with."""
-    source = opening.open_source(checkpoint(golden, name), "t5x")
+    source = any_format.open_source(checkpoint(golden, name), "t5x")
     sizes = json.loads((golden / f"{name}.json").read_text())
     found = json.loads(json.dumps(dataclasses.asdict(source.network)))
     assert {k: found[k] for k in sizes if k in found and k != "scan_layers"} == {
@@ -57,9 +57,9 @@ def test_network_is_read_from_shapes(golden, name):
 @pytest.mark.parametrize("name", PLAIN)
 def test_scores_of_an_imported_checkpoint(golden, name, jit):
     """Log-likelihoods after five steps. Oracle: T5X's `score_batch`, from the same checkpoint."""
-    source = opening.open_source(checkpoint(golden, name))
+    source = any_format.open_source(checkpoint(golden, name))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     ours = jit(models.score, static_argnums=0)(model, params, batch)
     np.testing.assert_allclose(ours["score"], recorded(golden, name)["score_batch"], rtol=1e-5)
@@ -67,9 +67,9 @@ def test_scores_of_an_imported_checkpoint(golden, name, jit):
 
 def test_logits_of_the_scanned_network(golden, jit):
     """Layers on axis 1, heads apart, a relative bias a layer. Oracle: T5X's logits, to 1e-4."""
-    source = opening.open_source(checkpoint(golden, "t5_1_1_scan"))
+    source = any_format.open_source(checkpoint(golden, "t5_1_1_scan"))
     model, abstract, shardings = on_one_device(source, step.StepConfig())
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, "t5_1_1_scan", "batch/").items()}
     ours = jit(models.logits, static_argnums=0)(model, params, batch)
     assert np.max(np.abs(ours - recorded(golden, "t5_1_1_scan")["logits"])) <= 1e-4
@@ -104,12 +104,12 @@ def test_training_goes_on_as_t5x_would(golden, name):
     With a fresh optimizer the trace is another one, so the test can tell. T5 1.0 is followed as
     far as its ReLUs open in the same places: rounding then grows tenfold in three steps.
     """
-    source = opening.open_source(checkpoint(golden, name))
+    source = any_format.open_source(checkpoint(golden, name))
     settings = step.StepConfig()
     model, abstract, shardings = on_one_device(source, settings)
     args = abstract.opt_state, shardings.opt_state, {}
-    _, params = opening.restore_params(source.path, abstract.params, shardings.params, {})
-    state = opening.restore_adafactor(source.path, abstract.params, *args)
+    _, params = any_format.restore_params(source.path, abstract.params, shardings.params, {})
+    state = any_format.restore_adafactor(source.path, abstract.params, *args)
     batch = {k: jnp.asarray(v) for k, v in recorded(golden, name, "batch/").items()}
     transformation = settings.transformation()
 
@@ -138,8 +138,8 @@ def test_training_goes_on_as_t5x_would(golden, name):
     np.testing.assert_allclose(losses, theirs, rtol=1e-3)
     arrays = recorded(golden, name, "adafactor_step20/params/")
     target = {f"target/{k}": lazy.from_array(v) for k, v in arrays.items()}
-    for path, array in t5x.read("recorded", target, source.network).items():
-        ours = opening.flat(ended)[path]
+    for path, array in t5x.read_params("recorded", target, source.network).items():
+        ours = lazy.flat(ended)[path]
         error = np.max(np.abs(ours - array.whole())) / np.max(np.abs(array.whole()))
         assert error <= 1e-3, path
 
@@ -190,9 +190,9 @@ def test_adafactor_of_the_scanned_network(golden):
         rng = np.random.default_rng(0)
         values = {}
         for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
-            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            path = ("opt_state", *lazy.path_of(keys))
             values[path] = lazy.from_array(rng.random(leaf.shape).astype(np.float32))
-        states = t5x_adafactor.write(values, network)
+        states = t5x_adafactor.to_param_states(values, network)
         arrays = {
             f"state/param_states/{name}/{kind}": lazy.from_array(array)
             for name, kinds in states.items()
@@ -210,9 +210,9 @@ def test_adafactor_of_the_scanned_network(golden):
                     assert array.shape == theirs[name].shape, name
             assert compared == 2 * (7 + 11)
         arrays |= {f"target/{side}/{side}/x": lazy.from_array(np.zeros(1)) for side in t5x.SIDES}
-        back = t5x_adafactor.read("written", arrays, network, 3, abstract)
+        back = t5x_adafactor.read_state("written", arrays, network, 3, abstract)
         for keys, array in jax.tree_util.tree_flatten_with_path(back)[0]:
-            path = ("opt_state", *(t5x_adafactor._key(key) for key in keys))
+            path = ("opt_state", *lazy.path_of(keys))
             kind, _ = t5x_adafactor.meaning(path)
             unused = array.shape[-1:] == (1,)
             wanted = 3 if kind == "count" else 0 if unused else values[path].whole()
@@ -226,10 +226,10 @@ def written(tmp_path, tiny_config, make_params):
     def make(change=lambda optimizer: None, version=3):
         config = tiny_config()
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in opening.flat(params).items()}
+        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in lazy.flat(params).items()}
         folder = epath.Path(tmp_path / "checkpoint_7")
         folder.mkdir()
-        t5x.write(folder, 7, arrays, config, None, lambda count: None)
+        t5x.write_checkpoint(folder, 7, arrays, config, None, lambda count: None)
         index = serialization.msgpack_restore((folder / t5x.INDEX).read_bytes())
         change(index["optimizer"])
         (folder / t5x.INDEX).write_bytes(serialization.msgpack_serialize(index))
@@ -263,14 +263,14 @@ def misshape(optimizer):
 def test_every_tensor_is_accounted_for(written, change, words):
     """Oracle: the name of the tensor that was taken away, added or reshaped, in the message."""
     with pytest.raises(UserError) as caught:
-        opening.open_source(written(change))
+        any_format.open_source(written(change))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_untouched_checkpoint_is_accepted(written):
     """The checks above refuse the change, not the checkpoint. Oracle: the step that was written."""
-    assert opening.open_source(written()).step == 7
+    assert any_format.open_source(written()).step == 7
 
 
 def test_broken_index(tmp_path):
@@ -279,7 +279,7 @@ def test_broken_index(tmp_path):
     folder.mkdir()
     (folder / "checkpoint").write_bytes(b"\x93garbage")
     with pytest.raises(UserError, match="checkpoint_3"):
-        opening.open_source(str(folder))
+        any_format.open_source(str(folder))
 
 
 def test_missing_array_file(written):
@@ -288,7 +288,7 @@ def test_missing_array_file(written):
     for path in (epath.Path(folder) / "target.encoder.encoder_norm.scale").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"target/encoder/encoder_norm/scale"):
-        opening.open_source(folder)
+        any_format.open_source(folder)
 
 
 def test_optimizer_state_must_be_there(written, golden):
@@ -301,19 +301,19 @@ def test_optimizer_state_must_be_there(written, golden):
     settings = step.StepConfig(optimizer.Adafactor(min_dim_size_to_factor=256))
     abstract = jax.eval_shape(lambda: step.init_state(model, settings, 0)).opt_state
     with pytest.raises(UserError, match="min_dim_size_to_factor"):
-        t5x_adafactor.read("recorded", arrays, config, 5, abstract)
+        t5x_adafactor.read_state("recorded", arrays, config, 5, abstract)
     momentum = {
         k: lazy.from_array(np.zeros((4, 4))) if k.endswith("/m") else v for k, v in arrays.items()
     }
     with pytest.raises(UserError, match="momentum"):
-        t5x_adafactor.read("recorded", momentum, config, 5, abstract)
+        t5x_adafactor.read_state("recorded", momentum, config, 5, abstract)
 
 
 def test_missing_chunk(written):
     """Half a copy: an array's description without its data. Oracle: an error, not zeros."""
     folder = written()
     (epath.Path(folder) / "target.encoder.encoder_norm.scale/0").unlink()
-    source = opening.open_source(folder)
+    source = any_format.open_source(folder)
     with pytest.raises(UserError, match="target/encoder/encoder_norm/scale"):
         source.params["encoder", "encoder_norm", "scale"].whole()
 
@@ -325,11 +325,11 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
     state = step.init_state(model, step.StepConfig(), 0)
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a) + 1), state)
     description = describe(model, None)
-    streaming.write(str(tmp_path / "run"), 4, arrays, description)
+    streaming.write_checkpoint(str(tmp_path / "run"), 4, arrays, description)
     convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
-    source = opening.open_source(str(tmp_path / "t5x"))
+    source = any_format.open_source(str(tmp_path / "t5x"))
     _, abstract, shardings = on_one_device(source, step.StepConfig())
-    back = opening.restore_adafactor(
+    back = any_format.restore_adafactor(
         source.path, abstract.params, abstract.opt_state, shardings.opt_state, {}
     )
     for (path, ours), wanted in zip(
@@ -337,7 +337,7 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
         jax.tree.leaves(state.opt_state),
         strict=True,
     ):
-        kind, _ = t5x_adafactor.meaning(tuple(t5x_adafactor._key(key) for key in path))
+        kind, _ = t5x_adafactor.meaning(lazy.path_of(path))
         unused = kind != "v" and kind != "count"  # tensors this small are not factored
         expected = 4 if kind == "count" else 0 if unused else np.asarray(wanted) + 1
         np.testing.assert_array_equal(ours, np.broadcast_to(expected, ours.shape))
@@ -357,7 +357,7 @@ def test_what_t5x_cannot_compute_is_not_exported(
     """Oracle: the field in the message, and no folder."""
     model = models.EncoderDecoderModel(tiny_config(**changes))
     arrays = jax.tree.map(lambda a: lazy.from_array(np.asarray(a)), make_params(model))
-    streaming.write(str(tmp_path / "run"), 4, {"params": arrays}, describe(model, None))
+    streaming.write_checkpoint(str(tmp_path / "run"), 4, {"params": arrays}, describe(model, None))
     with pytest.raises(UserError, match=field):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "t5x"), format="t5x")
     assert not (tmp_path / "t5x/checkpoint_4").exists()

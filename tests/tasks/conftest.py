@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tasks_samples import train_vocabulary
+
+from tests.tasks.tasks_samples import train_vocabulary
 
 _SHARED = Path(__file__).resolve().parents[2] / "../shared"
 

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from tasks_samples import prosocial_row, soda_row, write_lines
+
+from tests.tasks.tasks_samples import prosocial_row, soda_row, write_lines
 
 pytest.importorskip("apache_beam", reason="needs the extra `pipeline`")
 seqio = pytest.importorskip("seqio")

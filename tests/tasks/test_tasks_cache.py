@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from tasks_samples import soda_row, write_lines
 
 from cosmo.tasks import mixtures
+from tests.tasks.tasks_samples import soda_row, write_lines
 
 seqio = pytest.importorskip("seqio")
 

@@ -7,13 +7,13 @@ import logging
 
 import numpy as np
 import pytest
-from tasks_samples import prosocial_row, write_lines
 
 from cosmo.tasks import families, metrics, mixtures, safety
 from cosmo.tasks.casual import read_dailydialog
 from cosmo.tasks.corpus_examples import canary_file_examples, casual_file_examples
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.vocabularies import load
+from tests.tasks.tasks_samples import prosocial_row, write_lines
 
 seqio = pytest.importorskip("seqio")
 

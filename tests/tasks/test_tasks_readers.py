@@ -5,10 +5,10 @@ import json
 import logging
 
 import pytest
-from tasks_samples import prosocial_row, soda_row, write_lines
 
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.readers import read_prosocial, read_soda
+from tests.tasks.tasks_samples import prosocial_row, soda_row, write_lines
 
 
 def _parquet(path, rows):

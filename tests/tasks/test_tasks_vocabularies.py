@@ -4,10 +4,10 @@ import hashlib
 import json
 
 import pytest
-from tasks_samples import train_vocabulary
 
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.vocabularies import load, seqio_vocabulary
+from tests.tasks.tasks_samples import train_vocabulary
 
 
 def _real_texts(shared):

@@ -1,4 +1,4 @@
-"""Checkpoints from one format to another, a piece at a time, whatever the size of the model."""
+"""Conversion of checkpoints between formats, piece by piece, whatever the size of the model."""
 
 import contextlib
 import math
@@ -13,10 +13,10 @@ from etils import epath
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import Progress, is_remote, log
-from cosmo.engine.checkpoints import lazy, opening, run_checkpoints, streaming
+from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
+from cosmo.engine.checkpoints.any_format import Source
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
-from cosmo.engine.checkpoints.opening import Source
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
 
@@ -35,38 +35,43 @@ def import_checkpoint(
     optimizer_state: bool = False,
     step: int | None = None,
 ) -> Source:
-    """Write `output`/checkpoints/STEP, one of our checkpoints, from T5X's or HuggingFace's.
+    """Convert a T5X or HuggingFace checkpoint to ours, `output`/checkpoints/STEP.
 
     Args:
-        path: the checkpoint; `format` ("t5x", "huggingface") only checks what it is.
+        path: the checkpoint.
         output: a folder that then serves as INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH.
-        vocabulary: what its token ids mean; its file is kept with the checkpoint.
+        format: "t5x" or "huggingface": raise an error if the checkpoint is of another format.
+        vocabulary: the meaning of its token ids. Its file is kept with the checkpoint.
         optimizer_state: whether to take over Adafactor's state (T5X only).
-        step: the step to call it, instead of the checkpoint's own (HuggingFace's have none: 0).
+        step: the step to write instead of the checkpoint's own (0 for HuggingFace).
 
     Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
-    or misshapen; an interrupted import leaves no checkpoint.
+    or misshapen. An interrupted import leaves no checkpoint.
     """
-    source = opening.open_source(path, format)
+    # This checks every tensor's name and shape, before anything is written.
+    source = any_format.open_source(path, format)
     if source.format == "cosmo":
-        raise UserError(f"{path} is a checkpoint of ours already")
+        raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
     step = source.step if step is None else step
     if step < 0:
         raise UserError(f"step={step}; a checkpoint's step is 0 or above")
+    description = describe(models.EncoderDecoderModel(source.network), vocabulary)
     if vocabulary is not None:
         log.info(check_vocabulary(source, vocabulary))
-        opening.check_pieces(source, vocabulary.path, vocabulary.fingerprint)
-    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": _nested(source.params)}
-    if optimizer_state:
-        state = _train_state(source, state)
-    description = {
-        **describe(models.EncoderDecoderModel(source.network), vocabulary),
-        "imported_from": {"format": source.format, "path": source.path, "step": source.step},
+        any_format.check_own_vocabulary(source, description["vocabulary"])
+    description["imported_from"] = {
+        "format": source.format,
+        "path": source.path,
+        "step": source.step,
     }
+    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": lazy.nested(source.params)}
+    if optimizer_state:
+        state = TrainState(state["step"], state["params"], _optimizer_state(source))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
+        # Errors of single arrays are UserErrors already, and name the array: they pass through.
         try:
-            streaming.write(output, step, state, description, on_piece)
+            streaming.write_checkpoint(output, step, state, description, on_piece)
             if vocabulary is not None:
                 run_checkpoints.keep_vocabulary(output, vocabulary.path)
         except OSError as error:
@@ -74,17 +79,18 @@ def import_checkpoint(
     return source
 
 
-def _train_state(source: Source, state: dict[str, Any]) -> TrainState:
+def _optimizer_state(source: Source) -> Any:
+    """Return the Adafactor state of a T5X checkpoint, as lazy arrays shaped as ours."""
     if source.format != "t5x":
         raise UserError(f"{source} has no optimizer state; import it without")
     model = models.EncoderDecoderModel(source.network)
+    # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
     abstract = jax.eval_shape(
         lambda: StepConfig().transformation().init(models.init(model, jax.random.key(0)))
     )
-    opt_state = t5x_adafactor.read(
+    return t5x_adafactor.read_state(
         source.path, source.others, source.network, source.step, abstract
     )
-    return TrainState(state["step"], state["params"], opt_state)
 
 
 def export_checkpoint(
@@ -96,18 +102,18 @@ def export_checkpoint(
     max_shard_gb: float = 5.0,
     vocabulary_path: str | None = None,
 ) -> Source:
-    """Write a checkpoint of any format as a HuggingFace folder, or as what upstream T5X restores.
+    """Write a checkpoint of any format as a HuggingFace folder, or as a T5X checkpoint.
 
     Args:
         path: the checkpoint.
         output: "huggingface": the folder to make. "t5x": the folder to make checkpoint_STEP in.
         format: "huggingface" or "t5x".
         dtype: "float32" or "bfloat16" (HuggingFace only).
-        max_shard_gb: the most that one safetensors file holds, in 1e9 bytes.
+        max_shard_gb: the maximum size of a safetensors file, in 1e9 bytes.
         vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files, or beside
             T5X's checkpoint.
 
-    Returns the source. Raises UserError if the folder exists or cannot be written; a folder appears
+    Returns the source. Raises UserError if the folder exists or cannot be written. A folder appears
     whole or not at all (in a bucket: its index or config.json comes last).
     """
     if dtype == "float16":
@@ -116,38 +122,43 @@ def export_checkpoint(
         raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
     if format == "t5x" and dtype != "float32":
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
-    source = opening.open_source(path)
+    source = any_format.open_source(path)
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
+    # Parameters of a source are float32, whatever its file holds.
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4
     with _progress(total) as on_piece, _new_folder(target) as folder:
         if format == "t5x":
-            states = _param_states(source)
+            # Only our own checkpoints have an optimizer state in the form that can be written.
+            states = None
+            if source.format == "cosmo":
+                states = t5x_adafactor.to_param_states(source.others, source.network)
             if states is None:
                 log.warning(
                     "%s has no Adafactor state: T5X must start its optimizer anew (see "
                     "WORKSPACE.md)",
                     source,
                 )
-            args = folder, source.step, source.params, source.network, states
-            t5x.write(*args, on_piece)
+            t5x.write_checkpoint(
+                folder, source.step, source.params, source.network, states, on_piece
+            )
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
                 run_checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
         else:
-            args = folder, source.params, source.network, dtype, int(max_shard_gb * 1e9)
+            # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:
-                tokenizer.write(folder, vocabulary_path)
-            huggingface.write(*args, on_piece)
+                tokenizer.write_tokenizer(folder, vocabulary_path)
+            shard_bytes = int(max_shard_gb * 1e9)
+            huggingface.write_folder(
+                folder, source.params, source.network, dtype, shard_bytes, on_piece
+            )
     return source
 
 
-def _param_states(source: Source) -> dict[str, dict[str, np.ndarray]] | None:
-    if source.format != "cosmo":
-        return None
-    return t5x_adafactor.write(source.others, source.network)
-
-
 def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
-    """How a vocabulary fits a checkpoint's embedding, in words; UserError if it has more pieces."""
+    """Return how a vocabulary fits a checkpoint's embedding, as a sentence.
+
+    Raises UserError if it has more pieces than the embedding has rows.
+    """
     rows, pieces = source.network.vocab_size, vocabulary.size
     if pieces > rows:
         raise UserError(
@@ -156,35 +167,31 @@ def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
         )
     if pieces == rows:
         return f"{pieces:,} pieces, a row of the embedding each"
+    # Models pad their embedding to a round size, for the hardware's sake.
     return (
         f"the embedding's {rows:,} rows are {rows - pieces:,} more than the vocabulary's "
         f"{pieces:,} pieces; they are kept, and read as unknown if ever generated"
     )
 
 
-def _nested(params: dict[streaming.Path, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in params.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
-
-
 @contextlib.contextmanager
 def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
-    """A folder to fill; it gets its name once it is complete, and is gone if that fails."""
+    """Yield a folder to fill; rename it to `target` when the block ends, remove it if that fails.
+
+    Raises UserError if `target` exists and is not empty, or cannot be written.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: give another --output, or remove it")
-    remote = is_remote(target)  # where files appear whole, and folders have no name to change
+    # In an object store files appear whole, and folders cannot be renamed.
+    remote = is_remote(target)
     partial = target if remote else target.parent / f".{target.name}.partial"
     try:
         if partial.exists() and not remote:
-            shutil.rmtree(partial)  # of a run that was killed
+            shutil.rmtree(partial)  # left by a process that was killed
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
         if not remote:
+            # An empty folder that the user made.
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -197,6 +204,8 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress over `total` bytes in MiB. Yield a function that counts bytes as done."""
+    # In MiB: bytes of a large model are too many digits to read.
     progress = Progress(math.ceil(total / 2**20), unit="MiB")
     done = 0
 

@@ -1,4 +1,8 @@
-"""The description that every checkpoint carries: its network and its vocabulary, as JSON."""
+"""The description in every checkpoint (network and vocabulary, as JSON), and comparing it.
+
+Each check raises a UserError that names the first difference. Without them another model's
+checkpoint would end in a stack trace, or load and compute nonsense.
+"""
 
 import dataclasses
 import json
@@ -8,7 +12,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.model import models
 
-# Fields of a network's config that change what it computes, but no shape.
+# Fields of T5Config that change results but no shape, so that comparing shapes is not enough.
 BEHAVIOUR = (
     "num_heads",
     "mlp_activations",
@@ -18,10 +22,11 @@ BEHAVIOUR = (
 
 
 def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """What a checkpoint says of itself, for the next reader to check and for people to read."""
+    """Return the description of a model and its vocabulary, for checks and for people to read."""
     description: dict[str, Any] = {
         "format": "cosmo",
         "network": type(model.network).__name__,
+        # The whole config: a checkpoint can be opened without the gin file of its run.
         "config": dataclasses.asdict(model.network),
     }
     if vocabulary is not None:
@@ -30,11 +35,12 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
             "size": vocabulary.size,
             "fingerprint": vocabulary.fingerprint,
         }
+    # Through JSON and back: tuples become lists, as they are in a description that was saved.
     return json.loads(json.dumps(description))
 
 
 def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) -> None:
-    """Raise UserError if the vocabulary has pieces that the embedding has no row for."""
+    """Raise UserError if the vocabulary has more pieces than the embedding has rows."""
     if vocabulary.size > model.network.vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
@@ -43,21 +49,61 @@ def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) 
         )
 
 
+def check_same_vocabulary(
+    where: str, saved: dict[str, Any] | None, wanted: dict[str, Any] | None
+) -> None:
+    """Raise UserError if the vocabulary `saved` in the checkpoint `where` is not the one `wanted`.
+
+    Both are {"path", "fingerprint", and "size" where it is known}, or None if unknown.
+    """
+    # The hash alone decides: a run's copy of the file has another path, and means the same.
+    if not saved or not wanted or saved["fingerprint"] == wanted["fingerprint"]:
+        return
+    theirs, ours = (
+        v["path"] + (f" ({v['size']} pieces)" if "size" in v else "") for v in (saved, wanted)
+    )
+    raise UserError(
+        f"vocabulary mismatch: {where} was trained with {theirs}, this run has {ours}; every "
+        "token id would mean another word",
+        setting="VOCABULARY_PATH",
+    )
+
+
 def check_network(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise UserError if two descriptions of a network with equal shapes compute differently."""
+    """Raise UserError if the networks of two descriptions have equal shapes but other results."""
     saved, wanted = saved.get("config", {}), wanted.get("config", {})
 
     def value(config, name):
-        # T5Config's default: tied logits are scaled, others are not.
+        # None is T5Config's default: scale tied logits, do not scale others.
         if name == "scale_decoder_outputs" and config.get(name) is None:
             return config.get("logits_via_embedding")
         return config.get(name)
 
     for name in BEHAVIOUR:
         theirs, ours = value(saved, name), value(wanted, name)
+        # A field that one side lacks is of an older or a foreign checkpoint: nothing to compare.
         if None not in (theirs, ours) and theirs != ours:
             raise UserError(
-                f"checkpoint {where} is of another network: {name} is {theirs} there and {ours} "
-                "here",
+                f"{where} is of another network: {name} is {theirs} there and {ours} here",
+                setting="MODEL",
+            )
+
+
+def check_shapes(
+    where: str, saved: dict[Any, tuple[int, ...]], wanted: dict[Any, tuple[int, ...]]
+) -> None:
+    """Raise UserError if a wanted array is missing in the checkpoint `where` or has another shape.
+
+    Both map an array's path to its shape. Surplus arrays in `saved` are no error here.
+    """
+    for path, shape in wanted.items():
+        name = "/".join(path)
+        if path not in saved:
+            raise UserError(
+                f"{where} has no {name}: it is of another model or optimizer than this gin file's"
+            )
+        if saved[path] != shape:
+            raise UserError(
+                f"{where} is of another model size: {name} is {saved[path]} there and {shape} here",
                 setting="MODEL",
             )

@@ -1,18 +1,23 @@
-"""Arrays that are read piece by piece, so that a conversion never holds a whole model."""
+"""Arrays that are read in pieces, so that a conversion never holds a whole model in memory."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
-Index = tuple[slice, ...]
-PIECE_BYTES = 64 * 2**20  # what one read takes at most, where an array can be cut at all
+Index = tuple[slice, ...]  # one slice an axis
+Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
+
+# Pieces of this size keep memory small, and are long enough that seeking costs nothing.
+PIECE_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array of `shape` and `dtype` whose part at `index` (a slice an axis) `read` fetches."""
+    """An array of `shape` and `dtype`. `read(index)` returns the part at `index` as numpy."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -20,25 +25,25 @@ class LazyArray:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole array."""
+        """Return the bytes of the whole array."""
         return self.size * self.dtype.itemsize
 
     def whole(self) -> np.ndarray:
-        """All of it, in memory."""
+        """Return the whole array, in memory."""
         return self.read(tuple(slice(0, n) for n in self.shape))
 
     def pieces(self) -> Iterator[tuple[Index, np.ndarray]]:
-        """Consecutive parts of at most about PIECE_BYTES, in C order, with the place of each."""
-        for index in self.places():
+        """Yield (index, part) for consecutive parts of about PIECE_BYTES, in C order."""
+        for index in self.piece_indices():
             yield index, self.read(index)
 
-    def places(self) -> Iterator[Index]:
-        """The place of each piece."""
+    def piece_indices(self) -> Iterator[Index]:
+        """Yield the index of each piece, in C order."""
         lengths = self.piece_shape()
         for corner in np.ndindex(*(-(-n // k) for n, k in zip(self.shape, lengths, strict=True))):
             yield tuple(
@@ -47,11 +52,13 @@ class LazyArray:
             )
 
     def piece_shape(self) -> tuple[int, ...]:
-        """The shape of a piece: one layer of a stack, or as many rows of it as may be taken."""
+        """Return the shape of a piece: one layer of a stack, or as many of its rows as fit."""
         shape = list(self.shape)
+        # Three axes and more are a stack of layers. Other formats store its layers apart.
         stack = len(shape) > 2
         if stack:
             shape[0] = 1
+        # Cut the outermost axis whose rows fit into a piece; the axes before it become 1.
         for axis in range(stack, len(shape)):
             row = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
             shape[axis] = min(self.shape[axis], max(1, PIECE_BYTES // max(row, 1)))
@@ -61,12 +68,12 @@ class LazyArray:
 
 
 def from_array(array: np.ndarray) -> LazyArray:
-    """An array that is in memory already."""
+    """Return a LazyArray over an array that is in memory already."""
     return LazyArray(array.shape, array.dtype, lambda index: array[index])
 
 
 def astype(source: LazyArray, dtype) -> LazyArray:
-    """`source` in another type; each part is converted as it is read."""
+    """Return `source` in another type. Each part is converted as it is read."""
     dtype = np.dtype(dtype)
     if source.dtype == dtype:
         return source
@@ -74,7 +81,7 @@ def astype(source: LazyArray, dtype) -> LazyArray:
 
 
 def transposed(source: LazyArray) -> LazyArray:
-    """The transpose, contiguous."""
+    """Return the transpose. Its parts are contiguous, as writers of raw bytes need them."""
     return LazyArray(
         source.shape[::-1],
         source.dtype,
@@ -83,27 +90,58 @@ def transposed(source: LazyArray) -> LazyArray:
 
 
 def stacked(sources: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of one shape along a new first axis."""
+    """Return arrays of one shape as one array with a new first axis."""
 
     def read(index):
         parts = [source.read(index[1:]) for source in sources[index[0]]]
+        # np.stack copies, and most parts are of one layer: [None] is a view.
         return np.stack(parts) if len(parts) > 1 else parts[0][None]
 
     return LazyArray((len(sources), *sources[0].shape), sources[0].dtype, read)
 
 
 def layer(source: LazyArray, number: int, axis: int = 0) -> LazyArray:
-    """One layer of an array whose `axis` counts layers."""
+    """Return one layer of an array whose `axis` counts layers."""
 
     def read(index):
+        # A slice of length 1 keeps the number of axes, as an Index needs; then the axis goes.
         full = (*index[:axis], slice(number, number + 1), *index[axis:])
         return source.read(full).squeeze(axis)
 
     return LazyArray((*source.shape[:axis], *source.shape[axis + 1 :]), source.dtype, read)
 
 
+def layers(source: LazyArray) -> list[LazyArray]:
+    """Return every layer of a stack, whose first axis counts them."""
+    return [layer(source, number) for number in range(source.shape[0])]
+
+
 def reshaped(source: LazyArray, shape: tuple[int, ...]) -> LazyArray:
-    """`source` in another shape; a part of it takes reading all of it."""
+    """Return `source` in another shape. Reading any part reads all of `source`."""
     if source.shape == shape:
         return source
+    # A part of the new shape may be scattered over the old one. Used for small arrays alone.
     return LazyArray(shape, source.dtype, lambda index: source.whole().reshape(shape)[index])
+
+
+def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
+    """Return {path: leaf} of a state or nested dict, in JAX's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {path_of(keys): leaf for keys, leaf in leaves}
+
+
+def path_of(keys: Sequence[Any]) -> Path:
+    """Return the names in a path of JAX's keys (of dicts, named tuples and lists)."""
+    # One by one: a key of the optimizer's state, "encoder/layers/mlp/wo", has slashes itself.
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+
+
+def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
+    """Return the nested dict that has these leaves: the inverse of `flat`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree

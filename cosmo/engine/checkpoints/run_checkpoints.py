@@ -1,35 +1,62 @@
-"""Orbax checkpoints of a run: MODEL_DIR/checkpoints/STEP, saved in the background.
+"""A run's own checkpoints: MODEL_DIR/checkpoints/STEP, written and read with Orbax.
 
-Beside the arrays each holds a small JSON description (network, vocabulary), so that a checkpoint of
-another model or vocabulary is refused with the difference named, not with a stack trace. Those of
-T5X and HuggingFace are found here (`locate`) and read by `cosmo.engine.checkpoints.interop`.
+A checkpoint holds the state's arrays ("state"), a description of network and vocabulary, and the
+run's progress (position in the data, bad steps) as JSON.
 """
 
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote
-from cosmo.engine.checkpoints.description import check_network
+from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.checkpoints import integrity
+from cosmo.engine.checkpoints.description import check_network, check_same_vocabulary, check_shapes
+from cosmo.engine.checkpoints.lazy import flat
+from cosmo.engine.model.step import TrainState
 
-FOLDER = "checkpoints"
-BEST = "best"  # beside it, of a run with early stopping: a file with the best step's number
-COMMITTED = "commit_success.txt"  # Orbax's mark of a finished checkpoint
-VOCABULARY = "vocabulary.model"  # beside it: the SentencePiece model that token ids refer to
+FOLDER = "checkpoints"  # in MODEL_DIR; the others of this list are named beside it
+BEST = "best"  # a text file with the best step's number, of a run with early stopping
+VOCABULARY = "vocabulary.model"  # the SentencePiece model that token ids refer to
+COMMITTED = "commit_success.txt"  # in a checkpoint: Orbax's mark that it is finished
+
+# A conversion can read one layer without the rest of its stack: chunks hold at most a few layers.
+CHUNK_BYTES = 64 * 2**20
+
+
+class Start(NamedTuple):
+    """The contents of a checkpoint to start from. Without `opt_state` the optimizer starts anew."""
+
+    step: int
+    params: Any
+    opt_state: Any | None
+
+
+class StartingPoint(Protocol):
+    """The checkpoint that a new run starts from; `initial.InitialCheckpoint` is one.
+
+    Training knows this interface alone, so it depends on no other system's format.
+    """
+
+    path: str | None
+
+    def step(self) -> int:
+        """Return the checkpoint's step, 0 if there is no checkpoint."""
+
+    def read(
+        self, abstract: TrainState, shardings: TrainState, description: dict[str, Any]
+    ) -> Start | None:
+        """Return the checkpoint's arrays on the devices, None if there is no checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RestoreConfig:
-    """A checkpoint to start from: a run's MODEL_DIR (its latest) or one of its checkpoints, a T5X
-    checkpoint, or a HuggingFace folder.
-
-    Parameters and step number are taken; the optimizer starts fresh unless
-    `restore_optimizer_state`.
-    """
+    """A checkpoint to start from, and whether to take its optimizer state too."""
 
     path: str | None = None
     restore_optimizer_state: bool = False
@@ -37,11 +64,11 @@ class RestoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """`save_period` in steps (None: at every evaluation), `keep` the newest N (None: all).
+    """When a run saves, which checkpoints it keeps, and the one that it starts from.
 
-    The best one of a run with early stopping is kept besides.
-
-    A save that takes more than `save_timeout` seconds is an error (see `saving.Saver`).
+    `save_period` is in steps; None saves at every evaluation. `keep` is the number of newest
+    checkpoints kept; None keeps all. Early stopping keeps its best one besides. A save that takes
+    more than `save_timeout` seconds is an error (see `saving.Saver`).
     """
 
     save_period: int | None = None
@@ -56,11 +83,8 @@ class CheckpointConfig:
             raise UserError(f"SAVE_TIMEOUT={self.save_timeout!r}; give seconds, at least 1")
 
 
-CHUNK_BYTES = 64 * 2**20  # of one file chunk: a conversion reads a checkpoint chunk by chunk
-
-
-class _Kept(NamedTuple):
-    """Orbax's question which checkpoints to keep: the newest ones, and the one `best` names."""
+class _KeepNewestAndBest(NamedTuple):
+    """Orbax's preservation policy: keep the newest checkpoints and the best one."""
 
     newest: int | None
     best: Callable[[], int | None]
@@ -79,17 +103,20 @@ def manager(
     read_only: bool = False,
     async_options=None,
 ):
-    """An Orbax CheckpointManager over MODEL_DIR/checkpoints."""
+    """Return an Orbax CheckpointManager over MODEL_DIR/checkpoints."""
+    # Here and below Orbax is imported inside functions: it takes seconds to load, and many commands
+    # need only the names in this module.
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=_Kept(keep, best),
+        preservation_policy=_KeepNewestAndBest(keep, best),
         create=not read_only,
         enable_async_checkpointing=True,
         read_only=read_only,
         async_options=async_options,
     )
     return ocp.CheckpointManager(
+        # Orbax refuses relative paths.
         epath.Path(model_dir).resolve() / FOLDER,
         options=options,
         item_handlers={
@@ -101,11 +128,15 @@ def manager(
 
 
 def start_saving(manager, step: int, state: Any, description: Any, progress: Any) -> None:
-    """Start writing `state`; training goes through `saving.Saver`, which hears of failures."""
+    """Start to write `state` in the background.
+
+    `saving.Saver` calls this and reports errors of the writing threads.
+    """
     import orbax.checkpoint as ocp
 
     def chunked(array):
-        # A stack of layers is cut into layers; along `shard_axes` Orbax cuts down to single rows.
+        # Only large stacks are cut along layers. With `shard_axes` Orbax cuts down to single rows:
+        # an embedding would become as many chunks as it has pieces.
         stack = array.ndim > 2 and array.nbytes > CHUNK_BYTES
         return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stack else ())
 
@@ -116,72 +147,117 @@ def start_saving(manager, step: int, state: Any, description: Any, progress: Any
             description=ocp.args.JsonSave(description),
             progress=ocp.args.JsonSave(progress or {}),
         ),
-        force=True,  # whether to save is decided by the caller
+        force=True,  # the caller has decided to save; Orbax's own rules do not apply
     )
 
 
 def progress(saver, step: int) -> dict[str, Any]:
-    """What `save` was given as `progress`; empty where there is none (imported checkpoints)."""
-    import orbax.checkpoint as ocp
-
+    """Return the progress saved at `step`; empty in an imported checkpoint, which has none."""
     if not (epath.Path(saver.directory) / str(step) / "progress").exists():
         return {}
-    restored = saver.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-    return restored["progress"] or {}
+    return _read_json(saver, step, "progress")
 
 
 def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any:
-    """The state saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.
+    """Return the state saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings).
 
-    Raises UserError if vocabulary or shapes are not those of this run.
+    Raises UserError if it has another vocabulary, network or shape, or cannot be read.
     """
     import orbax.checkpoint as ocp
 
-    where = f"{saver.directory}/{step}"
-    check(saver, step, abstract, description)
-    try:
-        restored = saver.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"checkpoint {where} cannot be read: {_first_line(error)}") from error
-    return restored["state"]
+    # Compare first: Orbax's own errors about other shapes are a page of tree.
+    _check(saver, step, abstract, description)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    return _explained(saver, step, lambda: saver.restore(step, args=args))["state"]
 
 
-def check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
-    """Raise UserError naming the first difference between a checkpoint and what is wanted."""
-    where = f"{saver.directory}/{step}"
-    saved = _description(saver, step)
-    ours, theirs = description.get("vocabulary"), saved.get("vocabulary")
-    if ours and theirs and ours["fingerprint"] != theirs["fingerprint"]:
-        raise UserError(
-            f"vocabulary mismatch: {where} was trained with {theirs['path']} ({theirs['size']} "
-            f"pieces), this run has {ours['path']} ({ours['size']} pieces); every token id would "
-            "mean another word",
-            setting="VOCABULARY_PATH",
-        )
-    check_network(where, saved, description)
-    metadata = saver.item_metadata(step)["state"]
-    if metadata is None:
-        raise UserError(f"checkpoint {where} is incomplete: it holds no arrays")
-    found = {_path(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(metadata)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        name = _path(path)
-        if name not in found:
-            raise UserError(f"checkpoint {where} has no {name}: of another model or optimizer")
-        if found[name] != tuple(leaf.shape):
-            raise UserError(
-                f"checkpoint {where} is of another model size: {name} is {found[name]} there and "
-                f"{tuple(leaf.shape)} here",
-                setting="MODEL",
-            )
+def restore_params(
+    model_dir: str, step: int, abstract: Any, shardings: Any, description: dict[str, Any]
+) -> Any:
+    """Return the parameters alone of the checkpoint at `step`, laid out by `shardings`.
+
+    Raises UserError as `restore` does.
+    """
+    import orbax.checkpoint as ocp
+
+    wanted = {"params": abstract_like(abstract, shardings)}
+    with manager(model_dir, read_only=True) as saver:
+        _check(saver, step, wanted, description)
+    # `saver.restore` needs a whole state; only this reader leaves out the optimizer's.
+    args = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    target = epath.Path(saver.directory) / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        return _explained(saver, step, lambda: reader.restore(target, args=args))["params"]
+
+
+def locate(path: epath.PathLike) -> tuple[str, int] | None:
+    """Return (MODEL_DIR, step) of the checkpoint of ours at `path`, None if there is none.
+
+    `path` is a run's MODEL_DIR (the newest sound checkpoint), one checkpoint in it, or
+    MODEL_DIR/best. Raises UserError if the named checkpoint, or every one of a run, is damaged.
+    """
+    folder = epath.Path(path)
+    if folder.name == BEST and folder.exists() and not folder.is_dir():
+        folder = folder.parent / FOLDER / folder.read_text().strip()
+        if not folder.exists():
+            raise UserError(f"{path} names {folder}, which is not there any more")
+    # A checkpoint that is named is used or refused, never exchanged for an earlier one.
+    if folder.name.isdigit() and folder.parent.name == FOLDER:
+        if not (folder / COMMITTED).exists():
+            raise UserError(f"checkpoint {path} was not finished: it has no {COMMITTED}")
+        damage = _damage(folder)
+        if damage:
+            raise UserError(f"checkpoint {path} is damaged: {damage}; give another one of the run")
+        return str(folder.parent.parent), int(folder.name)
+    damages = []
+    for step in reversed(completed_steps(path)):
+        damage = _damage(folder / FOLDER / str(step))
+        if not damage:
+            return str(path), step
+        # A reader moves nothing: the run itself sets damaged checkpoints aside when it goes on.
+        where = f"{path}/{FOLDER}/{step}"
+        log.warning("checkpoint %s is damaged and not used: %s", where, damage)
+        damages.append(damage)
+    if damages:
+        raise UserError(f"every checkpoint in {path} is damaged, the newest one: {damages[0]}")
+    return None
+
+
+def _damage(folder: epath.Path) -> str | None:
+    """Return what is damaged in a checkpoint, or None. Checks again only if a file has changed."""
+    if is_remote(folder):
+        return _damage_of(str(folder))
+    # Times of change are cheap to read on a disk; in a bucket each costs a request.
+    files = sorted(pathlib.Path(folder).rglob("*"))
+    return _damage_of(str(folder), *((f.name, f.stat().st_mtime_ns) for f in files))
+
+
+# Checksums read every byte, and one command locates its checkpoint several times.
+@functools.lru_cache(maxsize=64)
+def _damage_of(folder: str, *_files: tuple[str, int]) -> str | None:
+    return integrity.problem(folder)
+
+
+def completed_steps(model_dir: epath.PathLike) -> list[int]:
+    """Return the steps of all finished checkpoints, ascending."""
+    folder = epath.Path(model_dir) / FOLDER
+    if not folder.exists():
+        return []
+    return sorted(
+        int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()
+    )
 
 
 def keep_vocabulary(model_dir: str, path: str) -> None:
-    """Copy the vocabulary's file into MODEL_DIR, so that the folder says all about its model."""
+    """Copy the vocabulary's file into MODEL_DIR, so that the folder is all a user needs."""
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
     if not source.exists() or source == target:
         return
+    # An object store shows a file only when it is whole.
     partial = target if is_remote(target) else target.parent / f".{VOCABULARY}.partial"
     try:
         partial.write_bytes(source.read_bytes())
@@ -191,35 +267,40 @@ def keep_vocabulary(model_dir: str, path: str) -> None:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def completed_steps(model_dir: str) -> list[int]:
-    """Steps with a finished checkpoint, ascending: Orbax marks them with a file of their own."""
-    folder = epath.Path(model_dir) / FOLDER
-    if not folder.exists():
-        return []
-    return sorted(
-        int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()
-    )
-
-
 def abstract_like(abstract: Any, shardings: Any) -> Any:
-    """Shapes and types with the sharding that each array is to be restored to."""
+    """Return `abstract` (shapes and types) with the sharding that each array is restored to."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
     )
 
 
-def _description(saver, step: int) -> dict[str, Any]:
+def _check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
+    """Raise UserError at the first difference between a checkpoint and what is wanted."""
+    where = f"checkpoint {saver.directory}/{step}"
+    saved = _read_json(saver, step, "description")
+    check_same_vocabulary(where, saved.get("vocabulary"), description.get("vocabulary"))
+    check_network(where, saved, description)
+    metadata = saver.item_metadata(step)["state"]
+    if metadata is None:
+        raise UserError(f"{where} is incomplete: it holds no arrays")
+    found, wanted = (
+        {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}
+        for tree in (metadata, abstract)
+    )
+    check_shapes(where, found, wanted)
+
+
+def _read_json(saver, step: int, item: str) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    restored = saver.restore(step, args=ocp.args.Composite(description=ocp.args.JsonRestore()))
-    return restored["description"] or {}
+    args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+    return saver.restore(step, args=args)[item] or {}  # Orbax returns None for an empty dict
 
 
-def _path(path) -> str:
-    keys = (getattr(e, "key", getattr(e, "name", getattr(e, "idx", None))) for e in path)
-    return "/".join(str(key) for key in keys)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _explained(saver, step: int, read: Callable[[], Any]) -> Any:
+    """Return `read()`. Turn its errors, which print whole trees, into one line."""
+    try:
+        return read()
+    except (ValueError, OSError, KeyError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"checkpoint {saver.directory}/{step} cannot be read: {first}") from error

@@ -124,11 +124,14 @@ class Saver:
         return f"step {self.newest} is kept in {self.folder}"
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """A barrier of all processes, at which one's files are complete (Orbax calls it too)."""
+        """Wait at a barrier of all processes; this process's files are complete (Orbax's hook)."""
+        import orbax.checkpoint as ocp
+
         if "async_write_complete" in key and jax.process_index() > 0:
             integrity.write(self._unfinished(), jax.process_index(), jax.process_count())
         try:
-            _client().wait_at_barrier(key, max(timeout_ms, 1))
+            # Orbax's barrier has a time limit; JAX's public ones have none.
+            ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=max(timeout_ms, 1))
         except jax.errors.JaxRuntimeError as error:
             late = lagging(str(error))
             who = f"process {late} lags" if late else "a process lags or has died"
@@ -255,7 +258,7 @@ def _unreadable(model_dir: str, step: int) -> str | None:
     from cosmo.engine.checkpoints import streaming
 
     try:
-        arrays, _ = streaming.read(model_dir, step)
+        arrays, _ = streaming.read_checkpoint(model_dir, step)
         for array in arrays.values():
             collections.deque(array.pieces(), maxlen=0)
     except UserError as error:
@@ -302,12 +305,6 @@ def anywhere(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
-def _client():
-    from jax._src import distributed  # JAX has no public name for it; Orbax does the same
-
-    return distributed.global_state.client
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

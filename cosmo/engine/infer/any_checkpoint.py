@@ -9,7 +9,7 @@ import jax
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 
@@ -43,7 +43,7 @@ def session_config(
     checkpoint, or nothing says what its token ids mean.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
-    source = opening.open_source(str(path))
+    source = any_format.open_source(str(path))
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
         raise UserError(

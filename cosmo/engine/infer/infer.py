@@ -13,7 +13,7 @@ import numpy as np
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
@@ -75,7 +75,7 @@ class SessionConfig:
         abstract = models.abstract_params(self.model)
         axes = models.logical_axes(self.model)
         shardings = self.partitioner.param_shardings(mesh, abstract, axes)
-        step, params = opening.restore_params(
+        step, params = any_format.restore_params(
             self.checkpoint_path, abstract, shardings, describe(self.model, self.vocabulary)
         )
         log.info("checkpoint %s at step %d", self.checkpoint_path, step)

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import Progress, log
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import batching, infer, shards
@@ -201,7 +201,7 @@ def answer_source(
 def _settings(config: Job, source: shards.Source, num_shards: int) -> dict[str, Any]:
     """Return every setting that answers depend on, for the manifest; batch size is none."""
     session = config.session
-    found = opening.locate(session.checkpoint_path)
+    found = any_format.locate(session.checkpoint_path)
     path = str(epath.Path(found.folder).resolve())
     return {
         "input": source.identity,
@@ -310,7 +310,7 @@ def infer_mixture(
     inferences/ in the run's folder.
     """
     path = config.session.checkpoint_path
-    output = output or opening.beside(path, "inferences", "--gin.INFER_OUTPUT_DIR")
+    output = output or any_format.results_folder(path, "inferences", "--gin.INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in reader.eval_tasks(dataset, num_examples):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cosmo.engine.base.errors import UserError
 
@@ -33,6 +33,10 @@ AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("layers", None),
 )
 
+
+# Both sides are Auto: layouts come from the constraints below. JAX 0.11 and later would else take
+# Explicit, where every array carries its layout in its type and constraints mean something else.
+AXIS_TYPES = (AxisType.Auto, AxisType.Auto)
 
 GATHERED = "gathered"  # names for rematerialization policies
 GATHERED_ATTENTION = "gathered_attention"
@@ -68,7 +72,7 @@ class Partitioner:
         # A host's devices stand together, so that it owns one run of the batch's rows.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         grid = np.asarray(devices).reshape(-1, parts)
-        return Mesh(grid, ("data", "model"))
+        return Mesh(grid, ("data", "model"), axis_types=AXIS_TYPES)
 
     def layout(self, mesh: Mesh) -> "Layout":
         """The rules, applied to `mesh`."""
@@ -78,6 +82,11 @@ class Partitioner:
         """A sharding for every parameter: `axes` are its logical names, see models.logical_axes."""
         layout = self.layout(mesh)
         return jax.tree.map(lambda leaf, names: layout.sharding(leaf.shape, names), abstract, axes)
+
+
+def abstract_mesh(data: int, model: int) -> AbstractMesh:
+    """Return a mesh of data x model devices that need not exist, for shapes and plans."""
+    return AbstractMesh((data, model), ("data", "model"), axis_types=AXIS_TYPES)
 
 
 def _forgo_compilation_cache() -> None:

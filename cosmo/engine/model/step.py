@@ -2,15 +2,19 @@
 
 import contextlib
 import dataclasses
+import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import log
 from cosmo.engine.model import losses, models, partitioning
 from cosmo.engine.model.optimizer import Adafactor, AdamW
 from cosmo.engine.model.optimizer import build as build_optimizer
@@ -153,3 +157,40 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), sums
 
     return step
+
+
+def compile_step(
+    model: models.EncoderDecoderModel,
+    config: StepConfig,
+    batch: Any,
+    layout: partitioning.Layout,
+    abstract: TrainState,
+    shardings: TrainState,
+    seed: int,
+    skips: bool = False,
+) -> jax.stages.Compiled:
+    """Return the train step, compiled before there is a state or a batch; it donates the old state.
+
+    `batch` and `abstract` are shapes. If `skips`, the step takes a third argument, the limit of the
+    gradient's norm.
+    """
+    mesh = layout.mesh
+    everywhere = partitioning.replicated(mesh)
+    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
+    jitted = jax.jit(
+        make_train_step(model, config, seed, layout),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    began = time.monotonic()
+    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    log.info(
+        "%s parameters on %d %s device(s); train step compiled in %.1f s",
+        f"{count:,}",
+        mesh.size,
+        mesh.devices.flat[0].platform,
+        time.monotonic() - began,
+    )
+    return compiled

@@ -1,6 +1,6 @@
 """A training step on devices that are not there: does it fit, what it costs, how fast it can be.
 
-The step is the one that `train` runs (`train.compile_step`). For a TPU slice libtpu compiles it,
+The step is the one that `train` runs (`step.compile_step`). For a TPU slice libtpu compiles it,
 for CPU devices XLA does; for GPUs, whose compiler needs the GPU, all is arithmetic.
 """
 
@@ -19,9 +19,8 @@ from jax.sharding import AbstractMesh
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning
-from cosmo.engine.model.step import StepConfig, state_shardings
+from cosmo.engine.model.step import StepConfig, compile_step, state_shardings
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
-from cosmo.engine.train import guard, train
 
 _GPUS_A_HOST = 8  # as DGX and cloud machines have
 _TIMES = {"all-reduce": 2.0}  # how often a byte of a collective's result crosses a link; else once
@@ -35,7 +34,7 @@ class Job:
     dataset: datasets.DatasetConfig
     step: StepConfig = StepConfig()
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
-    bad_steps: guard.GuardConfig = guard.GuardConfig()
+    bad_step_policy: str = "stop"  # with "skip" the step has a branch, see `make_train_step`
     total_steps: int = 0
 
 
@@ -169,10 +168,9 @@ def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
     abstract, shardings = state_shardings(model, config, partitioner, layout.mesh)
     began = time.monotonic()
     try:
-        skips = job.bad_steps.skips
-        compiled = train.compile_step(
-            model, config, job.dataset, layout, abstract, shardings, seed=0, skips=skips
-        )
+        batch = datasets.abstract_batch(job.dataset)
+        skips = job.bad_step_policy == "skip"
+        compiled = compile_step(model, config, batch, layout, abstract, shardings, 0, skips)
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(
             r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", str(error)
@@ -309,7 +307,7 @@ def _mesh(parts: int, count: int) -> AbstractMesh:
         raise UserError(
             f"num_partitions={parts} does not divide {count} devices", setting="NUM_PARTITIONS"
         )
-    return AbstractMesh((count // parts, parts), ("data", "model"))
+    return partitioning.abstract_mesh(count // parts, parts)
 
 
 def _shard_bytes(abstract: Any, shardings: Any) -> int:

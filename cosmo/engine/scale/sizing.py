@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend import core
-from jax.sharding import AbstractMesh
 
 from cosmo.engine.base.writer import log
 from cosmo.engine.model import models, partitioning
@@ -64,7 +63,7 @@ def kept_activations(
 def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtypeStruct]:
     params = models.abstract_params(model)
     # On two abstract devices, so that gathered weights are not counted among what is kept.
-    layout = partitioning.Layout(AbstractMesh((2, 1), ("data", "model")))
+    layout = partitioning.Layout(partitioning.abstract_mesh(2, 1))
 
     def forward(params, batch, key):
         with layout.active():
@@ -167,6 +166,11 @@ def choose(
     twice the time. Then the cheapest rematerialization and microbatches whose estimated memory
     fits into `hbm_bytes`; where that is not known, as on a CPU, nothing is recomputed.
     """
+    policy, count = _policy(model), step.num_microbatches
+    if devices == 1 and not hbm_bytes:
+        # One device of unknown memory, a laptop's processor: nothing to compare, so nothing is
+        # traced, which would take seconds at every start.
+        return Choice(partitioner.num_partitions or 1, policy or "none", count or 1)
     rows = batch["encoder_input_tokens"].shape[0]
 
     def cost(parts: int) -> float:
@@ -184,7 +188,6 @@ def choose(
         ] or [1]
         least = min(map(cost, able))
         parts = next(n for n in able if cost(n) <= _CLOSE * least)
-    policy, count = _policy(model), step.num_microbatches
     policies = [policy] if policy else ["minimal", "none", "full"] if hbm_bytes else ["none"]
     counts = [count] if count else [1, 2, 4, 8, 16]
     options = sorted(
@@ -194,9 +197,11 @@ def choose(
         return options[0]  # which is an error elsewhere
     shards = devices // parts
     options = [o for o in options if rows % (shards * o.num_microbatches) == 0] or options
+    if not hbm_bytes:
+        return options[0]
     for option in options:
         memory = memory_estimate(model, step, batch, devices, option)
-        if not hbm_bytes or sum(memory.values()) <= _FULL * hbm_bytes:
+        if sum(memory.values()) <= _FULL * hbm_bytes:
             return option
     return options[-1]
 

@@ -1,9 +1,4 @@
-"""Ending a run whose validation no longer improves, and knowing its best checkpoint.
-
-What is known of a run so far is read from the evaluations in its metrics.jsonl, not from a
-checkpoint: a step's checkpoint is saved before the step is evaluated. That file tells one story
-whatever was killed when, so a resumed run stops where an uninterrupted one would.
-"""
+"""Early stopping: end a run whose evaluations no longer improve, and keep its best checkpoint."""
 
 import dataclasses
 import json
@@ -19,18 +14,21 @@ from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.train import metric_files
 
-COUNT = "early_stopping/evaluations_since_best"  # marks the evaluations that count
-SMALLER = r"(loss|perplexity|entropy)$"
-LARGER = r"(accuracy|f1|bleu\W?4?)$"
+# Evaluations that count have this metric. The evaluation before training has not: its step has no
+# checkpoint that could be the best.
+COUNT = "early_stopping/evaluations_since_best"
+# Ends of metrics' names: smaller is better, larger is better.
+SMALLER_IS_BETTER = r"(loss|perplexity|entropy)$"
+LARGER_IS_BETTER = r"(accuracy|f1|bleu\W?4?)$"
 
 
 @dataclasses.dataclass(frozen=True)
 class StoppingConfig:
     """Stop after `patience` evaluations without improvement (None: never stop early).
 
-    `metric` is a name in metrics.jsonl. An evaluation improves on the best one so far if it is
-    better by more than `min_delta`: smaller (`mode` "min") or larger ("max"); None tells by the
-    name's end.
+    `metric` is a name in metrics.jsonl. An evaluation is an improvement if it is better than the
+    best one so far by more than `min_delta`. In `mode` "min" smaller is better, in "max" larger;
+    None decides by the end of the metric's name.
     """
 
     patience: int | None = None
@@ -44,21 +42,21 @@ class StoppingConfig:
                 f"EARLY_STOPPING_PATIENCE={self.patience!r}; give a number of evaluations, at "
                 "least 1, or None"
             )
-        if not self.min_delta >= 0:
+        if not self.min_delta >= 0:  # this way around NaN is refused too
             raise UserError(f"EARLY_STOPPING_MIN_DELTA={self.min_delta!r}; give 0 or more")
         if self.mode not in ("min", "max", None):
             raise UserError(f"EARLY_STOPPING_MODE={self.mode!r}; it is 'min', 'max' or None")
-        told = self.mode or re.search(f"{SMALLER}|{LARGER}", self.metric)
-        if self.patience is not None and not told:
+        known = self.mode or re.search(f"{SMALLER_IS_BETTER}|{LARGER_IS_BETTER}", self.metric)
+        if self.patience is not None and not known:
             raise UserError(
                 f"EARLY_STOPPING_METRIC={self.metric!r}: whether smaller is better cannot be told "
                 "by its name; give EARLY_STOPPING_MODE, 'min' or 'max'"
             )
 
     def gain(self, value: float, best: float) -> float:
-        """By how much `value` is better than `best`."""
-        smaller = self.mode == "min" or (self.mode is None and re.search(SMALLER, self.metric))
-        return best - value if smaller else value - best
+        """Return by how much `value` is better than `best`; negative if it is worse."""
+        by_name = self.mode is None and re.search(SMALLER_IS_BETTER, self.metric)
+        return best - value if self.mode == "min" or by_name else value - best
 
     def check(self, eval_period: int | None, save_period: int) -> None:
         """Raise UserError if a run cannot be stopped early with these periods, in steps."""
@@ -68,6 +66,7 @@ class StoppingConfig:
             raise UserError(
                 f"EARLY_STOPPING_PATIENCE={self.patience} needs evaluations: give EVAL_PERIOD"
             )
+        # The best evaluation must have a checkpoint.
         if eval_period % save_period:
             raise UserError(
                 f"CHECKPOINT_PERIOD={save_period} does not divide EVAL_PERIOD={eval_period}: with "
@@ -75,45 +74,52 @@ class StoppingConfig:
             )
 
 
-class Record(NamedTuple):
-    """The best evaluation so far, and how many there were since."""
+class History(NamedTuple):
+    """The best evaluation so far, and the number of evaluations since."""
 
     best_step: int | None = None
     best: float = math.nan
     since: int = 0
 
 
-def follow(config: StoppingConfig, record: Record, step: int, value: float | None) -> Record:
-    """The record after an evaluation at `step`; a value that is not finite improves nothing."""
+def after_evaluation(
+    config: StoppingConfig, history: History, step: int, value: float | None
+) -> History:
+    """Return the history after an evaluation at `step`.
+
+    A value of None (not measured), NaN or infinity is no improvement.
+    """
     finite = value is not None and math.isfinite(value)
-    first = record.best_step is None
-    if finite and (first or config.gain(value, record.best) > config.min_delta):
-        return Record(step, value, 0)
-    return record._replace(since=record.since + 1)
+    first = history.best_step is None
+    if finite and (first or config.gain(value, history.best) > config.min_delta):
+        return History(step, value, 0)
+    return history._replace(since=history.since + 1)
 
 
-def read(config: StoppingConfig, model_dir: str, until_step: int) -> Record:
-    """The record of a run by its metrics.jsonl, up to a step."""
-    path = epath.Path(model_dir) / "metrics.jsonl"
-    record = Record()
-    for text in path.read_text().splitlines() if path.exists() else ():
-        if metric_files.step_of(text) <= until_step and COUNT in text:
+def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> History:
+    """Return the history of a run up to a step, from the evaluations in its metrics.jsonl."""
+    # Not from its checkpoint: a step is saved before it is evaluated. The file drops what a resumed
+    # run does again, so that run stops where an uninterrupted one would.
+    history = History()
+    for text in metric_files.read_lines(model_dir):
+        # Evaluations are few among the lines of training: do not parse the others twice.
+        if COUNT in text and metric_files.step_of(text) <= until_step:
             line = json.loads(text)
-            record = follow(config, record, line["step"], line.get(config.metric))
-    return record
+            history = after_evaluation(config, history, line["step"], line.get(config.metric))
+    return history
 
 
-def ended(config: StoppingConfig, record: Record) -> bool:
-    """Whether a run with this record is over."""
-    return config.patience is not None and record.since >= config.patience
+def is_over(config: StoppingConfig, history: History) -> bool:
+    """Return whether a run with this history is to stop."""
+    return config.patience is not None and history.since >= config.patience
 
 
 class Stopping:
-    """Follows a run's evaluations; without a patience it does nothing.
+    """Follows a run's evaluations. Without a patience it does nothing.
 
-    The step of the best one stands in MODEL_DIR/best, which `opening.locate` understands, and
-    `saver` keeps its checkpoint. `start_step` is the step that the run goes on from, 0 if new; of
-    several processes all decide alike and the first writes (`enabled`).
+    MODEL_DIR/best names the step of the best evaluation (see `run_checkpoints.locate`), and `saver`
+    keeps its checkpoint. `start_step` is the step that the run resumes at, 0 if it is new. All
+    processes decide alike; only one may be `enabled` to write.
     """
 
     def __init__(
@@ -127,18 +133,19 @@ class Stopping:
     ):
         self.config, self.saver, self.enabled = config, saver, enabled
         self.path = epath.Path(model_dir) / run_checkpoints.BEST
-        self.record = Record()
+        self.history = History()
         if config.patience is not None and start_step:
-            self.record = read(config, model_dir, start_step)
+            self.history = read_history(config, model_dir, start_step)
+            # The last run may have been killed between its evaluation and this.
             self._keep_best()
 
     @property
     def finished(self) -> bool:
-        """Whether the run is over."""
-        return ended(self.config, self.record)
+        """Whether the run is to stop."""
+        return is_over(self.config, self.history)
 
     def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
-        """Take note of an evaluation; the results to be written, with a count of ours.
+        """Count an evaluation at `step`. Return the metrics to write: `results` and COUNT.
 
         Raises UserError if the metric is not among them.
         """
@@ -149,18 +156,19 @@ class Stopping:
                 f"EARLY_STOPPING_METRIC={self.config.metric!r} is not measured; the evaluation at "
                 f"step {step} has {', '.join(sorted(results)) or 'no metrics'}"
             )
-        self.record = follow(self.config, self.record, step, results[self.config.metric])
-        if self.record.best_step == step:
-            self.saver.wait()  # what `best` names is there
+        value = results[self.config.metric]
+        self.history = after_evaluation(self.config, self.history, step, value)
+        if self.history.best_step == step:
+            self.saver.wait()  # until the checkpoint that `best` will name is complete
             self._keep_best()
-        return {**results, COUNT: float(self.record.since)}
+        return {**results, COUNT: float(self.history.since)}
 
     def say(self, step: int) -> None:
-        """Log how a run that is at `step` ended, or has ended before."""
+        """Log whether a run that ends at `step` stopped early, and its best evaluation."""
         if self.config.patience is None:
             return
-        best = f"best {self.record.best:.6g} at step {self.record.best_step}"
-        if self.record.best_step is None:
+        best = f"best {self.history.best:.6g} at step {self.history.best_step}"
+        if self.history.best_step is None:
             best = "it was never finite"
         if self.finished:
             log.info(
@@ -168,19 +176,20 @@ class Stopping:
                 "EARLY_STOPPING_PATIENCE goes on",
                 step,
                 self.config.metric,
-                self.record.since,
+                self.history.since,
                 best,
             )
         else:
             log.info("%s: %s", self.config.metric, best)
-        if self.record.best_step is not None:
+        if self.history.best_step is not None:
             log.info("the best checkpoint: CHECKPOINT_PATH=%s", self.path)
 
     def _keep_best(self) -> None:
-        self.saver.best = self.record.best_step
+        """Write or remove MODEL_DIR/best, and have `saver` keep the best checkpoint."""
+        self.saver.best = self.history.best_step
         if not self.enabled:
             return
-        if self.record.best_step is None:
+        if self.history.best_step is None:
             self.path.unlink(missing_ok=True)
         else:
-            writer.write_atomic(self.path, f"{self.record.best_step}\n")
+            writer.write_atomic(self.path, f"{self.history.best_step}\n")

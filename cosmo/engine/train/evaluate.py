@@ -11,7 +11,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import Progress, log, prepare_folder, write_atomic
-from cosmo.engine.checkpoints import opening
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import infer
 from cosmo.engine.model import metrics, models, partitioning
@@ -147,7 +147,9 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder), and returns the metrics.
     """
-    output = output or opening.beside(session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR")
+    output = output or any_format.results_folder(
+        session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR"
+    )
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)

@@ -1,4 +1,4 @@
-"""The numbers of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
+"""The metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
 
 import json
 import math
@@ -9,30 +9,32 @@ from etils import epath
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import is_remote, log, write_atomic
 
+METRICS = "metrics.jsonl"  # in MODEL_DIR
+
 
 class Lines:
-    """A file of JSON lines with a "step" each, appended to while a run goes on.
+    """A file of JSON lines, each with a "step", that a run appends to.
 
-    On resumption at `start_step` the lines of later steps, from the part of the last run that its
-    checkpoint does not hold, are dropped: the file always tells one story. At 0 that is all.
+    A run that resumes at `start_step` drops the lines of later steps: its checkpoint does not hold
+    those steps, and it does them again. At 0 it drops all lines.
     """
 
     def __init__(self, path: epath.PathLike, start_step: int = 0):
         self.path = epath.Path(path)
-        # An object store cannot append: there the file, which stays small, is written anew.
+        # An object store cannot append: there each line writes the whole file, which stays small.
         self.remote = is_remote(path)
         self.lines: list[str] = []
         if self.path.exists():
             if start_step:
                 there = self.path.read_text().splitlines()
                 self.lines = [line for line in there if step_of(line) <= start_step]
-            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+            self._write_all()
 
     def add(self, line: str) -> None:
         """Append one line. Raises UserError if it cannot be written."""
         self.lines.append(line)
         if self.remote:
-            write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+            self._write_all()
             return
         try:
             with self.path.open("a") as file:
@@ -40,57 +42,64 @@ class Lines:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
+    def _write_all(self) -> None:
+        write_atomic(self.path, "".join(line + "\n" for line in self.lines))
+
 
 class MetricWriter:
-    """Writes metrics to MODEL_DIR/metrics.jsonl and, if installed, to TensorBoard event files.
+    """Write metrics to MODEL_DIR/metrics.jsonl and, if installed, to TensorBoard event files.
 
-    On resumption at `start_step` later steps are dropped (see `Lines`). Of several processes only
-    the first writes (`enabled`).
+    A run that resumes at `start_step` drops later steps (see `Lines`). Only one process of a run
+    may be `enabled`; the others write nothing.
     """
 
     def __init__(self, model_dir: str, start_step: int = 0, *, enabled: bool = True):
-        self.enabled = enabled
-        if enabled:
-            self.file = Lines(epath.Path(model_dir) / "metrics.jsonl", start_step)
-            self.board = _tensorboard(model_dir, start_step)
+        self.file = Lines(epath.Path(model_dir) / METRICS, start_step) if enabled else None
+        self.board = _tensorboard(model_dir, start_step) if enabled else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line {"step": ..., name: value}; numbers that are not finite become null."""
-        if not self.enabled:
-            return
-        clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
-        self.file.add(json.dumps({"step": step, **clean}))
+        """Write one line {"step": ..., name: value}. Raises UserError if that fails."""
+        if self.file is not None:
+            # JSON has no infinity and no NaN: null stands for both.
+            clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+            self.file.add(json.dumps({"step": step, **clean}))
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Leave nothing in this process's memory: what a checkpoint follows must not be lost."""
-        if self.enabled and self.board is not None:
+        """Write everything out. Call this before a checkpoint: a resumed run writes no old step."""
+        if self.board is not None:
             self.board.flush()
 
     def close(self) -> None:
-        """Flush and close; safe to call twice."""
-        if self.enabled and self.board is not None:
+        """Flush and close. Calling it twice does no harm."""
+        if self.board is not None:
             self.board.close()
 
 
 def has(model_dir: str, step: int, part: str) -> bool:
-    """Whether metrics.jsonl has a line of `step` with a metric with `part` in its name."""
-    path = epath.Path(model_dir) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    """Return whether metrics.jsonl has a metric of `step` with `part` in its name."""
+    lines = read_lines(model_dir)
     return any(step_of(x) == step and any(part in name for name in json.loads(x)) for x in lines)
 
 
+def read_lines(model_dir: str) -> list[str]:
+    """Return the lines of metrics.jsonl; none if there is no file."""
+    path = epath.Path(model_dir) / METRICS
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def step_of(line: str) -> float:
-    """The "step" of a JSON line; infinite if it was cut short."""
+    """Return the "step" of a JSON line; infinity for a line that a kill has cut short."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a crash
+        return math.inf  # later than every step, so that a resumed run drops the line
 
 
 def _tensorboard(model_dir: str, start_step: int) -> Any:
+    """Return a writer of TensorBoard event files, None if it cannot be had."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

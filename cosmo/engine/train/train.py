@@ -16,7 +16,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.heartbeat import heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import opening, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets, reader, rows
 from cosmo.engine.infer import infer
@@ -24,8 +24,8 @@ from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
     TrainState,
+    compile_step,
     init_state,
-    make_train_step,
     state_shardings,
 )
 from cosmo.engine.scale import sizing
@@ -123,9 +123,17 @@ def train(
         batches = reader.train_batches(dataset, **start, **datasets.process_shard())
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
-        run_step = compile_step(
-            model, step, dataset, layout, abstract, shardings, random_seed, bad_steps.skips
-        )
+        with heartbeat("compiling the train step"):
+            run_step = compile_step(
+                model,
+                step,
+                datasets.abstract_batch(dataset),
+                layout,
+                abstract,
+                shardings,
+                random_seed,
+                bad_steps.skips,
+            )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
@@ -233,46 +241,8 @@ def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBa
     return _DeviceBatch(partitioning.put_batch(batch.arrays, mesh), batch, tokens)
 
 
-def compile_step(
-    model: models.EncoderDecoderModel,
-    step: StepConfig,
-    dataset: datasets.DatasetConfig,
-    layout: partitioning.Layout,
-    abstract: TrainState,
-    shardings: TrainState,
-    seed: int,
-    skips: bool = False,
-) -> jax.stages.Compiled:
-    """The train step, compiled before there is a state or a batch; the old state is donated.
-
-    If `skips`, it takes a third argument, the limit of the gradient's norm.
-    """
-    mesh = layout.mesh
-    everywhere = partitioning.replicated(mesh)
-    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
-    jitted = jax.jit(
-        make_train_step(model, step, seed, layout),
-        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
-    began = time.monotonic()
-    batch = datasets.abstract_batch(dataset)
-    with heartbeat("compiling the train step"):
-        compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    log.info(
-        "%s parameters on %d %s device(s); train step compiled in %.1f s",
-        f"{count:,}",
-        mesh.size,
-        mesh.devices.flat[0].platform,
-        time.monotonic() - began,
-    )
-    return compiled
-
-
 def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
-    return opening.locate(restore.path).step if restore.path else 0
+    return any_format.locate(restore.path).step if restore.path else 0
 
 
 def _start_state(
@@ -284,7 +254,7 @@ def _start_state(
         log.info("resuming at step %d from %s", saver.newest, saver.folder)
         return saver.restore(wanted, description)
     if restore.path and restore.restore_optimizer_state:
-        model_dir, start, format = opening.locate(restore.path)
+        model_dir, start, format = any_format.locate(restore.path)
         log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
         if format == "huggingface":
             raise UserError(
@@ -293,8 +263,8 @@ def _start_state(
             )
         if format != "cosmo":
             args = restore.path, abstract.params, shardings.params, description
-            _, params = opening.restore_params(*args)
-            opt_state = opening.restore_adafactor(
+            _, params = any_format.restore_params(*args)
+            opt_state = any_format.restore_adafactor(
                 restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
             )
             return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
@@ -304,7 +274,7 @@ def _start_state(
     if not restore.path:
         log.info("starting from fresh parameters (seed %d)", seed)
         return fresh()
-    start, params = opening.restore_params(
+    start, params = any_format.restore_params(
         restore.path, abstract.params, shardings.params, description
     )
     log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)

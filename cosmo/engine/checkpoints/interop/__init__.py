@@ -1,1 +1,1 @@
-"""Checkpoints of other systems, in and out: T5X's and HuggingFace's."""
+"""Checkpoints of other systems, in and out: T5X and HuggingFace."""

@@ -13,26 +13,52 @@ from safetensors import SafetensorError, safe_open
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.interop import names
-from cosmo.engine.checkpoints.lazy import LazyArray
-from cosmo.engine.checkpoints.streaming import Path
+from cosmo.engine.checkpoints.lazy import LazyArray, Path
 from cosmo.engine.model import t5
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# Types that we write: (safetensors' code, numpy's type).
 DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
+# Types that we read, by safetensors' code.
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
+
+# config.json as tables. Sizes: (field of T5Config, theirs, transformers' default).
+SIZES = (
+    ("vocab_size", "vocab_size", None),
+    ("emb_dim", "d_model", None),
+    ("head_dim", "d_kv", None),
+    ("mlp_dim", "d_ff", None),
+    ("num_encoder_layers", "num_layers", None),
+    ("num_decoder_layers", "num_decoder_layers", None),
+    ("num_heads", "num_heads", None),
+    ("relative_attention_num_buckets", "relative_attention_num_buckets", 32),
+    ("relative_attention_max_distance", "relative_attention_max_distance", 128),
+)
+# Fields with one value that our network can compute. Only `model_type` may not be left out.
+FIXED = {
+    "model_type": "t5",
+    "layer_norm_epsilon": 1e-6,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
 ACTIVATIONS = {"gelu_new": "gelu", "relu": "relu", "silu": "silu"}  # theirs: ours
+
 # Copies of the embedding that older files carry, and a table that T5 never reads.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
-    """Whether `folder` is a HuggingFace model's."""
+    """Return whether `folder` is a HuggingFace model's."""
     return (folder / CONFIG).exists() and not (folder / "checkpoints").exists()
 
 
 def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
-    """(config.json, tensors by name) of a local folder; no tensor is read yet."""
+    """Return (config.json, tensors by name) of a local folder. Reads no tensor yet.
+
+    Raises UserError if the folder is remote, or a file is missing, broken or a pickle.
+    """
     if "://" in path:
         raise UserError(f"{path}: HuggingFace folders are read from local disk; copy it first")
     folder = epath.Path(path)
@@ -45,6 +71,7 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"HuggingFace folder {path} cannot be read: {error}") from error
     missing = [name for name in files if not (folder / name).exists()]
+    # Unpickling runs any code that the file holds.
     if missing and any(folder.glob("pytorch_model*.bin")):
         raise UserError(
             f"{path} holds PyTorch .bin weights, which are pickles and are not loaded. Where torch "
@@ -53,7 +80,7 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
             f"A.from_pretrained('{path}').save_pretrained('{path}-safetensors')\""
         )
     if missing:
-        raise UserError(f"HuggingFace folder {path} has no {missing[0]}")
+        raise UserError(f"HuggingFace folder {path} has no {missing[0]}: copy the whole folder")
     tensors: dict[str, LazyArray] = {}
     for name in files:
         tensors |= _tensors(str(folder / name))
@@ -61,9 +88,12 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
 
 
 def _tensors(file: str) -> dict[str, LazyArray]:
+    """Return the tensors of one safetensors file by name."""
+
     def lazily(name: str, shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
         def read(index):
-            # Opened anew for each part: pages of the file that were read would else stay mapped.
+            # Open the file for each part: in an open one, pages that were read stay mapped, and
+            # count as this process's memory.
             with safe_open(file, "numpy") as content:
                 part = content.get_slice(name)
                 return np.asarray(part[index]) if index else content.get_tensor(name)
@@ -78,7 +108,7 @@ def _tensors(file: str) -> dict[str, LazyArray]:
                 stored = part.get_dtype()
                 if stored not in STORED:
                     raise UserError(
-                        f"{file}: {name} is stored as {stored}, expected {list(STORED)}"
+                        f"{file}: {name} is stored as {stored}, expected one of {list(STORED)}"
                     )
                 found[name] = lazily(name, tuple(part.get_shape()), np.dtype(STORED[stored]))
         return found
@@ -87,87 +117,71 @@ def _tensors(file: str) -> dict[str, LazyArray]:
 
 
 def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -> t5.T5Config:
-    """The network that config.json describes; UserError if ours cannot compute it."""
+    """Return the network that config.json describes. Raises UserError if ours cannot compute it."""
     where = f"{path}/{CONFIG}"
-
-    def field(name: str, *default: Any) -> Any:
-        if name not in config and not default:
-            raise UserError(f"{where} has no {name!r}")
-        return config.get(name, *default)
-
-    def size(name: str, *default: Any) -> int:
-        value = field(name, *default)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{where}: {name}={value!r}, expected a whole number above 0")
-        return value
-
-    def expect(name: str, allowed: tuple, *default: Any) -> Any:
-        if field(name, *default) not in allowed:
-            raise UserError(f"{where}: {name}={field(name, *default)!r}, expected {allowed}")
-
-    expect("model_type", ("t5",))
-    expect("layer_norm_epsilon", (1e-6,), 1e-6)
-    expect("pad_token_id", (0,), 0)
-    expect("eos_token_id", (1, [1]), 1)
-    expect("decoder_start_token_id", (0,), 0)
-    projection = field("feed_forward_proj", None) or "relu"
+    settings = {**FIXED, "model_type": None, **config}
+    for name, value in FIXED.items():
+        if settings[name] not in (value, [value]):  # eos_token_id may be a list
+            raise UserError(f"{where}: {name}={settings[name]!r}, expected {value!r}")
+    if settings.get("num_decoder_layers") is None:
+        settings["num_decoder_layers"] = settings.get("num_layers")
+    sizes = {}
+    for ours, theirs, default in SIZES:
+        sizes[ours] = size = settings.get(theirs, default)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{where}: {theirs}={size!r}, expected a whole number above 0")
+    projection = settings.get("feed_forward_proj") or "relu"
     gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-    # HuggingFace's name of T5 1.1's activation says `gelu` and means its tanh approximation.
+    # T5 1.1's "gated-gelu" is the tanh approximation of gelu.
     activation = "gelu_new" if projection == "gated-gelu" else activation
     if activation not in ACTIVATIONS:
-        raise UserError(f"{where}: feed_forward_proj={projection!r} is not one of {ACTIVATIONS}")
-    tied = field("tie_word_embeddings", True)
+        raise UserError(
+            f"{where}: feed_forward_proj={projection!r}, expected one of {list(ACTIVATIONS)}, or "
+            "gated-..."
+        )
+    tied = settings.get("tie_word_embeddings", True)
     untied = "lm_head.weight" in tensors
+    # Some folders declare tied embeddings and hold another lm_head: the tensors decide.
     if untied and tied:
         untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
         raise UserError(f"{where} says tie_word_embeddings=false, and there is no lm_head.weight")
-    decoder = "num_layers" if field("num_decoder_layers", None) is None else "num_decoder_layers"
     return t5.T5Config(
-        vocab_size=size("vocab_size"),
-        emb_dim=size("d_model"),
-        num_heads=size("num_heads"),
-        num_encoder_layers=size("num_layers"),
-        num_decoder_layers=size(decoder),
-        head_dim=size("d_kv"),
-        mlp_dim=size("d_ff"),
+        **sizes,
         mlp_activations=(ACTIVATIONS[activation], *(("linear",) if gated else ())),
         logits_via_embedding=not untied,
-        # Version 5 writes this field; before it, untied logits were the sign of unscaled ones.
-        scale_decoder_outputs=bool(field("scale_decoder_outputs", tied)),
-        dropout_rate=field("dropout_rate", 0.0),
-        relative_attention_num_buckets=size("relative_attention_num_buckets", 32),
-        relative_attention_max_distance=size("relative_attention_max_distance", 128),
+        # transformers 5 writes this field. Version 4 scales logits exactly if they are tied.
+        scale_decoder_outputs=bool(settings.get("scale_decoder_outputs", tied)),
+        dropout_rate=settings.get("dropout_rate", 0.0),
     )
 
 
-def read(path: str, tensors: dict[str, LazyArray], config: t5.T5Config) -> dict[Path, LazyArray]:
-    """Our parameters, float32, from HuggingFace's tensors; UserError if not exactly those."""
+def read_params(
+    path: str, tensors: dict[str, LazyArray], config: t5.T5Config
+) -> dict[Path, LazyArray]:
+    """Return our parameters, float32, from HuggingFace's tensors.
+
+    Raises UserError if a tensor is missing, surplus or misshapen.
+    """
     found = {name: tensor for name, tensor in tensors.items() if name != UNREAD}
+    # Copies that differ would mean that the file has two embeddings, of which T5 has one.
     copies = COPIES + (("lm_head.weight",) if config.logits_via_embedding else ())
     for name in copies:
         if name in found and not _equal(found.pop(name), tensors.get("shared.weight")):
             raise UserError(f"{path}: {name} differs from shared.weight, which it should copy")
-    parameters = names.parameters(config)
-    wanted = {}
-    for parameter in parameters:
-        shape = parameter.shape[::-1] if parameter.name.transposed else parameter.shape
-        wanted |= dict.fromkeys(stored(parameter), shape)
-    names.check_same(
-        f"HuggingFace folder {path}", wanted, {name: t.shape for name, t in found.items()}
-    )
-    out = {}
-    for parameter in parameters:
-        parts = [found[name] for name in stored(parameter)]
-        if parameter.name.transposed:
-            parts = [lazy.transposed(part) for part in parts]
-        array = lazy.stacked(parts) if parameter.side else parts[0]
-        out[parameter.path] = lazy.astype(array, np.float32)
-    return out
+    places = []
+    for parameter in names.parameters(config):
+        flip = parameter.name.transposed
+        layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
+        places.append(names.Place(parameter, stored(parameter), *layout))
+    return names.gather(f"HuggingFace folder {path}", found, places)
 
 
 def stored(parameter: names.Parameter) -> list[str]:
-    """HuggingFace's names of the tensors that hold a parameter: one, or one a layer."""
+    """Return HuggingFace's names of the tensors that hold a parameter: one, or one a layer.
+
+    Raises UserError for a relative bias in every layer.
+    """
     name = parameter.name.huggingface
     if name is None:
         raise UserError(
@@ -180,12 +194,13 @@ def stored(parameter: names.Parameter) -> list[str]:
 
 
 def _equal(one: LazyArray, other: LazyArray | None) -> bool:
+    """Return whether two arrays are equal, comparing them piece by piece."""
     if other is None or one.shape != other.shape:
         return False
     return all(np.array_equal(part, other.read(index)) for index, part in one.pieces())
 
 
-def write(
+def write_folder(
     folder: epath.Path,
     params: dict[Path, LazyArray],
     config: t5.T5Config,
@@ -193,15 +208,17 @@ def write(
     max_shard_bytes: int,
     on_piece: Callable[[int], None],
 ) -> None:
-    """Write config.json, generation_config.json and the weights in shards of `max_shard_bytes`."""
+    """Write config.json, generation_config.json and the weights in shards of `max_shard_bytes`.
+
+    `dtype` is a key of DTYPES. `on_piece` receives the bytes of each piece once it is written.
+    Raises UserError if HuggingFace's T5 cannot compute the network; OSError if writing fails.
+    """
     settings = _config(config, dtype)
     code, numpy_dtype = DTYPES[dtype]
     tensors: dict[str, LazyArray] = {}
     for parameter in names.parameters(config):
         array = params[parameter.path]
-        parts = [array]
-        if parameter.side:
-            parts = [lazy.layer(array, i) for i in range(parameter.layers)]
+        parts = lazy.layers(array) if parameter.side else [array]
         for name, part in zip(stored(parameter), parts, strict=True):
             part = lazy.transposed(part) if parameter.name.transposed else part
             tensors[name] = lazy.astype(part, numpy_dtype)
@@ -215,17 +232,19 @@ def write(
         size = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    tokens = {name: value for name, value in FIXED.items() if name.endswith("_token_id")}
     # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
-    generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    generation["max_new_tokens"] = 128
+    generation = {**tokens, "max_new_tokens": 128}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    # Last: in a bucket, where a folder has no name to change, it marks the folder as complete.
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _shards(tensors: dict[str, LazyArray], most: int) -> Iterator[dict[str, LazyArray]]:
+def _shards(tensors: dict[str, LazyArray], max_bytes: int) -> Iterator[dict[str, LazyArray]]:
+    """Yield consecutive tensors that fit into `max_bytes` together; a larger one comes alone."""
     shard: dict[str, LazyArray] = {}
     for name, tensor in tensors.items():
-        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > most:
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > max_bytes:
             yield shard
             shard = {}
         shard[name] = tensor
@@ -233,7 +252,11 @@ def _shards(tensors: dict[str, LazyArray], most: int) -> Iterator[dict[str, Lazy
 
 
 def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: str, on_piece):
-    """One file, tensor after tensor; the library's own writer wants them all in memory at once."""
+    """Write one safetensors file, tensor after tensor.
+
+    The format is an 8-byte length, a JSON header of that length, then the tensors' bytes.
+    """
+    # The library's own writer needs all tensors of a file in memory at once.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -244,7 +267,7 @@ def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: st
         }
         end += tensor.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants its data aligned
+    text += b" " * (-len(text) % 8)  # the format aligns its data to 8 bytes
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
@@ -254,27 +277,24 @@ def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: st
 
 
 def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
-    """config.json, with the fields that transformers 4 and 5 read."""
+    """Return config.json, with the fields that transformers 4 and 5 read.
+
+    Raises UserError if HuggingFace's T5 has not the network's activations.
+    """
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     first, *rest = config.mlp_activations
     if first not in theirs or rest not in ([], ["linear"]):
-        raise UserError(f"HuggingFace's T5 has no mlp_activations={config.mlp_activations}")
+        raise UserError(
+            f"HuggingFace's T5 has no mlp_activations={config.mlp_activations}, only one of "
+            f"{list(theirs)}, alone or with 'linear': this model cannot be exported"
+        )
     activation, gated = theirs[first], bool(rest)
     projection = "gelu" if gated and activation == "gelu_new" else activation
     return {
         "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "vocab_size": config.vocab_size,
-        "d_model": config.emb_dim,
-        "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
-        "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "num_heads": config.num_heads,
-        "relative_attention_num_buckets": config.relative_attention_num_buckets,
-        "relative_attention_max_distance": config.relative_attention_max_distance,
+        **FIXED,
+        **{name: getattr(config, ours) for ours, name, _ in SIZES},
         "dropout_rate": config.dropout_rate,
-        "layer_norm_epsilon": 1e-6,
         "initializer_factor": 1.0,
         "feed_forward_proj": f"gated-{projection}" if gated else projection,
         "dense_act_fn": activation,
@@ -283,8 +303,5 @@ def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
         "scale_decoder_outputs": config.logits_scale != 1.0,
         "is_encoder_decoder": True,
         "use_cache": True,
-        "decoder_start_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
         "torch_dtype": dtype,
     }

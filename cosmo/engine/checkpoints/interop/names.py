@@ -1,94 +1,103 @@
-"""What T5X and HuggingFace call our parameters: one table a part of the network.
+"""Our parameters' names in T5X and HuggingFace, as tables.
 
-The names are those of upstream's `t5x.examples.t5.network` and of `transformers`' T5. Kernels are
-[in, out] here and in T5X, [out, in] in HuggingFace's files.
+The names are those of `t5x.examples.t5.network` and of `transformers`' T5. Matrices are [in, out]
+in our checkpoints and in T5X, [out, in] in HuggingFace's files.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
+import numpy as np
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.lazy import LazyArray, Path, flat
 from cosmo.engine.model import models, t5
 
 
 class Name(NamedTuple):
-    """One parameter; `huggingface` is None for what that format has no place for."""
+    """One row of a table: a parameter's name in each format, and its transform.
+
+    T5X's name is ours with a suffix: its modules own arrays called "kernel" or "embedding".
+    """
 
     ours: str
-    t5x: str
-    huggingface: str | None
+    t5x_suffix: str
+    huggingface: str | None  # None: that format has no place for it
     transposed: bool = False  # in HuggingFace's file
 
-
-def _attention(ours: str, huggingface: str) -> tuple[Name, ...]:
-    kernels = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
-    return tuple(
-        Name(f"{ours}/{name}", f"{ours}/{name}/kernel", f"{huggingface}.{letter}.weight", True)
-        for name, letter in kernels
-    )
+    @property
+    def t5x(self) -> str:
+        """T5X's name."""
+        return self.ours + self.t5x_suffix
 
 
-def _norm(ours: str, huggingface: str) -> Name:
-    return Name(f"{ours}/scale", f"{ours}/scale", f"{huggingface}.weight")
+T = True  # transposed
+K = "/kernel"
 
-
-def _mlp(huggingface: str) -> tuple[Name, ...]:
-    return tuple(
-        Name(f"mlp/{name}", f"mlp/{name}/kernel", f"{huggingface}.{name}.weight", True)
-        for name in ("wi", "wi_0", "wi_1", "wo")
-    )
-
-
-# In a layer: T5X's name follows `encoder/layers_3/`, HuggingFace's `encoder.block.3.`.
-_PER_LAYER_BIAS = Name("relpos_bias/rel_embedding", "relpos_bias/rel_embedding", None)
+# Parameters of a layer. T5X's name follows `encoder/layers_3/`, HuggingFace's `encoder.block.3.`.
+# A T5 has `wi` or both of `wi_0` and `wi_1`. A bias in every layer is T5X's scanned network's.
 LAYER = {
     "encoder": (
-        _norm("pre_attention_layer_norm", "layer.0.layer_norm"),
-        *_attention("attention", "layer.0.SelfAttention"),
-        _norm("pre_mlp_layer_norm", "layer.1.layer_norm"),
-        *_mlp("layer.1.DenseReluDense"),
-        _PER_LAYER_BIAS,
+        Name("pre_attention_layer_norm/scale", "", "layer.0.layer_norm.weight"),
+        Name("attention/query", K, "layer.0.SelfAttention.q.weight", T),
+        Name("attention/key", K, "layer.0.SelfAttention.k.weight", T),
+        Name("attention/value", K, "layer.0.SelfAttention.v.weight", T),
+        Name("attention/out", K, "layer.0.SelfAttention.o.weight", T),
+        Name("pre_mlp_layer_norm/scale", "", "layer.1.layer_norm.weight"),
+        Name("mlp/wi", K, "layer.1.DenseReluDense.wi.weight", T),
+        Name("mlp/wi_0", K, "layer.1.DenseReluDense.wi_0.weight", T),
+        Name("mlp/wi_1", K, "layer.1.DenseReluDense.wi_1.weight", T),
+        Name("mlp/wo", K, "layer.1.DenseReluDense.wo.weight", T),
+        Name("relpos_bias/rel_embedding", "", None),
     ),
     "decoder": (
-        _norm("pre_self_attention_layer_norm", "layer.0.layer_norm"),
-        *_attention("self_attention", "layer.0.SelfAttention"),
-        _norm("pre_cross_attention_layer_norm", "layer.1.layer_norm"),
-        *_attention("encoder_decoder_attention", "layer.1.EncDecAttention"),
-        _norm("pre_mlp_layer_norm", "layer.2.layer_norm"),
-        *_mlp("layer.2.DenseReluDense"),
-        _PER_LAYER_BIAS,
+        Name("pre_self_attention_layer_norm/scale", "", "layer.0.layer_norm.weight"),
+        Name("self_attention/query", K, "layer.0.SelfAttention.q.weight", T),
+        Name("self_attention/key", K, "layer.0.SelfAttention.k.weight", T),
+        Name("self_attention/value", K, "layer.0.SelfAttention.v.weight", T),
+        Name("self_attention/out", K, "layer.0.SelfAttention.o.weight", T),
+        Name("pre_cross_attention_layer_norm/scale", "", "layer.1.layer_norm.weight"),
+        Name("encoder_decoder_attention/query", K, "layer.1.EncDecAttention.q.weight", T),
+        Name("encoder_decoder_attention/key", K, "layer.1.EncDecAttention.k.weight", T),
+        Name("encoder_decoder_attention/value", K, "layer.1.EncDecAttention.v.weight", T),
+        Name("encoder_decoder_attention/out", K, "layer.1.EncDecAttention.o.weight", T),
+        Name("pre_mlp_layer_norm/scale", "", "layer.2.layer_norm.weight"),
+        Name("mlp/wi", K, "layer.2.DenseReluDense.wi.weight", T),
+        Name("mlp/wi_0", K, "layer.2.DenseReluDense.wi_0.weight", T),
+        Name("mlp/wi_1", K, "layer.2.DenseReluDense.wi_1.weight", T),
+        Name("mlp/wo", K, "layer.2.DenseReluDense.wo.weight", T),
+        Name("relpos_bias/rel_embedding", "", None),
     ),
 }
-_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 OUTSIDE = (
-    Name("token_embedder", "token_embedder/embedding", "shared.weight"),
-    Name(*["encoder/relpos_bias/rel_embedding"] * 2, f"encoder.{_BIAS}", True),
-    Name(*["decoder/relpos_bias/rel_embedding"] * 2, f"decoder.{_BIAS}", True),
-    _norm("encoder/encoder_norm", "encoder.final_layer_norm"),
-    _norm("decoder/decoder_norm", "decoder.final_layer_norm"),
-    Name("decoder/logits_dense", "decoder/logits_dense/kernel", "lm_head.weight", True),
+    Name("token_embedder", "/embedding", "shared.weight"),
+    Name("encoder/relpos_bias/rel_embedding", "", f"encoder.{BIAS}", T),
+    Name("decoder/relpos_bias/rel_embedding", "", f"decoder.{BIAS}", T),
+    Name("encoder/encoder_norm/scale", "", "encoder.final_layer_norm.weight"),
+    Name("decoder/decoder_norm/scale", "", "decoder.final_layer_norm.weight"),
+    Name("decoder/logits_dense", K, "lm_head.weight", T),
 )
 
 
 class Parameter(NamedTuple):
-    """A parameter that a network has: where it is kept, its shape and axes without layers."""
+    """A parameter of a network. Of a stack, shape and axes are those of one layer."""
 
-    path: tuple[str, ...]  # in our tree
+    path: Path  # in our tree
     name: Name  # in a stack: without the side and the layer
-    side: str | None  # "encoder" or "decoder" for what is stacked by layers
+    side: str | None  # "encoder" or "decoder" for a stack of layers
     layers: int
-    shape: tuple[int, ...]  # of one layer
+    shape: tuple[int, ...]
     axes: tuple[str, ...]
 
 
 def parameters(config: t5.T5Config) -> list[Parameter]:
-    """Every parameter of the network that `config` describes, with its names."""
+    """Return every parameter of the network that `config` describes, with its names."""
     model = models.EncoderDecoderModel(config)
     axes = flat(models.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
     outside = {name.ours: name for name in OUTSIDE}
-    inside = {side: {name.ours: name for name in names} for side, names in LAYER.items()}
+    inside = {side: {name.ours: name for name in table} for side, table in LAYER.items()}
     found = []
     for path, leaf in flat(models.abstract_params(model)).items():
         if path[1:2] == ("layers",):
@@ -101,32 +110,49 @@ def parameters(config: t5.T5Config) -> list[Parameter]:
     return found
 
 
-def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[tuple[str, ...], Any]:
-    """The leaves of a nested dict by path, in JAX's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {tuple(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+class Place(NamedTuple):
+    """Where a format stores a parameter, and the transform of one stored array to ours."""
+
+    parameter: Parameter
+    stored: list[str]  # the format's names: one, or one a layer
+    shape: tuple[int, ...]  # of each stored array
+    transform: Callable[[LazyArray], LazyArray] = lambda array: array
 
 
-def check_same(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]):
-    """Raise UserError naming what is missing, surplus or misshapen in a checkpoint."""
+def gather(where: str, found: dict[str, LazyArray], places: list[Place]) -> dict[Path, LazyArray]:
+    """Return our parameters, float32, from the arrays `found` in the checkpoint `where`.
+
+    Raises UserError if an array is missing, surplus or misshapen.
+    """
+    # Names and shapes first: nothing is read from a checkpoint that does not fit.
+    _check(where, {name: place.shape for place in places for name in place.stored}, found)
+    out = {}
+    for parameter, stored, _, transform in places:
+        parts = [transform(found[name]) for name in stored]
+        # A stack is stored whole, or layer by layer.
+        apart = parameter.side and len(parts[0].shape) == len(parameter.shape)
+        out[parameter.path] = lazy.astype(lazy.stacked(parts) if apart else parts[0], np.float32)
+    return out
+
+
+def _check(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, LazyArray]) -> None:
     missing = sorted(wanted.keys() - found.keys())
     surplus = sorted(found.keys() - wanted.keys())
     if missing:
-        raise UserError(f"{where} lacks {_few(missing)}" + _guess(surplus))
+        # A surplus beside it is often the same tensor under another name.
+        instead = f" (and has {_first_of(surplus)} instead)" if surplus else ""
+        raise UserError(f"{where} lacks {_first_of(missing)}{instead}")
     if surplus:
-        raise UserError(f"{where} has {_few(surplus)}, which this network has no place for")
+        raise UserError(f"{where} has {_first_of(surplus)}, which this network has no place for")
     for name, shape in wanted.items():
-        if tuple(found[name]) != tuple(shape):
+        if found[name].shape != shape:
             raise UserError(
-                f"{where}: {name} is {tuple(found[name])}, expected {tuple(shape)} by the sizes of "
-                "the other tensors"
+                f"{where}: {name} is {found[name].shape}, expected {shape} by the sizes of the "
+                "other tensors"
             )
 
 
-def _few(names: list[str], count: int = 3) -> str:
+def _first_of(names: list[str], count: int = 3) -> str:
+    """Return the first `count` names and the number of the others, as text."""
     shown = ", ".join(names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
-
-
-def _guess(surplus: list[str]) -> str:
-    return f" (and has {_few(surplus)} instead)" if surplus else ""

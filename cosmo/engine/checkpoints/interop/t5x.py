@@ -1,12 +1,13 @@
 """T5X checkpoints: a msgpack index with the small arrays, one zarr array for each parameter.
 
-The networks are upstream's `t5x.examples.t5` and its scanned twin `scalable_t5`, which stacks the
-layers on axis 1, leaves heads unjoined and has a relative bias in every layer.
+The networks are upstream's `t5x.examples.t5` and its scanned twin `scalable_t5`. The latter stacks
+its layers on axis 1, keeps heads on an axis of their own and has a relative bias in every layer.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -18,47 +19,55 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.interop import names
 from cosmo.engine.checkpoints.interop.names import Parameter
-from cosmo.engine.checkpoints.lazy import LazyArray
-from cosmo.engine.checkpoints.streaming import Path, caching, explained, open_array, url
+from cosmo.engine.checkpoints.lazy import Index, LazyArray, Path
+from cosmo.engine.checkpoints.streaming import (
+    chunk_cache,
+    one_line_errors,
+    open_array,
+    tensorstore_url,
+)
 from cosmo.engine.model import t5
 
 INDEX = "checkpoint"  # the msgpack file's name
-SCAN_AXIS = 1
+SCAN_AXIS = 1  # of a scanned stack: the one that counts layers
 SIDES = ("encoder", "decoder")
 STACKS = ("{side}/{side}", "{side}/layers")  # a scanned stack's name: today's, and an earlier one
+TARGET = "target/"  # prefix of the parameters' names
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
-    """Whether `folder` is one T5X checkpoint."""
+    """Return whether `folder` is one T5X checkpoint."""
     return (folder / INDEX).exists() and not (folder / INDEX).is_dir()
 
 
 def checkpoints_in(folder: epath.Path) -> list[int]:
-    """The steps of the T5X checkpoints in a folder (T5X's MODEL_DIR)."""
-    found = (
-        (p.name.removeprefix("checkpoint_") for p in folder.iterdir()) if folder.is_dir() else ()
-    )
+    """Return the steps of the T5X checkpoints in a folder (T5X's MODEL_DIR)."""
+    if not folder.is_dir():
+        return []
+    found = (p.name.removeprefix("checkpoint_") for p in folder.iterdir())
     return [int(s) for s in found if s.isdigit() and is_checkpoint(folder / f"checkpoint_{s}")]
 
 
 def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
-    """(step, arrays by name) of a checkpoint folder: "target/decoder/...", "state/...".
+    """Return (step, arrays by name) of a checkpoint folder: "target/decoder/...", "state/...".
 
-    Nothing but the index is read yet. Raises UserError for what is no T5X checkpoint.
+    Reads the index alone. Raises UserError if the folder is no T5X checkpoint.
     """
     folder = epath.Path(path)
     where = f"T5X checkpoint {path}"
-    leaves = dict(_leaves(_index(path)))
+    leaves = dict(_leaves(_read_index(path)))
     arrays: dict[str, LazyArray] = {}
-    # Many layers may lie in one chunk: it is kept until the next array needs the room.
-    context = caching(max(map(_nbytes, leaves.values())))
+    # One chunk may hold many layers. Cache one array's chunks, so that none is decoded per layer.
+    context = chunk_cache(max(map(_nbytes, leaves.values())))
     for name, node in leaves.items():
         if isinstance(node, dict):
+            # Older specs of TensorStore hold the path beside the kvstore.
             stored = node["kvstore"].get("path") or node.get("path") or name.replace("/", ".")
-            spec = {"driver": node["driver"], "kvstore": f"{url(folder)}/{stored.strip('/')}/"}
-            # A missing chunk reads as zeros, which T5X does write for a fresh optimizer's state;
-            # half a copy of the parameters must not pass for a model.
-            complete = name.startswith("target/")
+            kvstore = f"{tensorstore_url(folder)}/{stored.strip('/')}/"
+            spec = {"driver": node["driver"], "kvstore": kvstore}
+            # T5X leaves out the zeros of a fresh optimizer's state: there a missing chunk is zeros.
+            # A missing chunk of a parameter is an error, or half a copy would pass for a model.
+            complete = name.startswith(TARGET)
             arrays[name] = open_array(spec, f"{where}: {name}", context, complete=complete)
         elif node is not None:
             arrays[name] = lazy.from_array(np.asarray(node))
@@ -67,12 +76,12 @@ def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
 
 
 def step_of(path: str) -> int:
-    """The step of a checkpoint folder, from its index alone."""
-    return int(np.asarray(_index(path).get("state", {}).get("step", 0)))
+    """Return the step of a checkpoint folder, from its index alone."""
+    return int(np.asarray(_read_index(path).get("state", {}).get("step", 0)))
 
 
-def _index(path: str) -> dict[str, Any]:
-    """The index's tree {"target": ..., "state": ...}; UserError for what is no T5X checkpoint."""
+def _read_index(path: str) -> dict[str, Any]:
+    """Return the index's tree {"target": ..., "state": ...}. Raises UserError if there is none."""
     where = f"T5X checkpoint {path}"
     try:
         content = serialization.msgpack_restore((epath.Path(path) / INDEX).read_bytes())
@@ -84,7 +93,7 @@ def _index(path: str) -> dict[str, Any]:
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, leaf): an array, or the dict that tells TensorStore where one is."""
+    """Yield (name, leaf). A leaf is an array, or the dict by which TensorStore finds one."""
     if not isinstance(node, dict) or "kvstore" in node:
         yield name, node
         return
@@ -93,13 +102,16 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _nbytes(node: Any) -> int:
-    """Bytes of an array that the index says is kept apart; 0 for another leaf."""
+    """Return the bytes, as float32, of an array stored outside of the index; 0 for other leaves."""
     shape = node.get("metadata", {}).get("shape", ()) if isinstance(node, dict) else ()
     return math.prod(shape) * 4
 
 
 def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
-    """The network that a checkpoint's arrays are of, from their names and shapes alone."""
+    """Return the network of a checkpoint's arrays, from their names and shapes alone.
+
+    T5X stores no settings. Raises UserError if an array is missing that every T5 has.
+    """
     target = _target(arrays)
 
     def shape(name: str) -> tuple[int, ...]:
@@ -107,16 +119,19 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
             raise UserError(f"T5X checkpoint {path} has no target/{name}: of another architecture")
         return target[name].shape
 
-    stack = _stack(target, "encoder")
+    stack_of = stacks(target)
+    stack = stack_of["encoder"]
     first = stack or "encoder/layers_0"
     if stack:
         heads, head_dim = shape(f"{stack}/attention/query/kernel")[2:]
-        layers = [shape(f"{_stack(target, side)}/mlp/wo/kernel")[SCAN_AXIS] for side in SIDES]
+        layers = [shape(f"{stack_of[side]}/mlp/wo/kernel")[SCAN_AXIS] for side in SIDES]
         buckets = shape(f"{stack}/relpos_bias/rel_embedding")[-1]
     else:
+        # Plain T5X joins heads in its kernels. Only the bias table shows their number.
         heads, buckets = shape("encoder/relpos_bias/rel_embedding")
         head_dim = shape(f"{first}/attention/query/kernel")[1] // heads
         layers = [_count_layers(target, side) for side in SIDES]
+    # The distance of the last bucket leaves no trace: T5X's models all have the default.
     vocab_size, emb_dim = shape("token_embedder/embedding")
     return t5.T5Config(
         vocab_size=vocab_size,
@@ -134,26 +149,40 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
 
 
 def _target(arrays: dict[str, LazyArray]) -> dict[str, LazyArray]:
-    """The parameters among the arrays, without their common prefix."""
-    prefix = "target/"
-    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-
-
-def _stack(target: dict[str, LazyArray], side: str) -> str | None:
-    """The name of a side's stack in the scanned network; None if layers are apart."""
-    for pattern in STACKS:
-        prefix = pattern.format(side=side)
-        if any(name.startswith(f"{prefix}/") for name in target):
-            return prefix
-    return None
+    """Return the parameters among the arrays, without their common prefix."""
+    return {k.removeprefix(TARGET): a for k, a in arrays.items() if k.startswith(TARGET)}
 
 
 def _count_layers(target: dict[str, LazyArray], side: str) -> int:
     return len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
 
 
+def stacks(parameter_names: Iterable[str]) -> dict[str | None, str | None]:
+    """Return the scanned stack's name of each side; None where layers are apart.
+
+    The key None is for parameters outside of the layers, which are in no stack.
+    """
+    found: dict[str | None, str | None] = dict.fromkeys((None, *SIDES))
+    for side in SIDES:
+        for pattern in STACKS:
+            prefix = pattern.format(side=side)
+            if any(name.startswith(f"{prefix}/") for name in parameter_names):
+                found[side] = prefix
+                break
+    return found
+
+
+def stack_to_write(parameter: Parameter, config: t5.T5Config) -> str | None:
+    """Return the name of the stack that a parameter is written into, None if there is none.
+
+    Only the scanned network has a bias in every layer, so such a model needs its layout.
+    """
+    scanned = config.relative_attention_per_layer and parameter.side
+    return STACKS[0].format(side=parameter.side) if scanned else None
+
+
 def stored(parameter: Parameter, stack: str | None) -> list[str]:
-    """T5X's names of the arrays that hold a parameter: one, or one a layer."""
+    """Return T5X's names of the arrays that hold a parameter: one, or one a layer."""
     name = parameter.name.t5x
     if parameter.side is None:
         return [name]
@@ -162,48 +191,45 @@ def stored(parameter: Parameter, stack: str | None) -> list[str]:
     return [f"{parameter.side}/layers_{i}/{name}" for i in range(parameter.layers)]
 
 
-def stacks(arrays: dict[str, LazyArray]) -> dict[str | None, str | None]:
-    """The stack's name of each side, as `stored` wants it."""
-    target = _target(arrays)
-    return {None: None, **{side: _stack(target, side) for side in SIDES}}
+def heads_apart(shape: Sequence[int], axes: Sequence[str], config: t5.T5Config) -> tuple[int, ...]:
+    """Return a shape with the axis of joined heads [H*K] as two axes [H, K]."""
+    out: list[int] = []
+    for size, axis in zip(shape, axes, strict=True):
+        out += [config.num_heads, config.head_dim] if axis == "joined_kv" else [size]
+    return tuple(out)
 
 
 def scanned_shape(parameter: Parameter, config: t5.T5Config) -> tuple[int, ...]:
-    """A stack's shape in the scanned network: layers on axis 1, heads apart."""
-    shape: list[int] = []
-    for size, axis in zip(parameter.shape, parameter.axes, strict=True):
-        shape += [config.num_heads, config.head_dim] if axis == "joined_kv" else [size]
+    """Return a stack's shape in the scanned network: layers on axis 1, heads apart."""
+    shape = heads_apart(parameter.shape, parameter.axes, config)
     return (*shape[:SCAN_AXIS], parameter.layers, *shape[SCAN_AXIS:])
 
 
-def read(path: str, arrays: dict[str, LazyArray], config: t5.T5Config) -> dict[Path, LazyArray]:
-    """Our parameters, float32, from T5X's arrays; UserError if they are not exactly those."""
-    target, stack_of = _target(arrays), stacks(arrays)
-    parameters = names.parameters(config)
-    wanted = {}
-    for parameter in parameters:
+def read_params(
+    path: str, arrays: dict[str, LazyArray], config: t5.T5Config
+) -> dict[Path, LazyArray]:
+    """Return our parameters, float32, from T5X's arrays.
+
+    Raises UserError if a parameter is missing, surplus or misshapen.
+    """
+    target = _target(arrays)
+    stack_of = stacks(target)
+    places = []
+    for parameter in names.parameters(config):
         stack = stack_of[parameter.side]
-        shape = scanned_shape(parameter, config) if stack else parameter.shape
-        wanted |= dict.fromkeys(stored(parameter, stack), shape)
-    found = {name: array.shape for name, array in target.items()}
-    names.check_same(f"T5X checkpoint {path}", wanted, found)
-    out = {}
-    for parameter in parameters:
-        stack = stack_of[parameter.side]
-        parts = [target[name] for name in stored(parameter, stack)]
+        layout: tuple = (parameter.shape,)
         if stack:
-            array = _layers_first(parts[0], parameter)
-        else:
-            array = lazy.stacked(parts) if parameter.side else parts[0]
-        out[parameter.path] = lazy.astype(array, np.float32)
-    return out
+            layout = scanned_shape(parameter, config), functools.partial(_layers_first, parameter)
+        places.append(names.Place(parameter, stored(parameter, stack), *layout))
+    return names.gather(f"T5X checkpoint {path}", target, places)
 
 
-def _layers_first(source: LazyArray, parameter: Parameter) -> LazyArray:
-    """A stack of the scanned network as ours: layers on the first axis, heads joined."""
+def _layers_first(parameter: Parameter, source: LazyArray) -> LazyArray:
+    """Return a stack of the scanned network as ours: layers on the first axis, heads joined."""
 
     def read(index):
         layers, *rest = index
+        # Cut along layers alone: our other axes join theirs, and a layer fits into memory.
         everything = [slice(0, n) for n in source.shape]
         part = source.read((*everything[:SCAN_AXIS], layers, *everything[SCAN_AXIS + 1 :]))
         part = np.moveaxis(part, SCAN_AXIS, 0)
@@ -212,7 +238,16 @@ def _layers_first(source: LazyArray, parameter: Parameter) -> LazyArray:
     return LazyArray((parameter.layers, *parameter.shape), source.dtype, read)
 
 
-def write(
+class _Output(NamedTuple):
+    """An array to write: its name in the index, its shape, its chunks' shape, and its pieces."""
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    pieces: Iterable[tuple[Index, np.ndarray]]
+
+
+def write_checkpoint(
     folder: epath.Path,
     step: int,
     params: dict[Path, LazyArray],
@@ -222,54 +257,57 @@ def write(
 ) -> None:
     """Write a checkpoint that upstream T5X restores, the index last.
 
-    The scanned layout is written where layers have a relative bias each, else the plain one.
     `param_states` maps T5X's parameter names to Adafactor's arrays; without them T5X has to start
-    its optimizer anew.
+    its optimizer anew. `on_piece` receives the bytes of each piece once it is written. Raises
+    UserError if T5X's T5 cannot compute the network, or the folder cannot be written.
     """
     _check_representable(config)
-    optimizer: dict[str, Any] = {"target": {}, "state": {"step": np.array(step, np.int32)}}
+    index: dict[Path, Any] = {("state", "step"): np.array(step, np.int32)}
     for parameter in names.parameters(config):
-        array = params[parameter.path]
-        stack = STACKS[0].format(side=parameter.side) if config.relative_attention_per_layer else ""
-        targets = stored(parameter, stack if parameter.side else None)
-        if parameter.side and stack:
-            shape = scanned_shape(parameter, config)
-            one = (*shape[:SCAN_AXIS], 1, *shape[SCAN_AXIS + 1 :])
-            parts = (
-                ((slice(None),) * SCAN_AXIS + (slice(i, i + 1),), piece.reshape(one))
-                for i in range(parameter.layers)
-                for piece in [lazy.layer(array, i).whole()]
+        for output in _outputs(parameter, params[parameter.path], config):
+            name = f"{TARGET}{output.name}"
+            index[tuple(name.split("/"))] = _write_array(
+                folder, output._replace(name=name), on_piece
             )
-            arrays = [(targets[0], shape, one, parts)]
-        else:
-            layers = [array]
-            if parameter.side:
-                layers = [lazy.layer(array, i) for i in range(parameter.layers)]
-            arrays = [
-                (name, layer.shape, layer.piece_shape(), layer.pieces())
-                for name, layer in zip(targets, layers, strict=True)
-            ]
-        for name, shape, chunks, pieces in arrays:
-            spec = write_zarr(folder, f"target/{name}", shape, chunks, pieces, on_piece)
-            _put(optimizer["target"], name, spec)
-    if param_states is not None:
-        optimizer["state"]["param_states"] = {}
-        for name, kinds in param_states.items():
-            for kind, array in kinds.items():
-                leaf: Any = array
-                if kind == "v" and array.shape != (1,):  # as upstream: laid out as its parameter
-                    whole = [(tuple(slice(0, n) for n in array.shape), array)]
-                    key = f"state/param_states/{name}/{kind}"
-                    leaf = write_zarr(folder, key, array.shape, array.shape, whole, on_piece)
-                _put(optimizer["state"]["param_states"], f"{name}/{kind}", leaf)
-    index = serialization.msgpack_serialize(
-        {"version": 3, "optimizer": _sorted(optimizer)}, in_place=True
+    for parameter_name, kinds in (param_states or {}).items():
+        for kind, array in kinds.items():
+            name = f"state/param_states/{parameter_name}/{kind}"
+            leaf: Any = array
+            # As upstream: an unfactored `v` is stored as its parameter is, small arrays inside the
+            # index.
+            if kind == "v" and array.shape != (1,):
+                whole = [(tuple(slice(0, n) for n in array.shape), array)]
+                leaf = _write_array(
+                    folder, _Output(name, array.shape, array.shape, whole), on_piece
+                )
+            index[tuple(name.split("/"))] = leaf
+    # Upstream writes every dict in the order of its keys; sorted paths give that order.
+    optimizer = lazy.nested(dict(sorted(index.items())))
+    content = {"version": 3, "optimizer": optimizer}
+    (folder / INDEX).write_bytes(serialization.msgpack_serialize(content, in_place=True))
+
+
+def _outputs(parameter: Parameter, array: LazyArray, config: t5.T5Config) -> list[_Output]:
+    """Return the arrays that hold our `array` of a parameter in a T5X checkpoint."""
+    stack = stack_to_write(parameter, config)
+    targets = stored(parameter, stack)
+    if not stack:
+        parts = lazy.layers(array) if parameter.side else [array]
+        return [
+            _Output(name, part.shape, part.piece_shape(), part.pieces())
+            for name, part in zip(targets, parts, strict=True)
+        ]
+    shape = scanned_shape(parameter, config)
+    chunk = (*shape[:SCAN_AXIS], 1, *shape[SCAN_AXIS + 1 :])  # one layer
+    pieces = (
+        ((slice(None),) * SCAN_AXIS + (slice(i, i + 1),), layer.whole().reshape(chunk))
+        for i, layer in enumerate(lazy.layers(array))
     )
-    (folder / INDEX).write_bytes(index)
+    return [_Output(targets[0], shape, chunk, pieces)]
 
 
 def _check_representable(config: t5.T5Config) -> None:
-    """Raise UserError for what T5X's T5 cannot compute, or what `network` would read otherwise."""
+    """Raise UserError if T5X's T5 cannot compute a network, or `network` would not read it back."""
     default = t5.T5Config(
         vocab_size=config.vocab_size,
         emb_dim=config.emb_dim,
@@ -281,37 +319,33 @@ def _check_representable(config: t5.T5Config) -> None:
         ("logits_scale", (default.logits_scale,)),
     ):
         if getattr(config, name) not in allowed:
-            raise UserError(f"T5X's T5 has no {name}={getattr(config, name)!r}, only {allowed}")
+            raise UserError(
+                f"T5X's T5 has no {name}={getattr(config, name)!r}, only {allowed}: export this "
+                "model as huggingface"
+            )
 
 
-def write_zarr(folder, name, shape, chunks, pieces, on_piece) -> dict[str, Any]:
-    """Write one array piece by piece; the entry that T5X's index has for it."""
-    file = name.replace("/", ".")
-    metadata = {
-        "shape": list(shape),
-        "chunks": [max(n, 1) for n in chunks],
-        "compressor": {"id": "gzip", "level": 1},
+def _write_array(folder: epath.Path, output: _Output, on_piece) -> dict[str, Any]:
+    """Write one zarr array piece by piece. Return the entry that T5X's index has for it."""
+    file = output.name.replace("/", ".")
+    # The path is relative, so that the folder can be moved; T5X completes it. Keys are in order,
+    # as upstream writes them.
+    entry = {
+        "driver": "zarr",
+        "dtype": "float32",
+        "kvstore": {"driver": "file", "path": f"{file}/"},
+        "metadata": {
+            "chunks": [max(n, 1) for n in output.chunks],
+            "compressor": {"id": "gzip", "level": 1},
+            "shape": list(output.shape),
+        },
     }
-    spec = {"driver": "zarr", "kvstore": f"{url(folder)}/{file}/", "dtype": "float32"}
-    with explained(f"cannot write {folder}/{file}"):
-        target = ts.open({**spec, "metadata": metadata}, create=True, delete_existing=True).result()
-    for index, piece in pieces:
-        with explained(f"cannot write {folder}/{file}"):
+    spec = {**entry, "kvstore": f"{tensorstore_url(folder)}/{file}/"}
+    with one_line_errors(f"cannot write {folder}/{file}"):
+        target = ts.open(spec, create=True, delete_existing=True).result()
+    for index, piece in output.pieces:
+        # The piece was read outside of this block: a read error names the source by itself.
+        with one_line_errors(f"cannot write {folder}/{file}"):
             target[index].write(piece.astype(np.float32, copy=False)).result()
         on_piece(piece.nbytes)
-    # The path is relative, so that the folder can be moved; T5X completes it.
-    return {**spec, "kvstore": {"driver": "file", "path": f"{file}/"}, "metadata": metadata}
-
-
-def _sorted(tree: Any) -> Any:
-    """As upstream writes it: every dict in the order of its keys."""
-    if not isinstance(tree, dict):
-        return tree
-    return {key: _sorted(tree[key]) for key in sorted(tree)}
-
-
-def _put(tree: dict[str, Any], name: str, leaf: Any) -> None:
-    *parents, last = name.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = leaf
+    return entry

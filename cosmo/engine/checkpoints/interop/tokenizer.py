@@ -10,20 +10,19 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 
-SENTINEL = re.compile(r"▁?(<extra_id_\d+>)")
+SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
 SPIECE = "spiece.model"
-_USER_DEFINED = 4  # SentencePiece's number for pieces that are never split
+FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabulary
 
 
-def write(folder: epath.Path, vocabulary_path: str) -> None:
+def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
     """Write spiece.model, tokenizer.json and tokenizer_config.json for a Unigram vocabulary.
 
-    T5's sentinels become special tokens of HuggingFace's names (`<extra_id_0>`), with the ids that
-    they have. Other pieces that are never split (`<sep>`) stay pieces: their score of 0 is above
-    all others, so the likeliest segmentation holds them whole.
+    Raises UserError if the SentencePiece model at `vocabulary_path` is of another type.
     """
     data = epath.Path(vocabulary_path).read_bytes()
-    tokenizer, sentinels = _tokenizer(data)
+    tokenizer, sentinels = _tokenizer(data, vocabulary_path)
+    # AutoTokenizer reads tokenizer.json. The original serves SentencePiece, and our own import.
     (folder / SPIECE).write_bytes(data)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
     settings = {
@@ -38,71 +37,73 @@ def write(folder: epath.Path, vocabulary_path: str) -> None:
 
 
 def fingerprint(path: str) -> str:
-    """The hash that `Vocabulary.fingerprint` is: of the pieces, T5's sentinels at the end apart."""
+    """Return the hash of a SentencePiece model's pieces, equal to `Vocabulary.fingerprint`."""
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
-    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    return _fingerprint_of([model.id_to_piece(i) for i in range(model.get_piece_size())])
+
+
+def _fingerprint_of(pieces: list[str]) -> str:
+    # HuggingFace's copy of T5's vocabulary has no sentinels at its end, and means the same.
     while SENTINEL.fullmatch(pieces[-1]):
         pieces.pop()
     return hashlib.sha256("\n".join(pieces).encode()).hexdigest()
 
 
-def _tokenizer(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """(tokenizer.json, the sentinels by number)."""
+def _tokenizer(data: bytes, path: str) -> tuple[dict[str, Any], list[str]]:
+    """Return (the content of tokenizer.json, the sentinels in the order of their numbers)."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(data)
+    # The tokenizer.json below holds Unigram's scores. Other types have none: BPE has merges.
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
-        raise UserError("the vocabulary is no Unigram model: its tokenizer cannot be written")
+        kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
+        raise UserError(
+            f"vocabulary {path} is a {kind} model, expected UNIGRAM: its tokenizer cannot be "
+            "written. Export without a vocabulary"
+        )
     vocab: list[list[Any]] = []
-    special = []
-    for number, piece in enumerate(model.pieces):
+    special: list[tuple[int, str]] = []  # (id, text)
+    sentinels: dict[int, str] = {}
+    for id, piece in enumerate(model.pieces):
+        # T5's sentinels become special tokens with HuggingFace's names, and keep their ids.
         sentinel = SENTINEL.fullmatch(piece.piece)
         text = sentinel.group(1) if sentinel else piece.piece
-        vocab.append([text, 0.0 if piece.type == _USER_DEFINED else piece.score])
-        if sentinel or number < 3:  # pad, eos, unk
-            special.append((number, text))
-    added = [
-        {
-            "id": number,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for number, text in special
-    ]
+        # Pieces that are never split (<sep>) get a score of 0, above that of all others: so the
+        # likeliest segmentation keeps them whole.
+        whole = piece.type == piece.USER_DEFINED
+        vocab.append([text, 0.0 if whole else piece.score])
+        if sentinel:
+            sentinels[int(sentinel.group(2))] = text
+        if sentinel or id < FIRST_SPECIAL:
+            special.append((id, text))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap} if charsmap else None
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     eos = {"SpecialToken": {"id": "</s>", "type_id": 0}}
-
-    def sequence(name: str) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": 0}}
-
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap}
-        if charsmap
-        else None,
+        "added_tokens": [
+            {"id": id, "content": text, **flags, "special": True} for id, text in special
+        ],
+        "normalizer": normalizer,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
         },
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [sequence("A"), eos],
-            "pair": [sequence("A"), eos, sequence("B"), eos],
+            "single": [first, eos],
+            "pair": [first, eos, second, eos],
             "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
         },
         "decoder": metaspace,
         "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False},
     }
-    sentinels = [text for number, text in special if number > 2]
-    return tokenizer, sorted(sentinels, key=lambda text: int(re.findall(r"\d+", text)[0]))
+    return tokenizer, [sentinels[number] for number in sorted(sentinels)]

@@ -1,0 +1,245 @@
+"""Any checkpoint (ours, T5X's, HuggingFace's): locate it, open it, restore it to the devices.
+
+`locate` finds the format, `open_source` gives lazy arrays under our names, and the functions
+`restore_*` load them, each device reading only its own part.
+"""
+
+import concurrent.futures
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import log
+from cosmo.engine.checkpoints import run_checkpoints, streaming
+from cosmo.engine.checkpoints.description import (
+    check_network,
+    check_same_vocabulary,
+    check_shapes,
+    describe,
+)
+from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
+from cosmo.engine.checkpoints.lazy import LazyArray, Path, flat, nested
+from cosmo.engine.model import models, t5
+
+FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
+# Threads overlap waiting for a bucket. Few of them: each holds a parameter in memory.
+READ_THREADS = 4
+
+
+class Located(NamedTuple):
+    """A checkpoint that was found. The folder of one of ours is its MODEL_DIR."""
+
+    folder: str
+    step: int
+    format: str  # a key of FORMAT_NAMES
+
+
+def locate(path: str) -> Located:
+    """Return the checkpoint at `path`, in whichever of the three formats.
+
+    `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
+    folder over several (the latest); or a HuggingFace folder. Raises UserError if there is none,
+    or if it is damaged.
+    """
+    folder = epath.Path(path)
+    if not folder.exists():
+        raise UserError(f"no checkpoint at {path}: it does not exist")
+    # Ours first: a run's folder may also hold checkpoints that were exported to T5X.
+    ours = run_checkpoints.locate(path)
+    if ours is not None:
+        return Located(*ours, "cosmo")
+    if t5x.is_checkpoint(folder):
+        return Located(path, t5x.step_of(path), "t5x")
+    steps = t5x.checkpoints_in(folder)
+    if steps:
+        return Located(str(folder / f"checkpoint_{max(steps)}"), max(steps), "t5x")
+    if huggingface.is_checkpoint(folder):
+        return Located(path, 0, "huggingface")  # that format stores no step
+    raise UserError(
+        f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
+        f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); give another "
+        "folder",
+        setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
+    )
+
+
+def results_folder(path: str, name: str, flag: str) -> str:
+    """Return the default folder for results: `name` in the run's folder.
+
+    Raises UserError for a foreign checkpoint: its folder belongs to another system.
+    """
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no run of ours to write into: give {flag}=FOLDER")
+    return f"{found.folder}/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened checkpoint. Nothing large is in memory.
+
+    `params` maps our paths, such as ("encoder", "layers", "mlp", "wo"), to arrays. `others` maps
+    the format's own names to its remaining arrays, those of the optimizer's state.
+    """
+
+    format: str  # a key of FORMAT_NAMES
+    path: str
+    step: int
+    network: t5.T5Config
+    params: dict[Path, LazyArray]
+    description: dict[str, Any]
+    others: dict[Any, LazyArray]
+
+    def __str__(self) -> str:
+        return f"{FORMAT_NAMES[self.format]} {self.path}, step {self.step}"
+
+    @property
+    def vocabulary_path(self) -> str | None:
+        """The SentencePiece model kept with the checkpoint, or the one that its run used."""
+        name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
+        folder = epath.Path(self.path)
+        # A T5X folder is one checkpoint; one vocabulary for all of them is in the folder above.
+        for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
+            if (place / name).exists():
+                return str(place / name)
+        return self.description.get("vocabulary", {}).get("path")
+
+
+def open_source(path: str, format: str | None = None) -> Source:
+    """Open the checkpoint at `path`.
+
+    Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
+    are not exactly those of a T5.
+    """
+    folder, step, found = locate(path)
+    if format is not None and format != found:
+        raise UserError(f"{path} is a {FORMAT_NAMES[found]}, not a {FORMAT_NAMES[format]}")
+    description: dict[str, Any] = {}
+    others: dict[Any, LazyArray] = {}
+    if found == "t5x":
+        _, arrays = t5x.open_checkpoint(folder)
+        network = t5x.network(folder, arrays)
+        params = t5x.read_params(folder, arrays, network)
+        others = {name: array for name, array in arrays.items() if name.startswith("state/")}
+    elif found == "huggingface":
+        config, tensors = huggingface.open_checkpoint(folder)
+        network = huggingface.network(folder, config, tensors)
+        params = huggingface.read_params(folder, tensors, network)
+    else:
+        arrays, description = streaming.read_checkpoint(folder, step)
+        if description.get("network") != "T5Config":
+            raise UserError(f"{path} holds a {description.get('network')}, expected a T5Config")
+        try:
+            network = t5.T5Config(**description["config"])
+        # A later version's T5Config may have fields that this version does not know.
+        except TypeError as error:
+            raise UserError(f"{path}: its description has an unknown network: {error}") from error
+        params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
+        others = {path: array for path, array in arrays.items() if path[0] == "opt_state"}
+    return Source(found, folder, step, network, params, description, others)
+
+
+def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
+    """Return (step, state) of our checkpoint at `path`, as nested dicts of numpy arrays.
+
+    The state is {"step", "params", "opt_state"}. Lists in it are dicts with keys "0", "1", ...
+    No JAX device is used. Raises UserError if the checkpoint is not ours or cannot be read.
+    """
+    found = locate(path)
+    if found.format != "cosmo":
+        raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    arrays, _ = streaming.read_checkpoint(found.folder, found.step)
+    return found.step, nested({path: array.whole() for path, array in arrays.items()})
+
+
+def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
+    """Return (step, parameters) of the checkpoint at `path`, without its optimizer state.
+
+    Parameters of T5X and HuggingFace are converted on the way. Raises UserError if the checkpoint
+    is of another model or vocabulary than `abstract` and `description`.
+    """
+    folder, step, format = locate(path)
+    if format == "cosmo":
+        params = run_checkpoints.restore_params(folder, step, abstract, shardings, description)
+        return step, params
+    source = open_source(path)
+    _check(source, abstract, description)
+    log.info("%s: converted to our names", source)
+    leaves = [source.params[path] for path in flat(abstract)]
+    arrays = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    return step, _load(arrays, abstract, shardings)
+
+
+def restore_adafactor(
+    path: str, abstract_params: Any, abstract: Any, shardings: Any, description: dict[str, Any]
+) -> Any:
+    """Return the optimizer state of a T5X checkpoint, shaped as `abstract` (ours).
+
+    Raises UserError if it is no T5X checkpoint, or its Adafactor differs from ours.
+    """
+    source = open_source(path)
+    _check(source, abstract_params, description)
+    if source.format != "t5x":
+        raise UserError(
+            f"{source} has no optimizer state to go on with", setting="RESTORE_OPTIMIZER_STATE"
+        )
+    states = t5x_adafactor.read_state(
+        source.path, source.others, source.network, source.step, abstract
+    )
+    return _load(states, abstract, shardings)
+
+
+def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
+    """Raise UserError if a foreign checkpoint is of another model or vocabulary."""
+    found = {path: array.shape for path, array in source.params.items()}
+    wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
+    check_shapes(str(source), found, wanted)
+    # A parameter that is left over would silently not be used.
+    surplus = found.keys() - wanted.keys()
+    if surplus:
+        raise UserError(f"{source} has {'/'.join(min(surplus))}, this gin file's model has not")
+    # Equal shapes are not enough: see `description.BEHAVIOUR`.
+    saved = describe(models.EncoderDecoderModel(source.network), None)
+    check_network(str(source), saved, description)
+    check_own_vocabulary(source, description.get("vocabulary"))
+
+
+def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
+    """Raise UserError if a HuggingFace folder has its own vocabulary and it is not `wanted`.
+
+    `wanted` is {"path", "fingerprint"}, or None if this run has none.
+    """
+    # A T5X checkpoint does not record its vocabulary.
+    own = source.vocabulary_path
+    if source.format == "huggingface" and own and wanted:
+        saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
+        check_same_vocabulary(str(source), saved, wanted)
+
+
+def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
+    """Return a tree of LazyArrays as device arrays. Each device reads its own part."""
+
+    def load(array: LazyArray, wanted, sharding) -> jax.Array:
+        def part(index):
+            # JAX gives slice(None) for an axis that is not cut; a LazyArray needs both ends.
+            whole = zip(index, array.shape, strict=True)
+            index = tuple(slice(*s.indices(size)[:2]) for s, size in whole)
+            return np.asarray(array.read(index), wanted.dtype)
+
+        # JAX calls `part` for this process's devices only: no process reads the whole array.
+        return jax.make_array_from_callback(array.shape, sharding, part)
+
+    leaves, structure = jax.tree.flatten(arrays)
+    with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
+        loaded = pool.map(load, leaves, jax.tree.leaves(abstract), jax.tree.leaves(shardings))
+        return jax.tree.unflatten(structure, list(loaded))
+
+
+def parameter_count(network: t5.T5Config) -> int:
+    """Return the number of parameters of a network."""
+    shapes = models.abstract_params(models.EncoderDecoderModel(network))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
