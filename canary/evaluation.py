@@ -91,16 +91,17 @@ def _found(canary: Canary, case: Case, answer: infer.Answer, scored: infer.Answe
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    """`eval`: the table on stdout, metrics.json and predictions.jsonl in a folder."""
+    """Run `eval`: print a table, write metrics.json and predictions.jsonl into a folder."""
     many = list(islice(cases(args.input, args.split), args.num_examples))
     if not many:
         raise UserError(
-            f"--input={args.input}, split {args.split}: nothing to measure: no dialogue has all "
-            "its rows, or --num_examples is 0"
+            f"{args.input}, split {args.split}: nothing to measure: no dialogue has all its rows, "
+            "or --num_examples is 0",
+            setting="input",
         )
     found = labels.settings(args)
-    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "--output")
-    folder = writer.prepare_folder(output, "--output")
+    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "output")
+    folder = writer.prepare_folder(output, "output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)
     golds = [case.gold for case in many]

@@ -227,7 +227,10 @@ def test_help_is_readable_and_loads_no_jax(verb):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"input": "/nowhere.jsonl"}, "/nowhere.jsonl cannot be read: No such file or directory (--input)"),
+        (
+            {"input": "/nowhere.jsonl"},
+            "/nowhere.jsonl cannot be read: No such file or directory (--input)",
+        ),
         ({"checkpoint": "/nowhere"}, "/nowhere: it does not exist"),
         ({"checkpoint": "/tmp"}, "give another folder (--checkpoint)"),
         ({"num_shards": "2"}, "give a folder"),

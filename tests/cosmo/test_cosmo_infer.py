@@ -158,18 +158,27 @@ def refusal(capsys, trained, *arguments) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--input=/no/such.jsonl"], "/no/such.jsonl cannot be read: No such file or directory (--input)"),
+        (
+            ["--input=/no/such.jsonl"],
+            "/no/such.jsonl cannot be read: No such file or directory (--input)",
+        ),
         (["--input={folder}"], "cannot be read: Is a directory"),
         (["--input={empty}"], "empty.jsonl is empty; give JSON lines of"),
         (["--input={cut}"], "cut.jsonl.gz cannot be read"),
-        (["--input={source}", "--shards=1"], "shards=1: there are shards 0 to 0 (--shards, --num_shards)"),
+        (
+            ["--input={source}", "--shards=1"],
+            "shards=1: there are shards 0 to 0 (--shards, --num_shards)",
+        ),
         (["--input={source}", "--num_shards=0"], "at least 1 (--num_shards)"),
         (["--input={source}", "--window=0"], "window=0; it must be at least 1 record (--window)"),
         (["--input={source}", "--num_shards=2"], "num_shards=2 files do not fit"),
         (["--input={source}", "--num_samples=2"], "num_samples > 1 without temperature"),
         (["--input={source}", "--top_p=2", "--temperature=1"], "top_p=2.0; it must be"),
         (["--input={source}", "--mode=guess"], "mode='guess'"),
-        (["--input={source}", "--batch_size=0"], "batch_size=0; it must be at least 1 (--batch_size)"),
+        (
+            ["--input={source}", "--batch_size=0"],
+            "batch_size=0; it must be at least 1 (--batch_size)",
+        ),
         (["--input={source}", "--seed=1"], "seed=0, this command has 1"),
         (["--input={source}", "--overwrite", "--shards=0"], "without a choice of shards"),
         (["--input={source}", "--overwrite", "--gin.CHECKPOINT_PATH=/none"], "/none"),
