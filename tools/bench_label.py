@@ -39,6 +39,7 @@ def write_weights(folder: str, vocabulary: str) -> None:
     from etils import epath
 
     from cosmo.engine.checkpoints import lazy
+    from cosmo.engine.checkpoints.description import flat
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models, t5
 
@@ -57,7 +58,7 @@ def write_weights(folder: str, vocabulary: str) -> None:
     )
     model = models.EncoderDecoderModel(network)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in lazy.flat(params).items()}
+    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
     huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)

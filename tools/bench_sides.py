@@ -69,7 +69,7 @@ def write_weights(folder: str) -> None:
 
     model = our_model(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in lazy.flat(params).items()}
+    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
     huggingface.write_folder(out, arrays, model.network, "float32", 10**10, lambda count: None)
@@ -106,7 +106,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
     import numpy as np
 
     import cosmo
-    from cosmo.engine.model import decoding, models
+    from cosmo.engine.model import decoding, generate
 
     session = cosmo.load(args.weights).session
     settings = decoding.DecodingConfig(
@@ -114,7 +114,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
         temperature=0.0 if args.top_p is None else 1.0,
         top_p=args.top_p or 1.0,
     )
-    run = jax.jit(lambda p, x, k: models.predict(session.model, p, x, settings, k))
+    run = jax.jit(lambda p, x, k: generate.predict(session.model, p, x, settings, k))
     keys, inputs = jax.random.split(jax.random.key(1), SIZES["batch"]), random_batch()["inputs"]
     out = {}
 

@@ -73,8 +73,7 @@ def settings(model_dir: str, options: dict) -> dict:
     from cosmo.engine.checkpoints import run_checkpoints
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, partitioning, step
-    from cosmo.engine.model.optimizer import Adafactor
-    from cosmo.engine.model.schedules import LearningRateSchedule
+    from cosmo.engine.model.optimizer import Adafactor, LearningRateSchedule
     from cosmo.engine.train import early_stopping, evaluate, guard
     from tests.engine import tiny_network
 
@@ -116,7 +115,7 @@ def patch(options: dict, put=setattr) -> None:
 
     from cosmo.engine.checkpoints import integrity, run_checkpoints
     from cosmo.engine.data import datasets, reader
-    from cosmo.engine.train import evaluate, train
+    from cosmo.engine.train import evaluate
 
     def train_batches(config, *, start_step, position, shard=0, num_shards=1, **_):
         index = position or 0
@@ -146,13 +145,13 @@ def patch(options: dict, put=setattr) -> None:
 
     put(evaluate, "teacher_forced", teacher_forced)
     if options["perplexity"]:
-        run = train._Evaluator.run
+        run = evaluate.Evaluator.run
 
         def found(evaluator, params, step):
             values = {"eval/all/perplexity": options["perplexity"][str(step)]}
             return {**run(evaluator, params, step), **values}
 
-        put(train._Evaluator, "run", found)
+        put(evaluate.Evaluator, "run", found)
     put(reader, "eval_batches", lambda *args, **rest: [])
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():

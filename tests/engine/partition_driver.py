@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmo.engine.model import partitioning
+from cosmo.engine.model import generate, partitioning
 from tests.engine import tiny_network
 
 # Every way to lay 1, 2, 4 and 8 devices out: data x model.
@@ -121,7 +121,7 @@ def answers(setting, parts, devices):
     choices = ((5, 6, 7), (5, 6, 8, 9), (30, 1))
     run = infer._continue_fn(model, choices, None, decoding.DecodingConfig(4), layout)
     taken = jnp.array([0, 1, 2, 2, 0, 1, 0, 1], np.int32)  # every choice, with what follows it
-    models._likeliest = lambda scores: taken
+    generate._likeliest = lambda scores: taken
     chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None))
     return {
         "said": said.tolist(),

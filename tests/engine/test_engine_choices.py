@@ -10,7 +10,7 @@ import pytest
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
-from cosmo.engine.model import choices, decoding, models, partitioning, t5
+from cosmo.engine.model import choices, decoding, generate, models, partitioning, t5
 from cosmo.engine.model.decoding import DecodingConfig
 
 PAD, EOS = 0, 1
@@ -56,7 +56,7 @@ def go_on(jit):
         with pytest.MonkeyPatch.context() as patch:  # while it is traced
             if taken is not None:
                 patch.setattr(models, "_likeliest", taken)
-            return models.choose_and_continue(model, params, inputs, CHOICES, config, keys)
+            return generate.choose_and_continue(model, params, inputs, CHOICES, config, keys)
 
     run = jit(call, static_argnums=(0, 3, 5))
     return lambda *arguments: jax.device_get(run(*arguments))
@@ -82,14 +82,14 @@ def test_score_choices_is_the_score_of_each_pair(model, make_params, unpacked, s
         np.repeat(inputs, count, axis=0), np.tile(padded(CHOICES), (len(inputs), 1))
     )
     expected = np.asarray(score(model, params, pairs)["score"]).reshape(-1, count)
-    run = jit(lambda params, inputs: models.score_choices(model, params, inputs, padded(CHOICES)))
+    run = jit(lambda params, inputs: generate.score_choices(model, params, inputs, padded(CHOICES)))
     found = np.asarray(run(params, inputs))
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert np.min(np.ptp(found, axis=0)) > 0.1  # inputs matter
     # Property: neither the other rows (here: empty ones) nor the order of the choices matter.
     alone = np.asarray(run(params, np.where(np.arange(8)[:, None] < 3, inputs, 0)))
     np.testing.assert_array_equal(alone[:3], found[:3])
-    turned = jit(lambda p, i: models.score_choices(model, p, i, CHOICES[::-1]))(params, inputs)
+    turned = jit(lambda p, i: generate.score_choices(model, p, i, CHOICES[::-1]))(params, inputs)
     np.testing.assert_allclose(turned[:, ::-1], found, rtol=2e-5)  # another program
 
 
@@ -271,7 +271,8 @@ def test_products_in_bfloat16_stay_near_float32():
     tokens = jnp.asarray(np.random.default_rng(0).integers(2, 96, (3, 9)), jnp.int32)
     choices = [[5, 6], [5, 7, 8], [9]]
     run = [
-        jax.jit(lambda p, t, m=m: models.score_choices(m, p, t, choices)) for m in (exact, rounded)
+        jax.jit(lambda p, t, m=m: generate.score_choices(m, p, t, choices))
+        for m in (exact, rounded)
     ]
     wanted, found = (np.asarray(f(params, tokens)) for f in run)
     assert 0 < np.max(np.abs(found - wanted)) < 0.1  # rounded indeed, and not by much

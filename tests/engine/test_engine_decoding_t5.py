@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine.model import decoding, models
+from cosmo.engine.model import decoding, generate, models
 from cosmo.engine.model.decoding import DecodingConfig
 
 PAD, EOS = 0, 1
@@ -24,7 +24,7 @@ def speaker(params):
 @pytest.fixture(scope="module")
 def predict(model, speaker, jit):
     """`predict(inputs, config, keys=None)` -> Decoded in numpy."""
-    run = jit(models.predict, static_argnums=(0, 3))
+    run = jit(generate.predict, static_argnums=(0, 3))
 
     def call(inputs, config, keys=None):
         return jax.device_get(run(model, speaker, inputs, config, keys))

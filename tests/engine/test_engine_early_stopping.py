@@ -12,7 +12,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, run_checkpoints
-from cosmo.engine.train import early_stopping, train
+from cosmo.engine.train import early_stopping, evaluate, train
 from cosmo.engine.train.early_stopping import History, StoppingConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -83,14 +83,14 @@ def run(folder, *, until=None, **changes):
     with pytest.MonkeyPatch.context() as patch:
         fault_driver.patch(options, patch.setattr)
         if until is not None:
-            evaluate = train._Evaluator.run
+            run_evaluator = evaluate.Evaluator.run
 
             def cut(evaluator, params, step):
                 if step > until:
                     raise KeyboardInterrupt
-                return evaluate(evaluator, params, step)
+                return run_evaluator(evaluator, params, step)
 
-            patch.setattr(train._Evaluator, "run", cut)
+            patch.setattr(evaluate.Evaluator, "run", cut)
         return train.train(**fault_driver.settings(str(folder), options))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosmo.engine.model import models, optimizer, t5
+from cosmo.engine.model import generate, models, optimizer, t5
 from cosmo.engine.model.decoding import DecodingConfig
 
 STEPS = 20
@@ -171,7 +171,7 @@ def decoded(case, jit):
 
     def run(beam_size):
         config = DecodingConfig(max_new_tokens=DECODED, beam_size=beam_size)
-        predict = jit(models.predict, static_argnums=(0, 3))
+        predict = jit(generate.predict, static_argnums=(0, 3))
         return jax.device_get(predict(case.model, case.params[5], inputs, config))
 
     return run

@@ -6,7 +6,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import convert, lazy, streaming
-from cosmo.engine.checkpoints.description import describe
+from cosmo.engine.checkpoints.description import describe, flat
 from cosmo.engine.checkpoints.initial import InitialCheckpoint
 from cosmo.engine.model import models, partitioning, step
 
@@ -54,8 +54,8 @@ def test_the_optimizer_state_comes_if_asked_for(state_of, folders, name):
     model, state, abstract, shardings = state_of
     start = InitialCheckpoint(folders[name], True).read(abstract, shardings, describe(model, None))
     assert start.step == 4
-    wanted = lazy.flat(state.opt_state)
-    for path, array in lazy.flat(start.opt_state).items():
+    wanted = flat(state.opt_state)
+    for path, array in flat(start.opt_state).items():
         if name == "run" or "v" in path:
             np.testing.assert_array_equal(array, wanted[path])
         else:

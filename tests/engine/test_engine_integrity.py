@@ -179,7 +179,8 @@ import jax, numpy as np
 from tests.engine import fault_driver
 from cosmo.engine.checkpoints import run_checkpoints, saving
 import fault_driver
-from cosmo.engine.checkpoints import lazy, run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
 
@@ -202,7 +203,7 @@ else:
     state = saver.restore(run_checkpoints.abstract_like(abstract, shardings), {})
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding == sharding and len(leaf.sharding.device_set) == devices
-arrays = {"/".join(path): np.asarray(leaf) for path, leaf in lazy.flat(state).items()}
+arrays = {"/".join(path): np.asarray(leaf) for path, leaf in flat(state).items()}
 np.savez(sys.argv[4], **arrays)
 """
 

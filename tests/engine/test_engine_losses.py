@@ -9,7 +9,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model.losses import cross_entropy, loss_weights
-from cosmo.engine.model.schedules import FACTORS, LearningRateSchedule
+from cosmo.engine.model.optimizer import FACTORS, LearningRateSchedule
 
 
 @pytest.fixture(scope="module")

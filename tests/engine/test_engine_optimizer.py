@@ -8,8 +8,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import optimizer
-from cosmo.engine.model.optimizer import Adafactor, AdamW
-from cosmo.engine.model.schedules import LearningRateSchedule
+from cosmo.engine.model.optimizer import Adafactor, AdamW, LearningRateSchedule
 
 STEPS = 4
 DEPTH = {"encoder": 3, "decoder": 2}

@@ -9,8 +9,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import step
-from cosmo.engine.model.optimizer import Adafactor
-from cosmo.engine.model.schedules import LearningRateSchedule
+from cosmo.engine.model.optimizer import Adafactor, LearningRateSchedule
 
 SEED = 11
 CONFIG = step.StepConfig(

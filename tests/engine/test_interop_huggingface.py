@@ -15,16 +15,17 @@ from safetensors.numpy import load_file, save_file
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, convert, lazy
+from cosmo.engine.checkpoints.description import flat, nested
 from cosmo.engine.checkpoints.interop import huggingface, tokenizer
-from cosmo.engine.model import models
+from cosmo.engine.model import generate, models
 from cosmo.engine.model.decoding import DecodingConfig
 
 GOLDEN = ("t5_v1_1", "t5_v1_0")
 
 
-def nested(source: any_format.Source):
+def in_memory(source: any_format.Source):
     """A source's parameters in memory."""
-    return lazy.nested({path: array.whole() for path, array in source.params.items()})
+    return nested({path: array.whole() for path, array in source.params.items()})
 
 
 @pytest.fixture(params=GOLDEN)
@@ -35,7 +36,7 @@ def case(request, golden):
     with np.load(golden / "hf" / request.param / "golden.npz") as file:
         theirs = {name: file[name] for name in file.files}
     theirs["tokens"] = (theirs["input_ids"] * theirs["attention_mask"]).astype(np.int32)
-    return model, nested(source), theirs
+    return model, in_memory(source), theirs
 
 
 def test_logits(case):
@@ -58,7 +59,7 @@ def test_tokens(case, jit, name, beams):
     """Sixteen new tokens. Oracle: transformers' `generate`, greedy and with four beams."""
     model, params, theirs = case
     config = DecodingConfig(max_new_tokens=16, beam_size=beams)
-    predict = jit(models.predict, static_argnums=(0, 3))
+    predict = jit(generate.predict, static_argnums=(0, 3))
     ours = np.asarray(predict(model, params, theirs["tokens"], config).tokens)
     np.testing.assert_array_equal(ours[:, 0], theirs[name][:, 1:])
 
@@ -91,7 +92,7 @@ def folder(tmp_path, tiny_config, make_params):
     def make(dtype="float32", max_shard_bytes=10**9, **changes):
         config = tiny_config(**changes)
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: np.asarray(a) for k, a in lazy.flat(params).items()}
+        arrays = {k: np.asarray(a) for k, a in flat(params).items()}
         sources_ = {path: lazy.from_array(array) for path, array in arrays.items()}
         out = epath.Path(tmp_path / "model")
         out.mkdir()
@@ -228,7 +229,7 @@ def test_broken_files(folder):
 def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     """HuggingFace's layers share one relative bias. Oracle: a UserError that says so, no folder."""
     config = tiny_config(relative_attention_per_layer=True)
-    params = lazy.flat(make_params(models.EncoderDecoderModel(config)))
+    params = flat(make_params(models.EncoderDecoderModel(config)))
     arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
     from cosmo.engine.checkpoints import streaming
 
@@ -236,9 +237,7 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
         "network": "T5Config",
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    streaming.write_checkpoint(
-        str(tmp_path / "run"), 1, {"params": lazy.nested(arrays)}, description
-    )
+    streaming.write_checkpoint(str(tmp_path / "run"), 1, {"params": nested(arrays)}, description)
     with pytest.raises(UserError, match="relative bias"):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

@@ -9,8 +9,9 @@ import pytest
 from etils import epath
 
 from cosmo.engine.checkpoints import convert, lazy
+from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.checkpoints.interop import huggingface, tokenizer
-from cosmo.engine.model import models
+from cosmo.engine.model import generate, models
 from cosmo.engine.model.decoding import DecodingConfig
 
 torch = pytest.importorskip("torch")
@@ -30,7 +31,7 @@ def pair(request, tmp_path, tiny_config, make_params):
     config = tiny_config(**{"num_decoder_layers": 2, **NETWORKS[request.param]})
     model = models.EncoderDecoderModel(config)
     params = make_params(model, seed=list(NETWORKS).index(request.param))
-    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in lazy.flat(params).items()}
+    arrays = {path: lazy.from_array(np.asarray(a)) for path, a in flat(params).items()}
     out = epath.Path(tmp_path / "hf")
     out.mkdir()
     huggingface.write_folder(out, arrays, config, "float32", 10**9, lambda count: None)
@@ -85,7 +86,7 @@ def generated(theirs, inputs, **settings) -> np.ndarray:
 def test_greedy_tokens(pair, inputs, jit):
     """Oracle: transformers' greedy `generate`."""
     model, params, theirs = pair
-    predict = jit(models.predict, static_argnums=(0, 3))
+    predict = jit(generate.predict, static_argnums=(0, 3))
     ours = predict(model, params, inputs, DecodingConfig(max_new_tokens=6))
     np.testing.assert_array_equal(ours.tokens[:, 0], generated(theirs, inputs))
 
@@ -99,7 +100,7 @@ def test_beam_search(pair, inputs, jit):
     """
     model, params, theirs = pair
     config = DecodingConfig(max_new_tokens=6, beam_size=3, length_penalty=0.0)
-    predict = jit(models.predict, static_argnums=(0, 3))
+    predict = jit(generate.predict, static_argnums=(0, 3))
     ours = np.asarray(predict(model, params, inputs, config).tokens)[:, 0]
     expected = generated(theirs, inputs, num_beams=3, length_penalty=0.0, early_stopping="never")
 

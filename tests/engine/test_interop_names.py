@@ -5,7 +5,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy, run_checkpoints, streaming
-from cosmo.engine.checkpoints.description import check_network, describe
+from cosmo.engine.checkpoints.description import check_network, describe, flat
 from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.model import models, t5
 
@@ -19,7 +19,7 @@ def test_names_cover_every_parameter(tiny_config):
     ):
         config = tiny_config(**changes)
         parameters = names.parameters(config)
-        leaves = lazy.flat(models.abstract_params(models.EncoderDecoderModel(config)))
+        leaves = flat(models.abstract_params(models.EncoderDecoderModel(config)))
         assert [p.path for p in parameters] == list(leaves)
         stored = [name for p in parameters for name in t5x.stored(p, None)]
         assert len(set(stored)) == len(stored)

@@ -14,7 +14,7 @@ from flax import serialization
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, convert, lazy, run_checkpoints, streaming
-from cosmo.engine.checkpoints.description import describe
+from cosmo.engine.checkpoints.description import describe, flat, path_of
 from cosmo.engine.checkpoints.interop import t5x, t5x_adafactor
 from cosmo.engine.model import models, optimizer, partitioning, step
 
@@ -139,7 +139,7 @@ def test_training_goes_on_as_t5x_would(golden, name):
     arrays = recorded(golden, name, "adafactor_step20/params/")
     target = {f"target/{k}": lazy.from_array(v) for k, v in arrays.items()}
     for path, array in t5x.read_params("recorded", target, source.network).items():
-        ours = lazy.flat(ended)[path]
+        ours = flat(ended)[path]
         error = np.max(np.abs(ours - array.whole())) / np.max(np.abs(array.whole()))
         assert error <= 1e-3, path
 
@@ -190,7 +190,7 @@ def test_adafactor_of_the_scanned_network(golden):
         rng = np.random.default_rng(0)
         values = {}
         for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
-            path = ("opt_state", *lazy.path_of(keys))
+            path = ("opt_state", *path_of(keys))
             values[path] = lazy.from_array(rng.random(leaf.shape).astype(np.float32))
         states = t5x_adafactor.to_param_states(values, network)
         arrays = {
@@ -212,7 +212,7 @@ def test_adafactor_of_the_scanned_network(golden):
         arrays |= {f"target/{side}/{side}/x": lazy.from_array(np.zeros(1)) for side in t5x.SIDES}
         back = t5x_adafactor.read_state("written", arrays, network, 3, abstract)
         for keys, array in jax.tree_util.tree_flatten_with_path(back)[0]:
-            path = ("opt_state", *lazy.path_of(keys))
+            path = ("opt_state", *path_of(keys))
             kind, _ = t5x_adafactor.meaning(path)
             unused = array.shape[-1:] == (1,)
             wanted = 3 if kind == "count" else 0 if unused else values[path].whole()
@@ -226,7 +226,7 @@ def written(tmp_path, tiny_config, make_params):
     def make(change=lambda optimizer: None, version=3):
         config = tiny_config()
         params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in lazy.flat(params).items()}
+        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in flat(params).items()}
         folder = epath.Path(tmp_path / "checkpoint_7")
         folder.mkdir()
         t5x.write_checkpoint(folder, 7, arrays, config, None, lambda count: None)
@@ -337,7 +337,7 @@ def test_scanned_optimizer_state_by_the_checkpoint(tmp_path, tiny_config):
         jax.tree.leaves(state.opt_state),
         strict=True,
     ):
-        kind, _ = t5x_adafactor.meaning(lazy.path_of(path))
+        kind, _ = t5x_adafactor.meaning(path_of(path))
         unused = kind != "v" and kind != "count"  # tensors this small are not factored
         expected = 4 if kind == "count" else 0 if unused else np.asarray(wanted) + 1
         np.testing.assert_array_equal(ours, np.broadcast_to(expected, ours.shape))

@@ -8,7 +8,7 @@ import io
 import lzma
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from cosmo.engine.base.errors import UserError
@@ -103,3 +103,17 @@ class _Zstd(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+
+@contextlib.contextmanager
+def explained(
+    path: Any,
+    remedy: str = "what is finished is kept, and the same command goes on from there",
+    setting: str | Sequence[str] = (),
+) -> Iterator[None]:
+    """Turn an error of the file system into one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write {path}: {error.strerror or error}; {remedy}"
+        raise UserError(text, setting=setting) from error

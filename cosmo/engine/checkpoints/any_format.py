@@ -16,13 +16,16 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import (
+    Path,
     check_network,
     check_same_vocabulary,
     check_shapes,
     describe,
+    flat,
+    nested,
 )
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
-from cosmo.engine.checkpoints.lazy import LazyArray, Path, flat, nested
+from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import models, t5
 
 FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}

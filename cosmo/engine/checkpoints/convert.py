@@ -15,7 +15,7 @@ from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import Progress, is_remote, log
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import describe
+from cosmo.engine.checkpoints.description import describe, nested
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
@@ -64,7 +64,7 @@ def import_checkpoint(
         "path": source.path,
         "step": source.step,
     }
-    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": lazy.nested(source.params)}
+    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": nested(source.params)}
     if optimizer_state:
         state = TrainState(state["step"], state["params"], _optimizer_state(source))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

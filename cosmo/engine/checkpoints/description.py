@@ -6,11 +6,16 @@ checkpoint would end in a stack trace, or load and compute nonsense.
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.model import models
+
+Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
 
 # Fields of T5Config that change results but no shape, so that comparing shapes is not enough.
 BEHAVIOUR = (
@@ -107,3 +112,26 @@ def check_shapes(
                 f"{where} is of another model size: {name} is {saved[path]} there and {shape} here",
                 setting="MODEL",
             )
+
+
+def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
+    """Return {path: leaf} of a state or nested dict, in JAX's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {path_of(keys): leaf for keys, leaf in leaves}
+
+
+def path_of(keys: Sequence[Any]) -> Path:
+    """Return the names in a path of JAX's keys (of dicts, named tuples and lists)."""
+    # One by one: a key of the optimizer's state, "encoder/layers/mlp/wo", has slashes itself.
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+
+
+def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
+    """Return the nested dict that has these leaves: the inverse of `flat`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree

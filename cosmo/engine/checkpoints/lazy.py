@@ -3,13 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 Index = tuple[slice, ...]  # one slice an axis
-Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
 
 # Pieces of this size keep memory small, and are long enough that seeking costs nothing.
 PIECE_BYTES = 64 * 2**20
@@ -122,26 +119,3 @@ def reshaped(source: LazyArray, shape: tuple[int, ...]) -> LazyArray:
         return source
     # A part of the new shape may be scattered over the old one. Used for small arrays alone.
     return LazyArray(shape, source.dtype, lambda index: source.whole().reshape(shape)[index])
-
-
-def flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
-    """Return {path: leaf} of a state or nested dict, in JAX's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {path_of(keys): leaf for keys, leaf in leaves}
-
-
-def path_of(keys: Sequence[Any]) -> Path:
-    """Return the names in a path of JAX's keys (of dicts, named tuples and lists)."""
-    # One by one: a key of the optimizer's state, "encoder/layers/mlp/wo", has slashes itself.
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
-    """Return the nested dict that has these leaves: the inverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree

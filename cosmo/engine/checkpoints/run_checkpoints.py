@@ -11,13 +11,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import is_remote, log
 from cosmo.engine.checkpoints import integrity
-from cosmo.engine.checkpoints.description import check_network, check_same_vocabulary, check_shapes
-from cosmo.engine.checkpoints.lazy import flat
+from cosmo.engine.checkpoints.description import (
+    check_network,
+    check_same_vocabulary,
+    check_shapes,
+    flat,
+)
 from cosmo.engine.model.step import TrainState
 
 FOLDER = "checkpoints"  # in MODEL_DIR; the others of this list are named beside it
@@ -54,12 +59,19 @@ class StartingPoint(Protocol):
         """Return the checkpoint's arrays on the devices, None if there is no checkpoint."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RestoreConfig:
-    """A checkpoint to start from, and whether to take its optimizer state too."""
+class FreshStart:
+    """The starting point of a run without an initial checkpoint: fresh parameters at step 0."""
 
-    path: str | None = None
-    restore_optimizer_state: bool = False
+    path = None
+
+    def step(self) -> int:
+        """Return 0."""
+        return 0
+
+    def read(
+        self, abstract: TrainState, shardings: TrainState, description: dict[str, Any]
+    ) -> None:
+        """Return None: there are no arrays to read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +85,7 @@ class CheckpointConfig:
 
     save_period: int | None = None
     keep: int | None = 3
-    restore: RestoreConfig = RestoreConfig()
+    restore: StartingPoint = FreshStart()
     save_timeout: int = 1200
 
     def __post_init__(self):
@@ -288,6 +300,30 @@ def _check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None
         for tree in (metadata, abstract)
     )
     check_shapes(where, found, wanted)
+
+
+def unreadable(model_dir: epath.PathLike, step: int) -> str | None:
+    """Return why the arrays of a checkpoint without checksums cannot be read, or None.
+
+    Reads every array once, one at a time, so that memory holds the largest of them.
+    """
+    import orbax.checkpoint as ocp
+
+    with manager(model_dir, read_only=True) as saver, ocp.PyTreeCheckpointer() as reader:
+        target = epath.Path(saver.directory) / str(step) / "state"
+        metadata = saver.item_metadata(step)["state"]
+        if metadata is None:
+            return "it holds no arrays"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(metadata):
+            wanted: Any = np.zeros(leaf.shape, leaf.dtype)
+            for key in reversed(path):
+                wanted = {str(getattr(key, "key", getattr(key, "idx", key))): wanted}
+            args = ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
+            try:
+                _explained(saver, step, lambda args=args: reader.restore(target, args=args))
+            except UserError as error:
+                return str(error)
+    return None
 
 
 def _read_json(saver, step: int, item: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ process leaves the checksums of its files (`cosmo.engine.checkpoints.integrity`)
 is none.
 """
 
-import collections
 import contextlib
 import errno
 import logging
@@ -242,7 +241,7 @@ def _set_aside_damaged(model_dir: str) -> int | None:
         found = integrity.problem(path, jax.process_index(), jax.process_count())
         if first and not integrity.has_manifest(path):
             log.info("%s has no checksums: its arrays are read once, to see that they can be", path)
-            found = _unreadable(model_dir, step)
+            found = run_checkpoints.unreadable(model_dir, step)
         if found:
             log.warning("checkpoint %s is damaged: %s", path, found)
         if not anywhere(found is not None):
@@ -251,19 +250,6 @@ def _set_aside_damaged(model_dir: str) -> int | None:
             _set_aside(path, found or "another process found it damaged")
         moved = True
         anywhere(False)  # all wait for the move
-
-
-def _unreadable(model_dir: str, step: int) -> str | None:
-    """Why a checkpoint without checksums cannot be read, or None; a piece at a time in memory."""
-    from cosmo.engine.checkpoints import streaming
-
-    try:
-        arrays, _ = streaming.read_checkpoint(model_dir, step)
-        for array in arrays.values():
-            collections.deque(array.pieces(), maxlen=0)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def _set_aside(path: epath.Path, why: str) -> None:

@@ -20,7 +20,8 @@ from etils import epath
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
-from cosmo.engine.checkpoints.lazy import LazyArray, Path
+from cosmo.engine.checkpoints.description import Path
+from cosmo.engine.checkpoints.lazy import LazyArray
 
 # Orbax warns of its own plans for its API, which our users can do nothing about.
 logging.getLogger("orbax").setLevel(logging.ERROR)

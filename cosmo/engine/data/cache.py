@@ -20,12 +20,12 @@ from typing import Any
 
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import explained
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
 from cosmo.engine.data import datasets, seqio_reader, slices, workers
 from cosmo.engine.data.packing import Counts, Packer
 from cosmo.engine.data.rows import MANIFEST, VERSION, Cache, RowFormat, fingerprint, shard_name
-from cosmo.engine.infer.shards import explained
 
 WORK, PLAN = ".work", "plan.json"
 MOST_UNKNOWN = 0.01  # of a task's pieces

@@ -17,7 +17,7 @@ from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
-from cosmo.engine.model import models, partitioning
+from cosmo.engine.model import generate, models, partitioning
 from cosmo.engine.model.choices import Choices, checked
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
@@ -115,7 +115,7 @@ class Answer:
 def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
     # Whole results: on a pod every process then holds all answers.
     def predict(params, tokens, row_keys):
-        return models.predict(model, params, tokens, decoding, row_keys)
+        return generate.predict(model, params, tokens, decoding, row_keys)
 
     return layout.jit(predict)
 
@@ -127,7 +127,7 @@ def _score_fn(model, layout: partitioning.Layout):
 
 @functools.lru_cache(maxsize=32)
 def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
-    return layout.jit(functools.partial(models.score_choices, model, choices=choices))
+    return layout.jit(functools.partial(generate.score_choices, model, choices=choices))
 
 
 @functools.lru_cache(maxsize=32)
@@ -135,7 +135,7 @@ def _continue_fn(
     model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
 ):
     def run(params, tokens, row_keys):
-        return models.choose_and_continue(
+        return generate.choose_and_continue(
             model, params, tokens, choices, decoding, row_keys, continues
         )
 

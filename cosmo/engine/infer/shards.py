@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import explained
 from cosmo.engine.base.writer import is_remote
 from cosmo.engine.data import datasets
 
@@ -371,17 +372,3 @@ def replacing(layout: Layout, path: epath.Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def explained(
-    path: epath.PathLike,
-    remedy: str = "what is finished is kept, and the same command goes on from there",
-    setting: str | Sequence[str] = (),
-) -> Iterator[None]:
-    """Turn an error of the file system into one line that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        text = f"cannot write {path}: {error.strerror or error}; {remedy}"
-        raise UserError(text, setting=setting) from error

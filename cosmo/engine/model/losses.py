@@ -1,7 +1,15 @@
-"""Cross entropy with label smoothing and z-loss, and T5X's ways to normalise it."""
+"""The loss: cross entropy on devices, and the numbers made of its sums on the host.
+
+Devices return sums and weights. Only the host divides them, once: averages of averages would weigh
+a token by its batch.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cosmo.engine.base.errors import UserError
 
@@ -76,3 +84,31 @@ def loss_weights(
         f"{', '.join(NORMALIZATIONS)}",
         setting="LOSS_NORMALIZING_FACTOR",
     )
+
+
+MAX_EXPONENT = 700.0  # exp of more overflows a float64, and Python raises an error
+
+
+def add_sums(totals: dict[str, float], sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return `totals` with `sums` added, as Python floats."""
+    # Python's floats are float64: a sum over millions of tokens loses no precision.
+    return {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+
+
+def total_sums(many: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Return the sums of many batches added up."""
+    totals: dict[str, float] = {}
+    for sums in many:
+        totals = add_sums(totals, sums)
+    return totals
+
+
+def per_token(totals: Mapping[str, float]) -> dict[str, float]:
+    """Return loss (nats per token), perplexity and accuracy from the sums of `models.loss`."""
+    tokens = max(totals["num_tokens"], 1.0)
+    cross_entropy = totals["cross_entropy"] / tokens
+    return {
+        "loss": cross_entropy,
+        "perplexity": math.exp(min(cross_entropy, MAX_EXPONENT)),
+        "accuracy": totals["num_correct"] / tokens,
+    }

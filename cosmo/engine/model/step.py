@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
 from cosmo.engine.model import losses, models, partitioning
-from cosmo.engine.model.optimizer import Adafactor, AdamW
+from cosmo.engine.model.optimizer import Adafactor, AdamW, LearningRateSchedule
 from cosmo.engine.model.optimizer import build as build_optimizer
-from cosmo.engine.model.schedules import LearningRateSchedule
 
 Sums = dict[str, jax.Array]
 

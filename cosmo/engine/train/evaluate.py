@@ -10,11 +10,12 @@ import jax
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import Progress, log, prepare_folder, write_atomic
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import infer
-from cosmo.engine.model import metrics, models, partitioning
+from cosmo.engine.model import losses, models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
 
 
@@ -34,6 +35,16 @@ class EvalConfig:
     num_examples: int | None = None
     decoding: DecodingConfig = DecodingConfig()
     run_before_training: bool = False
+
+    def open(
+        self,
+        model: models.EncoderDecoderModel,
+        vocabulary: Vocabulary,
+        layout: partitioning.Layout,
+        seed: int,
+    ) -> "Evaluator":
+        """Return the evaluator of a run."""
+        return Evaluator(self, model, vocabulary, layout, seed)
 
     def __post_init__(self):
         for name, gin_name in (
@@ -67,12 +78,12 @@ def teacher_forced(
         sums[task] = {}
         for batch in many:
             found = jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
-            sums[task] = metrics.add(sums[task], found)
+            sums[task] = losses.add_sums(sums[task], found)
             done += 1
             progress.update(done, f"{task}: loss")
     progress.finish()
-    sums["all"] = metrics.total(sums.values())
-    return {task: metrics.language_model(totals) for task, totals in sums.items()}
+    sums["all"] = losses.total_sums(sums.values())
+    return {task: losses.per_token(totals) for task, totals in sums.items()}
 
 
 def judge(
@@ -115,6 +126,61 @@ def _with_progress(
         progress.update(len(found), f"{task.name}: {doing}")
     progress.finish()
     return found
+
+
+class Evaluator:
+    """Evaluates parameters while training. Reads each validation set once and keeps it."""
+
+    def __init__(self, config, model, vocabulary, layout, seed):
+        self.config, self.model, self.vocabulary = config, model, vocabulary
+        self.layout, self.seed = layout, seed
+        self.packed: dict[str, list[datasets.HostBatch]] | None = None
+        self.tasks: list[reader.EvalTask] | None = None
+
+    def check(self) -> None:
+        """Raise UserError if a validation set does not exist: at the start, not after hours."""
+        for dataset in (self.config.packed, self.config.generated):
+            if dataset is not None:
+                reader.check_split(dataset)
+
+    def run(self, params, step: int) -> dict[str, float]:
+        """Metrics by name, also logged, a line a task.
+
+        "eval/TASK/..." is teacher-forced over the packed validation set, "infer_eval/TASK/..." is
+        measured on its first `num_examples` examples one by one.
+        """
+        config = self.config
+        results: dict[str, dict[str, dict[str, float]]] = {}
+        if config.packed is not None:
+            if self.packed is None:
+                self.packed = reader.eval_batches(
+                    config.packed, num_batches=config.steps, **datasets.process_shard()
+                )
+            results["eval"] = teacher_forced(self.model, params, self.packed, self.layout)
+        if config.generated is not None:
+            if self.tasks is None:
+                self.tasks = reader.eval_tasks(config.generated, config.num_examples)
+            session = infer.Session(
+                self.model,
+                params,
+                self.vocabulary,
+                self.layout,
+                config.generated.batch_size,
+                config.generated.task_feature_lengths,
+            )
+            results["infer_eval"] = judge(session, self.tasks, config.decoding, self.seed)
+        sizes = {task.name: len(task.rows) for task in self.tasks or ()}
+        for kind, tasks in results.items():
+            for task, values in tasks.items():
+                what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                log.info("step %d, %s, %s: %s", step, kind, what, shown)
+        return {
+            f"{kind}/{task}/{name}": value
+            for kind, tasks in results.items()
+            for task, values in tasks.items()
+            for name, value in values.items()
+        }
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -21,7 +21,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
-from cosmo.engine.model import metrics
+from cosmo.engine.model import losses
 from cosmo.engine.train import metric_files
 
 LAG = 8  # steps
@@ -133,10 +133,10 @@ class Guard:
         count = {"bad_steps": float(self.bad_steps)} if self.config.skips else {}
         if not self.window:
             return count
-        totals, newest = metrics.total(self.window), self.window[-1]
+        totals, newest = losses.total_sums(self.window), self.window[-1]
         self.window = []
         return {
-            **metrics.language_model(totals),
+            **losses.per_token(totals),
             "z_loss": totals["z_loss"] / max(totals["num_tokens"], 1.0),
             "grad_norm": float(newest["grad_norm"]),
             "learning_rate": float(newest["learning_rate"]),

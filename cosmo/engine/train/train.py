@@ -6,7 +6,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,10 +16,9 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.heartbeat import heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import any_format, run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets, reader, rows
-from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
@@ -29,10 +28,39 @@ from cosmo.engine.model.step import (
     state_shardings,
 )
 from cosmo.engine.scale import sizing
-from cosmo.engine.train import early_stopping, evaluate, guard, metric_files, preemption
+from cosmo.engine.train import early_stopping, guard, metric_files, preemption
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
 MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
+
+
+class Evaluator(Protocol):
+    """Measures parameters on validation data; `evaluate.Evaluator` is one."""
+
+    def check(self) -> None:
+        """Raise UserError, before the first step, if a validation set does not exist."""
+
+    def run(self, params: models.Params, step: int) -> dict[str, float]:
+        """Return metrics by name."""
+
+
+class Evaluation(Protocol):
+    """When to evaluate, and with what; `evaluate.EvalConfig` is one.
+
+    The loop knows this interface alone, so that reading it needs no file about generation.
+    """
+
+    period: int | None  # steps; None: never
+    run_before_training: bool
+
+    def open(
+        self,
+        model: models.EncoderDecoderModel,
+        vocabulary: Vocabulary,
+        layout: partitioning.Layout,
+        seed: int,
+    ) -> Evaluator:
+        """Return the evaluator of a run."""
 
 
 def train(
@@ -43,7 +71,7 @@ def train(
     model_dir: str,
     total_steps: int,
     step: StepConfig = StepConfig(),
-    evaluation: evaluate.EvalConfig | None = None,
+    evaluation: Evaluation | None = None,
     checkpoint: run_checkpoints.CheckpointConfig = run_checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: guard.GuardConfig = guard.GuardConfig(),
@@ -52,12 +80,14 @@ def train(
     random_seed: int = 0,
     summarize_config: Callable[[], dict[str, str]] | None = None,
 ) -> TrainState:
-    """Train until step `total_steps` (T5X's meaning: steps of a starting checkpoint count).
+    """Train until step `total_steps`, and return the final state.
 
-    A run that finds checkpoints in `model_dir` goes on from the latest sound one, with the numbers
-    that it would have had uninterrupted. SIGTERM or Ctrl-C end it after the running step, which is
-    saved. Leaves there checkpoints/, metrics.jsonl, tensorboard/ and config.gin; returns the final
-    state, a finished run's as it was saved.
+    As in T5X, the steps of a starting checkpoint count. A run that finds checkpoints in `model_dir`
+    continues from the newest sound one, with the numbers of an uninterrupted run. On SIGTERM or
+    Ctrl-C it finishes the running step, saves and ends. It writes checkpoints/, metrics.jsonl,
+    tensorboard/ and the files of `summarize_config` ({name: text}) to `model_dir`.
+
+    Raises UserError for settings that do not fit together, before anything is compiled.
     """
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
@@ -71,7 +101,7 @@ def train(
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = describe(model, vocabulary)
     if dataset.cache_path is not None:
-        rows.open_cache(dataset, vocabulary)  # another vocabulary or length is said at once
+        rows.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     evaluating = evaluation is not None and evaluation.period is not None
     if evaluating or dataset.cache_path is None:
         reader.start()  # its imports take seconds: they overlap with all that follows
@@ -82,19 +112,19 @@ def train(
         )
     save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
     early_stop.check(evaluation.period if evaluating else None, save_period)
-    evaluator = _Evaluator(evaluation, model, vocabulary, layout, random_seed)
+    evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluating else None
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
         if first_process:
             closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = saving.Saver(model_dir, checkpoint)
-        closing.callback(saver.close)  # waits for what is still being written
-        closing.enter_context(_saying_what_is_kept(saver))
+        closing.callback(saver.close)  # waits for a save in progress
+        closing.enter_context(_interrupt_names_kept_step(saver))
         notice.leave_at_once(lambda: f"stopped by SIGTERM before a step was done: {saver.kept()}")
         resuming = saver.newest is not None
-        done = saver.newest if resuming else _starting_step(checkpoint.restore)
-        # Of a step that was saved, and whose evaluation the last run did not live to finish.
+        done = saver.newest if resuming else checkpoint.restore.step()
+        # The last run saved this step but stopped before its evaluation finished: evaluate first.
         evaluate_first = (
             resuming
             and evaluating
@@ -241,110 +271,38 @@ def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBa
     return _DeviceBatch(partitioning.put_batch(batch.arrays, mesh), batch, tokens)
 
 
-def _starting_step(restore: run_checkpoints.RestoreConfig) -> int:
-    return any_format.locate(restore.path).step if restore.path else 0
-
-
 def _start_state(
-    saver, restore, model, step: StepConfig, abstract, shardings, description, seed
+    saver: saving.Saver,
+    initial: run_checkpoints.StartingPoint,
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    abstract: TrainState,
+    shardings: TrainState,
+    description: dict[str, Any],
+    seed: int,
 ) -> TrainState:
-    """The latest checkpoint of this run, else the one to start from, else fresh parameters."""
-    wanted = run_checkpoints.abstract_like(abstract, shardings)
+    """Return this run's newest checkpoint, else the initial one, else fresh parameters."""
     if saver.newest is not None:
         log.info("resuming at step %d from %s", saver.newest, saver.folder)
-        return saver.restore(wanted, description)
-    if restore.path and restore.restore_optimizer_state:
-        model_dir, start, format = any_format.locate(restore.path)
-        log.info("starting from %s, step %d, with its optimizer state", restore.path, start)
-        if format == "huggingface":
-            raise UserError(
-                f"{restore.path} is a HuggingFace folder, which holds no optimizer state: leave "
-                "out --gin.RESTORE_OPTIMIZER_STATE"
-            )
-        if format != "cosmo":
-            args = restore.path, abstract.params, shardings.params, description
-            _, params = any_format.restore_params(*args)
-            opt_state = any_format.restore_adafactor(
-                restore.path, abstract.params, abstract.opt_state, shardings.opt_state, description
-            )
-            return TrainState(jax.device_put(np.int32(start), shardings.step), params, opt_state)
-        with run_checkpoints.manager(model_dir, read_only=True) as source:
-            return run_checkpoints.restore(source, start, wanted, description)
-    fresh = jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)
-    if not restore.path:
+        return saver.restore(run_checkpoints.abstract_like(abstract, shardings), description)
+    start = initial.read(abstract, shardings, description)
+    if start is None:
         log.info("starting from fresh parameters (seed %d)", seed)
-        return fresh()
-    start, params = any_format.restore_params(
-        restore.path, abstract.params, shardings.params, description
-    )
-    log.info("starting from %s, step %d, with a fresh optimizer state", restore.path, start)
-    if start == 0:
-        log.info("its steps count from 0: TRAIN_STEPS is what this run trains, and no more")
-    opt_state = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)(params)
-    count = jax.device_put(np.int32(start), shardings.step)
-    return TrainState(count, params, opt_state)
+        # Built under jit, each device makes its own part: no host holds the whole state.
+        return jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)()
+    opt_state = start.opt_state
+    if opt_state is None:
+        init = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)
+        opt_state = init(start.params)
+    count = jax.device_put(np.int32(start.step), shardings.step)
+    return TrainState(count, start.params, opt_state)
 
 
 @contextlib.contextmanager
-def _saying_what_is_kept(saver: saving.Saver):
-    """Ctrl-C leaves with a word on what was saved."""
+def _interrupt_names_kept_step(saver: saving.Saver):
+    """Add the newest saved step to the message of Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         kept = saver.kept(wait=True)
         raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
-
-
-class _Evaluator:
-    """Evaluates on demand; reads each validation set once and keeps it."""
-
-    def __init__(self, config, model, vocabulary, layout, seed):
-        self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.layout, self.seed = layout, seed
-        self.packed: dict[str, list[datasets.HostBatch]] | None = None
-        self.tasks: list[reader.EvalTask] | None = None
-
-    def check(self) -> None:
-        """Raise UserError if a validation set does not exist: at the start, not after hours."""
-        for dataset in (self.config.packed, self.config.generated):
-            if dataset is not None:
-                reader.check_split(dataset)
-
-    def run(self, params, step: int) -> dict[str, float]:
-        """Metrics by name, also logged, a line a task.
-
-        "eval/TASK/..." is teacher-forced over the packed validation set, "infer_eval/TASK/..." is
-        measured on its first `num_examples` examples one by one.
-        """
-        config = self.config
-        results: dict[str, dict[str, dict[str, float]]] = {}
-        if config.packed is not None:
-            if self.packed is None:
-                self.packed = reader.eval_batches(
-                    config.packed, num_batches=config.steps, **datasets.process_shard()
-                )
-            results["eval"] = evaluate.teacher_forced(self.model, params, self.packed, self.layout)
-        if config.generated is not None:
-            if self.tasks is None:
-                self.tasks = reader.eval_tasks(config.generated, config.num_examples)
-            session = infer.Session(
-                self.model,
-                params,
-                self.vocabulary,
-                self.layout,
-                config.generated.batch_size,
-                config.generated.task_feature_lengths,
-            )
-            results["infer_eval"] = evaluate.judge(session, self.tasks, config.decoding, self.seed)
-        sizes = {task.name: len(task.rows) for task in self.tasks or ()}
-        for kind, tasks in results.items():
-            for task, values in tasks.items():
-                what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                log.info("step %d, %s, %s: %s", step, kind, what, shown)
-        return {
-            f"{kind}/{task}/{name}": value
-            for kind, tasks in results.items()
-            for task, values in tasks.items()
-            for name, value in values.items()
-        }

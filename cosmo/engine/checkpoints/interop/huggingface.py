@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.interop import names
-from cosmo.engine.checkpoints.lazy import LazyArray, Path
+from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import t5
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -11,7 +11,8 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
-from cosmo.engine.checkpoints.lazy import LazyArray, Path, flat
+from cosmo.engine.checkpoints.description import Path, flat
+from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import models, t5
 
 

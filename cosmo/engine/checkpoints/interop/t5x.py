@@ -17,9 +17,10 @@ from flax import serialization
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.description import Path, nested
 from cosmo.engine.checkpoints.interop import names
 from cosmo.engine.checkpoints.interop.names import Parameter
-from cosmo.engine.checkpoints.lazy import Index, LazyArray, Path
+from cosmo.engine.checkpoints.lazy import Index, LazyArray
 from cosmo.engine.checkpoints.streaming import (
     chunk_cache,
     one_line_errors,
@@ -282,7 +283,7 @@ def write_checkpoint(
                 )
             index[tuple(name.split("/"))] = leaf
     # Upstream writes every dict in the order of its keys; sorted paths give that order.
-    optimizer = lazy.nested(dict(sorted(index.items())))
+    optimizer = nested(dict(sorted(index.items())))
     content = {"version": 3, "optimizer": optimizer}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(content, in_place=True))
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
+from cosmo.engine.checkpoints.description import Path, path_of
 from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.checkpoints.interop.names import Parameter
-from cosmo.engine.checkpoints.lazy import LazyArray, Path
+from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import t5
 
 KINDS = ("v_row", "v_col", "v")
@@ -40,7 +41,7 @@ def read_state(
     stack_of = t5x.stacks(states)
 
     def leaf(keys, wanted):
-        kind, parameter_path = meaning(lazy.path_of(keys))
+        kind, parameter_path = meaning(path_of(keys))
         # T5X keeps one step for the whole optimizer; optax counts in each of its parts.
         if kind == "count":
             return lazy.from_array(np.full(wanted.shape, step, wanted.dtype))
