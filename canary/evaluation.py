@@ -15,6 +15,7 @@ from canary.report import Found, Gold
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import readers, safety
@@ -73,7 +74,7 @@ def measure(
     ]
 
 
-def _with_target(canary: Canary, row: infer.data.Row, gold: Gold) -> infer.data.Row:
+def _with_target(canary: Canary, row: datasets.Row, gold: Gold) -> datasets.Row:
     text = safety.target(gold.label, gold.rots, canary.style)
     vocabulary = canary.session.vocabulary
     ids = (*vocabulary.encode(text), vocabulary.eos_id)
