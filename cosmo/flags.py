@@ -39,7 +39,8 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         metavar="FILE",
         help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples are answered",
+        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples "
+        "are answered",
     )
     what.add_argument(
         "--output",

@@ -355,6 +355,7 @@ def test_model_dir_not_writable(small, tmp_path, capsys):
     text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={tmp_path / 'file' / 'run'}")
     assert "MODEL_DIR" in text
     assert "cannot be written to" in text
+    assert text.endswith("give another folder (--gin.MODEL_DIR)")
 
 
 def test_batch_size_that_does_not_divide(small, tmp_path, capsys):

@@ -155,12 +155,10 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
     if not parsed:
         return None
     verb = parsed[0].verb
-    if name in program.flags:
-        return program.flags[name]
-    actions = parser(program, [verb])[1][verb]._actions
-    for action in actions:
-        if f"--{name}" in action.option_strings:
-            return f"--{name}"
+    wanted = program.flags.get(name, f"--{name}")
+    for action in parser(program, [verb])[1][verb]._actions:
+        if wanted in action.option_strings:
+            return wanted
         if action.dest == name and action.option_strings:
             return action.option_strings[-1]
     is_gins = "." in name or name.isupper()
