@@ -97,7 +97,7 @@ def predictions(trained, tmp_path_factory):
 
 
 def test_infer_writes_the_promised_fields(predictions):
-    """Oracle: the format in README.md."""
+    """Oracle: the format in docs/infer.md."""
     rows = lines(predictions / "soda-predict.jsonl")
     assert len(rows) == 9
     assert set(rows[0]) == {"id", "inputs", "targets", "prediction", "score"}

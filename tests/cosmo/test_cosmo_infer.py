@@ -59,7 +59,7 @@ def whole(trained, tmp_path_factory):
 
 
 def test_a_folder_of_shards(whole):
-    """Oracle: the format in README.md. Ids are line numbers of the whole input."""
+    """Oracle: the format in docs/infer.md. Ids are line numbers of the whole input."""
     _, files = whole
     names = [f"predictions-{i:05d}-of-00003.jsonl" for i in range(3)]
     assert set(files) == {*names, "rejected.jsonl"}
