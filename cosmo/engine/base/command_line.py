@@ -144,7 +144,7 @@ def guarded(
 
 def spelled(error: Exception, flag: Callable[[str], str | None]) -> str:
     """Return an error's text and, in brackets, the flags of the settings that it carries."""
-    text = str(error)
+    text = getattr(error, "message", None) or str(error)
     names = [flag(name) for name in getattr(error, "settings", ())]
     missing = [name for name in dict.fromkeys(names) if name is not None and name not in text]
     return f"{text} ({', '.join(missing)})" if missing else text

@@ -8,9 +8,15 @@ class UserError(Exception):
 
     `setting` names what the user has to change: a macro ("CHECKPOINT_PATH"), a parameter
     ("t5.T5Config.emb_dim") or a flag without its dashes ("window"). Code that raises the error does
-    not know how a command line spells the setting: see `command_line.spelled`.
+    not know how a command line spells the setting: `command_line.spelled` does. As text the error
+    is the message with the bare names, for Python, T5X and TensorFlow.
     """
 
     def __init__(self, message: object = "", *, setting: str | Sequence[str] = ()):
         super().__init__(message)
+        self.message = str(message)
         self.settings = (setting,) if isinstance(setting, str) else tuple(setting)
+
+    def __str__(self) -> str:
+        missing = [name for name in self.settings if name not in self.message]
+        return f"{self.message} ({', '.join(missing)})" if missing else self.message
