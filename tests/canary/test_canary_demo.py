@@ -7,7 +7,7 @@ import pytest
 from canary import demo, verbs
 from canary.evaluation import Case, cases
 from canary.report import Gold
-from cosmo.engine.base import demo_folder
+from cosmo.engine.base import command_line, demo_folder
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks.safety import LABELS
 
@@ -94,7 +94,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         if settings:
             (tmp_path / "config.gin").write_text(settings)
         with pytest.raises(UserError, match="is no folder of a canary demo"):
-            demo.run_demo(verbs.parse(["demo", f"--output={tmp_path}"]))
+            demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path}"]))
         assert (tmp_path / "precious").exists()
 
 
@@ -120,7 +120,7 @@ def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo.subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
-        demo.run_demo(verbs.parse(["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]))
+        demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]))
     assert stop.value.code == 3
     assert [command[:2] for command in commands] == [["cosmo", "train"], ["canary", "eval"]]
     assert commands[0][2] == "--gin_file=gin/canary/canary_tiny.gin"
