@@ -22,7 +22,6 @@ import gc
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.journal import Journal
 from data_pipeline.limits import Allowance, Limits
 from data_pipeline.outputs import Outputs, write_atomic
-from data_pipeline.processes import Helpers
 from data_pipeline.progress import Progress
 from data_pipeline.triples import CRITICS
 
 log = logging.getLogger("data_pipeline")
-CALLS_A_HELPER = 32  # calls at once from which on a process of their own pays
 
 
 def add_arguments(made: argparse.ArgumentParser) -> None:
@@ -77,7 +74,6 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--cost_cap", type=float, help="the same, in the currency of the prices")
     group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
     group.add_argument("--price_out", type=float, default=0)
-    group.add_argument("--processes", type=int, help="helpers that make the calls; 0: none")
     group = made.add_argument_group("stages")
     group.add_argument("--retries", type=int, default=2, help="of a narrative or dialogue")
     group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
@@ -109,10 +105,6 @@ async def _main(args: argparse.Namespace) -> int:
             server = dataclasses.replace(server, form=await probe(client, form))
             log.info("%s, model %s, %s form", server.address, server.model, server.form)
             client.server = server
-            helpers = _helpers(args)
-            if helpers:
-                pool = Helpers(client, server, allowance.concurrency, helpers)
-                client = await stack.enter_async_context(pool)
             moderation = None
             if args.moderation_url:
                 judge = Server(
@@ -261,7 +253,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
     least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
-        ("retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
+        ("retries", "token_cap", "cost_cap", "price_in", "price_out"), 0
     )
     for name in (*above, *least):
         value = getattr(args, name)
@@ -312,14 +304,6 @@ def _known_form(args: argparse.Namespace) -> str | None:
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
-
-
-def _helpers(args: argparse.Namespace) -> int:
-    if args.processes is not None:
-        return args.processes
-    if args.concurrency < CALLS_A_HELPER:
-        return 0
-    return max(1, min((os.cpu_count() or 1) - 1, args.concurrency // CALLS_A_HELPER, 8))
 
 
 def _spent(journal: Journal) -> tuple[int, int]:

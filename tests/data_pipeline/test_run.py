@@ -63,7 +63,7 @@ def test_every_triple_is_a_record_or_a_rejection(undisturbed, triples):
     assert report["this_start"]["most_at_once"] == 1
 
 
-@pytest.mark.parametrize("more", [["--concurrency=16"], ["--concurrency=40", "--processes=2"]])
+@pytest.mark.parametrize("more", [["--concurrency=16"], ["--concurrency=40"]])
 def test_order_and_concurrency_change_nothing(tmp_path, undisturbed, triples, more):
     """Oracle: the bytes of the run with one call at a time; slow answers mix the order."""
     with teacher(latency=0.002, misbehave=0.2, kinds=("slow",), slow_seconds=0.05) as (url, taught):
@@ -140,7 +140,7 @@ def test_credentials_are_written_nowhere(tmp_path, triples, capsys, caplog):
     more = {**hidden, "max_tokens": 300, "stop_token_ids": [7], "top_k": 5}
     with teacher() as (url, _):
         url = url.replace("//", "//ann:abracadabra@")
-        flags = [f"--body={json.dumps(more)}", "--processes=0"]
+        flags = [f"--body={json.dumps(more)}"]
         assert co3(triples, tmp_path, url, "--limit=2", *flags) == 0
         assert co3(triples, tmp_path, url, "--limit=2", "--model=other", *flags) == 1
     assert co3(triples, tmp_path, url, "--limit=2", *flags) == 1
@@ -217,7 +217,6 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--retries=-1"], "--retries"),
         (["--requests_per_minute=0"], "--requests_per_minute"),
         (["--timeout=nan"], "--timeout"),
-        (["--processes=-1"], "--processes"),
         (
             ["--base_url=127.0.0.1:9/v1"],
             "--base_url=127.0.0.1:9/v1: http:// or https:// is missing",
@@ -248,7 +247,7 @@ def kills(tmp_path, triples, url: str, count: int, concurrency: int, seconds: fl
     output = tmp_path / "killed"
     lost = killed = 0
     command = [sys.executable, "-m", "data_pipeline"]
-    command += flags(triples, output, url, f"--concurrency={concurrency}", "--processes=0")
+    command += flags(triples, output, url, f"--concurrency={concurrency}")
     while True:
         asked = stats(url).get("completions", 0)
         process = subprocess.Popen(command)
