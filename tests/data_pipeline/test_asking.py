@@ -11,7 +11,7 @@ from data_pipeline.asking import Asker, Patience, RequestError
 from data_pipeline.client import Reply, Server
 from data_pipeline.commands import co3
 from data_pipeline.errors import UserError
-from data_pipeline.journal import Journal, entries
+from data_pipeline.journal import Journal, read_entries
 from data_pipeline.limits import Allowance, ClosedError, Limits
 from data_pipeline.requests import Request, Sampling
 
@@ -33,7 +33,7 @@ def test_a_broken_answer_is_kept_before_another_is_asked_for(tmp_path):
     """It may have been paid for. Oracle: the replies, in their order."""
     with Journal(tmp_path) as journal:
         assert asyncio.run(answers(journal, [Reply(200, GOOD[:20]), Reply(200, GOOD)])) == ["Yes"]
-    kept = [(entry.kind, entry.raw) for entry in entries(tmp_path)]
+    kept = [(entry.kind, entry.raw) for entry in read_entries(tmp_path)]
     assert kept == [("failure", GOOD[:20]), ("answer", GOOD)]
 
 
@@ -104,14 +104,13 @@ def test_fields_added_to_the_body_are_another_question(tmp_path):
         assert asyncio.run(answers(journal, [Reply(500, "")])) == ["Yes"]
 
 
-def test_an_index_that_fails_stops_the_run(tmp_path):
-    """Oracle: an error that says what to do; the shards, from which the answer comes then."""
+def test_a_journal_that_fails_stops_the_run(tmp_path):
+    """Oracle: an error that names the file; no triple is rejected for it."""
     with Journal(tmp_path) as journal:
         asyncio.run(answers(journal, [Reply(200, GOOD)]))
-        journal.spent()
-        journal._index.execute("DROP TABLE answers")
-        with pytest.raises(UserError, match=r"index\.sqlite"):
+        journal._database.execute("ALTER TABLE calls RENAME TO elsewhere")
+        with pytest.raises(UserError, match=r"calls\.sqlite"):
             asyncio.run(answers(journal, [Reply(200, GOOD)]))
-    (tmp_path / "index.sqlite").unlink()
+        journal._database.execute("ALTER TABLE elsewhere RENAME TO calls")
     with Journal(tmp_path) as journal:
         assert asyncio.run(answers(journal, [Reply(500, "")])) == ["Yes"]

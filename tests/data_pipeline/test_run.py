@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline import __main__ as command
 from data_pipeline import corpus
-from data_pipeline.journal import entries
+from data_pipeline.journal import read_entries
 from data_pipeline.outputs import Outputs, Result
 from tests.data_pipeline.loopback import (
     co3,
@@ -106,7 +106,7 @@ def test_failures_are_recorded_and_asked_again(tmp_path, undisturbed, triples):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=8") == 0
     failed = [row for row in lines(tmp_path / "rejected.jsonl") if "failed" in row["reason"]]
     assert failed and all("500" in row["detail"] for row in failed)
-    assert sum(e.kind == "failure" for e in entries(tmp_path / "journal")) == len(failed)
+    assert sum(e.kind == "failure" for e in read_entries(tmp_path / "journal")) == len(failed)
     with teacher() as (url, taught):
         assert co3(triples, tmp_path, url) == 0
         assert 0 < taught.counts["completions"] < 9 * len(failed) + 2
@@ -117,7 +117,8 @@ def test_caps_stop_and_a_higher_one_goes_on(tmp_path, undisturbed, triples, capl
     """Oracle: tokens in the journal stay under the cap; the end is the undisturbed one."""
     with teacher() as (url, _):
         assert co3(triples, tmp_path, url, "--token_cap=6000") == 3
-        used = sum(e.prompt_tokens + e.completion_tokens for e in entries(tmp_path / "journal"))
+        kept = read_entries(tmp_path / "journal")
+        used = sum(entry.prompt_tokens + entry.completion_tokens for entry in kept)
         assert 4000 < used <= 6000 and "--token_cap=6000" in caplog.text
         assert not (tmp_path / "soda.jsonl").exists()
         assert co3(triples, tmp_path, url) == 0
@@ -164,7 +165,7 @@ def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, nu
         code = co3(triples, tmp_path, url, "--concurrency=4")
         timer.join()
         assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-        kept = sum(e.kind == "answer" for e in entries(tmp_path / "journal"))
+        kept = sum(e.kind == "answer" for e in read_entries(tmp_path / "journal"))
         assert kept == taught.counts["completions"] - 1  # but for the probe
         assert co3(triples, tmp_path, url) == 0
         assert taught.counts["completions"] == len(taught.seen) + 1
@@ -261,7 +262,7 @@ def kills(tmp_path, triples, url: str, count: int, concurrency: int, seconds: fl
             process.wait()
         killed += 1
         time.sleep(0.05)
-        kept = sum(e.kind == "answer" for e in entries(output / "journal"))
+        kept = sum(e.kind == "answer" for e in read_entries(output / "journal"))
         # Each start has asked one probe; what else was asked is in the journal or was lost.
         lost_now = stats(url)["completions"] - killed - kept - lost
         lost += lost_now
