@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Response
+from data_pipeline.requests import Response, Stage
 from data_pipeline.schema import Record
 
 if TYPE_CHECKING:  # post-processing needs no English inflection
@@ -36,7 +36,7 @@ _NO = re.compile(
 )
 
 
-def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record]:
+def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]:
     """The record with its four answers: two questions asked, or four with log-probabilities."""
     conversation = "\n".join(
         f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
@@ -56,7 +56,7 @@ def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record
 
 def _ask(
     record_id: str, stage: str, question: str, context: str, prompts: Prompts
-) -> Asking[tuple[str, str]]:
+) -> Stage[tuple[str, str]]:
     """The answer by log-probability, and by pointwise mutual information."""
     response = yield prompts.request(stage, record_id, question=question, context=context)
     given = log_probabilities(response)

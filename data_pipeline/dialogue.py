@@ -14,7 +14,7 @@ import re
 
 from data_pipeline import texts, turns
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected, Response
+from data_pipeline.requests import Rejected, Response, Stage
 from data_pipeline.speakers import label
 from data_pipeline.turns import Turns
 
@@ -40,7 +40,7 @@ def converse(
     prompts: Prompts,
     retries: int = 2,
     wanted_turns: int = 6,
-) -> Asking[Conversation | Rejected]:
+) -> Stage[Conversation | Rejected]:
     """Asks for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
 
     Rejected where no answer has a turn.

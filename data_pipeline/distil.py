@@ -15,7 +15,7 @@ from data_pipeline.postprocess import (
     postprocess,
     rejection,
 )
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 from data_pipeline.schema import Record
 from data_pipeline.triples import Triple
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | Rejected]:
+def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
     """Everything for one triple: yields requests, returns its record or why there is none.
 
     What costs nothing is checked before the model is asked once more.

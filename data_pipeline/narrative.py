@@ -10,7 +10,7 @@ import dataclasses
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 TOO_MANY_SENTENCES = 4
 
@@ -26,7 +26,7 @@ class Narrative:
 
 def narrate(
     record_id: str, literal: str, prompts: Prompts, retries: int = 2
-) -> Asking[Narrative | Rejected]:
+) -> Stage[Narrative | Rejected]:
     """Asks for the narrative, again up to `retries` times. Rejected where no answer is a story."""
     candidates: list[tuple[int, int, str, str]] = []
     last = ""

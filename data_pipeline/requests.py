@@ -77,7 +77,7 @@ class Response:
     completion_tokens: int = 0
 
 
-Asking = Generator[Request, Response, Result]
+Stage = Generator[Request, Response, Result]
 
 
 @dataclasses.dataclass(frozen=True)

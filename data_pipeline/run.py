@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.asking import Asker, RequestError
 from data_pipeline.errors import UserError
+from data_pipeline.gateway import Gateway, RequestError
 from data_pipeline.limits import ClosedError
 from data_pipeline.outputs import Outputs, Result
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 log = logging.getLogger("data_pipeline")
 
@@ -36,7 +36,7 @@ class Work:
 
     id: str
     position: int
-    start: Callable[[], Asking]
+    start: Callable[[], Stage]
     result: Callable[[Any, int], Result]
 
 
@@ -52,7 +52,7 @@ def rejected_line(rejected: Rejected, position: int) -> str:
     return json.dumps({**row, **rejected.record}, ensure_ascii=False)
 
 
-async def drive(work: Work, asker: Asker) -> Result:
+async def drive(work: Work, gateway: Gateway) -> Result:
     """Answer one triple's questions to the end; what to write of its record, or of its rejection.
 
     An error in a stage rejects the triple, and is said: one odd answer stops no corpus.
@@ -68,7 +68,7 @@ async def drive(work: Work, asker: Asker) -> Result:
                 if isinstance(result, Rejected):
                     return rejection(result, work.position)
                 return work.result(result, work.position)
-            response = await asker.ask(request)
+            response = await gateway.answer(request)
     except RequestError as failed:
         generator.close()
         about = {"detail": failed.detail}
@@ -80,7 +80,7 @@ async def drive(work: Work, asker: Asker) -> Result:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
         log.error("%s: %s: %s (%s)", work.id, type(error).__name__, error, where)
-        asker.counts["errors"] += 1
+        gateway.counts["errors"] += 1
         about = {"detail": f"{type(error).__name__}: {error} ({where})"}
         rejected = Rejected(work.id, "error", f"error: {type(error).__name__}", about)
         return rejection(rejected, work.position)
@@ -88,7 +88,7 @@ async def drive(work: Work, asker: Asker) -> Result:
 
 async def run(
     work: Iterator[Work],
-    asker: Asker,
+    gateway: Gateway,
     outputs: Outputs,
     *,
     window: int = WINDOW,
@@ -103,7 +103,7 @@ async def run(
     for _ in range(outputs.next):
         next(items)
     moved = asyncio.Event()
-    limits = asker.limits
+    limits = gateway.limits
     stopped: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def worker() -> None:
@@ -111,7 +111,7 @@ async def run(
             while number - outputs.next >= window:
                 moved.clear()
                 await moved.wait()
-            outputs.add(number, await drive(item, asker))
+            outputs.add(number, await drive(item, gateway))
             moved.set()
             await asyncio.sleep(0)  # answers from the journal alone would let nobody else in
 

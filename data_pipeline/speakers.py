@@ -10,7 +10,7 @@ import re
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 MAX_WORDS = 6
 _INTRODUCTION = re.compile(
@@ -26,7 +26,7 @@ _SMALL = frozenset(("a", "an", "the", "her", "his", "their", "my", "our", "its",
 
 def interlocutor(
     record_id: str, narrative: str, x: str, y: str, prompts: Prompts
-) -> Asking[str | Rejected]:
+) -> Stage[str | Rejected]:
     """The one X speaks with: "Y", or what the model names ("her coach")."""
     if y:
         return y

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import corpus, inflection, labels, postprocess, prompts, report, run, secrets
-from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
+from data_pipeline.gateway import Gateway, RetryPolicy
 from data_pipeline.journal import Journal
 from data_pipeline.limits import Allowance, Limits
 from data_pipeline.outputs import Outputs, write_atomic
@@ -126,9 +126,9 @@ async def _main(args: argparse.Namespace) -> int:
             if args.canary_labels:
                 labels.keep(args.canary_labels, settings.canary, args.output)
             limits = Limits(allowance, _spent(journal))
-            patience = Patience(tries=args.tries)
-            asker = Asker(client.post, server, journal, limits, patience, moderation)
-            note = _Note(asker, allowance)
+            policy = RetryPolicy(tries=args.tries)
+            gateway = Gateway(client.post, server, journal, limits, policy, moderation)
+            note = _Note(gateway, allowance)
             progress = Progress(total, outputs.next, note.text)
             if outputs.next or len(journal):
                 log.info("going on: %d answers in the journal", len(journal))
@@ -136,9 +136,9 @@ async def _main(args: argparse.Namespace) -> int:
             try:
                 stopped = await run.run(
                     corpus.works(source.read(), settings),
-                    asker,
+                    gateway,
                     outputs,
-                    tick=lambda: progress.update(outputs.next, asker.counts["calls"]),
+                    tick=lambda: progress.update(outputs.next, gateway.counts["calls"]),
                 )
                 seconds = time.monotonic() - began
                 if stopped is None:
@@ -157,7 +157,7 @@ async def _main(args: argparse.Namespace) -> int:
                 "The same command with a higher cap" if code == 3 else "The same command",
             )
             return code
-        _report(args, about, journal, asker, allowance, seconds)
+        _report(args, about, journal, gateway, allowance, seconds)
     return 0
 
 
@@ -165,19 +165,20 @@ def _report(
     args: argparse.Namespace,
     about: dict[str, Any],
     journal: Journal,
-    asker: Asker,
+    gateway: Gateway,
     allowance: Allowance,
     seconds: float,
 ) -> None:
     numbers, reasons = report.count_outputs(args.output)
-    counts = asker.counts
+    counts = gateway.counts
     retries = {name: n for name, n in sorted(counts.items()) if name.startswith("retried")}
     this_start = {
         "seconds": round(seconds, 1),
         "calls": counts["calls"],
         "calls_per_second": round(counts["calls"] / max(seconds, 1e-9), 1),
         "replayed": counts["replayed"],
-        "most_at_once": asker.limits.most_running,
+        "most_at_once": gateway.limits.most_running,
+        "concurrency": _concurrency(gateway.limits),
         "errors": counts["errors"],
         "retries": retries,
     }
@@ -195,21 +196,29 @@ def _report(
         log.warning("failed at the server: %d; the same command asks again", failed)
 
 
-class _Note:
-    """What the progress line tells besides triples."""
+def _concurrency(limits: Limits) -> dict[str, int]:
+    """Return how the server's overloads changed the calls that may be in flight."""
+    now = limits.concurrency
+    return {"decreases": now.decreases, "least": now.least, "at_the_end": int(now.allowed)}
 
-    def __init__(self, asker: Asker, allowance: Allowance):
-        self.asker, self.allowance = asker, allowance
+
+class _Note:
+    """The part of the progress line that is about calls."""
+
+    def __init__(self, gateway: Gateway, allowance: Allowance):
+        self.gateway, self.allowance = gateway, allowance
 
     def text(self) -> str:
-        limits, counts = self.asker.limits, self.asker.counts
+        limits, counts = self.gateway.limits, self.gateway.counts
         tokens = limits.spent_in + limits.spent_out
-        parts = [f"{limits.running} running", f"{tokens} tokens"]
+        parts = [f"{limits.running} in flight", f"{tokens} tokens"]
+        if limits.concurrency.decreases:
+            parts[0] += f" of {int(limits.concurrency.allowed)} allowed"
         if self.allowance.price_in or self.allowance.price_out:
             parts.append(f"cost {self.allowance.cost(limits.spent_in, limits.spent_out):.2f}")
         retried = sum(n for name, n in counts.items() if name.startswith("retried"))
         parts += [f"{retried} retries"] if retried else []
-        stages = (f"{name} {n}" for name, n in self.asker.stages.most_common(3))
+        stages = (f"{name} {n}" for name, n in self.gateway.stages.most_common(3))
         return ", ".join([*parts, *stages])
 
 

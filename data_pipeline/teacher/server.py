@@ -36,6 +36,7 @@ class Manners:
     forms: tuple[str, ...] = ("completion", "chat")
     model: str = "teacher"
     key: str = ""  # if given, callers must show it
+    most_at_once: int | None = None  # more calls in flight get status 429 at once
     seed: int = 0
 
 
@@ -55,6 +56,9 @@ class Teacher:
             return 200, self._stats(), ""
         if self.manners.key and key != f"Bearer {self.manners.key}":
             return 401, _error("Incorrect API key provided"), ""
+        if self.manners.most_at_once is not None and self.asking > self.manners.most_at_once:
+            self.counts["too many at once"] += 1
+            return 429, _error("Too many requests at once"), "too many"
         if method == "GET" and path == "/v1/models":
             models = [{"id": self.manners.model, "object": "model", "owned_by": "teacher"}]
             return 200, _json({"object": "list", "data": models}), ""
@@ -192,7 +196,7 @@ class Connection(asyncio.Protocol):
             answer = 500, _error(f"the teacher failed: {type(error).__name__}: {error}"), ""
             teacher.counts["errors"] += 1
         wait = manners.slow_seconds if answer[2] == "slow" else manners.latency
-        wait = 0 if path == "/stats" else wait
+        wait = 0 if path == "/stats" or answer[2] == "too many" else wait
         if wait:
             asyncio.get_running_loop().call_later(wait, self._write, *answer)
         else:
@@ -206,7 +210,7 @@ class Connection(asyncio.Protocol):
         reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
         head = f"HTTP/1.1 {status} {reason.get(status, 'Error')}\r\ncontent-type: application/json"
         head += f"\r\ncontent-length: {len(body)}"
-        if status == 429:
+        if status == 429 and kind != "too many":
             head += f"\r\nretry-after: {self.teacher.manners.retry_after}"
         data = head.encode() + b"\r\n\r\n" + body
         if kind == "cut":

@@ -100,6 +100,18 @@ def test_misbehaviour_ends_in_records_and_counted_rejections(tmp_path, triples):
     assert "error" not in report["rejected"] and report["this_start"]["errors"] == 0
 
 
+def test_fewer_calls_go_to_a_server_that_refuses_many(tmp_path, undisturbed, triples):
+    """It takes four at once. Oracle: the undisturbed bytes; the report, and what was refused."""
+    with teacher(latency=0.01, most_at_once=4) as (url, taught):
+        assert co3(triples, tmp_path, url, "--concurrency=32") == 0
+        refused, answered = taught.counts["too many at once"], taught.counts["completions"]
+    assert outputs(tmp_path) == outputs(undisturbed)
+    report = json.loads((tmp_path / "report.json").read_text())["this_start"]
+    assert report["concurrency"]["decreases"] >= 3 and report["concurrency"]["at_the_end"] <= 8
+    assert 32 - 4 <= refused < answered
+    assert "concurrency lowered" in (tmp_path / "report.txt").read_text()
+
+
 def test_failures_are_recorded_and_asked_again(tmp_path, undisturbed, triples):
     """A server that fails half of the time, and few tries. Oracle: a run on a good server."""
     with teacher(misbehave=0.5, kinds=("500",)) as (url, _):

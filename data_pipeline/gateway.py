@@ -1,7 +1,7 @@
-"""From a stage's question to its answer: the journal first, then the server, again if need be.
+"""Answer the requests of stages: from the journal, or from the server with retries.
 
-An answer is in the journal before the stage sees it. What cannot be had after all tries is
-recorded as a failure, which the next start asks anew.
+An answer is in the journal before the stage gets it. A request that no try could answer is recorded
+as a failure, which the next start asks again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from data_pipeline.requests import Request, Response
 log = logging.getLogger("data_pipeline")
 
 Post = Callable[[str, bytes], Awaitable[Reply]]
-REFUSED_IN_A_ROW = 20  # so many refusals (3xx, 4xx) without one answer: the settings are wrong
-SILENT_IN_A_ROW = 20  # so many errors, and one request at the end of its tries: the server is gone
+MAX_REFUSED_IN_A_ROW = 20  # refusals (3xx, 4xx) without one answer: the settings are wrong
+MAX_FAILED_IN_A_ROW = 20  # calls without an answer, and one request out of tries: a dead server
+MAX_PAUSE_SECONDS = 600.0  # a longer Retry-After is cut to this
+OVERLOADED_STATUS = (429, 503)  # fewer calls in flight may help
 
 
 class RequestError(Exception):
-    """A request that no try could answer; the triple is rejected for it."""
+    """No try could answer a request; its triple is rejected."""
 
     def __init__(self, request: Request, reason: str, detail: str):
         super().__init__(f"{request.record_id}, {request.stage}: {reason}: {detail}")
@@ -36,20 +38,21 @@ class RequestError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Patience:
-    """How often and after how long a call is made again: full jitter under a doubling limit."""
+class RetryPolicy:
+    """Retry policy: exponential backoff with full jitter."""
 
     tries: int = 8
     first_seconds: float = 0.5
-    most_seconds: float = 30.0
+    max_seconds: float = 30.0
 
-    def wait(self, tried: int, chance: random.Random) -> float:
-        """Seconds before the try after `tried` of them."""
-        return chance.uniform(0, min(self.most_seconds, self.first_seconds * 2 ** (tried - 1)))
+    def wait(self, tried: int, random_source: random.Random) -> float:
+        """Return the seconds to wait after `tried` tries."""
+        longest = min(self.max_seconds, self.first_seconds * 2 ** (tried - 1))
+        return random_source.uniform(0, longest)
 
 
-class Asker:
-    """Answers requests. `post` sends one (of a form) and gives what comes back."""
+class Gateway:
+    """Answers requests. `post(form, body)` sends one and returns the reply."""
 
     def __init__(
         self,
@@ -57,41 +60,47 @@ class Asker:
         server: Server,
         journal: Journal,
         limits: Limits,
-        patience: Patience = Patience(),
+        policy: RetryPolicy = RetryPolicy(),
         moderation: tuple[Post, Server] | None = None,
     ):
-        self.journal, self.limits, self.patience = journal, limits, patience
-        self.ways = {"model": (post, server)}
+        self.journal, self.limits, self.policy = journal, limits, policy
+        self.servers = {"model": (post, server)}
         if moderation:
-            self.ways["moderation"] = moderation
-        self.counts: Counter = Counter()  # calls, replayed, retries by reason, of this start
-        self.stages: Counter = Counter()  # answers by stage, of this start
-        self._silent = 0  # calls in a row that the server did not answer
-        self._refused = 0
-        self._chance = random.Random()  # of waiting times only: no answer depends on it
+            self.servers["moderation"] = moderation
+        # Of this start: calls, answers from the journal, retries by reason; answers by stage.
+        self.counts: Counter = Counter()
+        self.stages: Counter = Counter()
+        self._failed_in_a_row = 0
+        self._refused_in_a_row = 0
+        self._random = random.Random()  # for waiting times only, so that no answer depends on it
 
-    async def ask(self, request: Request) -> Response:
-        """The answer, from the journal or the server.
+    async def answer(self, request: Request) -> Response:
+        """Return the answer, from the journal or the server.
 
         Raises RequestError, limits.ClosedError, or UserError if nothing can succeed any more.
         """
         moderation = request.stage == "moderation"
-        if moderation and "moderation" not in self.ways:
+        if moderation and "moderation" not in self.servers:
             raise UserError("a moderation is asked for, and there is no --moderation_url")
-        post, server = self.ways["moderation" if moderation else "model"]
+        post, server = self.servers["moderation" if moderation else "model"]
         form = "moderation" if moderation else server.form
         key = request.key(server.model, form, "{}" if moderation else server.extra_body)
         known = self.journal.get(key)
         if known is not None:
-            with contextlib.suppress(AnswerError):  # of a version that read it otherwise
+            # An answer that another version read, and this one cannot, is asked for again.
+            with contextlib.suppress(AnswerError):
                 response = clients.read(known.raw, form)
                 self.counts["replayed"] += 1
                 return response
         data = clients.body(request, server, seed=int(key[:7], 16))
-        for tried in range(1, self.patience.tries + 1):
+        for tried in range(1, self.policy.tries + 1):
             async with self.limits.slot(request) as call:
                 reply = await post(form, data)
                 self.counts["calls"] += 1
+                if reply.status == 200:
+                    self.limits.concurrency.answered()
+                elif reply.status in OVERLOADED_STATUS:
+                    self.limits.concurrency.overloaded(call.number)
                 response, reason = _judge(reply, form)
                 if response is not None:
                     call.prompt_tokens = response.prompt_tokens
@@ -102,21 +111,21 @@ class Asker:
                     call.estimated = True
                     self._keep(key, request, "failure", reply.text, call, reason)
             if response is not None:
-                self._silent = 0
+                self._failed_in_a_row = 0
                 self.stages[request.stage] += 1
-                self._refused = 0
+                self._refused_in_a_row = 0
                 return response
-            self._silent += reason in ("no answer", "server error")
-            self._consider(reply, server)
+            self._failed_in_a_row += reason in ("no answer", "server error")
+            self._check_hope(reply, server)
             if reason == "refused":
                 break
             self.counts[f"retried: {reason}"] += 1
             await self._pause(reply, tried)
         if not reply.billed:
             self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
-        if self._silent >= max(SILENT_IN_A_ROW, 2 * self.limits.allowance.concurrency):
+        if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
-                f"{server.address} answers nobody: {self._silent} calls in a row failed "
+                f"{server.address} answers nobody: {self._failed_in_a_row} calls in a row failed "
                 f"({_short(reply)}). All answers until then are kept: see to the server, and give "
                 "the same command again"
             )
@@ -145,25 +154,26 @@ class Asker:
             )
         )
 
-    def _consider(self, reply: Reply, server: Server) -> None:
+    def _check_hope(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
-        self._refused = self._refused + 1 if clients.refused(reply) else 0
-        if clients.hopeless(reply) or self._refused >= REFUSED_IN_A_ROW:
+        self._refused_in_a_row = self._refused_in_a_row + 1 if clients.refused(reply) else 0
+        if clients.hopeless(reply) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise UserError(clients.complaint(reply, server))
 
     async def _pause(self, reply: Reply, tried: int) -> None:
-        """Wait before the next try. Too many requests, or an overload, slow everybody."""
-        wait = self.patience.wait(tried, self._chance)
+        """Wait before the next try. A Retry-After holds every call, not this one alone."""
+        wait = self.policy.wait(tried, self._random)
         if reply.retry_after is not None:
-            self.limits.pause(min(reply.retry_after, 600))
-        elif reply.status == 429:
+            self.limits.pause(min(reply.retry_after, MAX_PAUSE_SECONDS))
+        elif reply.status == 429 and self.limits.concurrency.allowed <= 1:
+            # One call in flight is too many: the server limits calls in a time, not at once.
             self.limits.pause(wait)
-        if tried < self.patience.tries:
+        if tried < self.policy.tries:
             await self.limits.sleep(wait)
 
 
 def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
-    """The response of a reply, or None and what is wrong with it."""
+    """Return the response of a reply and "", or None and what is wrong with the reply."""
     if reply.status == 0:
         return None, "no answer"
     if reply.status == 429:
