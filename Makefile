@@ -24,7 +24,7 @@ PYTEST := -m pytest -n auto --dist loadfile
 .PHONY: quickstart canary-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m tools.quickstart
+	$(BIN)/python -m cosmo quickstart
 
 canary-demo: $(VENV)/.installed
 	$(BIN)/python -m canary demo

@@ -11,6 +11,11 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.main(verbs.PROGRAM, argv)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command `canary` as a process of its own, with the allocator tuned."""
     command_line.tune_memory()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -8,7 +8,6 @@ above MUST_BEAT times that of the most frequent ones.
 import argparse
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +16,13 @@ from itertools import groupby
 from typing import Any
 
 from canary.evaluation import Case, cases
+from cosmo.engine.base import demo_folder
 from cosmo.engine.base.errors import UserError
+from cosmo.tasks import files
 
 GIN_FILE = "gin/canary/canary_tiny.gin"
 SAMPLE = "tasks/sample/canary"
+OUTPUT = "runs/canary_demo"
 SPLIT = "test"
 MUST_REACH = 0.85
 MUST_BEAT = 2.0
@@ -28,27 +30,14 @@ MUST_BEAT = 2.0
 
 def run_demo(args: argparse.Namespace) -> int:
     """`demo`: train, evaluate, show; the exit code, 1 if the model has not learnt."""
-    folder, began = pathlib.Path(args.output), time.monotonic()
-    _make_room(folder)
+    began = time.monotonic()
+    folder = demo_folder.begin(args.output, "canary demo", OUTPUT)
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     _run("cosmo", "train", f"--gin_file={GIN_FILE}", f"--gin.MODEL_DIR={folder}", *steps)
     trained = time.monotonic() - began
-    where = (f"--checkpoint={folder}", f"--input={SAMPLE}", f"--split={SPLIT}")
+    where = (f"--checkpoint={folder}", f"--input={files.resolve(SAMPLE)}", f"--split={SPLIT}")
     _run("canary", "eval", *where, f"--output={folder}/canary_eval")
     return 0 if summary(folder, trained, time.monotonic() - began) else 1
-
-
-def _make_room(folder: pathlib.Path) -> None:
-    """Remove an earlier demo; raise UserError for a folder of anything else."""
-    if not folder.exists():
-        return
-    settings = folder / "config.gin"
-    # Another run has settings too, but has read another corpus.
-    ours = settings.exists() and f"PROSOCIAL_PATH = {SAMPLE!r}" in settings.read_text()
-    if not ours and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else: give another --output")
-    print(f"removing the earlier demo in {folder} (--output=FOLDER keeps it)")
-    shutil.rmtree(folder)
 
 
 def _run(package: str, *arguments: str) -> None:

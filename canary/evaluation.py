@@ -15,6 +15,7 @@ from canary.report import Found, Gold
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
+from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import readers, safety
@@ -73,7 +74,7 @@ def measure(
     ]
 
 
-def _with_target(canary: Canary, row: infer.data.Row, gold: Gold) -> infer.data.Row:
+def _with_target(canary: Canary, row: datasets.Row, gold: Gold) -> datasets.Row:
     text = safety.target(gold.label, gold.rots, canary.style)
     vocabulary = canary.session.vocabulary
     ids = (*vocabulary.encode(text), vocabulary.eos_id)
@@ -91,16 +92,17 @@ def _found(canary: Canary, case: Case, answer: infer.Answer, scored: infer.Answe
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    """`eval`: the table on stdout, metrics.json and predictions.jsonl in a folder."""
+    """Run `eval`: print a table, write metrics.json and predictions.jsonl into a folder."""
     many = list(islice(cases(args.input, args.split), args.num_examples))
     if not many:
         raise UserError(
-            f"--input={args.input}, split {args.split}: nothing to measure: no dialogue has all "
-            "its rows, or --num_examples is 0"
+            f"{args.input}, split {args.split}: nothing to measure: no dialogue has all its rows, "
+            "or --num_examples is 0",
+            setting="input",
         )
     found = labels.settings(args)
-    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "--output")
-    folder = writer.prepare_folder(output, "--output")
+    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "output")
+    folder = writer.prepare_folder(output, "output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)
     golds = [case.gold for case in many]

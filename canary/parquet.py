@@ -7,7 +7,7 @@ from typing import Any
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import lines, shards
-from cosmo.tasks.records import Place
+from cosmo.tasks.dialogues import Place
 
 COLUMNS = ("narrative", "dialogue", "speakers")
 BATCH = 1024  # rows held at a time

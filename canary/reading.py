@@ -11,8 +11,8 @@ from typing import Any
 from canary import parquet, pieces
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import lines, shards
-from cosmo.tasks import casual, recognize, records
-from cosmo.tasks.records import Place
+from cosmo.tasks import casual, dialogues, recognize, records
+from cosmo.tasks.dialogues import Place
 
 SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
 EXPECTED = (
@@ -200,7 +200,7 @@ def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items
             if data.strip():
                 yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
 
-    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, records.ProsocialTurn]:
+    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
         dialogue, response, _ = records.row_position(row, place)
         if response != expected:
             raise place.error(
@@ -228,7 +228,7 @@ def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
             here = Place(path, piece.line + 1, f"row {row_number}")
             yield here, [json.dumps(row).encode()], lambda row=row: row
 
-    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, records.ProsocialTurn]:
+    def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
         return str(number), str(expected), records.direct_download_turn(row, place)
 
     return _contexts(rows(), turn, whole)

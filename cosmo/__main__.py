@@ -11,7 +11,12 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.main(verbs.PROGRAM, argv)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command `cosmo` as a process of its own, with the allocator tuned."""
     converts = sys.argv[1:2] in (["import"], ["export"])
     command_line.tune_memory(command_line.SMALL_HEAP if converts else command_line.HUGE_PAGES)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

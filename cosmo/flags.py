@@ -32,6 +32,16 @@ def add_macros(parser: argparse._ActionsContainer, table) -> None:
         parser.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
 
 
+def quickstart_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `quickstart`."""
+    parser.add_argument(
+        "--output", default="runs/quickstart", metavar="DIR", help="(runs/quickstart)"
+    )
+    parser.add_argument(
+        "--train_steps", type=int, metavar="N", help="instead of the recipe's TRAIN_STEPS"
+    )
+
+
 def infer_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `infer`."""
     what = parser.add_argument_group("what is answered, and where the answers go")
@@ -39,7 +49,8 @@ def infer_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         metavar="FILE",
         help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples are answered",
+        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples "
+        "are answered",
     )
     what.add_argument(
         "--output",

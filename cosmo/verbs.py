@@ -8,6 +8,19 @@ from cosmo import flags, settings
 from cosmo.engine.base.command_line import Program, Verb
 
 VERBS = {
+    "quickstart": Verb(
+        help="train, evaluate and question a small model on the sample corpus, offline",
+        description="Train a model of 1.3 million parameters on the sample corpus, evaluate it before "
+        "and after, answer questions, and print a report. The commands that it runs are printed. "
+        "What an earlier quickstart left in the output folder is removed. Exit code 1 if the model "
+        "did not learn.",
+        examples="""\
+  python -m cosmo quickstart
+  python -m cosmo quickstart --output=/tmp/quickstart --train_steps=100
+""",
+        run="cosmo.quickstart:run_quickstart",
+        add_arguments=flags.quickstart_arguments,
+    ),
     "train": Verb(
         help="train, or go on from the latest checkpoint in MODEL_DIR",
         description="Train a model, or go on from the latest checkpoint in MODEL_DIR. MODEL_DIR "

@@ -11,5 +11,10 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.main(verbs.PROGRAM, argv)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command `co3` as a process of its own."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

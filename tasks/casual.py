@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmo.tasks.dialogues import Place
 from cosmo.tasks.errors import shown
 from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.raw import lines, refuse_empty, rows
 from cosmo.tasks.recognize import named
-from cosmo.tasks.records import Place
 from cosmo.tasks.safety import LabelStyle, label_text
 
 _log = logging.getLogger(__name__)

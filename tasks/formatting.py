@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from cosmo.tasks.dialogues import SodaDialogue
 from cosmo.tasks.errors import DataError
-
-if TYPE_CHECKING:
-    from cosmo.tasks.records import SodaDialogue
 
 
 @dataclass(frozen=True)

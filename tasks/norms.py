@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cosmo.tasks import recognize
+from cosmo.tasks.dialogues import Place
 from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.files import TABLES, all_files, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.raw import table
 from cosmo.tasks.recognize import named
-from cosmo.tasks.records import Place
 
 # The Norm Bank's tasks, and the names that their folders and files go by.
 NORM_BANK = {

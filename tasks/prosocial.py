@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cosmo.tasks.dialogues import ProsocialDialogue
 from cosmo.tasks.formatting import Example, instruction
-from cosmo.tasks.records import ProsocialDialogue
 
 _NAMES_FILE = Path(__file__).with_name("names.txt")
 

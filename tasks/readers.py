@@ -11,19 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cosmo.tasks.dialogues import Place, ProsocialDialogue, ProsocialTurn, SodaDialogue
 from cosmo.tasks.files import files_for_split, resolve, splits_of
 from cosmo.tasks.raw import refuse_empty, rows
 from cosmo.tasks.recognize import PROSOCIAL, named
-from cosmo.tasks.records import (
-    Place,
-    ProsocialDialogue,
-    ProsocialTurn,
-    SodaDialogue,
-    direct_download_turn,
-    prosocial_turn,
-    row_position,
-    soda_dialogue,
-)
+from cosmo.tasks.records import direct_download_turn, prosocial_turn, row_position, soda_dialogue
 
 __all__ = [
     "ProsocialDialogue",

@@ -84,7 +84,7 @@ def named(file: Any, *expected: str) -> Iterator[None]:
         found = looks_like(file)
         if found is None or found in expected:
             raise
-        text = f"{file} looks like {found}, not like {expected[0]}. {error}"
+        text = f"{file} looks like {found}, not like {expected[0]}. {error.message}"
         raise DataError(text, setting=error.settings) from None
 
 

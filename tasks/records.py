@@ -1,4 +1,4 @@
-"""The corpora's records as frozen dataclasses, and the checks that make them from raw rows.
+"""Raw rows of SODA and ProsocialDialog, checked and made into `dialogues`.
 
 A record that misses a field or has another type in it is an error that names file, line and
 field. Fields that no example is made from may be absent; present, they must have their type.
@@ -7,11 +7,11 @@ field. Fields that no example is made from may be absent; present, they must hav
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from cosmo.tasks import safety
-from cosmo.tasks.errors import DataError, shown
+from cosmo.tasks.dialogues import Place, ProsocialTurn, SodaDialogue
+from cosmo.tasks.errors import shown
 
 SAFETY_LABELS = safety.LABELS
 
@@ -33,58 +33,6 @@ _PROSOCIAL_OPTIONAL = {
     "episode_done": bool,
 }
 _TYPE_NAMES = {str: "a string", int: "an integer", list: "a list", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record came from: a file, a line from 1 (a row for Parquet), and more, in words."""
-
-    file: str
-    line: int
-    inside: str = ""
-
-    def error(self, problem: str, got: str, expected: str) -> DataError:
-        """The DataError for this place."""
-        problem = f"{self.inside}: {problem}" if self.inside else problem
-        remedy = "Correct or remove the record."
-        return DataError.at(
-            self.file, self.line, problem, got=got, expected=expected, remedy=remedy
-        )
-
-
-@dataclass(frozen=True)
-class SodaDialogue:
-    """One SODA dialogue: `speakers[i]` says `dialogue[i]`. Kim et al. 2023."""
-
-    id: str
-    narrative: str
-    dialogue: tuple[str, ...]
-    speakers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ProsocialTurn:
-    """One exchange: the other speaker's `context`, the guiding speaker's `response`.
-
-    `rots` are the rules of thumb the response was written from, possibly none; `safety_label`
-    (one of SAFETY_LABELS) judges the context, `votes` are the annotators' judgements that it was
-    made from (None where the row has none), unchecked, `place` is where the row stands.
-    """
-
-    context: str
-    response: str
-    rots: tuple[str, ...]
-    safety_label: str
-    votes: tuple[str, ...] | None = None
-    place: Place | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class ProsocialDialogue:
-    """One complete ProsocialDialog dialogue, its exchanges in order. Kim et al. 2022."""
-
-    id: str
-    turns: tuple[ProsocialTurn, ...]
 
 
 def soda_dialogue(row: Any, place: Place, id: str) -> SodaDialogue:

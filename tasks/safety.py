@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
-
-if TYPE_CHECKING:
-    from cosmo.tasks.records import ProsocialDialogue, ProsocialTurn
 
 VOTES = ("casual", "needs caution", "needs intervention")
 LABELS = (

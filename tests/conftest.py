@@ -16,6 +16,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "cosmo-jax-tests"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+# For jax.jit(..., compiler_options=...): a test of reference numbers compiles as users do.
+DEFAULT_COMPILATION = {"xla_backend_optimization_level": 3}
+
+
 def fast_compilation() -> list[str]:
     """Return XLA's flags for tests: tiny networks spend their time in the compiler.
 
@@ -24,6 +28,7 @@ def fast_compilation() -> list[str]:
     flags = ["--xla_backend_optimization_level=0"]
     if importlib.metadata.version("jaxlib") < "0.11":  # XLA refuses a flag that it does not know
         flags.append("--xla_cpu_use_fusion_emitters=false")
+        DEFAULT_COMPILATION["xla_cpu_use_fusion_emitters"] = True
     return flags
 
 

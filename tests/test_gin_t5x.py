@@ -214,8 +214,8 @@ def test_train_takes_no_none_for_eval_steps(name):
 
 
 def test_documented_commands_and_overrides_load():
-    """Oracle: WORKSPACE.md, its commands run with all the overrides that its text names."""
-    text = (ROOT / "WORKSPACE.md").read_text().replace("\\\n", "")
+    """Oracle: docs/t5x.md, its commands run with all the overrides that its text names."""
+    text = (ROOT / "docs/t5x.md").read_text().replace("\\\n", "")
     commands = re.findall(r"^python -m t5x\.(\w+) (.+)$", text, re.M)
     assert [name for name, _ in commands] == ["train", "eval", "infer"]
     section = text[text.index("## The recipes on upstream T5X") :]
@@ -270,7 +270,7 @@ def test_every_macro_is_used_or_excused():
     macros = set(re.findall(r"^([A-Z][A-Z_]*) = ", text, re.M))
     used = references([*T5X_FILES, *shared, ROOT / "gin/runs/tasks.gin"])
     assert macros - used == set(NOT_USED)
-    said = (ROOT / "WORKSPACE.md").read_text()
+    said = (ROOT / "docs/t5x.md").read_text()
     assert all(f"`{name}`" in said for name in NOT_USED)
 
 

@@ -64,6 +64,7 @@ def write_weights(folder: str) -> None:
     from etils import epath
 
     from cosmo.engine.checkpoints import lazy
+    from cosmo.engine.checkpoints.description import flat
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models
 

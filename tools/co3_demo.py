@@ -11,23 +11,25 @@ import contextlib
 import json
 import math
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cosmo import plot
+from cosmo.engine.base import demo_folder
+from cosmo.engine.base.errors import UserError
+from cosmo.quickstart import shown, unigram_perplexity
 from cosmo.tasks import vocabularies
 from cosmo.tasks.corpus_examples import soda_file_examples
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.formatting import Example
 from data_pipeline.outputs import write_atomic
-from tools import plot
-from tools.quickstart import shown, unigram_perplexity
 
 TRIPLES = "data_pipeline/sample/triples.jsonl"
 GIN_FILE = "gin/cosmo/tiny.gin"
+OUTPUT = "runs/co3_demo"
 VOCABULARY = "tasks/sample/vocabulary.model"
 MUST_KEEP = 0.5
 MUST_BEAT = 3.0
@@ -150,30 +152,20 @@ Talk to it, from {pathlib.Path.cwd()}:
     return not faults
 
 
-def _make_room(folder: pathlib.Path) -> str | None:
-    """Remove an earlier demo; what is wrong with a folder of anything else."""
-    if not folder.exists():
-        return None
-    if any(folder.iterdir()) and not (folder / "corpus/journal").is_dir():
-        return f"{folder} holds something else; give another --output"
-    print(f"removing the earlier demo in {folder} (--output=FOLDER keeps it)")
-    shutil.rmtree(folder)
-    return None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
     parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
     parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")
-    parser.add_argument("--output", default="runs/co3_demo", help="folder; emptied first")
+    parser.add_argument("--output", default=OUTPUT, help="folder; emptied first")
     parser.add_argument("--train_steps", type=int, default=300, help="(%(default)s)")
     args = parser.parse_args(argv)
-    folder, began = pathlib.Path(args.output), time.monotonic()
-    if wrong := _make_room(folder):
-        print(f"error: {wrong}", file=sys.stderr)
+    began = time.monotonic()
+    try:
+        folder = demo_folder.begin(args.output, "co3 demo", OUTPUT)
+    except UserError as error:
+        print(f"error: {error.message}", file=sys.stderr)
         return 1
-
     seconds = {}
     corpus, where = folder / "corpus", f"--gin.MODEL_DIR={folder}/model"
     with teacher() as url:

@@ -11,15 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.tasks import casual, raw
+from cosmo.tasks.dialogues import Place, ProsocialTurn
 from cosmo.tasks.errors import DataError, shown
-from cosmo.tasks.records import (
-    Place,
-    ProsocialTurn,
-    direct_download_turn,
-    prosocial_turn,
-    row_position,
-    soda_dialogue,
-)
+from cosmo.tasks.records import direct_download_turn, prosocial_turn, row_position, soda_dialogue
 
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 

@@ -1,4 +1,4 @@
-"""The README's table of plans, as Markdown: `python -m tools.plan_table`.
+"""The table of plans in docs/accelerators.md, as Markdown: `python -m tools.plan_table`.
 
 Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU, one after
 another (a minute or two each on two cores). Needs the extra `tpu`, but no TPU.

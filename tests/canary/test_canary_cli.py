@@ -190,7 +190,6 @@ def test_ask_prints_label_probabilities_and_rots(run, canary, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "required: VERB"),
         (["sing"], "invalid choice"),
         (["label", "--checkpoint=c", "--input=i"], "required: --output"),
         (["label", "--checkpoint=c", "--input=i", "--output=o", "--per-turn"], "mean --per_turn?"),

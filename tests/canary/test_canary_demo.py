@@ -4,13 +4,11 @@ import json
 
 import pytest
 
-import gin
 from canary import demo, verbs
 from canary.evaluation import Case, cases
 from canary.report import Gold
-from cosmo.engine.base import config
+from cosmo.engine.base import command_line, demo_folder
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import datasets
 from cosmo.tasks.safety import LABELS
 
 
@@ -95,19 +93,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     for settings in (None, "PROSOCIAL_PATH = 'data/prosocial_dialog'\n"):
         if settings:
             (tmp_path / "config.gin").write_text(settings)
-        with pytest.raises(UserError, match="holds something else"):
-            demo.run_demo(verbs.parse(["demo", f"--output={tmp_path}"]))
+        with pytest.raises(UserError, match="is no folder of a canary demo"):
+            demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path}"]))
         assert (tmp_path / "precious").exists()
 
 
 def test_an_earlier_demo_makes_room(tmp_path):
-    """Oracle: what the demo's recipe leaves in config.gin once its data has been asked for."""
-    config.load("gin/runs/train.gin", [demo.GIN_FILE], [f"MODEL_DIR = {str(tmp_path)!r}"])
-    with gin.config_scope("train"):
-        config.call(datasets.DatasetConfig)
-    (tmp_path / "config.gin").write_text(config.operative_config())
-    demo._make_room(tmp_path)
-    assert not tmp_path.exists()
+    """Oracle: an empty folder, whatever a marked one held."""
+    folder = demo_folder.begin(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
+    (folder / "anything").write_text("x")
+    demo_folder.begin(str(folder), "canary demo", demo.OUTPUT)
+    assert [p.name for p in folder.iterdir()] == [demo_folder.MARKER]
 
 
 def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
@@ -124,7 +120,7 @@ def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo.subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
-        demo.run_demo(verbs.parse(["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]))
+        demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]))
     assert stop.value.code == 3
     assert [command[:2] for command in commands] == [["cosmo", "train"], ["canary", "eval"]]
     assert commands[0][2] == "--gin_file=gin/canary/canary_tiny.gin"

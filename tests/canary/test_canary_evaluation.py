@@ -155,7 +155,11 @@ def test_an_error_names_flags_not_gin_settings(run, corpus, tmp_path, capsys, fl
     [
         (ROWS[1:2], [], "nothing to measure: no dialogue has all its rows"),
         (ROWS, ["--num_examples=0"], "--num_examples is 0"),
-        (ROWS, ["--output=/dev/null/x"], "--output=/dev/null/x cannot be written to"),
+        (
+            ROWS,
+            ["--output=/dev/null/x"],
+            "/dev/null/x cannot be written to (Not a directory); give another folder (--output)",
+        ),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_one_line(run, tmp_path, capsys, rows, flags, says):

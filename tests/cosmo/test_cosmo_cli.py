@@ -97,7 +97,7 @@ def predictions(trained, tmp_path_factory):
 
 
 def test_infer_writes_the_promised_fields(predictions):
-    """Oracle: the format in README.md."""
+    """Oracle: the format in docs/infer.md."""
     rows = lines(predictions / "soda-predict.jsonl")
     assert len(rows) == 9
     assert set(rows[0]) == {"id", "inputs", "targets", "prediction", "score"}
@@ -355,6 +355,7 @@ def test_model_dir_not_writable(small, tmp_path, capsys):
     text = refusal(capsys, "train", *small, f"--gin.MODEL_DIR={tmp_path / 'file' / 'run'}")
     assert "MODEL_DIR" in text
     assert "cannot be written to" in text
+    assert text.endswith("give another folder (--gin.MODEL_DIR)")
 
 
 def test_batch_size_that_does_not_divide(small, tmp_path, capsys):

@@ -59,7 +59,7 @@ def whole(trained, tmp_path_factory):
 
 
 def test_a_folder_of_shards(whole):
-    """Oracle: the format in README.md. Ids are line numbers of the whole input."""
+    """Oracle: the format in docs/infer.md. Ids are line numbers of the whole input."""
     _, files = whole
     names = [f"predictions-{i:05d}-of-00003.jsonl" for i in range(3)]
     assert set(files) == {*names, "rejected.jsonl"}
@@ -140,6 +140,18 @@ def test_flags_are_the_macros(trained, whole, tmp_path):
     assert (tmp_path / "flags.jsonl").read_bytes() == (tmp_path / "macros.jsonl").read_bytes()
     first = lines(tmp_path / "flags.jsonl")[0]
     assert len(first["predictions"]) == len(first["scores"]) == 2
+
+
+def test_an_input_that_was_cut_says_so(trained, tmp_path, capsys):
+    """Oracle: by hand: a dialogue of 40 turns does not fit 64 tokens, one of a word does. The
+    count comes with the report, also of a run that was complete before."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    records = ({"turns": ["Hi."]}, {"turns": ["We met again."] * 40})
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for _ in range(2):
+        assert run(trained, f"--input={source}", f"--output={output}") == 0
+        assert "0 rejected, 1 from an input that was cut to fit" in capsys.readouterr().out
+    assert [line.get("cut") for line in lines(output)] == [None, True]
 
 
 # Bad input.

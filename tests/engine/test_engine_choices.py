@@ -55,7 +55,7 @@ def go_on(jit):
     def call(model, params, inputs, config, keys, taken):
         with pytest.MonkeyPatch.context() as patch:  # while it is traced
             if taken is not None:
-                patch.setattr(models, "_likeliest", taken)
+                patch.setattr(generate, "_likeliest", taken)
             return generate.choose_and_continue(model, params, inputs, CHOICES, config, keys)
 
     run = jit(call, static_argnums=(0, 3, 5))
@@ -224,7 +224,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on, monkeypa
     assert [answer.row for answer in found] == rows
     np.testing.assert_allclose([a.scores for a in found], expected.scores, rtol=2e-5)
 
-    monkeypatch.setattr(models, "_likeliest", varied)
+    monkeypatch.setattr(generate, "_likeliest", varied)
     infer._continue_fn.cache_clear()  # traced anew, and not kept for other tests
     work = infer.choosing_then_generating(session, CHOICES, DecodingConfig(5))
     found = infer.answer(session, rows, work)

@@ -144,9 +144,9 @@ def test_engine_data_prepare_folder_error_names_the_setting(tmp_path, name):
     (tmp_path / "file").write_text("")
     path = str(tmp_path / "file" / "run")
     with pytest.raises(UserError) as error:
-        prepare_folder(path, **({} if name == "MODEL_DIR" else {"name": name}))
-    assert f"{name}={path} cannot be written to" in str(error.value)
-    assert f"--gin.{name}=PATH" in str(error.value)
+        prepare_folder(path, **({} if name == "MODEL_DIR" else {"setting": name}))
+    assert f"{path} cannot be written to" in str(error.value)
+    assert error.value.settings == (name,)
 
 
 @pytest.fixture

@@ -178,8 +178,6 @@ sys.path[:0] = ["."]
 import jax, numpy as np
 from tests.engine import fault_driver
 from cosmo.engine.checkpoints import run_checkpoints, saving
-import fault_driver
-from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from cosmo.tasks import safety
+from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.readers import read_prosocial
-from cosmo.tasks.records import SAFETY_LABELS, ProsocialDialogue, ProsocialTurn
+from cosmo.tasks.records import SAFETY_LABELS
 from cosmo.tasks.vocabularies import load
 
 CASUAL, CAUTION, INTERVENTION = safety.VOTES

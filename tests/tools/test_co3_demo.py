@@ -93,7 +93,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "precious").write_text("x")
     assert co3_demo.main([f"--output={tmp_path}"]) == 1
     assert (tmp_path / "precious").exists()
-    assert "holds something else" in capsys.readouterr().err
+    assert "is no folder of a co3 demo" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ import pytest
 import sentencepiece
 
 from cosmo.tasks.readers import read_prosocial
-from tools import make_canary_sample, make_sample_corpus, train_vocabulary
-from tools.sample_corpus_grammar import GrammarError, load_grammar
+from tests.sample_corpus import make_canary_sample, make_sample_corpus
+from tests.sample_corpus.sample_corpus_grammar import GrammarError, load_grammar
+from tools import train_vocabulary
 
 SAMPLE = Path(__file__).resolve().parents[2] / "tasks" / "sample"
 SPLITS = ("train", "validation", "test")

@@ -12,8 +12,14 @@ import pytest
 import sentencepiece
 
 from cosmo.tasks.readers import read_prosocial, read_soda
-from tools import make_sample_corpus, train_vocabulary
-from tools.sample_corpus_grammar import GrammarError, load_grammar, parse_script, parse_slots
+from tests.sample_corpus import make_sample_corpus
+from tests.sample_corpus.sample_corpus_grammar import (
+    GrammarError,
+    load_grammar,
+    parse_script,
+    parse_slots,
+)
+from tools import train_vocabulary
 
 SAMPLE = Path(__file__).resolve().parents[2] / "tasks" / "sample"
 SPLITS = ("train", "validation", "test")

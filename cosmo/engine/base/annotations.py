@@ -12,6 +12,7 @@ _WORDS = {
     bool: "True or False",
     type(None): "None",
 }
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def fits(value: Any, wanted: Any) -> bool:
@@ -66,10 +67,14 @@ def words(wanted: Any) -> str:
     if issubclass(kind, collections.abc.Callable) and origin:
         return "a function"
     if issubclass(kind, collections.abc.Mapping):
-        return f"a dict of {words(inner[0])} to {words(inner[1])}" if inner else "a dict"
+        return f"a dict of {_plural(inner[0])} to {_plural(inner[1])}" if inner else "a dict"
     if kind is tuple and inner and inner[-1] is not Ellipsis:
         return f"a tuple of {', '.join(map(words, inner))}"
     if issubclass(kind, collections.abc.Collection):
         name = "tuple" if kind is tuple else "list"
-        return f"a {name} of {words(inner[0])} each" if inner else f"a {name}"
+        return f"a {name} of {_plural(inner[0])}" if inner else f"a {name}"
     return f"a {kind.__name__}"
+
+
+def _plural(wanted: Any) -> str:
+    return _PLURALS.get(wanted) or f"{words(wanted)} each"

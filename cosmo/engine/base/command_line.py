@@ -144,7 +144,7 @@ def guarded(
 
 def spelled(error: Exception, flag: Callable[[str], str | None]) -> str:
     """Return an error's text and, in brackets, the flags of the settings that it carries."""
-    text = str(error)
+    text = getattr(error, "message", None) or str(error)
     names = [flag(name) for name in getattr(error, "settings", ())]
     missing = [name for name in dict.fromkeys(names) if name is not None and name not in text]
     return f"{text} ({', '.join(missing)})" if missing else text
@@ -155,12 +155,10 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
     if not parsed:
         return None
     verb = parsed[0].verb
-    if name in program.flags:
-        return program.flags[name]
-    actions = parser(program, [verb])[1][verb]._actions
-    for action in actions:
-        if f"--{name}" in action.option_strings:
-            return f"--{name}"
+    wanted = program.flags.get(name, f"--{name}")
+    for action in parser(program, [verb])[1][verb]._actions:
+        if wanted in action.option_strings:
+            return wanted
         if action.dest == name and action.option_strings:
             return action.option_strings[-1]
     is_gins = "." in name or name.isupper()

@@ -222,9 +222,8 @@ def call(function: Callable[..., Any], **given: Any) -> Any:
     try:
         return gin.get_configurable(function)(**given)
     except UserError as error:
-        # gin appends where the call stood, which does not help to change a setting.
-        text = str(error).split("\n  In call to configurable")[0]
-        raise UserError(text, setting=error.settings) from error
+        # gin appends to the text where the call stood, which does not help to change a setting.
+        raise UserError(error.message, setting=error.settings) from error
     except (RuntimeError, ValueError, TypeError) as error:
         missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
         if missing:

@@ -13,4 +13,12 @@ class UserError(Exception):
 
     def __init__(self, message: object = "", *, setting: str | Sequence[str] = ()):
         super().__init__(message)
+        # Attributes of the instance: gin raises a proxy of an error, made without this method, that
+        # looks up in the original what it lacks itself.
+        self.message = str(message)
         self.settings = (setting,) if isinstance(setting, str) else tuple(setting)
+
+    def __str__(self) -> str:
+        """Return the message with the bare settings, for Python, T5X and TensorFlow's reports."""
+        names = f" (setting: {', '.join(self.settings)})" if self.settings else ""
+        return f"{self.message}{names}"

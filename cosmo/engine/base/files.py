@@ -21,6 +21,8 @@ CORRUPT = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 def resolve(path: Any) -> Any:
     """Return `path` as a path object: etils' for a remote one (gs://), else pathlib's."""
+    if hasattr(path, "open"):  # a path object already, or what stands for one
+        return path
     if "://" in str(path):
         from etils import epath  # remote file systems only: most runs never need it
 

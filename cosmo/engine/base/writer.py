@@ -17,8 +17,8 @@ from cosmo.engine.base.errors import UserError
 log = logging.getLogger("cosmo")
 
 
-def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
-    """Create a folder that can be written to, or raise UserError (before hours of work)."""
+def prepare_folder(path: str, setting: str = "MODEL_DIR") -> epath.Path:
+    """Create a folder and check that it can be written to; UserError, before hours of work."""
     folder = epath.Path(path)
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
@@ -26,16 +26,15 @@ def prepare_folder(path: str, name: str = "MODEL_DIR") -> epath.Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        flag = name if name.startswith("--") else f"--gin.{name}"
         raise UserError(
-            f"{name}={path} cannot be written to ({error.strerror or error}); "
-            f"give another folder with {flag}=PATH"
+            f"{path} cannot be written to ({error.strerror or error}); give another folder",
+            setting=setting,
         ) from error
     return folder
 
 
 @contextlib.contextmanager
-def only_writer(folder: epath.Path, name: str = "MODEL_DIR") -> Iterator[None]:
+def only_writer(folder: epath.Path, setting: str = "MODEL_DIR") -> Iterator[None]:
     """Hold `folder` for this process; raise UserError if another holds it.
 
     The lock goes with the process, however it ends. An object store has none.
@@ -51,8 +50,9 @@ def only_writer(folder: epath.Path, name: str = "MODEL_DIR") -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
-                f"{name}={folder} is in use by {file.read().strip() or 'another process'}: stop "
-                "it, or give another folder"
+                f"{folder} is in use by {file.read().strip() or 'another process'}: stop it, or "
+                "give another folder",
+                setting=setting,
             ) from error
         except OSError:  # a file system without locks
             log.info("%s cannot be locked: see to it that nobody else writes there", folder)

@@ -70,14 +70,14 @@ def locate(path: str) -> Located:
     )
 
 
-def results_folder(path: str, name: str, flag: str) -> str:
+def results_folder(path: str, name: str, setting: str) -> str:
     """Return the default folder for results: `name` in the run's folder.
 
     Raises UserError for a foreign checkpoint: its folder belongs to another system.
     """
     found = locate(path)
     if found.format != "cosmo":
-        raise UserError(f"{path} is no run of ours to write into: give {flag}=FOLDER")
+        raise UserError(f"{path} is no run of ours to write into: give a folder", setting=setting)
     return f"{found.folder}/{name}"
 
 

@@ -135,7 +135,7 @@ def export_checkpoint(
             if states is None:
                 log.warning(
                     "%s has no Adafactor state: T5X must start its optimizer anew (see "
-                    "WORKSPACE.md)",
+                    "docs/extend.md)",
                     source,
                 )
             t5x.write_checkpoint(

@@ -7,7 +7,7 @@ run's progress (position in the data, bad steps) as JSON.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -313,17 +313,28 @@ def unreadable(model_dir: epath.PathLike, step: int) -> str | None:
         target = epath.Path(saver.directory) / str(step) / "state"
         metadata = saver.item_metadata(step)["state"]
         if metadata is None:
-            return "it holds no arrays"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(metadata):
-            wanted: Any = np.zeros(leaf.shape, leaf.dtype)
-            for key in reversed(path):
-                wanted = {str(getattr(key, "key", getattr(key, "idx", key))): wanted}
-            args = ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
+            return "it cannot be read: it holds no arrays"
+        for path, subtree in _subtrees(metadata):
+            wanted = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), subtree)
+            for name in reversed(path):
+                wanted = {name: wanted}
+            # As numpy arrays: no device need exist as it did when the checkpoint was saved.
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            args = ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True)
             try:
                 _explained(saver, step, lambda args=args: reader.restore(target, args=args))
             except UserError as error:
                 return str(error)
     return None
+
+
+def _subtrees(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (path, subtree) of everything below nested dicts, which Orbax can restore in part."""
+    if isinstance(tree, dict):
+        for name, inner in tree.items():
+            yield from _subtrees(inner, (*path, name))
+    else:
+        yield path, tree
 
 
 def _read_json(saver, step: int, item: str) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _source(config: datasets.DatasetConfig, name: str):
         if not task.cache_dir:
             raise UserError(
                 f"task {name!r} is not in SeqIO's cache: write it with seqio_cache_tasks, and name "
-                "its folder (see WORKSPACE.md), or leave out --gin.USE_CACHED_TASKS"
+                "its folder (see docs/extend.md), or leave out --gin.USE_CACHED_TASKS"
             )
         return task, task._get_cached_source(config.split)
     return task, task.source

@@ -310,7 +310,7 @@ def infer_mixture(
     inferences/ in the run's folder.
     """
     path = config.session.checkpoint_path
-    output = output or any_format.results_folder(path, "inferences", "--gin.INFER_OUTPUT_DIR")
+    output = output or any_format.results_folder(path, "inferences", "INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)
     reports = {}
     for task in reader.eval_tasks(dataset, num_examples):

@@ -213,9 +213,7 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder), and returns the metrics.
     """
-    output = output or any_format.results_folder(
-        session.checkpoint_path, "eval", "--gin.EVAL_OUTPUT_DIR"
-    )
+    output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)

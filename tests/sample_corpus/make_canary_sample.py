@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.make_sample_corpus import label_for, to_me, to_you, write_jsonl, write_text
-from tools.sample_casual_corpora import casual_files
-from tools.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
+from tests.sample_corpus.make_sample_corpus import label_for, to_me, to_you, write_jsonl, write_text
+from tests.sample_corpus.sample_casual_corpora import casual_files
+from tests.sample_corpus.sample_corpus_grammar import GrammarError, draw_slots, expand, load_grammar
 
 SIZES = {"train": 720, "validation": 60, "test": 120}  # dialogues
 _KINDS = {"caution": 0.62, "danger": 0.18, "casual": 0.2}
@@ -320,11 +320,11 @@ def make_prosocial(seed: int) -> dict[str, list[dict[str, Any]]]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write the corpora and say what was written."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.make_canary_sample",
+        prog="python -m tests.sample_corpus.make_canary_sample",
         description="Write Canary's sample corpus: canary/ in the form of ProsocialDialog, and "
         "dailydialog/, empathetic_dialogues/ and blended_skill_talk/ in their publishers' "
         "formats. The same seed gives the same bytes.",
-        epilog="Example: python -m tools.make_canary_sample --output=tasks/sample",
+        epilog="Example: python -m tests.sample_corpus.make_canary_sample --output=tasks/sample",
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="draws another corpus (default: 0)")

@@ -1,4 +1,4 @@
-"""Loss curves of a run as a PNG: `python -m tools.plot MODEL_DIR --output=loss.png`."""
+"""Loss curves of a run as a PNG: `python -m cosmo.plot MODEL_DIR --output=loss.png`."""
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cosmo.plot", description=__doc__)
     parser.add_argument("model_dir", type=pathlib.Path, help="a run's folder, with metrics.jsonl")
     parser.add_argument("--output", type=pathlib.Path, help="PNG; default MODEL_DIR/loss.png")
     args = parser.parse_args(argv)

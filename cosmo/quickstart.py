@@ -1,7 +1,7 @@
-"""The whole road once, on a laptop: train a small Cosmo, evaluate it, ask it, and report.
+"""The quickstart: train a small Cosmo on a laptop, evaluate it, question it, and report.
 
-Each stage is the command that a user would type; `make quickstart` runs this. Exits with 1 if the
-model has not learnt: its validation perplexity must end below a third of a unigram model's.
+Each stage is the command that a user would type; `python -m cosmo quickstart` runs this. It fails if
+the model has not learnt: its validation perplexity must end below a third of a unigram model's.
 """
 
 import argparse
@@ -9,18 +9,19 @@ import collections
 import json
 import math
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
 
-from cosmo.tasks import vocabularies
+from cosmo import plot
+from cosmo.engine.base import demo_folder
+from cosmo.tasks import files, vocabularies
 from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.metrics import f1
-from tools import plot
 
 GIN_FILE = "gin/cosmo/tiny.gin"
+OUTPUT = "runs/quickstart"
 SAMPLE = "tasks/sample"
 MUST_BEAT = 3.0  # the unigram model's perplexity, divided by ours, at least
 
@@ -72,7 +73,10 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
     rows = plot.read_metrics(folder / "metrics.jsonl")
     evaluations = [row for row in rows if "eval/all/loss" in row]
     before, after = evaluations[0], evaluations[-1]
-    plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on the sample corpus", math.log(unigram))
+    try:
+        plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on the sample corpus", math.log(unigram))
+    except ImportError:  # the extra `plot` is optional
+        print("no loss.png: pip install matplotlib draws it")
 
     predictions = {}
     for path in sorted((folder / "eval").glob("*-predictions.jsonl")):
@@ -123,30 +127,14 @@ Talk to it, from {pathlib.Path.cwd()}:
     return learnt
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.quickstart", description=__doc__)
-    parser.add_argument("--output", default="runs/quickstart", help="folder; emptied first")
-    parser.add_argument("--train_steps", type=int, help="instead of the gin file's TRAIN_STEPS")
-    args = parser.parse_args(argv)
-    folder, began = pathlib.Path(args.output), time.monotonic()
-    settings = folder / "config.gin"
-    # Another run has settings too, but has read another corpus.
-    ours = settings.exists() and "SODA_PATH = 'tasks/sample/soda'" in settings.read_text()
-    if folder.exists() and not ours and any(folder.iterdir()):
-        print(f"error: {folder} holds something else; give another --output", file=sys.stderr)
-        return 1
-    if folder.exists():
-        print(f"removing the earlier quickstart in {folder} (--output=FOLDER keeps it)")
-        shutil.rmtree(folder)
+def run_quickstart(args: argparse.Namespace) -> int:
+    """Run `quickstart`; return the exit code, 1 if the model has not learnt."""
+    began = time.monotonic()
+    folder = demo_folder.begin(args.output, "quickstart", OUTPUT)
     where = f"--gin.MODEL_DIR={folder}"
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     run("train", f"--gin_file={GIN_FILE}", where, "--gin.RUN_EVAL_BEFORE_TRAINING=True", *steps)
     run("eval", where, f"--gin.EVAL_OUTPUT_DIR={folder}/eval")
-    questions, answers = f"{SAMPLE}/questions.jsonl", f"{folder}/answers.jsonl"
+    questions, answers = files.resolve(f"{SAMPLE}/questions.jsonl"), f"{folder}/answers.jsonl"
     run("infer", where, f"--input={questions}", f"--output={answers}")
     return 0 if report(folder, time.monotonic() - began) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tools.sample_corpus_grammar import (
+from tests.sample_corpus.sample_corpus_grammar import (
     GrammarError,
     draw_dialogue,
     draw_slots,
@@ -265,10 +265,10 @@ def write_text(path: Path, text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write both corpora and say what was written."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.make_sample_corpus",
+        prog="python -m tests.sample_corpus.make_sample_corpus",
         description="Write the sample corpus: soda/ and prosocial/ with train, validation and "
         "test as JSON lines. The same seed gives the same bytes.",
-        epilog="Example: python -m tools.make_sample_corpus --output=tasks/sample",
+        epilog="Example: python -m tests.sample_corpus.make_sample_corpus --output=tasks/sample",
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="draws another corpus (default: 0)")

@@ -10,7 +10,7 @@ import json
 import random
 import re
 
-from tools.sample_corpus_grammar import (
+from tests.sample_corpus.sample_corpus_grammar import (
     draw_dialogue,
     draw_slots,
     load_grammar,

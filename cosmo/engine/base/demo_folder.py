@@ -1,0 +1,47 @@
+"""The output folder of a demo: made anew each time, and never a folder of somebody else."""
+
+import pathlib
+import shutil
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.writer import only_writer, prepare_folder, write_atomic
+
+MARKER = ".made_by_demo"
+# Names that a run or a demo leaves, however early it ended: a first start that crashed may have
+# left no marker. Partial files of atomic writes begin with a dot.
+LEFTOVERS = {
+    *("checkpoints", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
+    *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
+    *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
+}
+
+
+def begin(path: str, demo: str, default: str) -> pathlib.Path:
+    """Return the empty folder `path`, marked as the one of `demo`.
+
+    What an earlier start left there, complete or not, is removed. A folder without the marker is
+    removed only if it is the demo's `default` and holds nothing but what a run leaves. Raises
+    UserError for any other folder, or one that another process is writing to.
+    """
+    folder = pathlib.Path(path)
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file: give another folder", setting="output")
+        entries = [entry.name for entry in folder.iterdir()]
+        marker = folder / MARKER
+        marked = marker.exists() and marker.read_text().strip() == demo
+        known = LEFTOVERS if folder == pathlib.Path(default) else set()
+        others = [n for n in entries if n not in known and not n.startswith(".")]
+        if others and not marked:
+            raise UserError(
+                f"{folder} holds {others[0]} and is no folder of a {demo}: give another folder",
+                setting="output",
+            )
+        with only_writer(folder, "output"):  # a demo that still runs must not lose its files
+            pass
+        if entries:
+            print(f"removing what an earlier {demo} left in {folder} (--output=FOLDER keeps it)")
+        shutil.rmtree(folder)
+    prepare_folder(str(folder), "output")
+    write_atomic(folder / MARKER, f"{demo}\n")
+    return folder
