@@ -24,12 +24,15 @@ UNCONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 # httpx2 looks through all connections of a pool at each call: 4.4 ms of a core a call with one pool
 # of 256, 1.8 ms with 32 pools of 8.
 POOL_CONNECTIONS = 8
+MAX_TOKENS = 10**9  # no prompt or answer has more tokens
 NO_KEY = "none"  # local servers want no key, but the library wants one
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """Where and whom to ask. `key_variable` names the environment variable with the key."""
+    """A model server: address, model, form. `key_variable` names the environment variable with the
+    key, which is stored nowhere else.
+    """
 
     base_url: str
     model: str
@@ -40,11 +43,11 @@ class Server:
 
     @property
     def address(self) -> str:
-        """`base_url` as it may be shown."""
+        """Return `base_url` without its secrets."""
         return secrets.address(self.base_url)
 
     def key(self) -> str:
-        """The key, from the environment alone. Raises UserError, which does not show it."""
+        """Return the key from the environment. Raises UserError, which does not show the key."""
         key = os.environ.get(self.key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(
@@ -56,7 +59,7 @@ class Server:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of one call. `status` 0: nothing came, and `text` says why."""
+    """The outcome of one call. Status 0 means that no reply came; `text` then gives the cause."""
 
     status: int
     text: str
@@ -64,22 +67,20 @@ class Reply:
 
     @property
     def billed(self) -> bool:
-        """Whether the server may have made an answer, and charge for it.
-
-        It has where it says so, and may have where its answer was waited for or broke off; nobody
-        was asked where no connection came about.
-        """
+        """Return whether the server may have made an answer, and charge for it."""
+        # A call that timed out or broke off may have been answered. One without a connection was
+        # not.
         return self.status == 200 or (self.status == 0 and not self.text.startswith(UNCONNECTED))
 
 
 class AnswerError(ValueError):
-    """A reply of status 200 that is no answer: cut off, or not in the expected form."""
+    """A reply of status 200 is cut off, or not in the expected form."""
 
 
-def body(request: Request, server: Server, seed: int = 0) -> bytes:
-    """The JSON that a request is sent as, in the server's form.
+def request_body(request: Request, server: Server, seed: int = 0) -> bytes:
+    """Return a request as JSON in the server's form.
 
-    The seed lets servers that obey it answer the same request alike, and its second attempt not.
+    A server that obeys the seed answers the same request alike, and another attempt differently.
     """
     if request.stage == "moderation":
         return _dumps({"model": server.model, "input": request.prompt})
@@ -110,8 +111,8 @@ def _dumps(asked: dict[str, Any]) -> bytes:
     return json.dumps(asked, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def read(text: str, form: str) -> Response:
-    """What a server's answer says. Raises AnswerError if it is none."""
+def parse_answer(text: str, form: str) -> Response:
+    """Return the response in a server's text. Raises AnswerError if there is none."""
     try:
         said = json.loads(text)
         if form == "moderation":
@@ -132,8 +133,8 @@ def read(text: str, form: str) -> Response:
             text=words,
             finish_reason=choice.get("finish_reason") or "stop",
             logprobs=_logprobs(choice.get("logprobs"), form),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_tokens=_tokens(usage.get("prompt_tokens")),
+            completion_tokens=_tokens(usage.get("completion_tokens")),
         )
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         what = "truncated or no JSON" if isinstance(error, ValueError) else "unexpected JSON"
@@ -142,8 +143,14 @@ def read(text: str, form: str) -> Response:
         raise AnswerError("JSON of too many levels") from error
 
 
+def _tokens(given: Any) -> int:
+    """Return a token count, or 0 for one that no answer can have. Raises ValueError, TypeError."""
+    count = int(given or 0)
+    return count if 0 <= count <= MAX_TOKENS else 0
+
+
 def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | None:
-    """Each token's alternatives, or None where the server gives none."""
+    """Return each token's alternatives, or None if the server gives none."""
     if not given:
         return None
     if given.get("content"):  # chat, and servers that use its shape for both
@@ -158,7 +165,7 @@ def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | N
 
 
 def retry_after(headers: Any, now: float | None = None) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds or an HTTP date)."""
+    """Return the seconds to wait by `retry-after-ms` or `Retry-After` (RFC 9110, 10.2.3)."""
     try:
         if headers.get("retry-after-ms"):
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -241,20 +248,22 @@ class Client:
 
 
 async def probe(client: Client, form: str) -> str:
-    """The form to use; a clear UserError if nobody answers, the key is wrong or no such model.
+    """Send one small request; return the form that the server takes.
 
-    With "auto" the completions endpoint is asked for one token; a server that has none, or a
-    model that only converses, is asked in the chat form.
+    "auto" tries the completion form first. A server without it, or a model that only converses, is
+    tried in the chat form. Raises UserError for no answer, a wrong key or an unknown model.
     """
     server = client.server
     for tried in ("completion", "chat") if form == "auto" else (form,):
-        asking = dataclasses.replace(server, form=tried)
-        data = json.loads(body(Request("probe", "probe", 0, "Hello"), asking))
+        candidate = dataclasses.replace(server, form=tried)
+        data = json.loads(request_body(Request("probe", "probe", 0, "Hello"), candidate))
         data |= {name: 1 for name in ("max_tokens", "max_completion_tokens") if name in data}
-        # A form that is guessed is remembered, so it is not guessed from an overload.
+        # The form is kept for later starts, so an overloaded server must not decide it.
         for wait in (0.2, 1.0, 5.0, None) if form == "auto" else (None,):
             reply = await client.post(tried, _dumps(data))
-            passing = reply.status in HEALING or (reply.status >= 500 and reply.status != 501)
+            passing = reply.status in RETRYABLE_STATUS or (
+                reply.status >= 500 and reply.status != 501
+            )
             if not passing or wait is None:
                 break
             await asyncio.sleep(min(reply.retry_after or wait, 30))
@@ -266,8 +275,8 @@ async def probe(client: Client, form: str) -> str:
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
         if form == "auto" and tried == "completion" and other:
             continue
-        if hopeless(reply) or refused(reply):
-            raise UserError(complaint(reply, asking))
+        if is_final(reply) or is_refused(reply):
+            raise UserError(explain_refusal(reply, candidate))
         if form == "auto" and reply.status != 200:
             raise UserError(
                 f"{server.address}: {_said(reply)}: whether it takes completions or chat cannot "
@@ -277,16 +286,16 @@ async def probe(client: Client, form: str) -> str:
     raise AssertionError("unreachable: the chat form is returned or refused")
 
 
-HEALING = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
+RETRYABLE_STATUS = (408, 409, 425, 429)  # the 4xx that another try may pass
 
 
-def refused(reply: Reply) -> bool:
-    """Whether the server will not have this request; a redirection is not followed."""
-    return 0 < reply.status < 500 and reply.status != 200 and reply.status not in HEALING
+def is_refused(reply: Reply) -> bool:
+    """Return whether the server refuses this request. A redirection is not followed."""
+    return 0 < reply.status < 500 and reply.status != 200 and reply.status not in RETRYABLE_STATUS
 
 
-def hopeless(reply: Reply) -> bool:
-    """Whether no call to this server can succeed until somebody mends something."""
+def is_final(reply: Reply) -> bool:
+    """Return whether no call can succeed before the user changes something."""
     unpaid = reply.status == 429 and "insufficient_quota" in reply.text
     return reply.status in (401, 402, 404, 405) or unpaid
 
@@ -295,8 +304,8 @@ def _said(reply: Reply) -> str:
     return f"{reply.status}: {' '.join(reply.text.split())[:300]}"
 
 
-def complaint(reply: Reply, server: Server) -> str:
-    """What a refusal means and what to do about it, on one line."""
+def explain_refusal(reply: Reply, server: Server) -> str:
+    """Return on one line what a refusal means and what to do about it."""
     where = f"{server.address}: {_said(reply)}"
     if reply.status < 400:
         return f"{where}. It is answered elsewhere: mend --base_url (https?)"

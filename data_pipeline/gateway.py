@@ -17,7 +17,7 @@ from data_pipeline import client as clients
 from data_pipeline.client import AnswerError, Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.journal import Entry, Journal
-from data_pipeline.limits import Call, Limits, most_tokens
+from data_pipeline.limits import Call, Limits, max_tokens
 from data_pipeline.requests import Request, Response
 
 log = logging.getLogger("data_pipeline")
@@ -89,10 +89,10 @@ class Gateway:
         if known is not None:
             # An answer that another version read, and this one cannot, is asked for again.
             with contextlib.suppress(AnswerError):
-                response = clients.read(known.raw, form)
+                response = clients.parse_answer(known.raw, form)
                 self.counts["replayed"] += 1
                 return response
-        data = clients.body(request, server, seed=int(key[:7], 16))
+        data = clients.request_body(request, server, seed=int(key[:7], 16))
         for tried in range(1, self.policy.tries + 1):
             async with self.limits.slot(request) as call:
                 reply = await post(form, data)
@@ -105,9 +105,13 @@ class Gateway:
                 if response is not None:
                     call.prompt_tokens = response.prompt_tokens
                     call.completion_tokens = response.completion_tokens
+                    if not (response.prompt_tokens or response.completion_tokens):
+                        # A server that counts no tokens must not pass the caps.
+                        call.prompt_tokens, call.completion_tokens = max_tokens(request)
+                        call.estimated = True
                     self._keep(key, request, "answer", reply.text, call)
                 elif reply.billed:  # no answer, but it may have been paid for
-                    call.prompt_tokens, call.completion_tokens = most_tokens(request)
+                    call.prompt_tokens, call.completion_tokens = max_tokens(request)
                     call.estimated = True
                     self._keep(key, request, "failure", reply.text, call, reason)
             if response is not None:
@@ -156,9 +160,9 @@ class Gateway:
 
     def _check_hope(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
-        self._refused_in_a_row = self._refused_in_a_row + 1 if clients.refused(reply) else 0
-        if clients.hopeless(reply) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
-            raise UserError(clients.complaint(reply, server))
+        self._refused_in_a_row = self._refused_in_a_row + 1 if clients.is_refused(reply) else 0
+        if clients.is_final(reply) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise UserError(clients.explain_refusal(reply, server))
 
     async def _pause(self, reply: Reply, tried: int) -> None:
         """Wait before the next try. A Retry-After holds every call, not this one alone."""
@@ -181,9 +185,9 @@ def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
     if reply.status >= 500:
         return None, "server error"
     if reply.status != 200:
-        return None, "refused" if clients.refused(reply) else "server error"
+        return None, "refused" if clients.is_refused(reply) else "server error"
     try:
-        return clients.read(reply.text, form), ""
+        return clients.parse_answer(reply.text, form), ""
     except AnswerError:
         return None, "broken answer"
 

@@ -163,7 +163,7 @@ class Limits:
         Raises ClosedError if no further call may begin.
         """
         async with self.concurrency.place():
-            most = most_tokens(request)
+            most = max_tokens(request)
             await self._room(*most)
             call = Call()
             guess_in, guess_out = self.estimate(request)
@@ -239,7 +239,7 @@ class Limits:
         return None
 
 
-def most_tokens(request: Request) -> tuple[int, int]:
+def max_tokens(request: Request) -> tuple[int, int]:
     """Return the most tokens that a request may take, in and out."""
     if request.stage == "moderation":
         return 0, 0

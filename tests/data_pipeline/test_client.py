@@ -26,7 +26,7 @@ ASK = Request(
 
 
 def body(**settings) -> dict:
-    return json.loads(client.body(ASK, Server("http://x/v1", "m", **settings), seed=3))
+    return json.loads(client.request_body(ASK, Server("http://x/v1", "m", **settings), seed=3))
 
 
 def test_bodies_are_what_the_api_wants():
@@ -47,18 +47,21 @@ def test_answers_are_read_in_both_forms():
     usage = {"prompt_tokens": 4, "completion_tokens": 1}
     top = [{" Yes": -0.1, " No": -2.5}]
     choice = {"text": " Yes", "finish_reason": "length", "logprobs": {"top_logprobs": top}}
-    said = client.read(json.dumps({"choices": [choice], "usage": usage}), "completion")
+    said = client.parse_answer(json.dumps({"choices": [choice], "usage": usage}), "completion")
     assert said == Response(" Yes", "length", ({" Yes": -0.1, " No": -2.5},), None, 4, 1)
     token = {"token": "Yes", "logprob": -0.1, "top_logprobs": [{"token": "Yes", "logprob": -0.1}]}
     choice = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
-    said = client.read(json.dumps({"choices": [choice]}), "chat")
+    said = client.parse_answer(json.dumps({"choices": [choice]}), "chat")
     assert said == Response("Yes", "stop", ({"Yes": -0.1},))
     choice = {"message": {"content": None, "refusal": "I can't"}, "logprobs": None}
-    assert client.read(json.dumps({"choices": [choice]}), "chat").text == "I can't"
+    assert client.parse_answer(json.dumps({"choices": [choice]}), "chat").text == "I can't"
     half = '{"choices": [{"text": "a\\ud83d", "finish_reason": "stop"}]}'
-    assert client.read(half, "completion").text == "a?"
+    assert client.parse_answer(half, "completion").text == "a?"
     scores = {"results": [{"category_scores": {"hate": 0.7, "sexual": None}}]}
-    assert client.read(json.dumps(scores), "moderation").scores == {"hate": 0.7, "sexual": 0.0}
+    assert client.parse_answer(json.dumps(scores), "moderation").scores == {
+        "hate": 0.7,
+        "sexual": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_answers_are_read_in_both_forms():
 def test_what_is_no_answer_is_said_to_be_none(text):
     """Oracle: these lack what an answer has."""
     with pytest.raises(client.AnswerError):
-        client.read(text, "completion")
+        client.parse_answer(text, "completion")
 
 
 def test_retry_after_in_all_its_spellings():
@@ -136,9 +139,9 @@ def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
 
 def test_refusals_that_cannot_heal():
     """Oracle: the meaning of the status codes; a quota is a 429 that waiting does not mend."""
-    assert client.hopeless(Reply(401, "")) and client.hopeless(Reply(404, ""))
-    assert client.hopeless(Reply(429, '{"code": "insufficient_quota"}'))
-    assert not client.hopeless(Reply(429, "slow down")) and not client.hopeless(Reply(500, ""))
+    assert client.is_final(Reply(401, "")) and client.is_final(Reply(404, ""))
+    assert client.is_final(Reply(429, '{"code": "insufficient_quota"}'))
+    assert not client.is_final(Reply(429, "slow down")) and not client.is_final(Reply(500, ""))
 
 
 class Clock:
@@ -261,12 +264,12 @@ def test_odd_replies_come_back_as_replies():
     asked = [dataclasses.replace(ASK, prompt=f"Question {n}") for n in range(40)]
     with teacher() as (url, _):
         server = Server(url, "teacher")
-        good = asyncio.run(post_all(server, [client.body(one, server) for one in asked]))
+        good = asyncio.run(post_all(server, [client.request_body(one, server) for one in asked]))
     assert {reply.status for reply in good} == {200}
     manners = dict(misbehave=0.9, kinds=("429", "500", "cut", "truncated"), retry_after="7")
     with teacher(**manners) as (url, taught):
         server = Server(url, "teacher", timeout=5)
-        replies = asyncio.run(post_all(server, [client.body(one, server) for one in asked]))
+        replies = asyncio.run(post_all(server, [client.request_body(one, server) for one in asked]))
         kinds = {kind for kind in manners["kinds"] if taught.counts[f"misbehaved: {kind}"]}
     assert kinds == set(manners["kinds"])
     for reply, whole in zip(replies, good, strict=True):
@@ -305,7 +308,7 @@ def test_a_slow_answer_is_given_up():
     """Oracle: the timeout is given, and named."""
     with teacher(latency=2.0) as (url, _):
         server = Server(url, "teacher", timeout=0.1)
-        (reply,) = asyncio.run(post_all(server, [client.body(ASK, server)]))
+        (reply,) = asyncio.run(post_all(server, [client.request_body(ASK, server)]))
     assert reply == Reply(0, "no answer within 0.1 s")
 
 
