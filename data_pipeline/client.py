@@ -128,13 +128,13 @@ def parse_answer(text: str, form: str) -> Response:
             raise TypeError(f"text is {type(words).__name__}")
         if not words.isascii():  # an escaped half of a surrogate pair is no text
             words = words.encode("utf-8", "replace").decode()
-        usage = said.get("usage") or {}
+        prompt_tokens, completion_tokens = _usage(said.get("usage") or {})
         return Response(
             text=words,
             finish_reason=choice.get("finish_reason") or "stop",
             logprobs=_logprobs(choice.get("logprobs"), form),
-            prompt_tokens=_tokens(usage.get("prompt_tokens")),
-            completion_tokens=_tokens(usage.get("completion_tokens")),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
         )
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         what = "truncated or no JSON" if isinstance(error, ValueError) else "unexpected JSON"
@@ -143,10 +143,13 @@ def parse_answer(text: str, form: str) -> Response:
         raise AnswerError("JSON of too many levels") from error
 
 
-def _tokens(given: Any) -> int:
-    """Return a token count, or 0 for one that no answer can have. Raises ValueError, TypeError."""
-    count = int(given or 0)
-    return count if 0 <= count <= MAX_TOKENS else 0
+def _usage(usage: dict) -> tuple[int, int]:
+    """Return prompt and completion tokens, or zeros if one is no possible count.
+
+    Raises ValueError or TypeError for what is no number.
+    """
+    counts = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+    return counts if all(0 <= count <= MAX_TOKENS for count in counts) else (0, 0)
 
 
 def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | None:

@@ -1,12 +1,12 @@
 """Distil dialogues from a language model: triples in, SODA out (Kim et al. 2023).
 
-Asks any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
+It calls any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
 soda.jsonl and soda.parquet (the published SODA's fields), provenance.jsonl, rejected.jsonl (each
 with its reason), report.json, report.txt, report.png, README.md (a dataset card) and journal/.
 
-However it ends, the same command goes on: every answer is in the journal before it is used, and
-no answered question is asked again. Ctrl-C and SIGTERM wait for the calls under way. Settings may
-change between starts: questions that stay the same keep their answers.
+The same command resumes a run that ended in any way: every answer is journaled before it is used,
+and no answered request is sent again. Ctrl-C and SIGTERM wait for the calls in flight. Settings may
+change between starts: requests that stay the same keep their answers.
 
 The key is read from the environment (OPENAI_API_KEY, or the variable named by --api_key_env).
 Exit codes: 0 done; 1 an error; 3 a cap is reached; 130 stopped by Ctrl-C, 143 by SIGTERM.
@@ -67,7 +67,12 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--moderation_model", default="omni-moderation-latest")
     group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group = made.add_argument_group("limits")
-    group.add_argument("--concurrency", type=int, default=16, help="calls at once (%(default)s)")
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=16,
+        help="calls in flight at most (%(default)s); fewer after a 429 or 503",
+    )
     group.add_argument("--requests_per_minute", type=float)
     group.add_argument("--tokens_per_minute", type=float)
     group.add_argument("--token_cap", type=int, help="of all starts of this run together")

@@ -78,6 +78,33 @@ def test_what_may_have_been_billed_is_charged_at_its_most(tmp_path, reply, bille
         assert "could not be read: 28 tokens; cost 48.0000" in report.table(said)
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {"prompt_tokens": 10**30, "completion_tokens": 1},
+        {"prompt_tokens": -(10**6), "completion_tokens": -(10**6)},
+    ],
+    ids=["none", "huge", "negative"],
+)
+def test_an_answer_without_usable_usage_is_charged_at_its_most(tmp_path, usage):
+    """Oracle: 8 letters are 4 tokens at most, an answer has 10; the next start counts them too."""
+    request = Request("t", "head", 0, "Is it so?"[:8], sampling=Sampling(max_tokens=10))
+
+    async def post(form, data):
+        return Reply(200, json.dumps({"choices": [{"text": "Yes"}], "usage": usage}))
+
+    async def answered():
+        limits = Limits(Allowance(token_cap=30), co3._spent(journal))
+        gateway = Gateway(post, Server("http://x/v1", "m"), journal, limits)
+        assert (await gateway.answer(request)).text == "Yes"
+        return limits.spent_in, limits.spent_out
+
+    with Journal(tmp_path) as journal:
+        assert asyncio.run(answered()) == (4, 10)
+        assert asyncio.run(answered()) == (4, 10)  # from the journal
+
+
 def test_a_server_that_only_redirects_stops_the_run(tmp_path):
     """Oracle: an error that names the flag, not a rejection of every triple."""
 
