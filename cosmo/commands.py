@@ -14,7 +14,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import cache, rows
 from cosmo.engine.infer import jobs, shards
 from cosmo.engine.train import early_stopping, evaluate, train
-from cosmo.tasks import formatting
+from cosmo.tasks import formatting, mixtures
 
 log = logging.getLogger("cosmo")
 
@@ -45,9 +45,21 @@ def _check_cache() -> None:
             )
 
 
+def _check_tasks(*splits: str) -> None:
+    """Raise DataError, before anything is compiled, if the tasks' settings or files are wrong.
+
+    The tasks of a user's own module are known only to the reader process, which imports it.
+    """
+    if config.query("MIXTURE_OR_TASK_MODULE") is None:
+        mixtures.check(splits, **config.call(config.registration).keywords)
+
+
 def run_train(args: argparse.Namespace) -> None:
     """Run `train`; every setting comes from gin."""
     _check_cache()
+    evaluates = config.query("EVAL_PERIOD") is not None
+    reads = config.query("CACHE_PATH") is None
+    _check_tasks(*["train"] * reads, *["validation"] * evaluates)
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
     stopping = config.call(early_stopping.StoppingConfig)
@@ -66,6 +78,7 @@ def run_cache(args: argparse.Namespace) -> None:
         return
     if args.distributed:
         raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
+    _check_tasks(args.split)
     wanted = config.call(cache.CacheConfig)
     wanted = dataclasses.replace(
         wanted,
@@ -91,6 +104,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     """Run `eval`; every setting comes from gin."""
+    _check_tasks(config.query("EVAL_SPLIT"))
     config.call(evaluate.evaluate)
 
 
@@ -99,6 +113,7 @@ def run_infer(args: argparse.Namespace) -> None:
     sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         given = {"output": args.output} if args.output else {}
+        _check_tasks(config.query("INFER_SPLIT"))
         reports = config.call(jobs.infer_mixture, sharding=sharding, **given)
     else:
         if not args.output:

@@ -6,17 +6,18 @@ Importing this module is cheap; calling `use` imports SeqIO and with it TensorFl
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosmo.tasks import families
+from cosmo.tasks.corpus_examples import Corpus
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.families import NAMES, CanaryData
 from cosmo.tasks.formatting import Separators
 from cosmo.tasks.safety import LABELS, label_text
 from cosmo.tasks.vocabularies import T5_VOCABULARY, load
 
-RATES = families.MIXTURES["cosmo"]
 _SEPARATORS = Separators()
 _CANARY = CanaryData()
 
@@ -78,17 +79,85 @@ def use(
         registered = sorted({*NAMES, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
         if name in registered:
             return name
-        nearest = difflib.get_close_matches(name, registered, n=1, cutoff=0.0)[0]
-        raise DataError.at(
-            "MIXTURE_OR_TASK_NAME",
-            None,
-            "no such task or mixture",
-            got=repr(name),
-            expected=f"one of {registered}, perhaps {nearest!r}",
-            remedy="Correct the name, or import the module that registers it first.",
-        )
+        raise _unknown(name, registered)
     if not isinstance(separators, Separators):
         separators = Separators(*separators)
+    settings = (soda_path, prosocial_path, vocabulary_path, narrative_dropout, instruction_dropout)
+    corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary)
+    for_canary = name in families.CANARY_NAMES
+
+    from cosmo.tasks import seqio_tasks
+
+    seqio_tasks.register(
+        sources={
+            task: seqio_tasks.tfds_source(task, tfds_data_dir)
+            if source == "tfds"
+            else seqio_tasks.file_source(corpus)
+            for task, corpus in corpora.items()
+        },
+        mixtures=mixtures,
+        text_metrics=families.CANARY if for_canary else families.COSMO,
+        vocabulary_path=vocabulary_path,
+        separators=separators,
+        narrative_dropout=narrative_dropout,
+        instruction_dropout=instruction_dropout,
+        token_metrics=token_metrics,
+        shuffle_buffer_size=shuffle_buffer_size,
+    )
+    return name
+
+
+def check(splits: Sequence[str], name: str, **settings: Any) -> None:
+    """Raise DataError for settings with which `use(name, **settings)`, or reading, would fail.
+
+    Loads no TensorFlow, so that a mistake is found before anything is compiled. `splits` are the
+    ones that will be read; the files of each must exist. Nothing is read but the vocabulary.
+    """
+    if name not in NAMES:
+        raise _unknown(name, sorted(NAMES))
+    bound = inspect.signature(use).bind(name, **settings)
+    bound.apply_defaults()
+    given = bound.arguments
+    corpora, mixtures = _checked(
+        name, **{key: given[key] for key in inspect.signature(_checked).parameters if key != "name"}
+    )
+    if given["source"] == "tfds":
+        return
+    rates = mixtures.get(name, {name: 1.0})
+    wanted = [corpora[task] for task, rate in rates.items() if rate]
+    for split in splits:
+        # Training reads every task; an evaluation those that have its split.
+        having = wanted if split == "train" else [c for c in wanted if split in c.splits()]
+        for corpus in having or wanted[:1]:
+            corpus.files(split)
+
+
+def _unknown(name: str, known: Sequence[str]) -> DataError:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return DataError.at(
+        "MIXTURE_OR_TASK_NAME",
+        None,
+        "no such task or mixture",
+        got=repr(name),
+        expected=f"one of {list(known)}, perhaps {nearest!r}",
+        remedy="Correct the name, or import the module that registers it first.",
+    )
+
+
+def _checked(
+    name: str,
+    soda_path: Any,
+    prosocial_path: Any,
+    vocabulary_path: Any,
+    narrative_dropout: float,
+    instruction_dropout: float,
+    rates: Mapping[str, float] | None,
+    source: str,
+    tfds_data_dir: Any,
+    seed: int,
+    canary: CanaryData,
+) -> tuple[dict[str, Corpus], dict[str, dict[str, float]]]:
+    """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting."""
     for key, value in (
         ("narrative_dropout", narrative_dropout),
         ("instruction_dropout", instruction_dropout),
@@ -118,26 +187,7 @@ def use(
         corpora = families.canary_corpora(prosocial_path, canary)
     else:
         corpora = families.cosmo_corpora(soda_path, prosocial_path, seed)
-
-    from cosmo.tasks import seqio_tasks
-
-    seqio_tasks.register(
-        sources={
-            task: seqio_tasks.tfds_source(task, tfds_data_dir)
-            if source == "tfds"
-            else seqio_tasks.file_source(corpus)
-            for task, corpus in corpora.items()
-        },
-        mixtures=mixtures,
-        text_metrics=families.CANARY if for_canary else families.COSMO,
-        vocabulary_path=vocabulary_path,
-        separators=separators,
-        narrative_dropout=narrative_dropout,
-        instruction_dropout=instruction_dropout,
-        token_metrics=token_metrics,
-        shuffle_buffer_size=shuffle_buffer_size,
-    )
-    return name
+    return corpora, mixtures
 
 
 def _check_labels(vocabulary_path: Any, canary: CanaryData) -> None:

@@ -120,7 +120,11 @@ def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo.subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
-        demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]))
+        demo.run_demo(
+            command_line.parse(
+                verbs.PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]
+            )
+        )
     assert stop.value.code == 3
     assert [command[:2] for command in commands] == [["cosmo", "train"], ["canary", "eval"]]
     assert commands[0][2] == "--gin_file=gin/canary/canary_tiny.gin"
