@@ -1,4 +1,4 @@
-"""CO3 from a triple to a record of SODA, on one page (Kim et al. 2023, sections 2 and 3.1)."""
+"""Make a record of SODA from a triple: all of CO3 (Kim et al. 2023, sections 2 and 3.1)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ __all__ = [
 
 
 def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
-    """Everything for one triple: yields requests, returns its record or why there is none.
+    """Make one triple's record: yield requests, return the record or why there is none.
 
-    What costs nothing is checked before the model is asked once more.
+    Checks that need no model run before each further request.
     """
     texts_of = settings.prompts
     sentence = sentences.sentence(triple, texts_of, settings.names, settings.seed)
@@ -92,7 +92,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
 
 
 def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:
-    """The record with a stage's result, how often it asked, and the fault it was kept with."""
+    """Return the record with a stage's result, its attempts, and the fault it was kept with."""
     marks = (*record.marks, f"{stage}: {fault}") if fault else record.marks
     return dataclasses.replace(
         record, marks=marks, attempts={**record.attempts, stage: attempts}, **fields

@@ -101,8 +101,8 @@ def run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, fl
     midst = [(t, n) for t, n in points if 0.1 * calls <= n - first <= 0.8 * calls]
     if len(midst) < 2:  # a run of few calls has no midst
         return 0.0, calls, cpu
-    (began, earlier), (ended, later) = midst[0], midst[-1]
-    return (later - earlier) / (ended - began), calls, cpu
+    # Calls that began together end together, so two points alone would hit or miss a whole burst.
+    return statistics.linear_regression(*zip(*midst, strict=True)).slope, calls, cpu
 
 
 def calls(args: argparse.Namespace) -> None:

@@ -259,7 +259,7 @@ def _server(args: argparse.Namespace) -> Server:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UserError for an address without a scheme, or a number that means nothing."""
+    """Raise UserError for an address without a scheme, or a number out of range."""
     for name in ("base_url", "moderation_url"):
         url = getattr(args, name)
         if url is not None and not url.lower().startswith(("http://", "https://")):
@@ -289,7 +289,7 @@ def _allowance(args: argparse.Namespace) -> Allowance:
 def _about(
     args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
 ) -> dict[str, Any]:
-    """What the output is made of, and how much of it at most: `run.json`."""
+    """Return the settings that decide the output, and its limit: `run.json`."""
     return {
         **identity,
         "limit": args.limit,
@@ -307,12 +307,12 @@ def _about(
 
 
 def _canary(path: Path) -> str:
-    """The labels' file, and a hash of it: other labels in it make another output."""
+    """Return the labels' file with its hash, because other labels make another output."""
     return f"{path} ({labels.digest(path)})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:
-    """The form of an earlier start with the same server and model: it is not guessed again."""
+    """Return the form that an earlier start found for the same server and model."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         about = json.loads((args.output / "run.json").read_text())
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):

@@ -1,4 +1,4 @@
-"""A local server that answers CO3's prompts: varied, plausible, the same for the same request.
+"""Serve scripted answers to CO3's prompts: varied, plausible, the same for the same request.
 
 It speaks OpenAI's /v1/completions, /v1/chat/completions, /v1/moderations and /v1/models, and can
 be told to misbehave. GET /stats counts what it was asked. Ctrl-C ends it.
