@@ -48,17 +48,17 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         z=sentence.z,
         prompts=texts_of.version,
     )
-    told = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
-    if isinstance(told, Rejected):
-        return rejection(told, record)
-    record = _noted(record, "narrative", told.attempts, told.fault, narrative=told.text)
+    story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
+    if isinstance(story, Rejected):
+        return rejection(story, record)
+    record = _noted(record, "narrative", story.attempts, story.fault, narrative=story.text)
     other = yield from speakers.interlocutor(
         record.id, record.narrative, record.x, record.y, texts_of
     )
     if isinstance(other, Rejected):
         return rejection(other, record)
     record = dataclasses.replace(record, interlocutor=other)
-    spoken = yield from dialogue.converse(
+    conversation = yield from dialogue.converse(
         record.id,
         record.narrative,
         record.x,
@@ -67,17 +67,17 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         settings.retries,
         settings.wanted_turns,
     )
-    if isinstance(spoken, Rejected):
-        return rejection(spoken, record)
+    if isinstance(conversation, Rejected):
+        return rejection(conversation, record)
     record = _noted(
         record,
         "dialogue",
-        spoken.attempts,
-        spoken.fault,
-        dialogue=spoken.turns.dialogue,
-        speakers=spoken.turns.speakers,
+        conversation.attempts,
+        conversation.fault,
+        dialogue=conversation.turns.dialogue,
+        speakers=conversation.turns.speakers,
     )
-    attempts = {**record.attempts, "continuation": spoken.continuations}
+    attempts = {**record.attempts, "continuation": conversation.continuations}
     record = dataclasses.replace(record, attempts=attempts)
     rejected = check(record, settings)
     if rejected is None and settings.ask_human:

@@ -71,7 +71,7 @@ class Namebook:
 
 @functools.lru_cache(maxsize=4)
 def load(path: str | Path = DEFAULT) -> Namebook:
-    """Read names from a file: lines "name<TAB>count", then "<TAB>word" if it is also a word; # notes.
+    """Read names from a file: lines "name<TAB>count", "<TAB>word" after those that are words.
 
     Raises:
         ValueError: a line is of another form (file and line number), or there are too few names.

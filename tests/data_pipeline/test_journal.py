@@ -15,6 +15,8 @@ import sys
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline import former_journal
 from data_pipeline.errors import UserError
@@ -62,6 +64,36 @@ def test_odd_text_comes_back(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append(odd)
         assert journal.get(odd.key).raw == odd.raw
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Entry,
+            key=st.binary(min_size=16, max_size=16).map(bytes.hex),
+            id=st.text(),
+            stage=st.text(),
+            attempt=st.integers(0, 9),
+            kind=st.sampled_from(("answer", "failure")),
+            raw=st.text(st.characters(codec=None)),  # with halves of surrogate pairs
+            prompt_tokens=st.integers(0, 10**9),
+            completion_tokens=st.integers(0, 10**9),
+            reason=st.text(),
+        ),
+        max_size=5,
+    )
+)
+def test_any_entries_come_back(tmp_path_factory, entries):
+    """Property: what was appended is read, in its order; the last answer to a key is its answer."""
+    folder = tmp_path_factory.mktemp("journal")
+    with Journal(folder) as journal:
+        for one in entries:
+            journal.append(one)
+        answers = {one.key: one for one in entries if one.kind == "answer"}
+        assert all(journal.get(key) == one for key, one in answers.items())
+        assert len(journal) == len(answers)
+    assert read_entries(folder) == entries
 
 
 def test_the_latest_answer_counts(tmp_path):
