@@ -112,7 +112,7 @@ VERBS = {
         run="cosmo.planning:run_plan",
         add_arguments=flags.plan_arguments,
         gin_file="gin/runs/plan.gin",
-        bindings=("MODEL_DIR = None", "INITIAL_CHECKPOINT_PATH = None"),
+        bindings=("MODEL_DIR = 'unused'", "INITIAL_CHECKPOINT_PATH = None"),
         environment="cosmo.planning:environment",
     ),
     "import": Verb(
