@@ -281,7 +281,7 @@ def test_answers_of_the_former_format_are_taken_over(tmp_path, caplog):
     bad[30] ^= 4
     rest = [*frames[10:12], bytes(bad), *frames[13:19], frames[19][:-1]]
     (tmp_path / "shard-00001.co3j").write_bytes(b"CO3 journal 1\n" + b"".join(rest))
-    with caplog.at_level(logging.INFO), Journal(tmp_path) as journal:
+    with caplog.at_level(logging.INFO, "data_pipeline"), Journal(tmp_path) as journal:
         assert len(journal) == 20 - 3 - 2  # failures 0, 7, 14; damaged 12, torn 19
         assert journal.spent()["dialogue"]["failure"]["calls"] == 3
     assert "former format" in caplog.text and "bytes are damaged" in caplog.text
