@@ -1,10 +1,9 @@
-"""Is the triple in what was made of it? (Kim et al. 2023, section 3.1, appendix B.1, table 9).
+"""Check that a record holds its triple (Kim et al. 2023, section 3.1, appendix B.1, table 9).
 
-The head is asked of the narrative, relation and tail of the conversation, as a choice of Yes, No
-and Unknown, ranked by the model's log-probabilities: as they are, and less those of the question
-without the text (pointwise mutual information; Holtzman et al. 2021), which takes out what the
-model would say anyway. A server that gives no log-probabilities is taken at its word; the pmi
-answers are empty then.
+The model answers Yes, No or Unknown: on the head from the narrative, on relation and tail from the
+conversation. The answers are ranked by log-probability, and by pointwise mutual information: the
+log-probability less that without the text (Holtzman et al. 2021), which removes the model's bias
+for a word. Without log-probabilities the answer's text counts, and the pmi answers are empty.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Response
+from data_pipeline.requests import Response, Stage
 from data_pipeline.schema import Record
 
 if TYPE_CHECKING:  # post-processing needs no English inflection
@@ -36,8 +35,8 @@ _NO = re.compile(
 )
 
 
-def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record]:
-    """The record with its four answers: two questions asked, or four with log-probabilities."""
+def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]:
+    """Return the record with its four answers, of two requests, or four with log-probabilities."""
     conversation = "\n".join(
         f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
     )
@@ -56,8 +55,8 @@ def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Asking[Record
 
 def _ask(
     record_id: str, stage: str, question: str, context: str, prompts: Prompts
-) -> Asking[tuple[str, str]]:
-    """The answer by log-probability, and by pointwise mutual information."""
+) -> Stage[tuple[str, str]]:
+    """Return the answer by log-probability, and that by pointwise mutual information."""
     response = yield prompts.request(stage, record_id, question=question, context=context)
     given = log_probabilities(response)
     if given is None:
@@ -72,10 +71,10 @@ def _best(scores: dict[str, float]) -> str:
 
 
 def log_probabilities(response: Response) -> dict[str, float] | None:
-    """Each answer's log-probability in nats, from the alternatives of the first word.
+    """Return each answer's log-probability in nats, from the alternatives of the first word.
 
-    An answer that is not among them gets the least of them, which is more than it has. None where
-    the server gave none, or no answer is among them.
+    An answer that is not among them gets the least of them, an upper bound. None if the server gave
+    none, or if no answer is among them.
     """
     for alternatives in response.logprobs or ():
         words = {token: token.strip(" \n\t\"'*.,:!\u2581\u0120").lower() for token in alternatives}
@@ -100,7 +99,7 @@ def _log_sum(a: float, b: float) -> float:
 
 
 def in_words(text: str) -> str:
-    """The answer that a text gives: "Yes, because ..." is Yes; what cannot be told is Unknown."""
+    """Return the answer in a text: "Yes, because ..." is Yes; anything unclear is Unknown."""
     text = texts.plain(text).strip(" \"'*.,")
     if _YES.match(text):
         return "Yes"

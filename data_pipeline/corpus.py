@@ -15,7 +15,7 @@ from typing import Any
 from data_pipeline import distil, postprocess, schema, triples
 from data_pipeline.errors import UserError
 from data_pipeline.outputs import Result
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 from data_pipeline.run import Work, rejected_line
 from data_pipeline.schema import Record
 from data_pipeline.triples import Triple
@@ -137,7 +137,7 @@ def works(
             yield Work(row.id, position, lambda row=row: distil.distil(row, settings), result_of)
 
 
-def _at_once(rejected: Rejected) -> Asking[Rejected]:
+def _at_once(rejected: Rejected) -> Stage[Rejected]:
     return rejected
     yield  # what makes it a generator
 

@@ -1,9 +1,9 @@
-"""From narrative and speakers to the conversation (Kim et al. 2023, section 2.4, appendix A.2).
+"""Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
 
-As published: six turns at least are wanted; a conversation that broke off is continued once; it is
-asked for again, up to twice, where turns are too few or an utterance comes twice (once is let
-pass); the longest is kept then, and marked. Ours besides: a turn whose name was forgotten is a
-fault too, and a turn that the token limit cut off is left out.
+As published: a conversation has six turns or more, and one that broke off is continued once. One
+with too few turns, or with more than one repeated utterance, is asked for again, up to twice. Then
+the longest is kept, and marked. Added here: a turn without its name is a fault too, and a turn that
+the token limit cut off is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 from data_pipeline import texts, turns
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected, Response
+from data_pipeline.requests import Rejected, Response, Stage
 from data_pipeline.speakers import label
 from data_pipeline.turns import Turns
 
@@ -24,7 +24,7 @@ _STOP = re.compile(r"[.!?]")
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """The turns; how often they were asked for, and continued; the fault they were kept with."""
+    """Turns, the number of attempts and continuations, and the fault they were kept with."""
 
     turns: Turns
     attempts: int
@@ -40,10 +40,10 @@ def converse(
     prompts: Prompts,
     retries: int = 2,
     wanted_turns: int = 6,
-) -> Asking[Conversation | Rejected]:
-    """Asks for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
+) -> Stage[Conversation | Rejected]:
+    """Ask for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
 
-    Rejected where no answer has a turn.
+    Return Rejected if no answer has a turn.
     """
     fields = {"narrative": narrative, "x": x, "y": y}
     others = (label(y),)
@@ -81,12 +81,12 @@ def converse(
 
 
 def _declined(text: str, found: Turns) -> bool:
-    """Whether the model declines; not where a speaker does ("I'm sorry, I can't come. Bob: Oh")."""
+    """Return whether the model declines, not a speaker ("I'm sorry, I can't come. Bob: Oh")."""
     return len(set(found.speakers)) < 2 and texts.is_refusal(text)
 
 
 def fault_of(found: Turns, wanted_turns: int) -> str:
-    """Why the conversation is asked for again, or ""."""
+    """Return why the conversation is asked for again, or ""."""
     if found.unprefixed:
         return "missing prefix"
     if repetitions(found.dialogue) > 1:
@@ -97,9 +97,10 @@ def fault_of(found: Turns, wanted_turns: int) -> str:
 
 
 def repetitions(dialogue: tuple[str, ...]) -> int:
-    """How many utterances were said before, word for word, and sentences over and over in one.
+    """Count the utterances that repeat an earlier one, and the sentences repeated within one.
 
-    Of those of one or two words ("Yes.") the third and later count: any conversation has some.
+    An utterance of one or two words ("Yes.") counts from the third time on: any conversation has
+    some.
     """
     counts = collections.Counter(texts.same(utterance) for utterance in dialogue)
     repeated = 0
@@ -111,7 +112,7 @@ def repetitions(dialogue: tuple[str, ...]) -> int:
 
 
 def _loops(utterance: str) -> int:
-    """How many sentences of three words or more come a third time or more."""
+    """Count the sentences of three words or more that come a third time or later."""
     sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
     if len(sentences) < 3:
         return 0
@@ -119,7 +120,7 @@ def _loops(utterance: str) -> int:
 
 
 def _complete(found: Turns, response: Response) -> Turns:
-    """Without the last turn, where the token limit cut it off."""
+    """Leave out the last turn if the token limit cut it off."""
     if response.finish_reason != "length" or len(found) < 2:
         return found
     if found.dialogue[-1].endswith(_CLOSED):
@@ -130,7 +131,7 @@ def _complete(found: Turns, response: Response) -> Turns:
 
 
 def _joined(found: Turns, more: Turns) -> Turns:
-    """Both; without the turns that the continuation repeats of what was there."""
+    """Join both, without the turns of the continuation that repeat earlier ones."""
     start = 0
     known = {
         (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
@@ -147,7 +148,7 @@ def _joined(found: Turns, more: Turns) -> Turns:
 
 
 def _next_speaker(found: Turns, x: str, other: str) -> str:
-    """Who did not speak last."""
+    """Return the speaker who did not speak last."""
     rest = [name for name in found.speakers if name != found.speakers[-1]]
     if rest:
         return rest[-1]

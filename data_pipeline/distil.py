@@ -1,4 +1,4 @@
-"""CO3 from a triple to a record of SODA, on one page (Kim et al. 2023, sections 2 and 3.1)."""
+"""Make a record of SODA from a triple: all of CO3 (Kim et al. 2023, sections 2 and 3.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipeline.postprocess import (
     postprocess,
     rejection,
 )
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 from data_pipeline.schema import Record
 from data_pipeline.triples import Triple
 
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 
-def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | Rejected]:
-    """Everything for one triple: yields requests, returns its record or why there is none.
+def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
+    """Make one triple's record: yield requests, return the record or why there is none.
 
-    What costs nothing is checked before the model is asked once more.
+    Checks that need no model run before each further request.
     """
     texts_of = settings.prompts
     sentence = sentences.sentence(triple, texts_of, settings.names, settings.seed)
@@ -48,17 +48,17 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | R
         z=sentence.z,
         prompts=texts_of.version,
     )
-    told = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
-    if isinstance(told, Rejected):
-        return rejection(told, record)
-    record = _noted(record, "narrative", told.attempts, told.fault, narrative=told.text)
+    story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
+    if isinstance(story, Rejected):
+        return rejection(story, record)
+    record = _noted(record, "narrative", story.attempts, story.fault, narrative=story.text)
     other = yield from speakers.interlocutor(
         record.id, record.narrative, record.x, record.y, texts_of
     )
     if isinstance(other, Rejected):
         return rejection(other, record)
     record = dataclasses.replace(record, interlocutor=other)
-    spoken = yield from dialogue.converse(
+    conversation = yield from dialogue.converse(
         record.id,
         record.narrative,
         record.x,
@@ -67,17 +67,17 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | R
         settings.retries,
         settings.wanted_turns,
     )
-    if isinstance(spoken, Rejected):
-        return rejection(spoken, record)
+    if isinstance(conversation, Rejected):
+        return rejection(conversation, record)
     record = _noted(
         record,
         "dialogue",
-        spoken.attempts,
-        spoken.fault,
-        dialogue=spoken.turns.dialogue,
-        speakers=spoken.turns.speakers,
+        conversation.attempts,
+        conversation.fault,
+        dialogue=conversation.turns.dialogue,
+        speakers=conversation.turns.speakers,
     )
-    attempts = {**record.attempts, "continuation": spoken.continuations}
+    attempts = {**record.attempts, "continuation": conversation.continuations}
     record = dataclasses.replace(record, attempts=attempts)
     rejected = check(record, settings)
     if rejected is None and settings.ask_human:
@@ -92,7 +92,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Asking[Record | R
 
 
 def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:
-    """The record with a stage's result, how often it asked, and the fault it was kept with."""
+    """Return the record with a stage's result, its attempts, and the fault it was kept with."""
     marks = (*record.marks, f"{stage}: {fault}") if fault else record.marks
     return dataclasses.replace(
         record, marks=marks, attempts={**record.attempts, stage: attempts}, **fields

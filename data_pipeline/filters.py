@@ -16,7 +16,7 @@ from pathlib import Path
 from data_pipeline import commonsense, prompts
 from data_pipeline.dialogue import repetitions
 from data_pipeline.namebook import Namebook
-from data_pipeline.requests import Asking
+from data_pipeline.requests import Stage
 from data_pipeline.schema import Record
 
 _LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def head_event(record: Record) -> str | None:
     return "head is not in the narrative" if record.head_answer == "No" else None
 
 
-def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Asking[Record]:
+def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[Record]:
     """Asks whether a speaker is a person, where names and words do not tell."""
     answers = dict(record.human)
     for speaker in dict.fromkeys(record.speakers):
@@ -129,7 +129,7 @@ def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Asking
     return dataclasses.replace(record, human=answers)
 
 
-def ask_moderation(record: Record) -> Asking[Record]:
+def ask_moderation(record: Record) -> Stage[Record]:
     """Asks a moderation service for scores of narrative and conversation."""
     text = "\n".join((record.narrative, *record.dialogue))
     response = yield prompts.moderation(record.id, text)

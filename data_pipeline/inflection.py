@@ -1,4 +1,4 @@
-"""English verbs in a tail put into another tense, by lemminflect's dictionary.
+"""Put the verbs of a tail into another tense, by lemminflect's dictionary.
 
 Table 8 wants "to get a job" as "got a job" (xNeed) and "become rich" as "becomes rich" (xEffect).
 The dictionary inflects a verb; which words of a tail are its verbs is decided here.
@@ -31,14 +31,14 @@ _WORD = re.compile(r"[a-z-]+")
 
 
 def lemma(word: str) -> str | None:
-    """The base form, if the word can be a verb."""
+    """Return the base form if the word can be a verb, else None."""
     lemmas = lemminflect.getAllLemmas(word.lower())
     found = lemmas.get("VERB") or lemmas.get("AUX")
     return found[0] if found else None
 
 
 def inflect(base: str, tag: str) -> str:
-    """A base form in the past tense (VBD), third person (VBZ) or another of Penn's tags."""
+    """Inflect a base form: past tense (VBD), third person (VBZ) or another of Penn's tags."""
     if tag == "VBD" and base in _PAST:
         return _PAST[base]
     forms = lemminflect.getInflection(base, tag) or (base,)
@@ -48,28 +48,28 @@ def inflect(base: str, tag: str) -> str:
 
 
 def opens_with_verb(phrase: str) -> bool:
-    """Whether the first word is a verb in its base form, as far as the words tell."""
+    """Return whether the first word looks like a verb in its base form."""
     words = phrase.split()
     return bool(words) and _is_base_verb(words, 0)
 
 
 def third_person(word: str) -> bool:
-    """Whether the word can be a verb's third person ("rolls")."""
+    """Return whether the word can be a verb's third person ("rolls")."""
     bare, _ = _bare(word)
     base = lemma(bare)
     return base is not None and bare == inflect(base, "VBZ")
 
 
 def past(phrase: str) -> str | None:
-    """The phrase in the past tense: "to go out and buy a car" -> "went out and bought a car".
+    """Return the phrase in the past tense: "to go and buy a car" -> "went and bought a car".
 
-    None where it opens with no verb ("a copy machine").
+    None if it opens with no verb ("a copy machine").
     """
     return _finite(phrase, "VBD")
 
 
 def present(phrase: str) -> str | None:
-    """The phrase in the third person: "to get lost" -> "gets lost". None where there is no verb."""
+    """Return the phrase in the third person: "to get lost" -> "gets lost". None without a verb."""
     return _finite(phrase, "VBZ")
 
 
@@ -95,13 +95,13 @@ def _finite(phrase: str, tag: str) -> str | None:
 
 
 def _bare(word: str) -> tuple[str, str]:
-    """A word in lower case, and the punctuation after it."""
+    """Split a word into its lower-case form and the punctuation after it."""
     bare = word.rstrip(",.;:!?")
     return bare.lower(), word[len(bare) :]
 
 
 def _first_verb(words: list[str]) -> int | None:
-    """The position of the first word that is no adverb."""
+    """Return the position of the first word that is no adverb."""
     for position, word in enumerate(words):
         low, _ = _bare(word)
         if low in _ADVERBS or (low.endswith("ly") and not lemma(low)):
@@ -124,7 +124,7 @@ def _is_base_verb(words: list[str], position: int) -> bool:
 
 
 def _is_finite(words: list[str], position: int, base: str) -> bool:
-    """Whether a tail without "to" opens with a verb: base form ("get"), or third ("gets")."""
+    """Return whether a tail without "to" opens with a verb: "get" or "gets"."""
     word, _ = _bare(words[position])
     if word == base:
         return _is_base_verb(words, position)
@@ -137,7 +137,7 @@ def _is_finite(words: list[str], position: int, base: str) -> bool:
 
 
 def _coordinated(words: list[str], start: int, tag: str) -> list[str]:
-    """The verbs after "and", "or", "then" and commas inflected like the first one.
+    """Inflect the verbs after "and", "or", "then" and commas like the first one.
 
     Not those that hang on an infinitive: "wanted to read and write".
     """

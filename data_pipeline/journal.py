@@ -1,309 +1,280 @@
-"""Every answer that was paid for, written down before anything is made of it.
+"""Keep every answer that was paid for, in one SQLite table, before anything uses it.
 
-`journal/` holds append-only shards of checksummed entries (`frames`) and an index. An entry is
-written with one `write` as soon as its answer is there, so a killed process loses none (the kernel
-has it); `fsync` follows every few seconds and at the end, so a machine that loses power loses those
-seconds.
-The index (SQLite) says where each answered question's entry lies. It is a convenience: what it
-lacks is read from the shards at the next start, and a lost one is made anew.
-
-Damage is never silent: a torn tail is moved to `quarantine/` and cut off, a damaged frame further
-on is copied there and passed over; the questions concerned are simply asked again.
+`journal/calls.sqlite` has one row a call: answers, and failures that may have been billed. A row is
+committed as soon as its answer arrives, so a killed process loses none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import fcntl
 import logging
 import os
 import socket
 import sqlite3
-import threading
 import time
-from collections import Counter
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
+from data_pipeline import former_journal
 from data_pipeline.errors import UserError
-from data_pipeline.frames import FIRST, HEADER, LONGEST, Entry, frame_at, pack, scan, unpack
 
 log = logging.getLogger("data_pipeline")
 
+NAME = "calls.sqlite"
+CHECKPOINT_SECONDS = 5.0  # a power cut loses at most the answers of so long
+# The answer stands last, because SQLite then sums the other columns without reading it.
 _TABLES = """
-CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, shard INTEGER, place INTEGER)
-    WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS shards (shard INTEGER PRIMARY KEY, size INTEGER);
-CREATE TABLE IF NOT EXISTS spent (stage TEXT, kind TEXT, calls INTEGER, prompt_tokens INTEGER,
-    completion_tokens INTEGER, PRIMARY KEY (stage, kind));
+CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, key BLOB NOT NULL, id TEXT NOT NULL,
+    stage TEXT NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, reason TEXT NOT NULL,
+    answer BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS answers ON calls (key) WHERE kind = 'answer';
 """
+_COLUMNS = "key, id, stage, attempt, kind, prompt_tokens, completion_tokens, reason, answer"
+_INSERT = f"INSERT OR IGNORE INTO calls (number, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One answer, or one failure to get one (`kind`), with the server's text (`raw`).
+
+    A failure has a `reason` and is never used as an answer. Its tokens are the most that it may
+    have been billed for.
+    """
+
+    key: str
+    id: str
+    stage: str
+    attempt: int
+    kind: str
+    raw: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reason: str = ""
 
 
 class Journal:
-    """The journal of one run, held by one process. `with Journal(folder) as journal:`
+    """The journal of one run, open in one process. `with Journal(folder) as journal:`
 
-    Raises UserError if another process holds it, or it cannot be written.
+    Raises UserError if another process has it open, or if it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, shard_bytes: int = 1 << 28, fsync_seconds: float = 5):
-        self.folder, self.shard_bytes, self.fsync_seconds = Path(folder), shard_bytes, fsync_seconds
-        self.damaged = 0  # frames that could not be read
-        self._fd: int | None = None  # of the shard that is written
-        self._files: dict[int, int] = {}
-        self._fresh: dict[bytes, tuple[int, int]] = {}  # not yet in the index
-        self._fresh_spent: Counter = Counter()
-        self._committed = time.monotonic()
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+        self.damaged = 0  # answers that could not be read back
 
     def __enter__(self) -> Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+")
+            self._lock = _lock(self.folder)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to: {error.strerror}") from error
+        self._database = None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+            with self._errors():
+                self._open()
+        except BaseException:
+            if self._database is not None:
+                self._database.close()
             self._lock.close()
-            raise UserError(
-                f"{self.folder} is in use by {holder}: stop it, or give another --output"
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
-        self._open_index()
-        numbers = [number for number, _ in shards(self.folder)]
-        self._shard = max(numbers, default=-1)
-        if self._shard < 0 or self._path(self._shard).stat().st_size >= self.shard_bytes:
-            self._begin(self._shard + 1)
-        else:
-            self._begin(self._shard)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_synced, daemon=True)
-        self._thread.start()
+            raise
+        self._checkpointed = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._commit()
-        finally:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            for fd in self._files.values():
-                os.close(fd)
-            self._index.close()
-            self._lock.close()
+        self._database.close()  # moves what the log holds into the database, and syncs it
+        self._lock.close()
 
     def get(self, key: str) -> Entry | None:
-        """The answer to a question, or None if there is none yet."""
-        name = bytes.fromhex(key)
-        where = self._fresh.get(name)
-        if where is None:
-            query = "SELECT shard, place FROM answers WHERE key = ?"
-            with self._index_errors():
-                where = self._index.execute(query, (name,)).fetchone()
-        if where is None:
-            return None
-        entry = self._read(*where)
-        if entry is None or entry.key != key:
-            self.damaged += 1
-            log.warning("%s: damaged at byte %d, asked again", self._path(where[0]), where[1])
-            self._fresh.pop(name, None)
-            with self._index_errors():
-                self._index.execute("DELETE FROM answers WHERE key = ?", (name,))
-            return None
-        return entry
+        """Return the latest answer to a request, or None if there is none that can be read."""
+        query = f"SELECT {_COLUMNS} FROM calls WHERE key = ? AND kind = 'answer' ORDER BY number"
+        name = (bytes.fromhex(key),)
+        with self._errors():
+            try:
+                row = self._database.execute(f"{query} DESC LIMIT 1", name).fetchone()
+                return None if row is None else _entry(row)
+            except (sqlite3.DatabaseError, *_UNREADABLE) as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise  # the disk failed, not this answer
+                self.damaged += 1
+                log.warning("%s: an answer is damaged (%s): asked again", self.path, error)
+                return None
 
     def append(self, entry: Entry) -> None:
-        """Write an entry. When this returns a kill of the process no longer loses it."""
-        frame = pack(entry)
-        try:
-            if self._size and self._size + len(frame) > self.shard_bytes:
-                self._commit()
-                os.fsync(self._fd)
-                self._begin(self._shard + 1)
-            written = os.write(self._fd, frame)
-            if written != len(frame):  # a full disk takes a part of it
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            os.ftruncate(self._fd, self._size)
-            raise UserError(
-                f"cannot write {self._path(self._shard)}: {error.strerror}. Nothing that was "
-                "written is lost: make room, and give the same command again"
-            ) from error
-        self._note(entry, self._shard, self._size)
-        self._size += len(frame)
-        if len(self._fresh) >= 2000 or time.monotonic() - self._committed > 2:
-            self._commit()
+        """Commit an entry. After this returns, a kill of the process does not lose it."""
+        with self._errors():
+            self._database.execute(_INSERT, (None, *_row(entry)))
+            if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._checkpointed = time.monotonic()
 
     def spent(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Per stage and kind of entry: calls, prompt_tokens and completion_tokens of all starts."""
-        self._commit()
+        """Sum calls, prompt_tokens and completion_tokens of all starts, per stage and kind."""
         table: dict[str, dict[str, dict[str, int]]] = {}
         columns = ("calls", "prompt_tokens", "completion_tokens")
-        for stage, kind, *numbers in self._index.execute("SELECT * FROM spent ORDER BY 1, 2"):
-            table.setdefault(stage, {})[kind] = dict(zip(columns, numbers, strict=True))
+        query = (
+            "SELECT stage, kind, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) "
+            "FROM calls GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        with self._errors():
+            for stage, kind, *numbers in self._database.execute(query):
+                table.setdefault(stage, {})[kind] = dict(zip(columns, numbers, strict=True))
         return table
 
     def __len__(self) -> int:
-        """How many questions are answered."""
-        self._commit()
-        return self._index.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+        """Count the requests that have an answer."""
+        query = "SELECT COUNT(DISTINCT key) FROM calls WHERE kind = 'answer'"
+        with self._errors():
+            return self._database.execute(query).fetchone()[0]
 
-    # Files.
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"shard-{shard:05d}.co3j"
-
-    def _begin(self, shard: int) -> None:
-        """Open a shard for appending, an empty one with its first line; the one before is closed.
-
-        If that fails the one before stays open. Raises OSError.
-        """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        fd = os.open(self._path(shard), flags, 0o644)
+    def _open(self) -> None:
+        """Open the database. One that is damaged is set aside, and what can be read is copied."""
+        fault = ""
         try:
-            size = os.fstat(fd).st_size
-            if not size and (size := os.write(fd, FIRST)) != len(FIRST):
-                os.ftruncate(fd, 0)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            os.close(fd)
-            raise
-        before, self._fd = self._fd, fd
-        if before is not None:
-            os.close(before)
-        self._shard, self._size = shard, size
+            self._database = _connect(self.path)
+            # SQLite has no checksums, but this finds lost and exchanged pages. It reads the whole
+            # file, about a second for each GB.
+            fault = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            fault = "" if fault == "ok" else fault
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # a full disk or a missing permission is no damage
+            fault = str(error)
+        earlier = sorted((self.folder / "damaged").glob(f"{NAME}.[0-9][0-9][0-9]"))
+        if fault:
+            aside = self.folder / "damaged" / f"{NAME}.{len(earlier):03d}"
+            log.warning("%s is damaged (%s): it is kept as %s", self.path, fault, aside)
+            if self._database is not None:
+                self._database.close()
+            aside.parent.mkdir(exist_ok=True)
+            # The database goes last, so that a kill in between is repaired by the next start.
+            for suffix in ("-wal", "-shm", ""):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+            self._database = _connect(self.path)
+            earlier.append(aside)
+        if not self._database.execute("PRAGMA user_version").fetchone()[0]:
+            self._fill(earlier[-1] if earlier else None)
 
-    def _read(self, shard: int, place: int) -> Entry | None:
-        if shard not in self._files:
-            if len(self._files) > 64:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self._path(shard), os.O_RDONLY)
-        data = os.pread(self._files[shard], 4096, place)
-        if len(data) >= HEADER.size:
-            length = min(HEADER.unpack_from(data)[1], LONGEST)
-            if length + HEADER.size > len(data):
-                data = os.pread(self._files[shard], length + HEADER.size, place)
-        body = frame_at(data, 0)
-        return unpack(body) if body is not None else None
-
-    def _keep_synced(self) -> None:
-        while not self._stop.wait(self.fsync_seconds):
-            try:
-                copy = os.dup(self._fd)  # the shard may be closed meanwhile
-                os.fsync(copy)
-                os.close(copy)
-            except OSError:
-                continue  # the end of the run tries again, and says so
-
-    # Index.
-
-    def _open_index(self) -> None:
-        path = self.folder / "index.sqlite"
-        for attempt in range(2):
-            self._fresh.clear()
-            self._fresh_spent.clear()
-            try:
-                self._index = sqlite3.connect(path, isolation_level=None)
-                self._index.execute("PRAGMA journal_mode=WAL")
-                self._index.execute("PRAGMA synchronous=NORMAL")
-                self._index.executescript(_TABLES)
-                self._catch_up()
-                return
-            except (sqlite3.DatabaseError, _OtherShardsError, UserError) as error:
-                self._index.close()
-                if attempt:
-                    raise UserError(f"{path}: {error}") from error
-                log.warning("%s is of no use (%s): made anew from the shards", path, error)
-                for suffix in ("", "-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-    def _catch_up(self) -> None:
-        """Read into the index what was written after its last commit, and mend torn tails."""
-        known = dict(self._index.execute("SELECT shard, size FROM shards"))
-        there = dict(shards(self.folder))
-        if any(n not in there or there[n].stat().st_size < size for n, size in known.items()):
-            raise _OtherShardsError("it knows more than the shards hold")
-        for number, path in there.items():
-            start = known.get(number, 0)
-            size = path.stat().st_size
-            for begin, end, entry in scan(path, start):
-                if entry is None:
-                    self._quarantine(path, begin, end, tail=end == size)
-                    size = begin if end == size else size
-                else:
-                    self._note(entry, number, begin)
-                    if len(self._fresh) >= 10000:
-                        self._commit(number, end)
-            self._commit(number, size)
-
-    def _quarantine(self, path: Path, begin: int, end: int, *, tail: bool) -> None:
-        self.damaged += 1
-        place = self.folder / "quarantine" / f"{path.stem}.{begin}.bin"
-        place.parent.mkdir(exist_ok=True)
-        with open(path, "rb") as file:
-            file.seek(begin)
-            place.write_bytes(file.read(end - begin))
-        what = "torn tail cut off" if tail else "damaged, passed over"
-        log.warning("%s: bytes %d to %d %s, kept in %s", path, begin, end, what, place)
-        if tail:
-            os.truncate(path, begin)
+    def _fill(self, damaged: Path | None) -> None:
+        """Copy what earlier files hold into a new database: a damaged one, the former format."""
+        # One transaction with its mark, so that a kill here leaves all to the next start.
+        self._database.execute("BEGIN")
+        if damaged:
+            for row in _readable_rows(damaged):
+                self._database.execute(_INSERT, row)
+            log.warning("%s: read %d answers; others are asked again", damaged, len(self))
+        for fields in former_journal.entries(self.folder):
+            entry = Entry(**fields)
+            # What the damaged database had taken over already is not counted twice.
+            if not damaged or (entry.kind == "answer" and self.get(entry.key) is None):
+                self._database.execute(_INSERT, (None, *_row(entry)))
+        self._database.execute("PRAGMA user_version = 1")
+        self._database.execute("COMMIT")
+        if shards := former_journal.shards(self.folder):
+            log.info(
+                "%s has the answers of the former format (%s ...), %d in all; those files may go",
+                *(self.path, shards[0].name, len(self)),
+            )
 
     @contextlib.contextmanager
-    def _index_errors(self) -> Iterator[None]:
-        """An index that fails stops the run: it is no fault of the triple that is asked about."""
+    def _errors(self) -> Iterator[None]:
+        """Turn an error of the database into a UserError: it is no fault of one triple."""
         try:
             yield
-        except sqlite3.Error as error:
-            path = self.folder / "index.sqlite"
+        except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"{path}: {error}. No answer is lost: make room if the disk is full, else delete "
-                "that file; then give the same command again"
+                f"cannot use {self.path}: {error}. No answer that was journaled is lost: if the "
+                "disk is full make room, then give the same command again"
             ) from error
 
-    def _note(self, entry: Entry, shard: int, place: int) -> None:
-        if entry.kind == "answer":
-            self._fresh[bytes.fromhex(entry.key)] = (shard, place)
-        for name in ("calls", "prompt_tokens", "completion_tokens"):
-            amount = 1 if name == "calls" else getattr(entry, name)
-            self._fresh_spent[entry.stage, entry.kind, name] += amount
 
-    def _commit(self, shard: int | None = None, size: int | None = None) -> None:
-        shard, size = (self._shard, self._size) if shard is None else (shard, size)
-        self._committed = time.monotonic()
-        with self._index_errors(), self._index:
-            self._index.execute("BEGIN")
-            rows = ((key, *where) for key, where in self._fresh.items())
-            self._index.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
-            self._index.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, size))
-            for (stage, kind, name), amount in self._fresh_spent.items():
-                self._index.execute(
-                    "INSERT OR IGNORE INTO spent VALUES (?, ?, 0, 0, 0)", (stage, kind)
-                )
-                self._index.execute(
-                    f"UPDATE spent SET {name} = {name} + ? WHERE stage = ? AND kind = ?",
-                    (amount, stage, kind),
-                )
-        self._fresh.clear()
-        self._fresh_spent.clear()
+def read_entries(folder: Path) -> list[Entry]:
+    """Return all entries of a journal that no process has open, oldest first."""
+    with contextlib.closing(_connect(Path(folder) / NAME)) as database:
+        rows = database.execute(f"SELECT {_COLUMNS} FROM calls ORDER BY number")
+        return [_entry(row) for row in rows]
 
 
-class _OtherShardsError(Exception):
-    """The index is not of these shards."""
+# Errors of reading a row whose bytes were changed. zlib's checksum finds those of an answer.
+_UNREADABLE = (zlib.error, ValueError, TypeError, AttributeError)
 
 
-def shards(folder: Path) -> list[tuple[int, Path]]:
-    """The shards of a journal: (number, path), in order."""
-    paths = sorted(Path(folder).glob("shard-*.co3j"))
-    return [(int(path.stem.split("-")[1]), path) for path in paths]
+def _text(data: bytes) -> str:
+    # SQLite's own decoding fails on text with a changed bit.
+    return data.decode("utf-8", "replace")
 
 
-def entries(folder: Path) -> Iterator[Entry]:
-    """All whole entries of a journal, oldest first, without touching it."""
-    for _, path in shards(folder):
-        yield from (entry for _, _, entry in scan(path) if entry is not None)
+def _connect(path: Path) -> sqlite3.Connection:
+    # isolation_level=None: each statement is a transaction of its own.
+    database = sqlite3.connect(path, isolation_level=None)
+    database.text_factory = _text
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        # A commit is written but not synced, which survives a kill of the process. FULL would sync
+        # each commit, some milliseconds each at hundreds of answers a second. A power cut leaves
+        # the database whole and loses the answers since the last checkpoint.
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_TABLES)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _lock(folder: Path) -> TextIO:
+    """Hold `folder` for this process. Raises OSError, or UserError that names the holder."""
+    lock = open(folder / ".lock", "a+")  # noqa: SIM115 it is held until the journal closes
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise UserError(
+            f"{folder} is in use by {holder}: stop it, or give another --output"
+        ) from error
+    except OSError:
+        with contextlib.suppress(OSError):  # closing writes again what was not written
+            lock.close()
+        raise
+    return lock
+
+
+def _row(entry: Entry) -> tuple:
+    # Half a surrogate pair is no text for SQLite.
+    texts = (entry.id, entry.stage, entry.kind, entry.reason)
+    name, stage, kind, reason = (text.encode("utf-8", "replace").decode() for text in texts)
+    # Compressed, an answer takes 60% of its size, and zlib adds a checksum.
+    answer = zlib.compress(entry.raw.encode("utf-8", "surrogatepass"), 4)
+    tokens = (entry.prompt_tokens, entry.completion_tokens)
+    return (bytes.fromhex(entry.key), name, stage, entry.attempt, kind, *tokens, reason, answer)
+
+
+def _entry(row: tuple) -> Entry:
+    key, name, stage, attempt, kind, prompt, completion, reason, answer = row
+    raw = zlib.decompress(answer).decode("utf-8", "surrogatepass")
+    return Entry(key.hex(), name, stage, attempt, kind, raw, prompt, completion, reason)
+
+
+def _readable_rows(path: Path) -> Iterator[tuple]:
+    """Yield the rows of a damaged database that can be read, from both ends up to the damage."""
+    for order in ("ASC", "DESC"):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.text_factory = _text
+            try:
+                query = f"SELECT number, {_COLUMNS} FROM calls ORDER BY number {order}"
+                for number, *row in database.execute(query):
+                    with contextlib.suppress(*_UNREADABLE):
+                        yield number, *_row(_entry(tuple(row)))
+                return
+            except sqlite3.Error:
+                continue  # rows that come from both ends have one number, and are kept once

@@ -1,4 +1,4 @@
-"""Given names and how common they are: who PersonX is, and who takes whose place.
+"""Draw given names by how common they are: for the persons of a triple, and as replacements.
 
 `names.tsv` says where they come from. Sentences draw from the 1,000 most common by their counts
 (Kim et al. 2023, section 2.3), replacement from all 10,000 alike (section 3.1).
@@ -22,7 +22,7 @@ COMMON = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Namebook:
-    """Names, commonest first, with how often each is given."""
+    """Names, the commonest first, with the number of people who have each."""
 
     names: tuple[str, ...] = dataclasses.field(repr=False)
     counts: tuple[int, ...] = dataclasses.field(repr=False)
@@ -48,7 +48,7 @@ class Namebook:
         return [name for name in self.names if name not in self.words]
 
     def people(self, record_id: str, seed: int, count: int = 3) -> tuple[str, ...]:
-        """Different names for a triple's persons, by their counts; the same for the same id."""
+        """Draw different names for a triple's persons, by count; the same for the same id."""
         generator = random.Random(fraction_bits(seed, "people", record_id))
         names, sums = self._common
         chosen: list[str] = []
@@ -59,7 +59,7 @@ class Namebook:
         return tuple(chosen)
 
     def replacements(self, record_id: str, seed: int, count: int, avoid: Set[str]) -> list[str]:
-        """`count` different names, none of them in `avoid`; each as likely as another."""
+        """Draw `count` different names that are not in `avoid`, each equally likely."""
         generator = random.Random(fraction_bits(seed, "replace", record_id))
         chosen: list[str] = []
         while len(chosen) < count:
@@ -71,7 +71,7 @@ class Namebook:
 
 @functools.lru_cache(maxsize=4)
 def load(path: str | Path = DEFAULT) -> Namebook:
-    """The names of a file: lines "name<TAB>count", and "<TAB>word" where it is a word too; # notes.
+    """Read names from a file: lines "name<TAB>count", "<TAB>word" after those that are words.
 
     Raises:
         ValueError: a line is of another form (file and line number), or there are too few names.

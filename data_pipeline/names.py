@@ -1,4 +1,4 @@
-"""Every name in a dialogue replaced by another, so that none is commoner than the list makes it.
+"""Replace every name in a dialogue, so that each name of the list is equally common.
 
 Kim et al. 2023, section 3.1, "Name Bias Mitigation". One name is one other name throughout
 narrative, conversation, speakers and persons; which one depends on the record's id and the seed.
@@ -53,7 +53,7 @@ _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 
 def replace(record: Record, names: Namebook, seed: int) -> Record:
-    """The record with other names; itself if that was done before, or it has no name."""
+    """Return the record with other names; unchanged if it was renamed before or has no name."""
     if record.renamed:
         return record
     persons = [name for name in (record.x, record.y, record.z) if name]
@@ -117,7 +117,7 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
 
 
 def _is_evident(match: re.Match[str]) -> bool:
-    """Whether a word that is a name of persons has a capital for no other reason than that."""
+    """Return whether a word has its capital only because it is a person's name."""
     if match["name"] not in _PERSONS or not _stands_as_name(match):
         return False
     before = match.string[max(0, match.start() - 40) : match.start()]
@@ -127,7 +127,7 @@ def _is_evident(match: re.Match[str]) -> bool:
 
 
 def _stands_as_name(match: re.Match[str]) -> bool:
-    """Whether a name that is a word too is a name here, by what stands before and after it."""
+    """Return whether an ambiguous word is a name here, by the words before and after it."""
     before = match.string[max(0, match.start() - 12) : match.start()]
     after = match.string[match.end("name") : match.end("name") + 16]
     if _BEFORE_OTHER.search(before) or _AFTER_OTHER.match(after):

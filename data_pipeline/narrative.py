@@ -1,7 +1,7 @@
-"""From the sentence to a narrative of two or three (Kim et al. 2023, section 2.3, appendix A.1).
+"""Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
 
-Asked again where the published code asks again: four or more sentences, the literal sentence
-unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
+The model is asked again where the published code does so: four or more sentences, the literal
+sentence unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import dataclasses
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 TOO_MANY_SENTENCES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Narrative:
-    """The story; how often it was asked for; and what is wrong with it, where it was kept so."""
+    """A story, the number of attempts, and its `fault` if it was kept with one."""
 
     text: str
     attempts: int
@@ -26,8 +26,8 @@ class Narrative:
 
 def narrate(
     record_id: str, literal: str, prompts: Prompts, retries: int = 2
-) -> Asking[Narrative | Rejected]:
-    """Asks for the narrative, again up to `retries` times. Rejected where no answer is a story."""
+) -> Stage[Narrative | Rejected]:
+    """Ask for the narrative, up to `retries` times more. Return Rejected without a story."""
     candidates: list[tuple[int, int, str, str]] = []
     last = ""
     for attempt in range(retries + 1):
@@ -52,7 +52,7 @@ def narrate(
 
 
 def fault(text: str, literal: str) -> str:
-    """Why the published code would ask again, or "" ."""
+    """Return why the published code would ask again, or ""."""
     sentences = [texts.same(sentence) for sentence in text.split(". ")]
     if len(sentences) >= TOO_MANY_SENTENCES:
         return "four or more sentences"

@@ -1,4 +1,4 @@
-"""The prompts of CO3, read from `prompts.toml`, and the requests made of them.
+"""Read the prompts of CO3 from `prompts.toml`, and make requests of them.
 
 | stage | asks for | fields |
 | --- | --- | --- |
@@ -44,26 +44,26 @@ STAGES = tuple(_FIELDS)
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What `prompts.toml` says; `version` is a hash of it, for the records made with it."""
+    """The contents of `prompts.toml`; `version` is a hash of them, stored with each record."""
 
     table: dict[str, Any] = dataclasses.field(repr=False)
     samplings: dict[str, Sampling] = dataclasses.field(repr=False)
     version: str
 
     def sentence(self, relation: str, **fields: str) -> str:
-        """Table 8: the triple as a sentence."""
+        """Return the triple as a sentence (table 8)."""
         return self.table["relations"][relation]["sentence"].format(**fields)
 
     def question(self, relation: str, **fields: str) -> str:
-        """Table 9: the triple as a question."""
+        """Return the triple as a question (table 9)."""
         return self.table["relations"][relation]["question"].format(**fields)
 
     def head_question(self, head: str) -> str:
-        """Appendix B.1: the triple's head as a question."""
+        """Return the triple's head as a question (appendix B.1)."""
         return self.table["questions"]["head"].format(head=head)
 
     def request(self, stage: str, record_id: str, attempt: int = 0, **fields: str) -> Request:
-        """The request of a stage, in both forms."""
+        """Return the request of a stage, in both forms."""
         entry = self.table[stage]
         return Request(
             record_id=record_id,
@@ -76,12 +76,12 @@ class Prompts:
 
 
 def moderation(record_id: str, text: str) -> Request:
-    """The request for a moderation service's scores of a text."""
+    """Return the request for a moderation service's scores of a text."""
     return Request(record_id=record_id, stage="moderation", attempt=0, prompt=text)
 
 
 def load(path: str | Path = DEFAULT) -> Prompts:
-    """The prompts of a file.
+    """Read the prompts of a file.
 
     Raises:
         ValueError: a part is missing, or a sampling has a setting that there is not.

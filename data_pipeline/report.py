@@ -167,6 +167,11 @@ def table(report: dict[str, Any]) -> str:
             f"{start['replayed']} answers from the journal"
         ]
     lines += [f"  {what}: {number}" for what, number in start["retries"].items()]
+    if (calls := start.get("concurrency", {})).get("decreases"):
+        lines.append(
+            f"  concurrency lowered {calls['decreases']} times by 429 and 503, to {calls['least']} "
+            f"at least; {calls['at_the_end']} at the end"
+        )
     return "\n".join(lines)
 
 

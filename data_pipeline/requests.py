@@ -1,9 +1,8 @@
-"""What the stages ask of a model, and what comes back: the seam between them and the network.
+"""Requests to a model and its responses: the boundary between the stages and the network.
 
-A stage that needs a model is a generator: it yields a `Request`, is sent the `Response`, and
-returns its result. It opens no socket and reads no clock, so the same responses always make the
-same record, in whatever order and with however many at once they were fetched. The engine
-(`run`) drives the generators, and answers a request from the journal if it was answered before.
+A stage is a generator: it yields a `Request`, is sent the `Response`, and returns its result. It
+opens no socket and reads no clock, so the same responses always make the same record, whatever
+their order. `run` drives the generators, and `gateway` answers their requests.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a completion is drawn; the defaults are the paper's (Kim et al. 2023, appendix A)."""
+    """Sampling settings; the defaults are the paper's (Kim et al. 2023, appendix A)."""
 
     max_tokens: int = 1024
     temperature: float = 0.9
@@ -32,11 +31,10 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question to the model: of `stage`, for record `record_id`, the `attempt`-th from 0.
+    """One request of `stage` for record `record_id`, its `attempt` counted from 0.
 
-    `prompt` is the text of the completion form; `messages` (role, content) that of the chat form.
-    The engine sends the one that the server takes. Of a moderation request (`stage` is
-    "moderation") `prompt` is the text to be judged, and `messages` is empty.
+    The completion form sends `prompt`, the chat form `messages` (role, content). A moderation
+    request (`stage` is "moderation") has the text to judge in `prompt`, and no messages.
     """
 
     record_id: str
@@ -47,11 +45,12 @@ class Request:
     sampling: Sampling = Sampling()
 
     def key(self, model: str, form: str, body: str = "{}") -> str:
-        """What names this request in the journal: equal for equal questions to equal models.
+        """Return this request's key in the journal: equal for equal requests to equal models.
 
-        `body` is the JSON of fields that the user adds to every request. Of prompt and messages
-        the one counts that is sent. Other keys would lose every journal that there is.
+        `body` is the JSON of fields that the user adds to every request. The key covers prompt or
+        messages, whichever is sent.
         """
+        # Another key for the same request would pay for every answer in users' journals again.
         asked = {**vars(self), "sampling": vars(self.sampling), "model": model, "form": form}
         del asked["prompt" if form == "chat" and self.messages else "messages"]
         if more := json.loads(body):
@@ -64,9 +63,9 @@ class Request:
 class Response:
     """The model's answer.
 
-    `finish_reason` is "stop", "length", or what the server said. `logprobs` holds for each token
-    its likeliest alternatives {token: log-probability in nats}, or is None where the server gives
-    none. `scores` are a moderation's {category: 0 to 1}.
+    `finish_reason` is "stop", "length", or the server's own word. `logprobs` has for each token its
+    likeliest alternatives {token: log-probability in nats}, or is None if the server gives none.
+    `scores` are a moderation's {category: 0 to 1}.
     """
 
     text: str = ""
@@ -77,12 +76,12 @@ class Response:
     completion_tokens: int = 0
 
 
-Asking = Generator[Request, Response, Result]
+Stage = Generator[Request, Response, Result]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """A record that does not go on: why (`reason`, counted), at which stage, and how it looked."""
+    """A record that was dropped: at which stage, why (`reason`, counted), and its fields so far."""
 
     id: str
     stage: str

@@ -1,8 +1,8 @@
-"""A run: many triples at once, each a generator that asks and is answered, in any order.
+"""Run many triples at once: each is a generator that yields requests and is sent the answers.
 
-Triples are read as they are needed; so many are under way that the allowed calls at once are
-always used, though some wait to try again. What is written depends on the input, the seed and the
-answers alone: each stage sees its own answers, and results are put back in order (`outputs`).
+More triples are under way than calls may be in flight, so that the places are in use while some
+triples wait for a retry. The output depends on the input, the seed and the answers alone: each
+stage gets its own answers, and `outputs` puts the results back in order.
 """
 
 from __future__ import annotations
@@ -17,45 +17,46 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.asking import Asker, RequestError
 from data_pipeline.errors import UserError
+from data_pipeline.gateway import Gateway, RequestError
 from data_pipeline.limits import ClosedError
 from data_pipeline.outputs import Outputs, Result
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 log = logging.getLogger("data_pipeline")
 
-WINDOW = 4096  # so many triples may be done or under way ahead of the oldest unfinished one
-AHEAD = 4  # triples under way for each call at once
+MAX_TRIPLES_AHEAD = 4096  # triples begun after the oldest unfinished one; results wait in memory
+TRIPLES_PER_CALL = 4  # triples under way for each call that may be in flight
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One triple: its id and its place in the input, the generator that makes its record, and what
-    to write of a record."""
+    """One triple: its id, its position in the input, the generator that makes its record, and a
+    function from that record to the lines to write.
+    """
 
     id: str
     position: int
-    start: Callable[[], Asking]
+    start: Callable[[], Stage]
     result: Callable[[Any, int], Result]
 
 
 def rejection(rejected: Rejected, position: int) -> Result:
-    """What is written of a rejection."""
+    """Return the lines to write for a rejection."""
     return Result({"rejected": rejected_line(rejected, position)})
 
 
 def rejected_line(rejected: Rejected, position: int) -> str:
-    """A line of rejected.jsonl: position in the input, id, stage, reason; what is known of it."""
+    """Return a line of rejected.jsonl: position in the input, id, stage, reason, known fields."""
     row = {"position": position, "id": rejected.id}
     row |= {"stage": rejected.stage, "reason": rejected.reason}
     return json.dumps({**row, **rejected.record}, ensure_ascii=False)
 
 
-async def drive(work: Work, asker: Asker) -> Result:
-    """Answer one triple's questions to the end; what to write of its record, or of its rejection.
+async def drive(work: Work, gateway: Gateway) -> Result:
+    """Answer one triple's requests to the end; return the lines of its record or rejection.
 
-    An error in a stage rejects the triple, and is said: one odd answer stops no corpus.
+    An error in a stage is logged and rejects the triple, so that one odd answer stops no corpus.
     """
     generator = work.start()
     try:
@@ -68,7 +69,7 @@ async def drive(work: Work, asker: Asker) -> Result:
                 if isinstance(result, Rejected):
                     return rejection(result, work.position)
                 return work.result(result, work.position)
-            response = await asker.ask(request)
+            response = await gateway.answer(request)
     except RequestError as failed:
         generator.close()
         about = {"detail": failed.detail}
@@ -80,7 +81,7 @@ async def drive(work: Work, asker: Asker) -> Result:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
         log.error("%s: %s: %s (%s)", work.id, type(error).__name__, error, where)
-        asker.counts["errors"] += 1
+        gateway.counts["errors"] += 1
         about = {"detail": f"{type(error).__name__}: {error} ({where})"}
         rejected = Rejected(work.id, "error", f"error: {type(error).__name__}", about)
         return rejection(rejected, work.position)
@@ -88,22 +89,22 @@ async def drive(work: Work, asker: Asker) -> Result:
 
 async def run(
     work: Iterator[Work],
-    asker: Asker,
+    gateway: Gateway,
     outputs: Outputs,
     *,
-    window: int = WINDOW,
+    window: int = MAX_TRIPLES_AHEAD,
     tick: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Work off `work` from where `outputs` stands; why it stopped early, or None if it is done.
+    """Do `work` from where `outputs` stands; return why it stopped early, or None if it is done.
 
-    SIGINT and SIGTERM stop it: no new call begins, the running ones are waited for and kept.
-    Raises UserError, after the same waiting, if nothing can succeed any more.
+    After SIGINT or SIGTERM no call begins, and the answers to calls in flight are journaled.
+    Raises UserError, after the same waiting, if no call can succeed any more.
     """
     items = enumerate(work)
     for _ in range(outputs.next):
         next(items)
     moved = asyncio.Event()
-    limits = asker.limits
+    limits = gateway.limits
     stopped: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def worker() -> None:
@@ -111,9 +112,10 @@ async def run(
             while number - outputs.next >= window:
                 moved.clear()
                 await moved.wait()
-            outputs.add(number, await drive(item, asker))
+            outputs.add(number, await drive(item, gateway))
             moved.set()
-            await asyncio.sleep(0)  # answers from the journal alone would let nobody else in
+            # Answers from the journal never wait, so other tasks would get no turn.
+            await asyncio.sleep(0)
 
     async def ticker() -> None:
         while True:
@@ -125,18 +127,21 @@ async def run(
         if not stopped.done():
             stopped.set_result(None)
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)  # the next one kills
+            asyncio.get_running_loop().remove_signal_handler(number)  # a second signal kills
 
     with _signals(stop):
         side = asyncio.create_task(ticker())
-        tasks = [asyncio.create_task(worker()) for _ in range(limits.allowance.concurrency * AHEAD)]
+        tasks = [
+            asyncio.create_task(worker())
+            for _ in range(limits.allowance.concurrency * TRIPLES_PER_CALL)
+        ]
         everything = asyncio.gather(*tasks)
         try:
             await asyncio.wait({everything, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not (everything.done() and everything.exception() is None):
                 limits.close("an error")
-            while limits.running:  # these answers are paid for
+            while limits.running:  # their answers are paid for
                 await asyncio.sleep(0.01)
             side.cancel()
             for task in tasks:
@@ -159,7 +164,7 @@ def _signals(stop: Callable[[str], None]) -> Iterator[None]:
     try:
         for number in numbers:
             loop.add_signal_handler(number, stop, number.name)
-    except (ValueError, RuntimeError):  # not in the main thread: signals are somebody else's
+    except (ValueError, RuntimeError):  # another thread than the main one gets no signals
         yield
         return
     try:

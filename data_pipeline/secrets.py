@@ -1,4 +1,4 @@
-"""Credentials taken out of what is written or shown: addresses, and fields added to requests."""
+"""Hide credentials in all output: in addresses, and in the fields added to requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _USER = re.compile(r"^((?:[a-z][a-z0-9+.-]*:)?//)?[^/?#]*@", re.IGNORECASE)
 
 
 def address(url: str) -> str:
-    """The URL without its user and password, and without the values of secret parameters."""
+    """Return the URL without user, password and the values of secret parameters."""
     url = _USER.sub(lambda match: f"{match[1] or ''}{HIDDEN}@", url)
     start, mark, query = url.partition("?")
     if not mark:
@@ -29,7 +29,7 @@ def address(url: str) -> str:
 
 
 def body(text: str) -> str:
-    """A JSON object with the values of secret fields hidden, however deep; else as it was given."""
+    """Return a JSON object with the values of secret fields hidden, at any depth."""
     fields = json.loads(text)
     hidden = _hide(fields)
     return text if hidden == fields else json.dumps(hidden, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A triple as a sentence, with names for its persons (Kim et al. 2023, section 2.3 and table 8)."""
+"""Turn a triple into a sentence with names for its persons (Kim et al. 2023, 2.3 and table 8)."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Sentence:
     z: str
 
     def fields(self) -> dict[str, str]:
-        """What the templates of tables 8 and 9 are filled with."""
+        """Return the fields of the templates of tables 8 and 9."""
         return {"head": self.head, "tail": self.tail, "tail_past": self.tail_past, "x": self.x}
 
 
 def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Sentence | Rejected:
-    """The triple's sentence; the same for the same id and seed.
+    """Return the triple's sentence; the same id and seed give the same one.
 
     Rejected ("tail of another form") where the tail does not fit the template: a noun where a verb
     is wanted, or a sentence of its own.
@@ -85,7 +85,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
 
 
 def clean(text: str) -> str:
-    """Spelling as in a text: persons named alike, "does n't" joined, no quotes or stop around."""
+    """Return the phrase spelt as in a text: "does n't" joined, no quotes or stop around."""
     text = persons(" ".join(text.replace('"', " ").split()))
     text = _LONE.sub(lambda match: f"Person{match[1].upper()}", text)
     for pattern, replacement in _SPACED:
@@ -95,7 +95,7 @@ def clean(text: str) -> str:
 
 
 def fit(relation: str, tail: str) -> tuple[str, str] | None:
-    """The tail as the relation's template wants it, and in the past tense for xNeed; or None."""
+    """Return the tail as the relation's template needs it, or None. xNeed gets the past tense."""
     if not tail:
         return None
     if relation in ("xAttr", "xReact"):
@@ -120,7 +120,7 @@ def fit(relation: str, tail: str) -> tuple[str, str] | None:
 
 
 def _effect(tail: str) -> tuple[str, str] | None:
-    """xEffect: what PersonX does, in the third person."""
+    """Return an xEffect tail in the third person: "PersonX gets lost"."""
     tail = _PERSON_SUBJECT.sub("", tail)
     if _OTHER_SUBJECT.match(tail) or _SUBJECT.match(tail):
         return None

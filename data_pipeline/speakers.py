@@ -1,7 +1,7 @@
-"""Who speaks (Kim et al. 2023, section 2.4, appendix A.2).
+"""Find the two speakers (Kim et al. 2023, section 2.4, appendix A.2).
 
-PersonX and PersonY where the triple has both; else the model completes "... a conversation in the
-scene between X and", at temperature 0, 16 tokens, to the first full stop.
+They are PersonX and PersonY if the triple has both. Otherwise the model completes "... a
+conversation in the scene between X and", at temperature 0, 16 tokens, to the first full stop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from data_pipeline import texts
 from data_pipeline.prompts import Prompts
-from data_pipeline.requests import Asking, Rejected
+from data_pipeline.requests import Rejected, Stage
 
 MAX_WORDS = 6
 _INTRODUCTION = re.compile(
@@ -26,8 +26,8 @@ _SMALL = frozenset(("a", "an", "the", "her", "his", "their", "my", "our", "its",
 
 def interlocutor(
     record_id: str, narrative: str, x: str, y: str, prompts: Prompts
-) -> Asking[str | Rejected]:
-    """The one X speaks with: "Y", or what the model names ("her coach")."""
+) -> Stage[str | Rejected]:
+    """Return the person that X speaks with: Y, or the model's answer ("her coach")."""
     if y:
         return y
     response = yield prompts.request("speaker", record_id, narrative=narrative, x=x)
@@ -41,7 +41,7 @@ def interlocutor(
 
 
 def parse(text: str, x: str) -> str:
-    """The person that the answer names: "a friend", "her mother", "Bob"; or ""."""
+    """Return the person that an answer names: "a friend", "her mother", "Bob"; or ""."""
     text = texts.plain(text)
     lines = [line.strip() for line in text.split("\n")]
     text = next((line for line in lines if line and not texts.is_preamble(line)), "")
@@ -59,7 +59,7 @@ def parse(text: str, x: str) -> str:
 
 
 def label(person: str) -> str:
-    """What stands before this person's turns: "her coach" -> "Coach", "Bob" -> "Bob"."""
+    """Return the label of this person's turns: "her coach" -> "Coach", "Bob" -> "Bob"."""
     words = person.split()
     while len(words) > 1 and words[0].lower() in _SMALL:
         words = words[1:]

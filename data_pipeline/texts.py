@@ -1,4 +1,4 @@
-"""Text as models send it, made plain: quotes, markdown, preambles, refusals, sentences."""
+"""Clean a model's text: quotes, markdown, preambles; recognise refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OPENING = re.compile(
 
 
 def plain(text: str) -> str:
-    """Straight quotes, no markdown; lines stay."""
+    """Return the text with straight quotes and without markdown; lines stay."""
     text = text.translate(_QUOTES).replace("\r\n", "\n").replace("\r", "\n")
     if "`" in text:
         text = _FENCE.sub("", text)
@@ -50,22 +50,22 @@ def plain(text: str) -> str:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the model declines instead of answering."""
+    """Return whether the model declines instead of answering."""
     return _REFUSAL.match(plain(text)) is not None
 
 
 def is_announcement(line: str) -> bool:
-    """Whether a line announces what follows: "Sure! Here is the conversation:"."""
+    """Return whether a line announces the answer: "Sure! Here is the conversation:"."""
     return _ANNOUNCEMENT.match(line.strip()) is not None
 
 
 def is_preamble(line: str) -> bool:
-    """Whether a line before an answer is none of it: an announcement, or "Certainly!"."""
+    """Return whether a line stands before the answer: an announcement, or "Certainly!"."""
     return is_announcement(line) or _AFFIRMATION.match(line.strip()) is not None
 
 
 def paragraph(text: str) -> str:
-    """One paragraph of prose: announcements before it and quotes around it taken off."""
+    """Return the text as one paragraph, without announcements before it or quotes around it."""
     lines = [line.strip() for line in plain(text).split("\n")]
     while lines and (not lines[0] or is_preamble(lines[0])):
         lines.pop(0)
@@ -74,7 +74,7 @@ def paragraph(text: str) -> str:
 
 
 def unquoted(text: str) -> str:
-    """The text without quotation marks around the whole of it, or one that has no partner."""
+    """Remove quotation marks around the whole text, or a single one without a partner."""
     text = text.strip()
     if text.count('"') == 1:
         return text.strip('"').strip()
@@ -84,5 +84,5 @@ def unquoted(text: str) -> str:
 
 
 def same(text: str) -> str:
-    """What is compared when two texts are called equal: letters and digits alone."""
+    """Return letters and digits alone, so that two texts can be compared."""
     return _NO_LETTER.sub("", text.casefold())

@@ -1,4 +1,4 @@
-"""A model's answer read as turns "Name: utterance", against all that models write around them.
+"""Read the turns "Name: utterance" in a model's answer, whatever the model writes around them.
 
 Understood: markdown, bold names, numbered turns and bullets, a first turn without its name,
 announcements before and commentary after the conversation, narration between turns, stage
@@ -43,7 +43,7 @@ _THIRD_PERSON = re.compile(r"^(?:he|she|they|both|the two|the)\b", re.IGNORECASE
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """A conversation: who (`speakers`) said what (`dialogue`), turn for turn.
+    """A conversation: `speakers[i]` says `dialogue[i]`.
 
     `dropped` counts what was left out (narration, commentary, announcements); `unprefixed` counts
     lines in its midst that have no name and no excuse: names that the model forgot.
@@ -58,13 +58,13 @@ class Turns:
         return len(self.dialogue)
 
     def text(self) -> str:
-        """One turn a line, "Name: utterance"."""
+        """Return one turn a line, "Name: utterance"."""
         pairs = zip(self.speakers, self.dialogue, strict=True)
         return "\n".join(f"{name}: {said}" for name, said in pairs)
 
 
 def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
-    """The turns of an answer to a prompt that ends with "`first`:".
+    """Return the turns of an answer to a prompt that ends with "`first`:".
 
     `others` are the labels that are expected besides.
     """
@@ -122,7 +122,7 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
 
 
 def cleaned(utterance: str) -> str:
-    """What was said: no stage directions at either end, no emphasis, no quotation marks around."""
+    """Remove stage directions at either end, emphasis, and quotation marks around the utterance."""
     utterance = " ".join(utterance.split())
     utterance = texts.unquoted(utterance)
     utterance = _LEADING_ACT.sub("", utterance)
@@ -142,7 +142,7 @@ def _unbulleted(line: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _name(text: str) -> str | None:
-    """The text if it may be a speaker's name: few words, and not "Note"."""
+    """Return the text if it may be a speaker's name: few words, and not "Note"."""
     name = text.strip(" .'-*_")
     words = name.split()
     return name if 0 < len(words) <= 4 and not _SCENE.match(f"{name}:") else None
@@ -155,7 +155,7 @@ def _prefix(line: str) -> tuple[str, str] | None:
 
 
 def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str]) -> bool:
-    """Expected, or there twice, or capitalised as names are ("Look at it this way: no" is not)."""
+    """Return whether a prefix is a speaker's name; "Look at it this way: no" has none."""
     if name.casefold() in expected or label(name).casefold() in expected:
         return True
     words = name.split()
@@ -164,7 +164,7 @@ def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str])
 
 
 def _is_narration(line: str, names: set[str]) -> bool:
-    """A sentence about the speakers, in the third person and without quotation marks."""
+    """Return whether a line tells about the speakers, in the third person and without quotes."""
     if '"' in line or line.endswith("?"):
         return False
     words = line.split()
@@ -174,12 +174,12 @@ def _is_narration(line: str, names: set[str]) -> bool:
 
 
 def _continues(line: str, before: str) -> bool:
-    """Whether the line goes on with the turn before: a list, or the middle of a sentence."""
+    """Return whether a line continues the turn before: a list, or the middle of a sentence."""
     return line[0].islower() or before.endswith((",", ":", ";", "-")) or line[0] in "-\u2022"
 
 
 def _merged(names: list[str]) -> list[str]:
-    """One label for one speaker: for "the coach", "Coach" and "COACH", for "Ann Lee" and "Ann"."""
+    """Give each speaker one label: "the coach" and "COACH" are one, "Ann Lee" and "Ann" too."""
     labels = [label(name.title() if name.isupper() and len(name) > 2 else name) for name in names]
     canonical: dict[str, str] = {}
     for name in labels:

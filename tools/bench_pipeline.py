@@ -5,8 +5,10 @@ First its post-processing on one core: from a line of SODA's schema to the line 
 process, so that neighbours matter less. The dialogues are the sample corpus over and over, each
 time with another id, and so other names.
 
-Then its calls: a run against the scripted teacher in a process of its own, 50 ms an answer, 64 at
-once, beside the ideal (64 / 50 ms) and beside one call at a time, as the published code asks.
+Then its calls: a run against the scripted teacher in a process of its own, which takes 1 s for an
+answer, with 256 calls in flight. The rate is from 10% to 80% of the calls, as the teacher counts
+them: at the end fewer triples than places are left. The CPU time of a call is that of the run's
+process, which a busy machine changes less than the rate.
 """
 
 import argparse
@@ -14,11 +16,13 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 from data_pipeline import postprocess, schema
 from data_pipeline.requests import Rejected
@@ -57,7 +61,7 @@ def postprocessing(args: argparse.Namespace) -> None:
     print(f"  {statistics.median(rates):8.0f} dialogues/s ({spread}), {kept / number:.1%} kept")
 
 
-LATENCY, CONCURRENCY = 0.05, 64
+LATENCY_SECONDS, CONCURRENCY = 1.0, 256
 HEADS = ("helps", "calls", "visits", "thanks", "meets", "teaches", "follows", "trusts", "pays")
 PLACES = ("home", "school", "work", "the park", "the market", "the station", "a party", "church")
 TAILS = {
@@ -77,38 +81,52 @@ def write_triples(path: pathlib.Path) -> None:
             file.write(json.dumps({**row, "tail": tail}) + "\n")
 
 
-def run(triples: str, url: str, output: str, concurrency: int, limit: int) -> dict:
-    """What a run's report says of its start."""
+def run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, float]:
+    """Make a corpus; return the calls a second in its midst, its calls, and its CPU seconds."""
     command = [sys.executable, "-m", "data_pipeline", "co3", f"--triples={triples}", "--quiet"]
     command += [f"--base_url={url}", "--model=teacher", f"--output={output}", "--no_plots"]
-    command += [f"--concurrency={concurrency}", f"--limit={limit}", "--no_parquet"]
-    subprocess.run(command, check=True)
-    return json.loads((pathlib.Path(output) / "report.json").read_text())["this_start"]
+    command += [f"--concurrency={CONCURRENCY}", f"--limit={limit}", "--no_parquet"]
+    points: list[tuple[float, int]] = []  # (seconds, calls so far)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as answer:
+                points.append((time.monotonic(), json.load(answer).get("completions", 0)))
+            time.sleep(0.25)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    first, calls = points[0][1], points[-1][1] - points[0][1]
+    midst = [(t, n) for t, n in points if 0.1 * calls <= n - first <= 0.8 * calls]
+    if len(midst) < 2:  # a run of few calls has no midst
+        return 0.0, calls, cpu
+    # Calls that began together end together, so two points alone would hit or miss a whole burst.
+    return statistics.linear_regression(*zip(*midst, strict=True)).slope, calls, cpu
 
 
 def calls(args: argparse.Namespace) -> None:
-    """Calls a second of a run, and of one call at a time."""
+    """Print the calls a second of a run, and the CPU time of a call."""
     with tempfile.TemporaryDirectory() as folder:
         triples = args.triples or f"{folder}/triples.jsonl"
         if not args.triples:
             write_triples(pathlib.Path(triples))
         teacher = [sys.executable, "-m", "data_pipeline", "teacher", "--port=0"]
-        teacher += [f"--latency={LATENCY}"]
+        teacher += [f"--latency={LATENCY_SECONDS}"]
         with subprocess.Popen(teacher, stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().split()[2].rstrip(",")
-                one = run(triples, url, f"{folder}/one", 1, 20)
-                many = run(triples, url, f"{folder}/many", CONCURRENCY, args.limit)
+                _, few, start = run(triples, url, f"{folder}/few", 1)
+                rate, many, cpu = run(triples, url, f"{folder}/many", args.limit)
             finally:
                 process.terminate()
-                process.communicate()  # what it says at its end is read, or it could not say it
-    ideal = CONCURRENCY / LATENCY
-    print(f"calls to a teacher that takes {1000 * LATENCY:.0f} ms, in {many['calls']} calls")
-    print(f"  {ideal:8.0f} calls/s are the ideal of {CONCURRENCY} at once")
-    rate = many["calls"] / many["seconds"]
-    print(f"  {rate:8.0f} calls/s, {rate / ideal:.1%} of it ({many['seconds']} s, start to end)")
-    rate = one["calls"] / one["seconds"]
-    print(f"  {rate:8.0f} calls/s one at a time, as the published loop asks")
+                process.communicate()  # it prints at its end, so its pipe must be read
+    ideal = CONCURRENCY / LATENCY_SECONDS
+    print(f"{many} calls to a teacher that takes {LATENCY_SECONDS:g} s for each")
+    print(f"  {ideal:8.1f} calls/s are the ideal of {CONCURRENCY} in flight")
+    print(f"  {rate:8.1f} calls/s, {rate / ideal:.1%} of it")
+    each = 1000 * (cpu - start) / (many - few)
+    print(f"  {each:8.2f} ms of CPU a call, beyond the {start:.1f} s of a run of one triple")
 
 
 def main(args: argparse.Namespace) -> None:

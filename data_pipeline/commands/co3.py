@@ -1,12 +1,12 @@
 """Distil dialogues from a language model: triples in, SODA out (Kim et al. 2023).
 
-Asks any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
+It calls any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
 soda.jsonl and soda.parquet (the published SODA's fields), provenance.jsonl, rejected.jsonl (each
 with its reason), report.json, report.txt, report.png, README.md (a dataset card) and journal/.
 
-However it ends, the same command goes on: every answer is in the journal before it is used, and
-no answered question is asked again. Ctrl-C and SIGTERM wait for the calls under way. Settings may
-change between starts: questions that stay the same keep their answers.
+The same command resumes a run that ended in any way: every answer is journaled before it is used,
+and no answered request is sent again. Ctrl-C and SIGTERM wait for the calls in flight. Settings may
+change between starts: requests that stay the same keep their answers.
 
 The key is read from the environment (OPENAI_API_KEY, or the variable named by --api_key_env).
 Exit codes: 0 done; 1 an error; 3 a cap is reached; 130 stopped by Ctrl-C, 143 by SIGTERM.
@@ -22,24 +22,21 @@ import gc
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import corpus, inflection, labels, postprocess, prompts, report, run, secrets
-from data_pipeline.asking import Asker, Patience
 from data_pipeline.client import Client, Server, probe
 from data_pipeline.errors import UserError
+from data_pipeline.gateway import Gateway, RetryPolicy
 from data_pipeline.journal import Journal
 from data_pipeline.limits import Allowance, Limits
 from data_pipeline.outputs import Outputs, write_atomic
-from data_pipeline.processes import Helpers
 from data_pipeline.progress import Progress
 from data_pipeline.triples import CRITICS
 
 log = logging.getLogger("data_pipeline")
-CALLS_A_HELPER = 32  # calls at once from which on a process of their own pays
 
 
 def add_arguments(made: argparse.ArgumentParser) -> None:
@@ -70,14 +67,18 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--moderation_model", default="omni-moderation-latest")
     group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group = made.add_argument_group("limits")
-    group.add_argument("--concurrency", type=int, default=16, help="calls at once (%(default)s)")
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=16,
+        help="calls in flight at most (%(default)s); fewer after a 429 or 503",
+    )
     group.add_argument("--requests_per_minute", type=float)
     group.add_argument("--tokens_per_minute", type=float)
     group.add_argument("--token_cap", type=int, help="of all starts of this run together")
     group.add_argument("--cost_cap", type=float, help="the same, in the currency of the prices")
     group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
     group.add_argument("--price_out", type=float, default=0)
-    group.add_argument("--processes", type=int, help="helpers that make the calls; 0: none")
     group = made.add_argument_group("stages")
     group.add_argument("--retries", type=int, default=2, help="of a narrative or dialogue")
     group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
@@ -109,10 +110,6 @@ async def _main(args: argparse.Namespace) -> int:
             server = dataclasses.replace(server, form=await probe(client, form))
             log.info("%s, model %s, %s form", server.address, server.model, server.form)
             client.server = server
-            helpers = _helpers(args)
-            if helpers:
-                pool = Helpers(client, server, allowance.concurrency, helpers)
-                client = await stack.enter_async_context(pool)
             moderation = None
             if args.moderation_url:
                 judge = Server(
@@ -134,9 +131,9 @@ async def _main(args: argparse.Namespace) -> int:
             if args.canary_labels:
                 labels.keep(args.canary_labels, settings.canary, args.output)
             limits = Limits(allowance, _spent(journal))
-            patience = Patience(tries=args.tries)
-            asker = Asker(client.post, server, journal, limits, patience, moderation)
-            note = _Note(asker, allowance)
+            policy = RetryPolicy(tries=args.tries)
+            gateway = Gateway(client.post, server, journal, limits, policy, moderation)
+            note = _Note(gateway, allowance)
             progress = Progress(total, outputs.next, note.text)
             if outputs.next or len(journal):
                 log.info("going on: %d answers in the journal", len(journal))
@@ -144,9 +141,9 @@ async def _main(args: argparse.Namespace) -> int:
             try:
                 stopped = await run.run(
                     corpus.works(source.read(), settings),
-                    asker,
+                    gateway,
                     outputs,
-                    tick=lambda: progress.update(outputs.next, asker.counts["calls"]),
+                    tick=lambda: progress.update(outputs.next, gateway.counts["calls"]),
                 )
                 seconds = time.monotonic() - began
                 if stopped is None:
@@ -165,7 +162,7 @@ async def _main(args: argparse.Namespace) -> int:
                 "The same command with a higher cap" if code == 3 else "The same command",
             )
             return code
-        _report(args, about, journal, asker, allowance, seconds)
+        _report(args, about, journal, gateway, allowance, seconds)
     return 0
 
 
@@ -173,19 +170,20 @@ def _report(
     args: argparse.Namespace,
     about: dict[str, Any],
     journal: Journal,
-    asker: Asker,
+    gateway: Gateway,
     allowance: Allowance,
     seconds: float,
 ) -> None:
     numbers, reasons = report.count_outputs(args.output)
-    counts = asker.counts
+    counts = gateway.counts
     retries = {name: n for name, n in sorted(counts.items()) if name.startswith("retried")}
     this_start = {
         "seconds": round(seconds, 1),
         "calls": counts["calls"],
         "calls_per_second": round(counts["calls"] / max(seconds, 1e-9), 1),
         "replayed": counts["replayed"],
-        "most_at_once": asker.limits.most_running,
+        "most_at_once": gateway.limits.most_running,
+        "concurrency": _concurrency(gateway.limits),
         "errors": counts["errors"],
         "retries": retries,
     }
@@ -203,21 +201,29 @@ def _report(
         log.warning("failed at the server: %d; the same command asks again", failed)
 
 
-class _Note:
-    """What the progress line tells besides triples."""
+def _concurrency(limits: Limits) -> dict[str, int]:
+    """Return how the server's overloads changed the calls that may be in flight."""
+    now = limits.concurrency
+    return {"decreases": now.decreases, "least": now.least, "at_the_end": int(now.allowed)}
 
-    def __init__(self, asker: Asker, allowance: Allowance):
-        self.asker, self.allowance = asker, allowance
+
+class _Note:
+    """The part of the progress line that is about calls."""
+
+    def __init__(self, gateway: Gateway, allowance: Allowance):
+        self.gateway, self.allowance = gateway, allowance
 
     def text(self) -> str:
-        limits, counts = self.asker.limits, self.asker.counts
+        limits, counts = self.gateway.limits, self.gateway.counts
         tokens = limits.spent_in + limits.spent_out
-        parts = [f"{limits.running} running", f"{tokens} tokens"]
+        parts = [f"{limits.running} in flight", f"{tokens} tokens"]
+        if limits.concurrency.decreases:
+            parts[0] += f" of {int(limits.concurrency.allowed)} allowed"
         if self.allowance.price_in or self.allowance.price_out:
             parts.append(f"cost {self.allowance.cost(limits.spent_in, limits.spent_out):.2f}")
         retried = sum(n for name, n in counts.items() if name.startswith("retried"))
         parts += [f"{retried} retries"] if retried else []
-        stages = (f"{name} {n}" for name, n in self.asker.stages.most_common(3))
+        stages = (f"{name} {n}" for name, n in self.gateway.stages.most_common(3))
         return ", ".join([*parts, *stages])
 
 
@@ -253,7 +259,7 @@ def _server(args: argparse.Namespace) -> Server:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UserError for an address without a scheme, or a number that means nothing."""
+    """Raise UserError for an address without a scheme, or a number out of range."""
     for name in ("base_url", "moderation_url"):
         url = getattr(args, name)
         if url is not None and not url.lower().startswith(("http://", "https://")):
@@ -261,7 +267,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
     least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
-        ("retries", "processes", "token_cap", "cost_cap", "price_in", "price_out"), 0
+        ("retries", "token_cap", "cost_cap", "price_in", "price_out"), 0
     )
     for name in (*above, *least):
         value = getattr(args, name)
@@ -283,7 +289,7 @@ def _allowance(args: argparse.Namespace) -> Allowance:
 def _about(
     args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
 ) -> dict[str, Any]:
-    """What the output is made of, and how much of it at most: `run.json`."""
+    """Return the settings that decide the output, and its limit: `run.json`."""
     return {
         **identity,
         "limit": args.limit,
@@ -301,25 +307,17 @@ def _about(
 
 
 def _canary(path: Path) -> str:
-    """The labels' file, and a hash of it: other labels in it make another output."""
+    """Return the labels' file with its hash, because other labels make another output."""
     return f"{path} ({labels.digest(path)})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:
-    """The form of an earlier start with the same server and model: it is not guessed again."""
+    """Return the form that an earlier start found for the same server and model."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         about = json.loads((args.output / "run.json").read_text())
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
-
-
-def _helpers(args: argparse.Namespace) -> int:
-    if args.processes is not None:
-        return args.processes
-    if args.concurrency < CALLS_A_HELPER:
-        return 0
-    return max(1, min((os.cpu_count() or 1) - 1, args.concurrency // CALLS_A_HELPER, 8))
 
 
 def _spent(journal: Journal) -> tuple[int, int]:

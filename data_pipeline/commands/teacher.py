@@ -1,4 +1,4 @@
-"""A local server that answers CO3's prompts: varied, plausible, the same for the same request.
+"""Serve scripted answers to CO3's prompts: varied, plausible, the same for the same request.
 
 It speaks OpenAI's /v1/completions, /v1/chat/completions, /v1/moderations and /v1/models, and can
 be told to misbehave. GET /stats counts what it was asked. Ctrl-C ends it.
@@ -30,6 +30,7 @@ def add_arguments(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--forms", default="completion,chat", help="what it offers (%(default)s)")
     flags.add_argument("--no_logprobs", action="store_true", help="give no log-probabilities")
     flags.add_argument("--model", default="teacher", help="the name it answers to (%(default)s)")
+    flags.add_argument("--most_at_once", type=int, help="429 for more calls in flight than this")
     flags.add_argument("--key", default="", help="the key that callers must show; none by default")
     flags.add_argument("--prompts", default=str(prompts.DEFAULT), help="the prompts it knows")
     flags.add_argument("--seed", type=int, default=0, help="another seed, other answers")
@@ -55,6 +56,7 @@ def run_teacher(args: argparse.Namespace) -> int:
         forms=tuple(args.forms.split(",")),
         model=args.model,
         key=args.key,
+        most_at_once=args.most_at_once,
         seed=args.seed,
     )
     try:

@@ -1,11 +1,12 @@
-"""The teacher's side of the socket: as much of HTTP and of OpenAI's API as CO3 needs.
+"""Serve the scripted teacher: as much of HTTP and of OpenAI's API as CO3 needs.
 
-One process, one event loop, connections kept open. `GET /stats` tells what was asked of it.
+One process, one event loop, connections kept open. `GET /stats` returns the counts of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,8 +17,8 @@ from typing import Any
 from data_pipeline import prompts as prompt_files
 from data_pipeline.teacher import voice
 
-# What it does wrong when told to; the first five are another matter at the next try, the last
-# three are answers, and so are always given to the same request.
+# Kinds of misbehaviour. Another try draws the passing ones anew. The lasting ones are answers, and
+# the same request gets the same answer always.
 PASSING = ("429", "500", "slow", "cut", "truncated")
 LASTING = ("garbage", "empty", "refusal")
 FORMS = {"/v1/completions": "completion", "/v1/chat/completions": "chat"}
@@ -25,7 +26,7 @@ FORMS = {"/v1/completions": "completion", "/v1/chat/completions": "chat"}
 
 @dataclasses.dataclass(frozen=True)
 class Manners:
-    """How the teacher behaves. Times in seconds; `misbehave` is the share of bad answers."""
+    """Settings of the teacher. Times are in seconds; `misbehave` is the share of bad answers."""
 
     latency: float = 0.0
     misbehave: float = 0.0
@@ -36,25 +37,29 @@ class Manners:
     forms: tuple[str, ...] = ("completion", "chat")
     model: str = "teacher"
     key: str = ""  # if given, callers must show it
+    most_at_once: int | None = None  # more calls in flight get status 429 at once
     seed: int = 0
 
 
 class Teacher:
-    """Answers requests; knows what it was asked, for `GET /stats`."""
+    """Answers requests and counts them."""
 
     def __init__(self, manners: Manners, prompts: prompt_files.Prompts | None = None):
         self.manners = manners
         self.voice = voice.Voice(prompts or prompt_files.load())
         self.seen: Counter = Counter()  # hash of a request -> times asked
         self.counts: Counter = Counter()
-        self.asking = self.most = 0  # calls at once, now and at most
+        self.in_flight = self.most = 0  # calls now, and at most so far
 
     def answer(self, method: str, path: str, key: str, data: bytes) -> tuple[int, bytes, str]:
-        """(status, body, kind of misbehaviour or "") for one request."""
+        """Return (status, body, kind of misbehaviour or "") for one request."""
         if path == "/stats":
             return 200, self._stats(), ""
         if self.manners.key and key != f"Bearer {self.manners.key}":
             return 401, _error("Incorrect API key provided"), ""
+        if self.manners.most_at_once is not None and self.in_flight > self.manners.most_at_once:
+            self.counts["too many at once"] += 1
+            return 429, _error("Too many requests at once"), "too many"
         if method == "GET" and path == "/v1/models":
             models = [{"id": self.manners.model, "object": "model", "owned_by": "teacher"}]
             return 200, _json({"object": "list", "data": models}), ""
@@ -95,7 +100,7 @@ class Teacher:
         return 200, body[: len(body) * 2 // 3] if kind == "truncated" else body, kind
 
     def _mood(self, number: int, times: int) -> str:
-        """How to misbehave at a request asked for the `times`-th time, from 0; mostly ""."""
+        """Draw the misbehaviour for the `times`-th try of a request, from 0; mostly ""."""
         if not self.manners.misbehave:
             return ""
         for salt, kinds in (("lasting", LASTING), (f"passing {times}", PASSING)):
@@ -146,12 +151,12 @@ class Teacher:
         return 200, _json({"id": "modr", "model": "teacher", "results": [result]}), ""
 
     def _stats(self) -> bytes:
-        stats = {"distinct": len(self.seen), "now": self.asking, "most_at_once": self.most}
+        stats = {"distinct": len(self.seen), "now": self.in_flight, "most_at_once": self.most}
         return _json({**self.counts, **stats})
 
 
 class Connection(asyncio.Protocol):
-    """One connection of a caller; a request at a time."""
+    """One connection of a caller, with one request at a time."""
 
     def __init__(self, teacher: Teacher):
         self.teacher, self.buffer, self.busy, self.gone = teacher, bytearray(), False, False
@@ -184,29 +189,29 @@ class Connection(asyncio.Protocol):
         method, path, _ = first.split(" ", 2)
         teacher, manners = self.teacher, self.teacher.manners
         self.busy = True
-        teacher.asking += 1
-        teacher.most = max(teacher.most, teacher.asking)
+        teacher.in_flight += 1
+        teacher.most = max(teacher.most, teacher.in_flight)
         try:
             answer = teacher.answer(method, path, headers.get("authorization", ""), body)
-        except Exception as error:  # whoever asked is to be told, not left waiting
+        except Exception as error:  # the caller must get a reply
             answer = 500, _error(f"the teacher failed: {type(error).__name__}: {error}"), ""
             teacher.counts["errors"] += 1
         wait = manners.slow_seconds if answer[2] == "slow" else manners.latency
-        wait = 0 if path == "/stats" else wait
+        wait = 0 if path == "/stats" or answer[2] == "too many" else wait
         if wait:
             asyncio.get_running_loop().call_later(wait, self._write, *answer)
         else:
             self._write(*answer)
 
     def _write(self, status: int, body: bytes, kind: str) -> None:
-        self.teacher.asking -= 1
+        self.teacher.in_flight -= 1
         self.busy = False
         if self.gone:
             return
         reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
         head = f"HTTP/1.1 {status} {reason.get(status, 'Error')}\r\ncontent-type: application/json"
         head += f"\r\ncontent-length: {len(body)}"
-        if status == 429:
+        if status == 429 and kind != "too many":
             head += f"\r\nretry-after: {self.teacher.manners.retry_after}"
         data = head.encode() + b"\r\n\r\n" + body
         if kind == "cut":
@@ -219,7 +224,7 @@ class Connection(asyncio.Protocol):
 
 
 def _shortened(said: voice.Answer, asked: dict) -> voice.Answer:
-    """The answer as `stop` and the limit of tokens leave it."""
+    """Cut an answer at `stop` and at the limit of tokens."""
     text, reason = said.text, said.finish_reason
     for stop in asked.get("stop") or []:
         text = text.split(stop)[0]
@@ -238,7 +243,7 @@ def _json(value: dict) -> bytes:
 
 
 async def serve(teacher: Teacher, host: str, port: int) -> asyncio.Server:
-    """A listening server; port 0 takes a free one (`server.sockets[0].getsockname()[1]`)."""
+    """Listen; port 0 takes a free port (`server.sockets[0].getsockname()[1]`)."""
     loop = asyncio.get_running_loop()
     return await loop.create_server(lambda: Connection(teacher), host, port, backlog=1024)
 
@@ -251,6 +256,7 @@ async def forever(teacher: Teacher, host: str, port: int, said: Any = print) -> 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     address = f"http://{host}:{server.sockets[0].getsockname()[1]}/v1"
     said(f"teacher at {address}, model {teacher.manners.model}", flush=True)
-    async with server:
+    # Not `async with server`: as of Python 3.12 it waits until every caller hangs up.
+    with contextlib.closing(server):
         await stop.wait()
         said(json.dumps(json.loads(teacher._stats())), flush=True)

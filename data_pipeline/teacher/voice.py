@@ -1,4 +1,4 @@
-"""What the scripted teacher says: a request's stage by its prompt, and words by its hash."""
+"""Make the scripted teacher's answers: the prompt gives the stage, its hash the words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Answer:
 
 
 class Voice:
-    """Answers to the prompts of a file."""
+    """Answers to the prompts of a file, by recognising their templates."""
 
     def __init__(self, prompts: prompt_files.Prompts):
         table = prompts.table
@@ -39,7 +39,7 @@ class Voice:
             self._patterns["chat"].append((stage, _pattern(_JOIN.join(contents))))
 
     def recognise(self, form: str, asked: str | list[dict]) -> tuple[str, dict[str, str]]:
-        """(stage, fields) of a prompt; ("", {}) of one that is not CO3's."""
+        """Return (stage, fields) of a prompt, or ("", {}) if it is not CO3's."""
         if form == "chat":
             asked = _JOIN.join(str(message.get("content")) for message in asked)
         for stage, pattern in self._patterns[form]:
@@ -49,7 +49,7 @@ class Voice:
         return "", {}
 
     def answer(self, form: str, asked: str | list[dict], seed: int) -> Answer:
-        """What to say; `seed` decides among the possible."""
+        """Return the answer to a prompt; `seed` chooses among the possible ones."""
         stage, fields = self.recognise(form, asked)
         chance = random.Random(seed)
         if stage == "narrative":
@@ -69,7 +69,7 @@ class Voice:
 
 
 def spoiled(kind: str, seed: int) -> Answer:
-    """An answer as a model gives it on a bad day: "empty", "refusal" or "garbage"."""
+    """Return a bad answer: "empty", "refusal" or "garbage"."""
     chance = random.Random(seed)
     if kind == "empty":
         return Answer("")
@@ -77,7 +77,7 @@ def spoiled(kind: str, seed: int) -> Answer:
 
 
 def moderation(text: str, seed: int) -> dict[str, float]:
-    """Scores of a text: seldom above 0.5."""
+    """Return a moderation's scores of a text, seldom above 0.5."""
     chance = random.Random(seed)
     names = ("harassment", "hate", "self-harm", "sexual", "violence")
     scores = {name: round(chance.random() ** 8 * 0.2, 6) for name in names}
@@ -87,7 +87,7 @@ def moderation(text: str, seed: int) -> dict[str, float]:
 
 
 def tokens(text: str) -> int:
-    """About as many tokens as a text has."""
+    """Return about as many tokens as a text has."""
     return max(1, len(text) // 4) if text else 0
 
 
@@ -123,7 +123,7 @@ def _draw(chance: random.Random, name: str, **fields: str) -> str:
 
 
 def _narrative(literal: str, chance: random.Random) -> str:
-    """Two or three sentences; sometimes too many, or nothing but the literal."""
+    """Return two or three sentences; sometimes too many, or the literal alone."""
     x = literal.split()[0].removesuffix("'s").strip(".,")
     odd = chance.random()
     if odd < 0.05:
@@ -140,7 +140,7 @@ def _narrative(literal: str, chance: random.Random) -> str:
 
 
 def _decision(chance: random.Random, choices: tuple[str, ...], first: bool) -> Answer:
-    """One of the words, with the log-probabilities of all."""
+    """Return one of the words, with the log-probabilities of all."""
     word = choices[0] if first else _pick(chance, choices[1:])
     sure = 0.6 + 0.39 * chance.random()
     rest = (1 - sure) / len(choices)
@@ -150,7 +150,7 @@ def _decision(chance: random.Random, choices: tuple[str, ...], first: bool) -> A
 
 
 def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, start: bool) -> Answer:
-    """A conversation in one of many layouts, most of them good."""
+    """Return a conversation in one of many layouts, most of them good."""
     x = fields["x"]
     y = fields["y"]
     y = y[0].upper() + y[1:]
@@ -176,7 +176,7 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
 
 
 def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -> list:
-    """(speaker, utterance) of a conversation of 2 * middle + 4 turns; of 3 if `middle` is 0."""
+    """Return (speaker, utterance) pairs: 2 * middle + 4 of them, or 3 if `middle` is 0."""
     event = [s for s in re.split(r"(?<=[.!?])\s+", narrative.strip()) if s.startswith(x)]
     told = _first_person(_pick(chance, event), x) if event else "it is a long story."
     said: set[str] = set()
@@ -200,7 +200,7 @@ def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -
 
 
 def _first_person(sentence: str, x: str) -> str:
-    """What a sentence about X says, told by X: "Ann goes home." becomes "I go home."."""
+    """Put a sentence about X into the first person: "Ann goes home." becomes "I go home."."""
     told = re.sub(rf"\b{re.escape(x)}'s\b", "my", sentence)
     told = re.sub(rf"\b{re.escape(x)}\b", "I", told)
     odd = {"is": "am", "has": "have", "was": "was", "does": "do", "goes": "go"}
@@ -219,7 +219,7 @@ def _first_person(sentence: str, x: str) -> str:
 
 
 def _laid_out(turns: list, x: str, y: str, chance: random.Random, *, chat: bool) -> str:
-    """The turns as models write them: the first prefix is missing, names are bold, ..."""
+    """Lay the turns out as models do: the first prefix is missing, names are bold, and so on."""
     layout = chance.random()
     between = "\n\n" if layout > 0.8 else "\n"
     lines = []

@@ -5,12 +5,10 @@ import dataclasses
 import datetime
 import email.utils
 import json
-import socket
-import threading
 
 import pytest
 
-from data_pipeline import client, plain, processes
+from data_pipeline import client
 from data_pipeline.client import Reply, Server
 from data_pipeline.errors import UserError
 from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
@@ -28,7 +26,7 @@ ASK = Request(
 
 
 def body(**settings) -> dict:
-    return json.loads(client.body(ASK, Server("http://x/v1", "m", **settings), seed=3))
+    return json.loads(client.request_body(ASK, Server("http://x/v1", "m", **settings), seed=3))
 
 
 def test_bodies_are_what_the_api_wants():
@@ -49,18 +47,21 @@ def test_answers_are_read_in_both_forms():
     usage = {"prompt_tokens": 4, "completion_tokens": 1}
     top = [{" Yes": -0.1, " No": -2.5}]
     choice = {"text": " Yes", "finish_reason": "length", "logprobs": {"top_logprobs": top}}
-    said = client.read(json.dumps({"choices": [choice], "usage": usage}), "completion")
+    said = client.parse_answer(json.dumps({"choices": [choice], "usage": usage}), "completion")
     assert said == Response(" Yes", "length", ({" Yes": -0.1, " No": -2.5},), None, 4, 1)
     token = {"token": "Yes", "logprob": -0.1, "top_logprobs": [{"token": "Yes", "logprob": -0.1}]}
     choice = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
-    said = client.read(json.dumps({"choices": [choice]}), "chat")
+    said = client.parse_answer(json.dumps({"choices": [choice]}), "chat")
     assert said == Response("Yes", "stop", ({"Yes": -0.1},))
     choice = {"message": {"content": None, "refusal": "I can't"}, "logprobs": None}
-    assert client.read(json.dumps({"choices": [choice]}), "chat").text == "I can't"
+    assert client.parse_answer(json.dumps({"choices": [choice]}), "chat").text == "I can't"
     half = '{"choices": [{"text": "a\\ud83d", "finish_reason": "stop"}]}'
-    assert client.read(half, "completion").text == "a?"
+    assert client.parse_answer(half, "completion").text == "a?"
     scores = {"results": [{"category_scores": {"hate": 0.7, "sexual": None}}]}
-    assert client.read(json.dumps(scores), "moderation").scores == {"hate": 0.7, "sexual": 0.0}
+    assert client.parse_answer(json.dumps(scores), "moderation").scores == {
+        "hate": 0.7,
+        "sexual": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_answers_are_read_in_both_forms():
 def test_what_is_no_answer_is_said_to_be_none(text):
     """Oracle: these lack what an answer has."""
     with pytest.raises(client.AnswerError):
-        client.read(text, "completion")
+        client.parse_answer(text, "completion")
 
 
 def test_retry_after_in_all_its_spellings():
@@ -138,9 +139,9 @@ def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
 
 def test_refusals_that_cannot_heal():
     """Oracle: the meaning of the status codes; a quota is a 429 that waiting does not mend."""
-    assert client.hopeless(Reply(401, "")) and client.hopeless(Reply(404, ""))
-    assert client.hopeless(Reply(429, '{"code": "insufficient_quota"}'))
-    assert not client.hopeless(Reply(429, "slow down")) and not client.hopeless(Reply(500, ""))
+    assert client.is_final(Reply(401, "")) and client.is_final(Reply(404, ""))
+    assert client.is_final(Reply(429, '{"code": "insufficient_quota"}'))
+    assert not client.is_final(Reply(429, "slow down")) and not client.is_final(Reply(500, ""))
 
 
 class Clock:
@@ -253,123 +254,85 @@ def test_a_server_is_tried_before_any_work(path, monkeypatch):
             asyncio.run(probed("http://127.0.0.1:9/v1"))
 
 
-def test_plain_and_library_calls_give_the_same():
-    """All kinds of replies, twice over kept connections. Oracle: each the other."""
+async def post_all(server, bodies) -> list[Reply]:
+    async with client.Client(server, 2) as one:
+        return [await one.post("completion", data) for data in bodies]
+
+
+def test_odd_replies_come_back_as_replies():
+    """All kinds of replies over kept connections. Oracle: the same client on a good server."""
+    asked = [dataclasses.replace(ASK, prompt=f"Question {n}") for n in range(40)]
+    with teacher() as (url, _):
+        server = Server(url, "teacher")
+        good = asyncio.run(post_all(server, [client.request_body(one, server) for one in asked]))
+    assert {reply.status for reply in good} == {200}
     manners = dict(misbehave=0.9, kinds=("429", "500", "cut", "truncated"), retry_after="7")
-
-    async def by_library(server, bodies):
-        async with client.Client(server, 2) as one:
-            return [await one.post("completion", data) for data in bodies], one.headers
-
     with teacher(**manners) as (url, taught):
         server = Server(url, "teacher", timeout=5)
-        asked = [dataclasses.replace(ASK, prompt=f"Question {n}") for n in range(40)]
-        bodies = [client.body(one, server) for one in asked]
-        replies, headers = asyncio.run(by_library(server, bodies))
-        taught.seen.clear()
-        connection = plain.Connection(server, headers)
-        plainly = [connection.post("completion", data) for data in bodies]
-    assert {r.status for r in replies} == {0, 200, 429, 500}
-    for one, other in zip(replies, plainly, strict=True):
-        assert (one.status, one.retry_after) == (other.status, other.retry_after)
-        assert one.text == other.text or one.status == 0
-    # The server is gone, and so is the kept connection.
-    assert connection.post("completion", bodies[0]).status == 0
+        replies = asyncio.run(post_all(server, [client.request_body(one, server) for one in asked]))
+        kinds = {kind for kind in manners["kinds"] if taught.counts[f"misbehaved: {kind}"]}
+    assert kinds == set(manners["kinds"])
+    for reply, whole in zip(replies, good, strict=True):
+        assert reply.retry_after == (7 if reply.status == 429 else None)
+        assert reply.status in (0, 429, 500) or whole.text.startswith(reply.text)
+        assert reply.status or reply.text.startswith("RemoteProtocolError")
+    cut = [reply for reply in replies if reply.status == 0]
+    assert cut and all(reply.billed for reply in cut)
+    # The server is gone.
+    refused = asyncio.run(post_all(server, [b"{}"]))[0]
+    assert refused.status == 0 and not refused.billed
 
 
-def test_a_slow_answer_is_given_up(monkeypatch):
-    """Oracle: the timeout, said; a proxy means that the library must make the call."""
+def test_an_error_page_need_not_be_utf8():
+    """A proxy's page in Latin-1. Oracle: its text can be written to a UTF-8 file."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        page = "Zugriff verweigert: prüfen".encode("latin-1")
+        writer.write(b"HTTP/1.1 502 Bad\r\ncontent-length: %d\r\n\r\n" % len(page) + page)
+
+    (reply,) = asyncio.run(replies_of(answer, 1))
+    assert reply.status == 502 and "verweigert: pr\ufffdfen" in reply.text
+    assert reply.text.encode()
+
+
+async def replies_of(answer, timeout: float) -> list[Reply]:
+    """The reply of a server whose connections are handled by `answer`."""
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as serving:
+        port = serving.sockets[0].getsockname()[1]
+        server = Server(f"http://127.0.0.1:{port}/v1", "m", timeout=timeout)
+        return await asyncio.wait_for(post_all(server, [b"{}"]), 5)
+
+
+def test_a_slow_answer_is_given_up():
+    """Oracle: the timeout is given, and named."""
     with teacher(latency=2.0) as (url, _):
         server = Server(url, "teacher", timeout=0.1)
-        reply = plain.Connection(server, {}).post("completion", client.body(ASK, server))
-        assert reply == Reply(0, "no answer within 0.1 s")
-
-        async def by_library():
-            async with client.Client(server, 1) as one:
-                return await one.post("completion", client.body(ASK, server))
-
-        assert asyncio.run(by_library()) == reply
-    assert plain.serves(server) and not plain.serves(Server("https://x/v1", "m"))
-    monkeypatch.setenv("http_proxy", "http://proxy:1")
-    assert not plain.serves(Server("http://x/v1", "m"))
+        (reply,) = asyncio.run(post_all(server, [client.request_body(ASK, server)]))
+    assert reply == Reply(0, "no answer within 0.1 s")
 
 
-def test_an_answer_in_drops_is_given_up():
-    """A byte now and then, without end. Oracle: the timeout is of the call, not of a read."""
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "header", "100 Continue"],
+)
+def test_an_answer_in_drops_is_given_up(first, drop):
+    """Bytes now and then, without end. Oracle: the timeout is of the call, not of a read."""
 
     async def drip(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        writer.write(first)
         for _ in range(1000):
-            writer.write(b" ")
+            writer.write(drop)
             try:
                 await writer.drain()
             except OSError:
                 return
             await asyncio.sleep(0.02)
 
-    async def both():
-        async with await asyncio.start_server(drip, "127.0.0.1", 0) as dripping:
-            port = dripping.sockets[0].getsockname()[1]
-            server = Server(f"http://127.0.0.1:{port}/v1", "m", timeout=0.2)
-            connection = plain.Connection(server, {})
-            plainly = await asyncio.to_thread(connection.post, "completion", b"{}")
-            async with client.Client(server, 1) as one:
-                return plainly, await one.post("completion", b"{}")
-
-    assert asyncio.run(asyncio.wait_for(both(), 5)) == (Reply(0, "no answer within 0.2 s"),) * 2
-
-
-def test_a_helper_tells_of_an_error_of_its_own(monkeypatch):
-    """Oracle: a reply comes, where the caller would wait for ever."""
-
-    async def broken(*_):
-        raise ValueError("odd")
-
-    monkeypatch.setattr(client.Client, "post", broken)
-    assert asyncio.run(_asked_of_a_helper(Server("http://x/v1", "m")))[:2] == (7, 0)
-    written = []
-    # In threads: the process would end there, so the end is an exception here.
-    monkeypatch.setattr(plain.Connection, "post", lambda *_: (_ for _ in ()).throw(ValueError()))
-    done = threading.Event()
-
-    def ended(_):
-        raise SystemExit
-
-    monkeypatch.setattr(plain.os, "_exit", ended)
-    calls = iter([(7, "completion", b"")])
-    with pytest.raises(SystemExit):
-        plain.serve(
-            Server("http://x/v1", "m"),
-            {},
-            1,
-            lambda: next(calls, None) or (done.wait(5), None)[1],
-            lambda message: (written.append(message), done.set()),
-        )
-    assert written[0][:2] == (7, 0)
-
-
-async def _asked_of_a_helper(server):
-    """What a helper that uses the library says to one call."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    helper = asyncio.create_task(processes._help(server, 2, theirs))
-    got = asyncio.Queue()
-    _, link = await asyncio.get_running_loop().create_connection(
-        lambda: processes.Messages(got.put_nowait, lambda: None), sock=ours
-    )
-    link.send(({},))
-    assert await got.get() == processes._READY
-    link.send((7, "completion", client.body(ASK, server)))
-    answer = await asyncio.wait_for(got.get(), 5)
-    link.transport.close()
-    await helper
-    return answer
-
-
-def test_a_helper_with_the_library_answers():
-    """What a helper does for https. Oracle: the teacher's answer, and an end with the socket."""
-    with teacher() as (url, _):
-        number, status, text, _ = asyncio.run(_asked_of_a_helper(Server(url, "teacher")))
-    said = client.read(text.decode(), "completion").text
-    assert (number, status) == (7, 200) and said
+    assert asyncio.run(replies_of(drip, 0.2)) == [Reply(0, "no answer within 0.2 s")]

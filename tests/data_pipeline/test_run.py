@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline import __main__ as command
 from data_pipeline import corpus
-from data_pipeline.journal import entries
+from data_pipeline.journal import read_entries
 from data_pipeline.outputs import Outputs, Result
 from tests.data_pipeline.loopback import (
     co3,
@@ -63,7 +63,7 @@ def test_every_triple_is_a_record_or_a_rejection(undisturbed, triples):
     assert report["this_start"]["most_at_once"] == 1
 
 
-@pytest.mark.parametrize("more", [["--concurrency=16"], ["--concurrency=40", "--processes=2"]])
+@pytest.mark.parametrize("more", [["--concurrency=16"], ["--concurrency=40"]])
 def test_order_and_concurrency_change_nothing(tmp_path, undisturbed, triples, more):
     """Oracle: the bytes of the run with one call at a time; slow answers mix the order."""
     with teacher(latency=0.002, misbehave=0.2, kinds=("slow",), slow_seconds=0.05) as (url, taught):
@@ -100,13 +100,25 @@ def test_misbehaviour_ends_in_records_and_counted_rejections(tmp_path, triples):
     assert "error" not in report["rejected"] and report["this_start"]["errors"] == 0
 
 
+def test_fewer_calls_go_to_a_server_that_refuses_many(tmp_path, undisturbed, triples):
+    """It takes four at once. Oracle: the undisturbed bytes; the report, and what was refused."""
+    with teacher(latency=0.01, most_at_once=4) as (url, taught):
+        assert co3(triples, tmp_path, url, "--concurrency=32") == 0
+        refused, answered = taught.counts["too many at once"], taught.counts["completions"]
+    assert outputs(tmp_path) == outputs(undisturbed)
+    report = json.loads((tmp_path / "report.json").read_text())["this_start"]
+    assert report["concurrency"]["decreases"] >= 3 and report["concurrency"]["at_the_end"] <= 8
+    assert 32 - 4 <= refused < answered
+    assert "concurrency lowered" in (tmp_path / "report.txt").read_text()
+
+
 def test_failures_are_recorded_and_asked_again(tmp_path, undisturbed, triples):
     """A server that fails half of the time, and few tries. Oracle: a run on a good server."""
     with teacher(misbehave=0.5, kinds=("500",)) as (url, _):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=8") == 0
     failed = [row for row in lines(tmp_path / "rejected.jsonl") if "failed" in row["reason"]]
     assert failed and all("500" in row["detail"] for row in failed)
-    assert sum(e.kind == "failure" for e in entries(tmp_path / "journal")) == len(failed)
+    assert sum(e.kind == "failure" for e in read_entries(tmp_path / "journal")) == len(failed)
     with teacher() as (url, taught):
         assert co3(triples, tmp_path, url) == 0
         assert 0 < taught.counts["completions"] < 9 * len(failed) + 2
@@ -117,7 +129,8 @@ def test_caps_stop_and_a_higher_one_goes_on(tmp_path, undisturbed, triples, capl
     """Oracle: tokens in the journal stay under the cap; the end is the undisturbed one."""
     with teacher() as (url, _):
         assert co3(triples, tmp_path, url, "--token_cap=6000") == 3
-        used = sum(e.prompt_tokens + e.completion_tokens for e in entries(tmp_path / "journal"))
+        kept = read_entries(tmp_path / "journal")
+        used = sum(entry.prompt_tokens + entry.completion_tokens for entry in kept)
         assert 4000 < used <= 6000 and "--token_cap=6000" in caplog.text
         assert not (tmp_path / "soda.jsonl").exists()
         assert co3(triples, tmp_path, url) == 0
@@ -140,7 +153,7 @@ def test_credentials_are_written_nowhere(tmp_path, triples, capsys, caplog):
     more = {**hidden, "max_tokens": 300, "stop_token_ids": [7], "top_k": 5}
     with teacher() as (url, _):
         url = url.replace("//", "//ann:abracadabra@")
-        flags = [f"--body={json.dumps(more)}", "--processes=0"]
+        flags = [f"--body={json.dumps(more)}"]
         assert co3(triples, tmp_path, url, "--limit=2", *flags) == 0
         assert co3(triples, tmp_path, url, "--limit=2", "--model=other", *flags) == 1
     assert co3(triples, tmp_path, url, "--limit=2", *flags) == 1
@@ -164,7 +177,7 @@ def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, nu
         code = co3(triples, tmp_path, url, "--concurrency=4")
         timer.join()
         assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-        kept = sum(e.kind == "answer" for e in entries(tmp_path / "journal"))
+        kept = sum(e.kind == "answer" for e in read_entries(tmp_path / "journal"))
         assert kept == taught.counts["completions"] - 1  # but for the probe
         assert co3(triples, tmp_path, url) == 0
         assert taught.counts["completions"] == len(taught.seen) + 1
@@ -217,7 +230,6 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--retries=-1"], "--retries"),
         (["--requests_per_minute=0"], "--requests_per_minute"),
         (["--timeout=nan"], "--timeout"),
-        (["--processes=-1"], "--processes"),
         (
             ["--base_url=127.0.0.1:9/v1"],
             "--base_url=127.0.0.1:9/v1: http:// or https:// is missing",
@@ -248,7 +260,7 @@ def kills(tmp_path, triples, url: str, count: int, concurrency: int, seconds: fl
     output = tmp_path / "killed"
     lost = killed = 0
     command = [sys.executable, "-m", "data_pipeline"]
-    command += flags(triples, output, url, f"--concurrency={concurrency}", "--processes=0")
+    command += flags(triples, output, url, f"--concurrency={concurrency}")
     while True:
         asked = stats(url).get("completions", 0)
         process = subprocess.Popen(command)
@@ -262,7 +274,7 @@ def kills(tmp_path, triples, url: str, count: int, concurrency: int, seconds: fl
             process.wait()
         killed += 1
         time.sleep(0.05)
-        kept = sum(e.kind == "answer" for e in entries(output / "journal"))
+        kept = sum(e.kind == "answer" for e in read_entries(output / "journal"))
         # Each start has asked one probe; what else was asked is in the journal or was lost.
         lost_now = stats(url)["completions"] - killed - kept - lost
         lost += lost_now
