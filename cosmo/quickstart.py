@@ -1,7 +1,7 @@
 """The quickstart: train a small Cosmo on a laptop, evaluate it, question it, and report.
 
-Each stage is the command that a user would type; `python -m cosmo quickstart` runs this. It fails if
-the model has not learnt: its validation perplexity must end below a third of a unigram model's.
+Each stage is the command that a user would type; `python -m cosmo quickstart` runs this. It fails
+if the model has not learnt: its validation perplexity must end below a third of a unigram model's.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The verbs of `python -m data_pipeline`. Each module of `commands` has one: flags, and its work."""
+"""The verbs of `python -m data_pipeline`; each module of `commands` has the flags of one."""
 
 from cosmo.engine.base.command_line import Program, Verb
 

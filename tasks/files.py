@@ -49,8 +49,8 @@ def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -
 
     `path`: a mapping split -> path; a template with `{split}`; a glob; one file, which then
     serves every split (a warning says so); or a folder of `SPLIT*.jsonl|json|parquet`, compressed
-    or not, or of folders named by split. `valid`, `val` and `dev` are other names for `validation`. Raises
-    DataError with what was looked for, where, and what was found.
+    or not, or of folders named by split. `valid`, `val` and `dev` are other names for `validation`.
+    Raises DataError with what was looked for, where, and what was found.
     """
     files, shared = _find(path, split, endings)
     if shared and split != "train" and (str(path), split) not in _warned:

@@ -1,7 +1,7 @@
 """SODA and ProsocialDialog as their publishers ship them, read into records.
 
 JSON lines, JSON lists (ProsocialDialog's direct download) and Parquet; plain or gzipped; one
-file, a folder or a glob; local or remote. See `cosmo.tasks.files` for how paths and splits are found.
+file, a folder or a glob; local or remote. See `tasks.files` for how paths and splits are found.
 """
 
 from __future__ import annotations

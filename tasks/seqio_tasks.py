@@ -1,6 +1,6 @@
 """The SeqIO tasks: sources, preprocessing on token ids, metrics. Imports TensorFlow.
 
-The text form of an input is `cosmo.tasks.formatting.cosmo_input`. Here the parts are tokenized one by
+The text form of an input is `formatting.cosmo_input`. Here the parts are tokenized one by
 one before SeqIO's cache and joined after it, so that a cached corpus still gets a fresh dropout
 each epoch and any sequence length. The joined ids are those of the joined text because pieces
 never cross white space and separators stand between white space.

@@ -1,4 +1,4 @@
-"""The direction of imports between rooms, read from the source. Function-level imports count too."""
+"""The direction of imports between rooms, read from the source, function-level imports included."""
 
 import ast
 import functools

@@ -1,6 +1,6 @@
 """How fast training examples come: SeqIO live, and the cache of packed rows.
 
-Both are read as training reads them, by `reader.train_batches`, in turn, and examples are counted the
+Both are read by `reader.train_batches`, as training does, in turn, and examples are counted the
 same way: segments of the rows that came. The corpus is the sample corpus many times over.
 """
 

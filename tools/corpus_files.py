@@ -264,7 +264,7 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         yield Read(tuple(turns))
 
 
-# Corpora, as cosmo.tasks.recognize calls them: what an item of their files is, and how items are read.
+# Corpora by the names of tasks.recognize: what an item of their files is, and how items are read.
 READERS = {
     "SODA": (records, _soda),
     "ProsocialDialog": (records, _prosocial),

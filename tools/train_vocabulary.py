@@ -1,7 +1,7 @@
 """Train a SentencePiece vocabulary on dialogue corpora.
 
 The result has the layout of T5's published vocabulary (pad 0, end 1, unknown 2, no begin) and is
-read by `cosmo.tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
+read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Metrics of what Canary wrote: its label and its rules of thumb (RoTs), read from the text.
 
-`targets` are texts as `cosmo.tasks.safety.target` writes them, in either label style. A prediction that
+`targets` are texts as `safety.target` writes them, in either label style. A prediction that
 starts with no label has none: its label counts as wrong, and all of it is RoT text.
 """
 

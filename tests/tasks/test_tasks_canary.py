@@ -1,4 +1,4 @@
-"""Canary's SeqIO tasks. Oracles: the pure functions of cosmo.tasks.safety, real rows, SeqIO itself."""
+"""Canary's SeqIO tasks. Oracles: the pure functions of tasks.safety, real rows, SeqIO itself."""
 
 import csv
 import itertools

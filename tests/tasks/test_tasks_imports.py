@@ -7,10 +7,8 @@ from pathlib import Path
 
 def test_light_modules_load_neither_tensorflow_nor_seqio():
     """Chatting, exporting and training from a cache must start without TensorFlow."""
-    modules = (
-        "tasks, cosmo.tasks.errors, cosmo.tasks.formatting, cosmo.tasks.prosocial, cosmo.tasks.records, cosmo.tasks.readers, "
-        "cosmo.tasks.files, cosmo.tasks.corpus_examples, cosmo.tasks.vocabularies, cosmo.tasks.metrics, cosmo.tasks.mixtures"
-    )
+    names = "errors formatting prosocial records readers files corpus_examples vocabularies metrics"
+    modules = ", ".join(f"cosmo.tasks.{name}" for name in [*names.split(), "mixtures"])
     code = (
         f"import sys, {modules}\n"
         "heavy = {'tensorflow', 'seqio', 'tensorflow_datasets', 'jax', 'pyarrow', 'gin'}\n"

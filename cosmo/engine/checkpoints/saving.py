@@ -1,8 +1,7 @@
-"""Saving a run's states in the background, so that a failure is heard of and names its cause.
+"""Saving a run's states in the background, with errors that name the cause of a failed save.
 
-Orbax writes into a folder of its own and renames it when all is there. Before the rename each
-process leaves the checksums of its files (`cosmo.engine.checkpoints.integrity`): a checkpoint has them all, or
-is none.
+Orbax writes into a folder of its own and renames it when everything is written. Before the rename
+each process writes the checksums of its files (`integrity`): a finished checkpoint has them all.
 """
 
 import contextlib

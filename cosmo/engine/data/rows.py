@@ -213,7 +213,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def open_cache(config: Any, vocabulary: Any = None) -> Cache:
-    """The cache at `config.cache_path`, checked against a `datasets.DatasetConfig` and a vocabulary.
+    """Return the cache at `config.cache_path`, checked against the settings and a vocabulary.
 
     Raises UserError naming the first difference.
     """
