@@ -11,9 +11,9 @@ VERBS = {
     "quickstart": Verb(
         help="train, evaluate and question a small model on the sample corpus, offline",
         description="Train a model of 1.3 million parameters on the sample corpus, evaluate it "
-        "before and after, answer questions, and print a report. The commands that it runs are printed. "
-        "What an earlier quickstart left in the output folder is removed. Exit code 1 if the model "
-        "did not learn.",
+        "before and after, answer questions, and print a report. The commands that it runs are "
+        "printed. What an earlier quickstart left in the output folder is removed. Exit code 1 if "
+        "the model did not learn.",
         examples="""\
   python -m cosmo quickstart
   python -m cosmo quickstart --output=/tmp/quickstart --train_steps=100
