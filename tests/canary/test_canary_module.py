@@ -252,7 +252,7 @@ def test_settings_are_the_runs_unless_given(run, canary, tmp_path):
     ],
 )
 def test_a_run_that_learnt_no_labels_is_refused(run, tmp_path, settings, refused):
-    """Oracle: the tasks in docs/canary.md, which says which of them learn a label; a module of one's
+    """Oracle: docs/canary.md, which says which of them learn a label; a module of one's
     own may. Both the folder of a run and its checkpoint are asked."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
