@@ -33,6 +33,7 @@ class LabelJob:
 
     @property
     def session(self) -> infer.SessionConfig:
+        """Return the settings of Canary's session."""
         return self.canary.session
 
     def settings(self) -> dict[str, Any]:
@@ -111,8 +112,10 @@ def line(chirp: Chirp, rots: bool = True) -> dict[str, Any]:
 def _of_dialogues(
     on_batch: Callable[[Counter[str]], None], dialogues: int, rows: int
 ) -> Callable[[Counter[str]], None]:
-    """`on_batch` told of dialogues: batches hold rows, of which a dialogue may have many or none
-    of its own, so every row counts as its share of them all."""
+    """Return `on_batch` with counts of dialogues instead of rows.
+
+    A dialogue may have many rows of a batch or none, so every row counts as its share of them all.
+    """
     done = 0
 
     def told(counts: Counter[str]) -> None:

@@ -122,7 +122,7 @@ class Canary:
     def chirp(self, dialogues: Iterable[Sequence[str]], **settings: Any) -> list[Chirp]: ...
 
     def chirp(self, dialogues, *, rots: bool = True, seed: int = 0, **decoding: Any):
-        """The label and RoTs of one dialogue, or of many.
+        r"""The label and RoTs of one dialogue, or of many.
 
         Args:
             dialogues: one of
@@ -224,8 +224,10 @@ class Canary:
         seed: int = 0,
         on_batch: Callable[[Counter[str]], None] = lambda counts: None,
     ) -> list[infer.Answer]:
-        """What the engine says of each context: labels scored and, with `rots`, RoTs after the
-        likeliest, all from one pass of the encoder."""
+        """Return the engine's answer to each context, from one pass of the encoder.
+
+        Labels are scored and, with `rots`, RoTs are generated after the likeliest one.
+        """
         if rots:
             continues = [safety.needs_rots(label) for label in safety.LABELS]
             work = infer.choosing_then_generating(
@@ -279,8 +281,10 @@ class Settings:
 
 
 def _check_task(path: str, saved: saved_settings.Saved) -> None:
-    """Raise UserError if the run learnt a task of ours that has no labels: it would be scored like
-    any other, and its labels would mean nothing."""
+    """Raise UserError if the run learnt a task of ours that has no labels.
+
+    It would be scored like any other, and its labels would mean nothing.
+    """
     name = saved.macro("MIXTURE_OR_TASK_NAME", str)
     # A module of the user's own may have tasks with labels.
     if name is None or saved.macros.get(saved_settings.MODULE) or name in families.LABEL_NAMES:

@@ -1,4 +1,4 @@
-"""Post-processing of many records as an Apache Beam pipeline, over the functions of `postprocess`.
+r"""Post-processing of many records as an Apache Beam pipeline, over the functions of `postprocess`.
 
     python -m data_pipeline.beam --rows='DIR/soda*.jsonl' --output=/tmp/soda \\
         [--provenance='DIR/provenance*.jsonl'] [--canary_labels=FILE] [--seed=N] [Beam's options]
@@ -44,6 +44,7 @@ class PostProcess(beam.PTransform):
         self.settings = settings
 
     def expand(self, lines: tuple[beam.PCollection, beam.PCollection]) -> dict[str, Any]:
+        """Return the records and counts of the input's lines."""
         rows, origins = (
             lines[i] | f"read {name}" >> beam.Map(parse)
             for i, name in enumerate(("rows", "provenance"))
@@ -141,19 +142,23 @@ class Tally(beam.CombineFn):
     """Statistics over records, added up across workers."""
 
     def create_accumulator(self) -> Statistics:
+        """Return empty statistics."""
         return Statistics()
 
     def add_input(self, numbers: Statistics, record: Record) -> Statistics:
+        """Count a record."""
         numbers.add(schema.soda_row(record))
         return numbers
 
     def merge_accumulators(self, parts: Iterable[Statistics]) -> Statistics:
+        """Add up the statistics of several workers."""
         whole = Statistics()
         for part in parts:
             whole.merge(part)
         return whole
 
     def extract_output(self, numbers: Statistics) -> str:
+        """Return the statistics as JSON."""
         return json.dumps(numbers.table(), ensure_ascii=False)
 
 

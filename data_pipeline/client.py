@@ -30,8 +30,9 @@ NO_KEY = "none"  # local servers want no key, but the library wants one
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A model server: address, model, form. `key_variable` names the environment variable with the
-    key, which is stored nowhere else.
+    """A model server: address, model, form.
+
+    `key_variable` names the environment variable with the key, which is stored nowhere else.
     """
 
     base_url: str
@@ -185,7 +186,7 @@ def retry_after(headers: Any, now: float | None = None) -> float | None:
 
 
 class Client:
-    """Calls to one server, many at once. `async with Client(server, connections) as client:`
+    """Calls to one server, many at once. `async with Client(server, connections) as client:`.
 
     Raises UserError if the openai library is missing or refuses the settings.
     """

@@ -58,7 +58,7 @@ class Entry:
 
 
 class Journal:
-    """The journal of one run, open in one process. `with Journal(folder) as journal:`
+    """The journal of one run, open in one process. `with Journal(folder) as journal:`.
 
     Raises UserError if another process has it open, or if it cannot be written.
     """

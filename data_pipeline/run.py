@@ -31,8 +31,10 @@ TRIPLES_PER_CALL = 4  # triples under way for each call that may be in flight
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One triple: its id, its position in the input, the generator that makes its record, and a
-    function from that record to the lines to write.
+    """One triple of the input.
+
+    It has an id, a position in the input, a generator that makes its record, and a function from
+    that record to the lines to write.
     """
 
     id: str

@@ -31,7 +31,7 @@ _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that
 
 
 class _FilesSource(seqio.FunctionDataSource):
-    """SeqIO's function source over the examples of files, except that
+    """SeqIO's function source over the examples of files, except that.
 
     - splits are looked up when they are asked for: registering a task must not touch the data,
       which may lie on a bucket, or not be needed at all;

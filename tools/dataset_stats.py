@@ -100,8 +100,10 @@ def files_of(path: str) -> list[pathlib.Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A PATH and what it holds: `files` of `corpus` (a key of READERS), files of no corpus, and
-    what was `left_out` ("FILE: why")."""
+    """A PATH and the files found there.
+
+    `files` are of `corpus` (a key of READERS); `left_out` are the others ("FILE: why").
+    """
 
     path: str
     corpus: str

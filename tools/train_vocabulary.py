@@ -31,7 +31,7 @@ _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer 
 
 
 def corpus_of(file: Any) -> str:
-    """ "soda" or "prosocial", told by the fields of the first record of `file`."""
+    """Return "soda" or "prosocial", by the fields of the first record of `file`."""
     if file.name.endswith(".parquet"):
         import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Filters, names, duplicates and statistics alone, over records that are there; asks no model.
+r"""Filters, names, duplicates and statistics alone, over records that are there; asks no model.
 
 For records that a run has left (with Canary's labels, say, which were not there before), or for
 SODA as published. Works in --processes of this machine; with --runner it is an Apache Beam

@@ -162,12 +162,15 @@ class Connection(asyncio.Protocol):
         self.teacher, self.buffer, self.busy, self.gone = teacher, bytearray(), False, False
 
     def connection_made(self, transport: Any) -> None:
+        """Keep the transport of a new connection."""
         self.transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Remember that the caller has left."""
         self.gone = True
 
     def data_received(self, data: bytes) -> None:
+        """Collect bytes, and answer once a request is whole."""
         self.buffer += data
         if not self.busy:
             self._read()

@@ -20,7 +20,7 @@ from cosmo.tasks.metrics.checks import same_length
 def perplexity(
     targets: Sequence[Any], scores: Any, aux_values: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """exp of the mean negative log likelihood per target token over all examples."""
+    """Exp of the mean negative log likelihood per target token over all examples."""
     scores, (num_tokens,) = _unpack(targets, scores, aux_values, ("num_tokens",))
     nats = -math.fsum(scores) / num_tokens.sum()
     # A diverged model's loss has no finite exponential: that is a number to report, not an error.

@@ -274,6 +274,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaint is one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 

@@ -13,5 +13,8 @@ class Vocabulary(Protocol):
     eos_id: int
     unk_id: int
 
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids up to the first EOS, without padding."""

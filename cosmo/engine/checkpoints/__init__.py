@@ -1,0 +1,1 @@
+"""Saving, checking and opening checkpoints: ours, T5X's and HuggingFace's."""

@@ -1,0 +1,1 @@
+"""Answers: a session over a model, batches by length, files of any size."""

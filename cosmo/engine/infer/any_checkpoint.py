@@ -39,8 +39,7 @@ def session_config(
         num_partitions: devices that one copy of the model is split over.
 
     The settings are empty for a checkpoint that is no run of ours. Nothing in the checkpoint's
-    folder is executed. Raises UserError if there is no
-    checkpoint, or nothing says what its token ids mean.
+    folder is executed. Raises UserError if there is no checkpoint, or no vocabulary for it.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
     source = any_format.open_source(str(path))

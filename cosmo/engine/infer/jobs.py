@@ -37,8 +37,11 @@ class Job(Protocol):
 
     session: infer.SessionConfig
 
-    def settings(self) -> dict[str, Any]: ...
-    def answerer(self, session: infer.Session) -> Answerer: ...
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that the lines depend on."""
+
+    def answerer(self, session: infer.Session) -> Answerer:
+        """Return the function from a window's records to lines."""
 
 
 @dataclasses.dataclass(frozen=True)

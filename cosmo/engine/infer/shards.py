@@ -78,6 +78,7 @@ class Layout(NamedTuple):
 
     @property
     def manifest(self) -> epath.Path:
+        """The file with the settings that the output was begun with."""
         return self.work / "manifest.json"
 
 
@@ -334,8 +335,10 @@ def _join_parts(layout: Layout, shard: int, parts: Sequence[epath.Path]) -> None
 
 
 def finish(layout: Layout, chosen: Iterable[int]) -> Counter[str]:
-    """Write the file of rejects. Return how many records of the chosen, finished shards were
-    "answered", "rejected", and answered from an input that was "cut"."""
+    """Write the file of rejects, and count the records of the chosen, finished shards.
+
+    The counts are "answered", "rejected", and "cut": answered from an input that was cut to fit.
+    """
     with explained(layout.rejected):
         seen = None
         # Processes that finish together may each see a part of the shards. Whoever writes last

@@ -86,8 +86,11 @@ class Decoded(NamedTuple):
 class Cache(Protocol):
     """What `decode` asks of a cache: rows repeated for N hypotheses, rows taken by index."""
 
-    def repeat(self, count: int) -> "Cache": ...
-    def take(self, rows_R: jax.Array) -> "Cache": ...
+    def repeat(self, count: int) -> "Cache":
+        """Return the cache with every row `count` times, one after the other."""
+
+    def take(self, rows_R: jax.Array) -> "Cache":
+        """Return the cache of rows `rows_R`."""
 
 
 class _Rule(NamedTuple):

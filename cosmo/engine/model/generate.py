@@ -63,8 +63,11 @@ def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: Tree) -> jax
 
 
 class Chosen(NamedTuple):
-    """`scores` float32 [B, C] of the choices in nats; `choice` int32 [B], the one taken; and the
-    text after it, `continuation`, whose scores are of its own tokens alone."""
+    """A choice and the text after it.
+
+    `scores` float32 [B, C] are those of the choices in nats; `choice` int32 [B] is the one taken;
+    the scores of `continuation` are of its own tokens alone.
+    """
 
     scores: jax.Array
     choice: jax.Array

@@ -41,7 +41,7 @@ def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax
 def product(
     x: jax.Array, kernel: nnx.Param, dtype: str | None = None, called: str = partitioning.GATHERED
 ) -> jax.Array:
-    """x [..., M] times a kernel [M, N], in x's type; `dtype`: factors are rounded to it first."""
+    """X [..., M] times a kernel [M, N], in x's type; `dtype`: factors are rounded to it first."""
     dtype = dtype or x.dtype
     return jnp.matmul(
         x.astype(dtype), weight(kernel, dtype, called), preferred_element_type=x.dtype
@@ -74,11 +74,12 @@ class RMSNorm(nnx.Module):
         self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `x` divided by its root mean square, times the scale."""
         return rms_norm(x, self.scale[...])
 
 
 def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1, epsilon: float = 1e-6) -> jax.Array:
-    """x over its root mean square along `axis` (0 or the last), times `scale_M`; in float32."""
+    """X over its root mean square along `axis` (0 or the last), times `scale_M`; in float32."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + epsilon)
     scale = scale_M.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else scale_M
@@ -205,7 +206,7 @@ class Attention(nnx.Module):
 
 @jax.custom_vjp
 def add_over_batch(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [B, ...] + bias [1, ...], whose gradient is summed over B as a product with ones.
+    """X [B, ...] + bias [1, ...], whose gradient is summed over B as a product with ones.
 
     The sum that JAX would write is a strided reduction, on a CPU the costliest step of attention.
     """
@@ -251,6 +252,7 @@ class MLP(nnx.Module):
         return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
 
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
+        """Return the feed-forward output [B, T, M]; dropout of `rate` where a key is given."""
         branches = [product(x_BTM, kernel, self.product_dtype) for kernel in self.kernels()]
         hidden_BTF = dropout(activate(self.activations, branches), rate, key)
         return product(hidden_BTF, self.wo, self.product_dtype)

@@ -26,7 +26,8 @@ class NetworkConfig(Protocol):
     dtype: str
     dropout_rate: float
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module: ...
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Return the network with fresh parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def loss(
 
 
 def _is_best(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Whether no token scores above the target: bool [B, T]. (Cheaper than an argmax.)"""
+    """Whether no token scores above the target: bool [B, T]. (Cheaper than an argmax.)."""
     target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     return target_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)
 

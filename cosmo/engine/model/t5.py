@@ -154,6 +154,7 @@ class EncoderLayer(nnx.Module):
         self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, **how)
 
     def __call__(self, x_BTM, relative_bias, mask_bias, key: jax.Array | None) -> jax.Array:
+        """Return the layer's output [B, T, M]."""
         rate = self.config.dropout_rate
         k_attend, k_attended, k_mlp, k_out = split_key(key, 4)
         y_BTM = self.pre_attention_layer_norm(x_BTM)
@@ -192,6 +193,7 @@ class DecoderLayer(nnx.Module):
         cross_mask: jax.Array,
         key: jax.Array | None,
     ) -> jax.Array:
+        """Return the layer's output [B, T, M]."""
         keys_values = self.encoder_decoder_attention.keys_values(encoded_BSM)
         return self.forward(x_BTM, keys_values, relative_bias, self_mask, cross_mask, key)[0]
 
@@ -419,6 +421,7 @@ class Encoder(nnx.Module):
         self.encoder_norm = RMSNorm(config.emb_dim, rngs=rngs)
 
     def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array, key=None) -> jax.Array:
+        """Return the encoded inputs [B, T, M]."""
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
         length = x_BTM.shape[1]
@@ -466,6 +469,7 @@ class Decoder(nnx.Module):
         return owner.relpos_bias(positions, positions, bidirectional=False, max_distance=distance)
 
     def __call__(self, x_BTM, encoded_BSM, segments_BT, encoder_segments_BS, key=None):
+        """Return the decoder's hidden states [B, T, M]."""
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
         length = x_BTM.shape[1]
@@ -607,8 +611,7 @@ class T5(nnx.Module):
     def resume(
         self, layers: list[LayerCache], tokens_BS, path_BD, in_path_BD, more: int
     ) -> DecoderCache:
-        """A cache that holds the path of nodes `path_BD` in its first D positions, and room for
-        `more`.
+        """Return a cache with the nodes `path_BD` in its first D positions and room for `more`.
 
         A path shorter than D fills the last of them (`in_path_BD`): T5 knows relative positions
         alone, so all rows go on at position D.

@@ -1,0 +1,1 @@
+"""Arithmetic about a step before it runs: memory, traffic, defaults, plans."""

@@ -28,8 +28,10 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Sums over one execution on one device. Bytes of a collective: the larger of what goes in and
-    what comes out."""
+    """Sums over one execution on one device.
+
+    Bytes of a collective are the larger of its operands and its results.
+    """
 
     matmul_flops: float = 0.0
     hbm_bytes: float = 0.0
@@ -37,7 +39,7 @@ class Cost:
     collectives: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     def collective_bytes(self) -> dict[str, float]:
-        """kind -> bytes, over all group sizes."""
+        """Kind -> bytes, over all group sizes."""
         return {kind: sum(by_size.values()) for kind, by_size in self.collectives.items()}
 
 
@@ -69,7 +71,7 @@ def cost(program: hlo.Program) -> Cost:
 
 
 def _hidden_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str, Cost]:
-    """channel -> cost of the collectives inside a fusion, and inside those within it."""
+    """Channel -> cost of the collectives inside a fusion, and inside those within it."""
     found = {}
     for name in fusion.called():
         body = program.computations.get(name, {})

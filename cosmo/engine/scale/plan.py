@@ -81,8 +81,10 @@ class Plan:
 
 
 def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None = None) -> Plan:
-    """Plan `job` on `topology`. The compiled text goes to `hlo_path`; raises UserError for settings
-    that do not suit the devices."""
+    """Plan `job` on `topology`; the compiled text goes to `hlo_path`.
+
+    Raises UserError for settings that do not suit the devices.
+    """
     if job.total_steps and not 0 <= start_step < job.total_steps:
         raise UserError(f"--start_step={start_step} is not below TRAIN_STEPS={job.total_steps}")
     name, shape = chips.parse_topology(topology)

@@ -97,7 +97,7 @@ def memory_estimate(
     split -= {0, _size(network, "emb_dim")}
 
     def share(policy: str) -> float:
-        """Of one device: rows over `data`; weights, heads, feed-forward, vocabulary over `model`"""
+        """Return a device's share: rows over `data`; heads, feed-forward, pieces over `model`."""
         total = 0.0
         for array in kept_activations(model, batch, policy):
             size = _bytes([array])
@@ -267,9 +267,11 @@ def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
 
 
 def _cost(choice: Choice) -> float:
-    """Which of two settings to try first. Microbatches gather all weights again, and full
-    rematerialization computes a third more; keeping what "none" keeps costs more memory traffic
-    than computing attention again costs time."""
+    """Return a relative cost, by which settings are tried in order.
+
+    Microbatches gather all weights again, and full rematerialization computes a third more. Keeping
+    everything ("none") costs more memory traffic than computing attention again costs time.
+    """
     policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
     return choice.num_microbatches + policy[choice.remat_policy]
 

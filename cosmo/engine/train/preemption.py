@@ -45,8 +45,11 @@ class Notice:
         return self.given
 
     def leave_at_once(self, say: Callable[[], str] | None) -> None:
-        """From here on nothing is to be saved: SIGTERM ends the process (exit code 0), having said
-        `say()`. None: from here on there is. A single process's."""
+        """Let SIGTERM end the process at once, with exit code 0 and the line `say()`.
+
+        For phases in which there is nothing to save. None ends such a phase. Only of a run of one
+        process.
+        """
         self._leave = None if self.several else say
         if self.given and self._leave:
             _end(self._leave())
