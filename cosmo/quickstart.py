@@ -132,8 +132,8 @@ def run_quickstart(args: argparse.Namespace) -> int:
     began = time.monotonic()
     folder = demo_folder.begin(args.output, "quickstart", OUTPUT)
     where = f"--gin.MODEL_DIR={folder}"
-    steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
-    run("train", f"--gin_file={GIN_FILE}", where, "--gin.RUN_EVAL_BEFORE_TRAINING=True", *steps)
+    steps = f"--gin.TRAIN_STEPS={args.train_steps}"
+    run("train", f"--gin_file={GIN_FILE}", where, "--gin.RUN_EVAL_BEFORE_TRAINING=True", steps)
     run("eval", where, f"--gin.EVAL_OUTPUT_DIR={folder}/eval")
     questions, answers = files.resolve(f"{SAMPLE}/questions.jsonl"), f"{folder}/answers.jsonl"
     run("infer", where, f"--input={questions}", f"--output={answers}")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import jax
@@ -99,15 +99,15 @@ def judge(
         scores = predictions = None
         counts: dict[str, list[int]] = {}
         if task.has_score_metrics:
-            scored = _with_progress(infer.score(session, task.rows), task, "scoring")
+            scored = _answered(session, task, infer.scoring(session), "scoring")
             scores = [answer.scores[0] for answer in scored]
             counts = {
                 "num_tokens": [answer.num_tokens for answer in scored],
                 "num_correct": [answer.num_correct for answer in scored],
             }
         if task.has_predict_metrics:
-            answers = infer.predict(session, task.rows, decoding, seed)
-            answers = _with_progress(answers, task, "generating")
+            work = infer.generation(session, decoding, seed)
+            answers = _answered(session, task, work, "generating")
             predictions = [answer.predictions[0] for answer in answers]
             if keep is not None:
                 keep[task.name] = [infer.record(answer, "predict") for answer in answers]
@@ -115,17 +115,21 @@ def judge(
     return results
 
 
-def _with_progress(
-    answers: Iterator[infer.Answer], task: reader.EvalTask, doing: str
+def _answered(
+    session: infer.Session, task: reader.EvalTask, work: infer.Work, doing: str
 ) -> list[infer.Answer]:
-    """Return the answers to a task's rows as a list, with a progress line on the way."""
+    """Return the answers to a task's rows, with a progress line after each batch."""
     progress = Progress(len(task.rows), unit="record", every_seconds=10)
-    found = []
-    for answer in answers:
-        found.append(answer)
-        progress.update(len(found), f"{task.name}: {doing}")
+    done = 0
+
+    def on_batch(counts: Counter[str]) -> None:
+        nonlocal done
+        done += counts["records"]
+        progress.update(done, f"{task.name}: {doing}")
+
+    answers = infer.answer(session, task.rows, work, on_batch)
     progress.finish()
-    return found
+    return answers
 
 
 class Evaluator:
