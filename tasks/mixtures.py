@@ -128,6 +128,9 @@ def check(splits: Sequence[str], name: str, **settings: Any) -> None:
     for split in splits:
         # Training reads every task; an evaluation those that have its split.
         having = wanted if split == "train" else [c for c in wanted if split in c.splits()]
+        known = sorted({known for corpus in wanted for known in corpus.splits()})
+        if not having and known:
+            raise DataError(f"no task of {name!r} has a split {split!r}; there are {known}")
         for corpus in having or wanted[:1]:
             corpus.files(split)
 

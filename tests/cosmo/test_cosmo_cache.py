@@ -271,6 +271,7 @@ def test_t5_separators_are_no_unknown_text(small, tmp_path, shared, capsys):
 def test_errors_of_the_command_line(small, tmp_path, capsys):
     """Oracle: one line that names what is wrong."""
     out = f"--output={tmp_path / 'rows'}"
+    (tmp_path / "rows/.work").mkdir(parents=True)  # as a command that was stopped leaves it
     for arguments, said in (
         (["cache", out], "needs --gin_file"),
         (["cache", *small, out, "--epochs=0"], "--epochs=0"),
