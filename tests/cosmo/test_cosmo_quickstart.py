@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -100,15 +101,16 @@ def test_the_default_folder_of_a_start_that_crashed_is_made_anew(tmp_path, monke
     assert [p.name for p in made.iterdir()] == [demo_folder.MARKER]
 
 
-def test_a_default_folder_with_a_file_of_somebody_is_left_alone(tmp_path, monkeypatch):
-    """Oracle: the file."""
+@pytest.mark.parametrize("name", ["thesis.tex", ".git"])
+def test_a_default_folder_with_a_file_of_somebody_is_left_alone(tmp_path, monkeypatch, name):
+    """Oracle: the file, hidden or not."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / quickstart.OUTPUT
     folder.mkdir(parents=True)
-    (folder / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+    (folder / name).write_text("x")
+    with pytest.raises(UserError, match=f"holds {re.escape(name)}"):
         demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    assert (folder / "thesis.tex").exists()
+    assert (folder / name).exists()
 
 
 def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch):

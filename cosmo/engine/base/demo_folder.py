@@ -1,5 +1,6 @@
 """The output folder of a demo: made anew each time, and never a folder of somebody else."""
 
+import fnmatch
 import pathlib
 import shutil
 
@@ -8,12 +9,14 @@ from cosmo.engine.base.writer import only_writer, prepare_folder, write_atomic
 
 MARKER = ".made_by_demo"
 # Names that a run or a demo leaves, however early it ended: a first start that crashed may have
-# left no marker. Partial files of atomic writes begin with a dot.
+# left no marker.
 LEFTOVERS = {
     *("checkpoints", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
     *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
     *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
+    *(".lock", MARKER),
 }
+PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of `prepare_folder`
 
 
 def begin(path: str, demo: str, default: str) -> pathlib.Path:
@@ -30,8 +33,9 @@ def begin(path: str, demo: str, default: str) -> pathlib.Path:
         entries = [entry.name for entry in folder.iterdir()]
         marker = folder / MARKER
         marked = marker.exists() and marker.read_text().strip() == demo
-        known = LEFTOVERS if folder == pathlib.Path(default) else set()
-        others = [n for n in entries if n not in known and not n.startswith(".")]
+        others = entries
+        if folder == pathlib.Path(default):
+            others = [name for name in entries if not _is_leftover(name)]
         if others and not marked:
             raise UserError(
                 f"{folder} holds {others[0]} and is no folder of a {demo}: give another folder",
@@ -45,3 +49,8 @@ def begin(path: str, demo: str, default: str) -> pathlib.Path:
     prepare_folder(str(folder), "output")
     write_atomic(folder / MARKER, f"{demo}\n")
     return folder
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether a run or a demo of ours leaves a file or folder of this name."""
+    return name in LEFTOVERS or any(fnmatch.fnmatch(name, pattern) for pattern in PARTIALS)

@@ -71,6 +71,12 @@ def state_shardings(
     return abstract, TrainState(partitioning.replicated(mesh), params, opt_state)
 
 
+def check_bad_step_policy(policy: str) -> None:
+    """Raise UserError unless `policy` is "stop", or "skip", with which the step has a branch."""
+    if policy not in ("stop", "skip"):
+        raise UserError(f"BAD_STEP_POLICY={policy!r}; it is 'stop' or 'skip'")
+
+
 def make_train_step(
     model: models.EncoderDecoderModel,
     config: StepConfig,

@@ -19,7 +19,12 @@ from jax.sharding import AbstractMesh
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning
-from cosmo.engine.model.step import StepConfig, compile_step, state_shardings
+from cosmo.engine.model.step import (
+    StepConfig,
+    check_bad_step_policy,
+    compile_step,
+    state_shardings,
+)
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
 
 _GPUS_A_HOST = 8  # as DGX and cloud machines have
@@ -36,6 +41,9 @@ class Job:
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bad_step_policy: str = "stop"  # with "skip" the step has a branch, see `make_train_step`
     total_steps: int = 0
+
+    def __post_init__(self):
+        check_bad_step_policy(self.bad_step_policy)
 
 
 @dataclasses.dataclass(frozen=True)

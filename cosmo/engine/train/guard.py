@@ -22,6 +22,7 @@ from etils import epath
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
 from cosmo.engine.model import losses
+from cosmo.engine.model.step import check_bad_step_policy
 from cosmo.engine.train import metric_files
 
 LAG = 8  # steps
@@ -46,8 +47,7 @@ class GuardConfig:
     window: int = 100
 
     def __post_init__(self):
-        if self.policy not in ("stop", "skip"):
-            raise UserError(f"BAD_STEP_POLICY={self.policy!r}; it is 'stop' or 'skip'")
+        check_bad_step_policy(self.policy)
         if self.spike_factor is not None and not self.spike_factor > 1:
             raise UserError(f"SPIKE_FACTOR={self.spike_factor!r}; give a number above 1, or None")
         if self.max_in_a_row < 1:

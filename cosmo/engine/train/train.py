@@ -103,13 +103,13 @@ def train(
     if dataset.cache_path is not None:
         rows.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     evaluating = evaluation is not None and evaluation.period is not None
-    if evaluating or dataset.cache_path is None:
-        reader.start()  # its imports take seconds: they overlap with all that follows
     if evaluating and importlib.util.find_spec("seqio") is None:
         raise UserError(
             "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
             "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
         )
+    if evaluating or dataset.cache_path is None:
+        reader.start()  # its imports take seconds: they overlap with all that follows
     save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
     early_stop.check(evaluation.period if evaluating else None, save_period)
     evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluating else None
