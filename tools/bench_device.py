@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> dict:
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
     choice = sizing.choose_here(model, settings, partitioner, batch)
-    model, settings, partitioner = sizing.settle(model, settings, partitioner, choice)
+    model, settings, partitioner = sizing.apply(model, settings, partitioner, choice)
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import any_format, integrity, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, checkpoint_writer, integrity, run_checkpoints
 from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
@@ -167,7 +167,7 @@ def test_checksums_by_hand(tmp_path):
 )
 def test_who_lags_is_read_from_the_barriers_message(text, names):
     """Oracle: messages as the coordination service writes them."""
-    assert saving.lagging(text) == names
+    assert checkpoint_writer.lagging(text) == names
 
 
 # States between devices.
@@ -177,7 +177,7 @@ import json, sys
 sys.path[:0] = ["."]
 import jax, numpy as np
 from tests.engine import fault_driver
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints, checkpoint_writer
 from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
@@ -188,7 +188,7 @@ fault_driver.patch(fault_driver.OPTIONS)
 run = fault_driver.settings(folder, fault_driver.OPTIONS)
 mesh = partitioning.Partitioner().mesh()
 abstract, shardings = state_shardings(run["model"], run["step"], run["partitioner"], mesh)
-saver = saving.Saver(folder, run["checkpoint"])
+saver = checkpoint_writer.CheckpointWriter(folder, run["checkpoint"])
 if action == "save":
     rng = np.random.default_rng(0)
     fill = lambda a: rng.integers(1, 2**30, a.shape, np.int32).view(np.int32)

@@ -80,7 +80,7 @@ class CheckpointConfig:
 
     `save_period` is in steps; None saves at every evaluation. `keep` is the number of newest
     checkpoints kept; None keeps all. Early stopping keeps its best one besides. A save that takes
-    more than `save_timeout` seconds is an error (see `saving.Saver`).
+    more than `save_timeout` seconds is an error (see `checkpoint_writer.CheckpointWriter`).
     """
 
     save_period: int | None = None
@@ -142,7 +142,7 @@ def manager(
 def start_saving(manager, step: int, state: Any, description: Any, progress: Any) -> None:
     """Start to write `state` in the background.
 
-    `saving.Saver` calls this and reports errors of the writing threads.
+    `checkpoint_writer.CheckpointWriter` calls this and reports errors of the writing threads.
     """
     import orbax.checkpoint as ocp
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.model import decoding, models
-from cosmo.engine.model.choices import Tree, checked, tree_of
+from cosmo.engine.model.choice_tree import ChoiceTree, build_tree, check_choices
 
 
 def predict(
@@ -49,13 +49,13 @@ def score_choices(
     answer ends in EOS. `choices` are known when this is compiled: tokens, padded with 0 or not. An
     input is encoded once, and what choices share at their beginning is decoded once.
     """
-    tree = tree_of(checked(choices, model.network.vocab_size))
+    tree = build_tree(check_choices(choices, model.network.vocab_size))
     module = models.bind(model, params)
     hidden_BNM, _ = module.read_tree(encoder_input_tokens, tree)
     return _choice_scores(module, hidden_BNM, tree)
 
 
-def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: Tree) -> jax.Array:
+def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: ChoiceTree) -> jax.Array:
     logits_BNV = module.logits(hidden_BNM)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     edges_BE = logits_BNV[:, tree.parents_E, tree.tokens_E] - log_z_BN[:, tree.parents_E]
@@ -89,7 +89,7 @@ def choose_and_continue(
     `continues` is False (by default: that ends in EOS) nothing is generated: the text is empty, its
     score 0.
     """
-    tree = tree_of(checked(choices, model.network.vocab_size))
+    tree = build_tree(check_choices(choices, model.network.vocab_size))
     if continues is None:
         continues = tree.last_C != decoding.EOS
     elif len(continues) != len(tree.last_C):

@@ -16,7 +16,7 @@ from flax import nnx
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
-from cosmo.engine.model.choices import Tree
+from cosmo.engine.model.choice_tree import ChoiceTree
 from cosmo.engine.model.layers import (
     ACTIVATIONS,
     MLP,
@@ -586,7 +586,9 @@ class T5(nnx.Module):
         self_biases = [bias.swapaxes(0, 1) for bias in biases_HTT]
         return DecoderCache(layers, mask_bias(tokens_BS > 0)[:, None], self_biases, past)
 
-    def read_tree(self, tokens_BS: jax.Array, tree: Tree) -> tuple[jax.Array, list[LayerCache]]:
+    def read_tree(
+        self, tokens_BS: jax.Array, tree: ChoiceTree
+    ) -> tuple[jax.Array, list[LayerCache]]:
         """Encode, and decode every node of a tree of choices at once.
 
         Returns final hidden states [B, N, M] and, for `resume`, each layer's keys and values, with

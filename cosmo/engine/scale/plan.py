@@ -32,7 +32,7 @@ _TIMES = {"all-reduce": 2.0}  # how often a byte of a collective's result crosse
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """What is to run: the settings of `train` that shape its step."""
 
     model: models.EncoderDecoderModel
@@ -88,7 +88,9 @@ class Plan:
         )
 
 
-def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None = None) -> Plan:
+def plan_step(
+    job: PlannedRun, topology: str, *, start_step: int = 0, hlo_path: str | None = None
+) -> Plan:
     """Plan `job` on `topology`; the compiled text goes to `hlo_path`.
 
     Raises UserError for settings that do not suit the devices.
@@ -111,7 +113,7 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
             "hosts feed rows of their own",
             setting="NUM_PARTITIONS",
         )
-    model, config, partitioner = sizing.settle(*settings, choice)
+    model, config, partitioner = sizing.apply(*settings, choice)
     if devices is None:
         mesh = _mesh(choice.num_partitions, count)
         if hlo_path:
@@ -129,14 +131,14 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
 
 
 def sweep(
-    job: Job, topology: str, choices: list[sizing.Choice], start_step: int = 0
-) -> Iterator[tuple[sizing.Choice, Plan | UserError]]:
+    job: PlannedRun, topology: str, choices: list[sizing.DeviceSettings], start_step: int = 0
+) -> Iterator[tuple[sizing.DeviceSettings, Plan | UserError]]:
     """A plan for each of `choices`, or the error that says why it does not suit the devices."""
     for choice in choices:
-        model, config, partitioner = sizing.settle(job.model, job.step, job.partitioner, choice)
+        model, config, partitioner = sizing.apply(job.model, job.step, job.partitioner, choice)
         asked = dataclasses.replace(job, model=model, step=config, partitioner=partitioner)
         try:
-            yield choice, make(asked, topology, start_step=start_step)
+            yield choice, plan_step(asked, topology, start_step=start_step)
         except UserError as error:
             yield choice, error
 
@@ -151,11 +153,11 @@ def rank(plans: list[Plan]) -> list[Plan]:
     return sorted((plan for plan in plans if plan.fits), key=key)
 
 
-def remedy(job: Job, plan: Plan, start_step: int = 0) -> Plan | None:
+def remedy(job: PlannedRun, plan: Plan, start_step: int = 0) -> Plan | None:
     """The first of some thriftier settings that fits where `plan` does not."""
     parts, given = plan.mesh["model"], plan.num_microbatches
     choices = [
-        sizing.Choice(*one)
+        sizing.DeviceSettings(*one)
         for one in itertools.product((parts, 2 * parts), ("minimal", "full"), (given, 2 * given))
         if one != (parts, plan.remat_policy, given)
     ]
@@ -174,7 +176,7 @@ class _Found:
     seconds: float | None
 
 
-def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
+def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> _Found:
     abstract, shardings = state_shardings(model, config, partitioner, layout.mesh)
     began = time.monotonic()
     try:
@@ -212,7 +214,7 @@ def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
     return _Found(arguments, others, cost, False, seconds)
 
 
-def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _Found:
+def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettings) -> _Found:
     memory = sizing.memory_estimate(model, config, batch, count, choice)
     kinds = sizing.traffic_estimate(model, batch, count, choice)
     flops = sizing.matmul_flops(model, batch) / count

@@ -27,7 +27,7 @@ _CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer par
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class DeviceSettings:
     """What a run may leave to us."""
 
     num_partitions: int
@@ -85,7 +85,7 @@ def memory_estimate(
     step: StepConfig,
     batch: models.Batch,
     devices: int,
-    choice: Choice,
+    choice: DeviceSettings,
 ) -> dict[str, float]:
     """Bytes on each device by arithmetic: `arguments` (the state) and `temporaries`."""
     data, parts = devices // choice.num_partitions, choice.num_partitions
@@ -118,7 +118,7 @@ def memory_estimate(
 
 
 def traffic_estimate(
-    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: Choice
+    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: DeviceSettings
 ) -> dict[str, float]:
     """Bytes of collectives on each device and step by arithmetic: `all-gather`, `all-reduce`.
 
@@ -158,7 +158,7 @@ def choose(
     devices: int,
     local_devices: int,
     hbm_bytes: float | None,
-) -> Choice:
+) -> DeviceSettings:
     """Fill in what the settings leave open (None, "auto").
 
     For `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
@@ -170,11 +170,11 @@ def choose(
     if devices == 1 and not hbm_bytes:
         # One device of unknown memory, a laptop's processor: nothing to compare, so nothing is
         # traced, which would take seconds at every start.
-        return Choice(partitioner.num_partitions or 1, policy or "none", count or 1)
+        return DeviceSettings(partitioner.num_partitions or 1, policy or "none", count or 1)
     rows = batch["encoder_input_tokens"].shape[0]
 
     def cost(parts: int) -> float:
-        traffic = traffic_estimate(model, batch, devices, Choice(parts, "full", 1))
+        traffic = traffic_estimate(model, batch, devices, DeviceSettings(parts, "full", 1))
         return traffic["all-gather"] + 2 * traffic["all-reduce"]
 
     parts = partitioner.num_partitions
@@ -191,7 +191,8 @@ def choose(
     policies = [policy] if policy else ["minimal", "none", "full"] if hbm_bytes else ["none"]
     counts = [count] if count else [1, 2, 4, 8, 16]
     options = sorted(
-        (Choice(parts, *option) for option in itertools.product(policies, counts)), key=_cost
+        (DeviceSettings(parts, *option) for option in itertools.product(policies, counts)),
+        key=_cost,
     )
     if parts < 1 or devices % parts:
         return options[0]  # which is an error elsewhere
@@ -211,7 +212,7 @@ def choose_here(
     step: StepConfig,
     partitioner: partitioning.Partitioner,
     batch: models.Batch,
-) -> Choice:
+) -> DeviceSettings:
     """`choose` for the devices of this process, and say what was chosen."""
     device = jax.local_devices()[0]
     chip = chips.by_kind(device.device_kind)
@@ -235,11 +236,11 @@ def choose_here(
     return choice
 
 
-def settle(
+def apply(
     model: models.EncoderDecoderModel,
     step: StepConfig,
     partitioner: partitioning.Partitioner,
-    choice: Choice,
+    choice: DeviceSettings,
 ) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
     """The settings with nothing left open."""
     return (
@@ -266,7 +267,7 @@ def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
     return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
 
 
-def _cost(choice: Choice) -> float:
+def _cost(choice: DeviceSettings) -> float:
     """Return a relative cost, by which settings are tried in order.
 
     Microbatches gather all weights again, and full rematerialization computes a third more. Keeping

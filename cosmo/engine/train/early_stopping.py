@@ -11,7 +11,7 @@ from etils import epath
 from cosmo.engine.base import writer
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import checkpoint_writer, run_checkpoints
 from cosmo.engine.train import metric_files
 
 # Evaluations that count have this metric. The evaluation before training has not: its step has no
@@ -127,7 +127,7 @@ class Stopping:
         config: StoppingConfig,
         model_dir: str,
         start_step: int,
-        saver: saving.Saver,
+        saver: checkpoint_writer.CheckpointWriter,
         *,
         enabled: bool = True,
     ):

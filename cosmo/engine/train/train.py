@@ -16,7 +16,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.heartbeat import heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.base.writer import log
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import checkpoint_writer, run_checkpoints
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets, reader, rows
 from cosmo.engine.model import models, partitioning
@@ -28,7 +28,8 @@ from cosmo.engine.model.step import (
     state_shardings,
 )
 from cosmo.engine.scale import sizing
-from cosmo.engine.train import early_stopping, guard, metric_files, preemption
+from cosmo.engine.train import early_stopping, metric_files, preemption
+from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
 MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
@@ -74,7 +75,7 @@ def train(
     evaluation: Evaluation | None = None,
     checkpoint: run_checkpoints.CheckpointConfig = run_checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-    bad_steps: guard.GuardConfig = guard.GuardConfig(),
+    bad_steps: BadStepConfig = BadStepConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
@@ -95,7 +96,7 @@ def train(
     folder = writer.prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, datasets.abstract_batch(dataset))
-    model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
+    model, step, partitioner = sizing.apply(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
@@ -118,7 +119,7 @@ def train(
         if first_process:
             closing.enter_context(writer.only_writer(folder))
         notice = closing.enter_context(preemption.listen())
-        saver = saving.Saver(model_dir, checkpoint)
+        saver = checkpoint_writer.CheckpointWriter(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for a save in progress
         closing.enter_context(_interrupt_names_kept_step(saver))
         notice.leave_at_once(lambda: f"stopped by SIGTERM before a step was done: {saver.kept()}")
@@ -129,7 +130,7 @@ def train(
             resuming
             and evaluating
             and (done % evaluation.period == 0 or done == total_steps)
-            and not saving.anywhere(metric_files.has(model_dir, done, "eval/"))
+            and not checkpoint_writer.anywhere(metric_files.has(model_dir, done, "eval/"))
         )
         start_step = done if resuming else 0
         stopping = early_stopping.Stopping(
@@ -177,7 +178,7 @@ def train(
         begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
         board = metric_files.MetricWriter(model_dir, begun, enabled=first_process)
         closing.callback(board.close)
-        guarding = guard.Guard(
+        monitor = BadStepMonitor(
             bad_steps,
             model_dir,
             begun,
@@ -196,7 +197,7 @@ def train(
 
         def keep(batch: _DeviceBatch) -> None:
             board.flush()
-            remember = {"data": batch.host.position, "guard": guarding.progress()}
+            remember = {"data": batch.host.position, "guard": monitor.progress()}
             saver.save(done, state, description, remember)
 
         tokens, steps, since = 0, 0, time.monotonic()
@@ -204,18 +205,18 @@ def train(
         while done < total_steps and not stopping.finished:
             tokens += batch.tokens
             steps += 1
-            limit = guarding.limit(done + 1)
+            limit = monitor.limit(done + 1)
             further = (limit,) if bad_steps.skips else ()
             state, sums = run_step(state, batch.arrays, *further)
             done += 1
             # The sums are on the device still, so that steps queue up.
-            guarding.add(done, sums, batch.host, limit)
+            monitor.add(done, sums, batch.host, limit)
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
             evaluate_now = evaluating and (done % evaluation.period == 0 or last)
             if done % stats_period == 0 or save_now or evaluate_now:
-                values = guarding.report()
+                values = monitor.report()
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens * jax.process_count() / elapsed
                 values["steps_per_second"] = steps / elapsed
@@ -272,7 +273,7 @@ def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBa
 
 
 def _start_state(
-    saver: saving.Saver,
+    saver: checkpoint_writer.CheckpointWriter,
     initial: run_checkpoints.StartingPoint,
     model: models.EncoderDecoderModel,
     step: StepConfig,
@@ -299,7 +300,7 @@ def _start_state(
 
 
 @contextlib.contextmanager
-def _interrupt_names_kept_step(saver: saving.Saver):
+def _interrupt_names_kept_step(saver: checkpoint_writer.CheckpointWriter):
     """Add the newest saved step to the message of Ctrl-C."""
     try:
         yield

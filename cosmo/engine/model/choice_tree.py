@@ -16,7 +16,7 @@ from cosmo.engine.base.errors import UserError
 Choices = tuple[tuple[int, ...], ...]
 
 
-class Tree(NamedTuple):
+class ChoiceTree(NamedTuple):
     """The tree of C choices, in numpy: it is fixed when a function is compiled.
 
     An edge is a token after a node; a choice is a path of edges. `path_CD` holds the nodes of each
@@ -34,7 +34,7 @@ class Tree(NamedTuple):
     last_C: np.ndarray  # each choice's last token, which is read at no node of its path
 
 
-def checked(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
+def check_choices(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
     """The choices as tuples, without the zeros that pad them. Raises UserError: see below."""
     cut = tuple(tuple(int(t) for t in np.trim_zeros(np.asarray(c), "b")) for c in choices)
     if not cut:
@@ -54,7 +54,7 @@ def checked(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
 
 
 @functools.lru_cache(maxsize=32)
-def tree_of(choices: Choices) -> Tree:
+def build_tree(choices: Choices) -> ChoiceTree:
     """The tree of choices as `checked` returns them. It does not depend on their order."""
     prefixes = sorted(
         {tokens[:d] for tokens in choices for d in range(len(tokens))}, key=lambda p: (len(p), p)
@@ -67,7 +67,7 @@ def tree_of(choices: Choices) -> Tree:
     for place, tokens in enumerate(choices):
         path_CD[place, longest - len(tokens) :] = [node[tokens[:d]] for d in range(len(tokens))]
         in_path_CD[place, longest - len(tokens) :] = True
-    return Tree(
+    return ChoiceTree(
         np.array([prefix[-1] if prefix else 0 for prefix in prefixes], np.int32),
         np.array([len(prefix) for prefix in prefixes], np.int32),
         np.array([[prefix[: len(above)] == above for above in prefixes] for prefix in prefixes]),

@@ -34,7 +34,7 @@ Sums = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardConfig:
+class BadStepConfig:
     """`policy` "stop" or "skip"; a step is bad if its loss or gradient norm is not finite.
 
     With `spike_factor`, also if its gradient norm exceeds that many times the median of the last
@@ -53,7 +53,7 @@ class GuardConfig:
         if self.max_in_a_row < 1:
             raise UserError(f"MAX_BAD_STEPS={self.max_in_a_row!r}; it must be at least 1")
         if self.window < ENOUGH:
-            raise UserError(f"guard.GuardConfig.window={self.window}; it must be >= {ENOUGH}")
+            raise UserError(f"bad_steps.BadStepConfig.window={self.window}; it must be >= {ENOUGH}")
 
     @property
     def skips(self) -> bool:
@@ -68,7 +68,7 @@ class _InFlight(NamedTuple):
     limit: np.float32
 
 
-class Guard:
+class BadStepMonitor:
     """Follows a run's steps: judges each, and adds up the sums of the good ones for a report.
 
     `saved` is what `progress` gave at the checkpoint that the run goes on from, at `start_step`;
@@ -77,7 +77,7 @@ class Guard:
 
     def __init__(
         self,
-        config: GuardConfig,
+        config: BadStepConfig,
         model_dir: str,
         start_step: int = 0,
         saved: dict[str, Any] | None = None,

@@ -29,7 +29,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_TEXTS = ("No space left", "Disk quota exceeded", "File too large")
 
 
-class Saver:
+class CheckpointWriter:
     """Saves states of a run to MODEL_DIR/checkpoints/STEP, one at a time, in the background.
 
     What fails there is raised as a UserError by the next call of `save` or `wait`. `newest` is the
