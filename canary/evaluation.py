@@ -12,8 +12,10 @@ from typing import Any
 from canary import labels, module, report
 from canary.module import Canary, Settings
 from canary.report import Found, Gold
-from cosmo.engine.base import writer
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.folders import prepare_folder
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
@@ -102,11 +104,11 @@ def run_eval(args: argparse.Namespace) -> None:
         )
     found = labels.settings(args)
     output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "output")
-    folder = writer.prepare_folder(output, "output")
+    folder = prepare_folder(output, "output")
     canary = found.opened(found.session.open()[0])
     decoding = labels.decoding(args, found)
     golds = [case.gold for case in many]
-    progress = writer.Progress(len(many) + sum(bool(gold.rots) for gold in golds), unit="row")
+    progress = Progress(len(many) + sum(bool(gold.rots) for gold in golds), unit="row")
     done = 0
 
     def on_batch(counts: Counter[str]) -> None:
@@ -120,11 +122,11 @@ def run_eval(args: argparse.Namespace) -> None:
         progress.finish()
     made = report.report(golds, founds, _baseline(args))
     settings = {"checkpoint": args.checkpoint, "input": args.input, "split": args.split}
-    writer.write_atomic(
+    write_atomic(
         folder / "metrics.json", json.dumps({**settings, **_described(found), **made}, indent=1)
     )
     lines = (_line(case, one) for case, one in zip(many, founds, strict=True))
-    writer.write_atomic(
+    write_atomic(
         folder / "predictions.jsonl",
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     )

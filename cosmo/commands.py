@@ -16,7 +16,7 @@ from cosmo.engine.infer import jobs, shards
 from cosmo.engine.train import early_stopping, evaluate, train
 from cosmo.tasks import formatting, mixtures
 
-log = logging.getLogger("cosmo")
+log = logging.getLogger(__name__)
 
 
 # What the rows of a cache depend on beside lengths and vocabulary, which the engine compares.

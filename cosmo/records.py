@@ -16,7 +16,7 @@ from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import lines, shards
 from cosmo.tasks import formatting
 
-log = logging.getLogger("cosmo")
+log = logging.getLogger(__name__)
 
 FIELDS = "{narrative, instruction, turns}"
 KNOWN = frozenset({"id", "narrative", "instruction", "turns", "response"})

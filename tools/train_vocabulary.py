@@ -10,15 +10,14 @@ import argparse
 import gzip
 import io
 import json
-import os
 import string
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
@@ -129,19 +128,6 @@ def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
     return unknown, total
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private to their owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.train_vocabulary",
@@ -188,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         symbols = [symbol for symbol in options.symbols.split(",") if symbol]
         model = train(texts, options.vocab_size, symbols)
         unknown, total = unknown_rate(model, texts)
-        _write(Path(options.output), model)
+        output = Path(options.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, model)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         message = " ".join(str(error).split())
         if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have

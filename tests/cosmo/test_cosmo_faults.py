@@ -12,7 +12,7 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.base.command_line import guarded
-from cosmo.engine.base.writer import only_writer
+from cosmo.engine.base.folders import only_writer
 from cosmo.engine.train.metric_files import MetricWriter
 
 

@@ -118,7 +118,7 @@ def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
     (folder / "checkpoints").mkdir()
-    code = "import sys, time, pathlib; from cosmo.engine.base.writer import only_writer\n"
+    code = "import sys, time, pathlib; from cosmo.engine.base.folders import only_writer\n"
     code += "with only_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],

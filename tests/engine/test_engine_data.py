@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from etils import epath
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import Progress, prepare_folder, write_atomic
+from cosmo.engine.base.folders import prepare_folder
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.data.datasets import Row, groups, make_batch, pad_rows
 from cosmo.engine.train.metric_files import MetricWriter
 
@@ -117,12 +118,12 @@ def test_engine_data_write_atomic(tmp_path, monkeypatch):
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]  # no leftovers
 
-    def cut_short(self, text, *args, **kwargs):
-        with open(self, "w") as file:
-            file.write(text[:2])
+    def cut_short(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(epath.Path(path)), "write_text", cut_short)
+    monkeypatch.setattr(type(path), "write_bytes", cut_short)
     with pytest.raises(UserError) as error:
         write_atomic(path, "newer")
     monkeypatch.undo()
@@ -156,7 +157,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr("cosmo.engine.base.writer.time.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("cosmo.engine.base.progress.time.monotonic", lambda: Clock.now)
     return Clock
 
 
@@ -172,7 +173,7 @@ def test_engine_data_progress_line(clock, caplog):
     progress.update(150, "loss 2.0")
     assert caplog.messages == []  # not yet time for a line
     progress.update(150, "loss 2.0", force=True)
-    assert caplog.messages == ["step 150/400 loss 2.0 2.00 steps/s, 2:05 left"]
+    assert caplog.messages == ["step 150/400 loss 2.0 2.00 steps/s, 0:02:05 left"]
     clock.now += 31
     progress.update(151)
     assert len(caplog.messages) == 2
@@ -180,7 +181,7 @@ def test_engine_data_progress_line(clock, caplog):
 
 @pytest.mark.parametrize(
     "seconds, shown",
-    [(5, "0:05"), (3599, "59:59"), (3600, "1:00:00"), (90061, "1d 01h")],
+    [(5, "0:00:05"), (3599, "0:59:59"), (3600, "1:00:00"), (90061, "1 day, 1:01:01")],
 )
 def test_engine_data_progress_clock(clock, caplog, seconds, shown):
     """Times left from seconds to days, at one step a second. Oracle: by hand."""

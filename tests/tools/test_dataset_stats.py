@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from cosmo.engine.base.writer import Progress
+from cosmo.engine.base.progress import Progress
 from tools import corpus_files, corpus_stats, dataset_stats, plot_labels
 
 SMALL = pathlib.Path(__file__).resolve().parents[1] / "golden/statistics_small.json"

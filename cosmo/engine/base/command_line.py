@@ -222,9 +222,23 @@ def quote_bare(value: str) -> str:
     return value
 
 
+class _StandardError(logging.StreamHandler):
+    """Write log lines to what sys.stderr is now: a progress bar puts them above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> None:
     """Log the loggers `names` to stderr with the time; with `quiet` only their warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = _StandardError()
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[handler],
+    )
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.INFO)
     # gin looks for an included file in the working folder first, and says so on the root logger.

@@ -38,7 +38,7 @@ _REFERENCE = re.compile(r"@([\w./]+)")
 _UNBOUND = object()
 _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {}  # the bindings of the run file alone
 
-log = logging.getLogger("cosmo")
+log = logging.getLogger(__name__)
 
 
 def load(

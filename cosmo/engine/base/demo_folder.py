@@ -4,8 +4,9 @@ import fnmatch
 import pathlib
 import shutil
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import only_writer, prepare_folder, write_atomic
+from cosmo.engine.base.folders import only_writer, prepare_folder
 
 MARKER = ".made_by_demo"
 # Names that a run or a demo leaves, however early it ended: a first start that crashed may have

@@ -19,11 +19,16 @@ ENDINGS = ("gz", "bz2", "xz", "zst")  # the usual names of compressed files
 CORRUPT = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
+def is_remote(path: Any) -> bool:
+    """Return whether `path` lies in an object store (gs://, s3://)."""
+    return "://" in str(path)
+
+
 def resolve(path: Any) -> Any:
     """Return `path` as a path object: etils' for a remote one (gs://), else pathlib's."""
     if hasattr(path, "open"):  # a path object already, or what stands for one
         return path
-    if "://" in str(path):
+    if is_remote(path):
         from etils import epath  # remote file systems only: most runs never need it
 
         return epath.Path(path)

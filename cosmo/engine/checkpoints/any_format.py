@@ -6,6 +6,7 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import (
     Path,
@@ -27,6 +27,8 @@ from cosmo.engine.checkpoints.description import (
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import models, t5
+
+log = logging.getLogger(__name__)
 
 FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
 # Threads overlap waiting for a bucket. Few of them: each holds a parameter in memory.

@@ -21,8 +21,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
+
+log = logging.getLogger(__name__)
 
 DAMAGED = "damaged_checkpoints"  # beside FOLDER: what a run has set aside
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -1,6 +1,7 @@
 """Conversion of checkpoints between formats, piece by piece, whatever the size of the model."""
 
 import contextlib
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,14 +12,17 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.base.writer import Progress, is_remote, log
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
 from cosmo.engine.checkpoints.description import describe, nested
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
+
+log = logging.getLogger(__name__)
 
 FLOAT16 = (
     "float16 is refused: T5's feed-forward layers overflow in it (activations pass 65504), and the "

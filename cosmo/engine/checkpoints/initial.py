@@ -5,13 +5,15 @@ training loop depends on no other system's format.
 """
 
 import dataclasses
+import logging
 from typing import Any
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import any_format, run_checkpoints
 from cosmo.engine.checkpoints.run_checkpoints import Start
 from cosmo.engine.model.step import TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

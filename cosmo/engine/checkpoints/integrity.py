@@ -7,14 +7,17 @@ CRC-32 finds all damage of up to 32 bits in a row, and of other damage misses on
 
 import concurrent.futures
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable
 
 from etils import epath
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log, write_atomic
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "checksums.{}.json"  # of process {}
 PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished

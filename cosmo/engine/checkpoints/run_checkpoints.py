@@ -6,6 +6,7 @@ run's progress (position in the data, bad steps) as JSON.
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -14,8 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity
 from cosmo.engine.checkpoints.description import (
     check_network,
@@ -24,6 +26,8 @@ from cosmo.engine.checkpoints.description import (
     flat,
 )
 from cosmo.engine.model.step import TrainState
+
+log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in MODEL_DIR; the others of this list are named beside it
 BEST = "best"  # a text file with the best step's number, of a run with early stopping
@@ -269,14 +273,7 @@ def keep_vocabulary(model_dir: str, path: str) -> None:
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
     if not source.exists() or source == target:
         return
-    # An object store shows a file only when it is whole.
-    partial = target if is_remote(target) else target.parent / f".{VOCABULARY}.partial"
-    try:
-        partial.write_bytes(source.read_bytes())
-        if partial != target:
-            partial.replace(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    write_atomic(target, source.read_bytes())
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:

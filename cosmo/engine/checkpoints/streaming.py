@@ -18,7 +18,7 @@ import tensorstore as ts
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote
+from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
 from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.lazy import LazyArray

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -18,14 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import writer
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import explained
+from cosmo.engine.base.files import explained, is_remote
+from cosmo.engine.base.progress import SharedProgress
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.base.writer import log
 from cosmo.engine.data import datasets, seqio_reader, slices, workers
 from cosmo.engine.data.packing import Counts, Packer
 from cosmo.engine.data.rows import MANIFEST, VERSION, Cache, RowFormat, fingerprint, shard_name
+
+log = logging.getLogger(__name__)
 
 WORK, PLAN = ".work", "plan.json"
 MOST_UNKNOWN = 0.01  # of a task's pieces
@@ -91,7 +94,7 @@ def write_cache(
             stale.unlink(missing_ok=True)
     if plan is None:
         plan = {"settings": settings, **_plan(config, shards_per_epoch, allow_unknown)}
-        writer.write_atomic(folder / WORK / PLAN, json.dumps(plan, indent=1))
+        write_atomic(folder / WORK / PLAN, json.dumps(plan, indent=1))
     number = epochs * plan["shards_per_epoch"]
     done = {shard: note for shard in range(number) if (note := _finished(folder, shard, number))}
     todo = [shard for shard in range(number) if shard not in done]
@@ -99,19 +102,19 @@ def write_cache(
         log.info("%d of %d shards to write, by %d process(es)", len(todo), number, processes)
         examples = sum(entry["examples"] * entry["times"] for entry in plan["tasks"].values())
         before = sum(sum(c["examples"] for c in note["tasks"].values()) for note in done.values())
-        told = workers.Told(round(examples * epochs), before, "example")
+        progress = SharedProgress(round(examples * epochs), before, "example")
         try:
             if worker is None or min(processes, len(todo)) == 1:
                 for shard in todo:
-                    _write_shard(config, folder, plan, shard, 1, told.more)
+                    _write_shard(config, folder, plan, shard, 1, progress.add)
             else:
-                workers.run(worker, todo, processes, told.more)
+                workers.run(worker, todo, processes, progress.add)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "finished shards are kept; the same command goes on from there"
             ) from None
         finally:
-            told.finish()
+            progress.finish()
     return _finish(folder, plan, config, number, allow_unknown)
 
 
@@ -125,7 +128,7 @@ def work(config: CacheConfig, output: str, processes: int) -> None:
 
 def _check_free(folder: Path, output: str, overwrite: bool) -> None:
     """Raise UserError if the folder holds anything but a cache; `overwrite` removes a cache."""
-    if writer.is_remote(output):
+    if is_remote(output):
         raise UserError(f"--output={output}: a cache is written to a local or mounted folder")
     if overwrite:
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -338,7 +341,7 @@ def _write_shard(
         raise UserError(f"cannot write {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    writer.write_atomic(_note(folder, shard), json.dumps(note))
+    write_atomic(_note(folder, shard), json.dumps(note))
     more(pending)
 
 
@@ -396,6 +399,6 @@ def _finish(
         "shards": shards,
     }
     manifest["fingerprint"] = fingerprint(manifest)
-    writer.write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return Cache(str(folder))

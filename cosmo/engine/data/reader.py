@@ -22,9 +22,10 @@ from typing import Any
 
 from cosmo.engine.base import command_line
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.data import rows
 from cosmo.engine.data.datasets import DatasetConfig, HostBatch, Row, TrainBatch
+
+log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 4  # training batches requested before they are needed
 QUIET_SECONDS = 10  # a longer wait for a reply is logged

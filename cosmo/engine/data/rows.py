@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote, log
+from cosmo.engine.base.files import is_remote
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 MANIFEST = "manifest.json"

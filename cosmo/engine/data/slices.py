@@ -9,6 +9,7 @@ seed of its own.
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.data import datasets, seqio_reader
 from cosmo.engine.data.seqio_reader import import_seqio, plain_errors
+
+log = logging.getLogger(__name__)
 
 ALIKE = 0.02  # rates so near to the tasks' sizes mean: every example once
 BATCH = 256  # examples handed over at once: the crossing from TensorFlow is what costs

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import Progress
 
 
 def serve(job: Callable[[int, Callable[[int], None]], None]) -> None:
@@ -31,28 +30,6 @@ def serve(job: Callable[[int, Callable[[int], None]], None]) -> None:
                 tell(error=str(error))
                 return
             tell(done=int(line))
-
-
-class Told:
-    """Adds up what is told to be done, and says it now and then, from the first word on."""
-
-    def __init__(self, total: int, done: int, unit: str):
-        self.total, self.done, self.unit = total, done, unit
-        self.bar: Progress | None = None
-        self.lock = threading.Lock()
-
-    def more(self, number: int) -> None:
-        """So much more is done; threads may call it."""
-        with self.lock:
-            self.done += number
-            if self.bar is None:  # before that, processes started: no rate would count it
-                self.bar = Progress(self.total, self.done, unit=self.unit)
-            self.bar.update(self.done)
-
-    def finish(self) -> None:
-        """Leave the last line standing."""
-        if self.bar is not None:
-            self.bar.finish()
 
 
 def run(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
@@ -20,6 +20,8 @@ from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
 from cosmo.engine.model.choice_tree import Choices, check_choices
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
+
+log = logging.getLogger(__name__)
 
 # Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
 # full, which over this many costs little.

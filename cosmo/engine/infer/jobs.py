@@ -6,6 +6,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import Progress, log
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import batching, infer, shards
 from cosmo.engine.model.decoding import DecodingConfig
+
+log = logging.getLogger(__name__)
 
 # A window's records and what to tell of every finished batch (see `infer.answer`) to its lines.
 Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]

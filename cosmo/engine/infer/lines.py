@@ -6,13 +6,15 @@ Memory holds one place of every INDEX_EVERY pieces.
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from cosmo.engine.base import files
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.infer import shards
+
+log = logging.getLogger(__name__)
 
 INDEX_EVERY = 1024  # pieces between the places that reading can begin at
 WARNINGS = 10  # rejected pieces that are also logged

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import explained
-from cosmo.engine.base.writer import is_remote
+from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.data import datasets
 
 # Endings of files that --output cannot be: a folder of such a name is a mistake.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import optax
 from jax.sharding import Mesh
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.model import losses, models, partitioning
 from cosmo.engine.model.optimizer import Adafactor, AdamW, LearningRateSchedule
 from cosmo.engine.model.optimizer import build as build_optimizer
+
+log = logging.getLogger(__name__)
 
 Sums = dict[str, jax.Array]
 

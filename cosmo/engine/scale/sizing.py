@@ -7,6 +7,7 @@ network.
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend import core
 
-from cosmo.engine.base.writer import log
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import StepConfig
 from cosmo.engine.scale import chips
+
+log = logging.getLogger(__name__)
 
 _SLACK = 1.35
 _FULL = 0.92  # of a device's memory: an estimate is to leave room

@@ -12,6 +12,7 @@ of when a report or a save made the host wait.
 import collections
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.model import losses
 from cosmo.engine.model.step import check_bad_step_policy
 from cosmo.engine.train import metric_files
+
+log = logging.getLogger(__name__)
 
 LAG = 8  # steps
 ENOUGH = 10  # good steps that a median is taken of at least

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import logging
 import math
 import re
 from typing import NamedTuple
 
 from etils import epath
 
-from cosmo.engine.base import writer
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import checkpoint_writer, run_checkpoints
 from cosmo.engine.train import metric_files
+
+log = logging.getLogger(__name__)
 
 # Evaluations that count have this metric. The evaluation before training has not: its step has no
 # checkpoint that could be the best.
@@ -192,4 +194,4 @@ class Stopping:
         if self.history.best_step is None:
             self.path.unlink(missing_ok=True)
         else:
-            writer.write_atomic(self.path, f"{self.history.best_step}\n")
+            write_atomic(self.path, f"{self.history.best_step}\n")

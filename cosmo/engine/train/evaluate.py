@@ -3,20 +3,25 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections import Counter
 from typing import Any
 
 import jax
 from etils import epath
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.folders import prepare_folder
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.base.writer import Progress, log, prepare_folder, write_atomic
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets, reader
 from cosmo.engine.infer import infer
 from cosmo.engine.model import losses, models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """The metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
 
 import json
+import logging
 import math
 from typing import Any
 
 from etils import epath
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.writer import is_remote, log, write_atomic
+from cosmo.engine.base.files import is_remote
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # in MODEL_DIR
 

@@ -10,6 +10,7 @@ step, and finish compilations and evaluations. Ctrl-C ends the process that it i
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -20,7 +21,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from cosmo.engine.base.writer import log
+log = logging.getLogger(__name__)
+
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
 

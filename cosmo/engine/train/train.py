@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from cosmo.engine.base import writer
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.heartbeat import heartbeat
+from cosmo.engine.base.folders import only_writer, prepare_folder
+from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.base.writer import log
 from cosmo.engine.checkpoints import checkpoint_writer, run_checkpoints
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets, reader, rows
@@ -30,6 +31,8 @@ from cosmo.engine.model.step import (
 from cosmo.engine.scale import sizing
 from cosmo.engine.train import early_stopping, metric_files, preemption
 from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
+
+log = logging.getLogger(__name__)
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
 MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
@@ -93,7 +96,7 @@ def train(
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
-    folder = writer.prepare_folder(model_dir)
+    folder = prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
     chosen = sizing.choose_here(model, step, partitioner, datasets.abstract_batch(dataset))
     model, step, partitioner = sizing.apply(model, step, partitioner, chosen)
@@ -117,7 +120,7 @@ def train(
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
         if first_process:
-            closing.enter_context(writer.only_writer(folder))
+            closing.enter_context(only_writer(folder))
         notice = closing.enter_context(preemption.listen())
         saver = checkpoint_writer.CheckpointWriter(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for a save in progress
@@ -173,7 +176,7 @@ def train(
         first = _on_device(next(batches), mesh)  # now all settings have been read
         if summarize_config is not None and first_process:
             for name, text in summarize_config().items():
-                writer.write_atomic(folder / name, text)
+                write_atomic(folder / name, text)
 
         begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
         board = metric_files.MetricWriter(model_dir, begun, enabled=first_process)
@@ -186,7 +189,7 @@ def train(
             kept=functools.partial(saver.kept, wait=True),
             enabled=first_process,
         )
-        progress = writer.Progress(total_steps, done)
+        progress = Progress(total_steps, done)
         closing.callback(progress.finish)
         if evaluating:
             evaluator.check()

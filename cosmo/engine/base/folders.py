@@ -1,0 +1,60 @@
+"""Output folders: checked before hours of work, and held by one process at a time."""
+
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import is_remote
+
+log = logging.getLogger(__name__)
+
+
+def prepare_folder(path: str, setting: str = "MODEL_DIR") -> epath.Path:
+    """Create a folder and return it; UserError if it cannot be written to."""
+    folder = epath.Path(path)
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written to ({error.strerror or error}); give another folder",
+            setting=setting,
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def only_writer(folder: epath.Path, setting: str = "MODEL_DIR") -> Iterator[None]:
+    """Lock `folder` for this process; raise UserError if another process holds the lock.
+
+    The lock ends with the process, however it ends. Object stores have no locks.
+    """
+    if is_remote(folder):
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}: stop it, or "
+                "give another folder",
+                setting=setting,
+            ) from error
+        except OSError:  # a file system without locks
+            log.info("%s cannot be locked: make sure that no other process writes there", folder)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

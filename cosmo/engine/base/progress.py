@@ -1,0 +1,128 @@
+"""Show how far long work is: a bar on a terminal, a log line now and then elsewhere."""
+
+import contextlib
+import datetime
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import rich.console
+import rich.progress
+
+log = logging.getLogger(__name__)
+
+# Rates count the last minutes, so that a slow start does not distort the time left for hours.
+RATE_WINDOW_SECONDS = 600
+TERMINAL_PERIOD_SECONDS = 0.2
+HEARTBEAT_SECONDS = 10.0
+
+
+class Progress:
+    """Rate and time left of `total` units of work, of which `start` were done before.
+
+    `total` None means that nobody knows it: no time left is shown.
+    """
+
+    def __init__(
+        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 30
+    ):
+        self.unit = unit
+        self.terminal = sys.stderr.isatty()
+        self.period_seconds = TERMINAL_PERIOD_SECONDS if self.terminal else every_seconds
+        self.shown = time.monotonic()
+        self.bar = rich.progress.Progress(
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            console=rich.console.Console(stderr=True),
+            # No refreshing thread: rich imports modules late, and an import in one thread is
+            # unsafe while another traces.
+            auto_refresh=False,
+            disable=not self.terminal,
+            get_time=time.monotonic,
+            speed_estimate_period=RATE_WINDOW_SECONDS,
+        )
+        self.task = self.bar.add_task("", total=total, completed=start)
+        self.bar.advance(self.task, 0)  # rates count from here
+
+    @property
+    def total(self) -> int | None:
+        """The units of work, or None while nobody knows how many; may be set."""
+        return self.bar.tasks[0].total
+
+    @total.setter
+    def total(self, total: int | None) -> None:
+        self.bar.tasks[0].total = total  # the bar's own `update` would forget its rate
+
+    def update(self, done: int, note: str = "", *, force: bool = False) -> None:
+        """Count `done` units as finished; show it with `note` if it is time, or with `force`."""
+        self.bar.update(self.task, completed=done)
+        now = time.monotonic()
+        if not force and now - self.shown < self.period_seconds:
+            return
+        self.shown = now
+        text = self._text(note)
+        if self.terminal:
+            self.bar.start()  # not before: a bar without a line yet would hide log lines
+            self.bar.update(self.task, description=text, refresh=True)
+        else:
+            log.info(text)
+
+    def finish(self) -> None:
+        """Leave the last line on the terminal."""
+        self.bar.stop()
+
+    def _text(self, note: str) -> str:
+        task = self.bar.tasks[0]
+        rate = f"{task.speed or 0:.2f} {self.unit}s/s"
+        if task.total is None:
+            return f"{self.unit} {task.completed} {note} {rate}"
+        seconds = task.time_remaining if task.speed else None
+        left = "?" if seconds is None else datetime.timedelta(seconds=int(seconds))
+        return f"{self.unit} {task.completed}/{task.total} {note} {rate}, {left} left"
+
+
+class SharedProgress:
+    """Thread-safe progress bar that starts with the first report."""
+
+    def __init__(self, total: int, done: int, unit: str):
+        self.total, self.done, self.unit = total, done, unit
+        self.progress: Progress | None = None
+        self.lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        """Count `number` more units as finished."""
+        with self.lock:
+            self.done += number
+            if self.progress is None:  # starting workers takes time that no rate should count
+                self.progress = Progress(self.total, self.done, unit=self.unit)
+            self.progress.update(self.done)
+
+    def finish(self) -> None:
+        """Leave the last line on the terminal."""
+        if self.progress is not None:
+            self.progress.finish()
+
+
+@contextlib.contextmanager
+def heartbeat(doing: str) -> Iterator[None]:
+    """Log "`doing`: N s" every HEARTBEAT_SECONDS until the block ends.
+
+    For calls that cannot report progress themselves, such as compilation.
+    """
+    ended = threading.Event()
+    began = time.monotonic()
+
+    def beat() -> None:
+        # Imports nothing: an import in one thread is unsafe while another traces.
+        while not ended.wait(HEARTBEAT_SECONDS):
+            log.info("%s: %.0f s", doing, time.monotonic() - began)
+
+    thread = threading.Thread(target=beat, name="cosmo-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
