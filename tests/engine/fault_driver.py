@@ -160,9 +160,9 @@ def patch(options: dict, put=setattr) -> None:
 
             put(checkpoint_writer.CheckpointWriter, "save", lambda *args: time.sleep(1000))
         else:
-            put(integrity, "write", lambda *args: time.sleep(1000))
+            put(integrity, "write_manifest", lambda *args: time.sleep(1000))
     if options["fail_write"] is not None:
-        write, start = integrity.write, run_checkpoints.start_saving
+        write, start = integrity.write_manifest, run_checkpoints.start_saving
         steps = []
 
         def starting(manager, step, *rest):
@@ -175,7 +175,7 @@ def patch(options: dict, put=setattr) -> None:
             write(*args)
 
         put(run_checkpoints, "start_saving", starting)
-        put(integrity, "write", failing)
+        put(integrity, "write_manifest", failing)
 
 
 def main() -> int:

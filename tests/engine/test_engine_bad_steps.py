@@ -146,7 +146,7 @@ def test_the_limit_is_a_function_of_the_run_alone(tmp_path):
                 watch = bad_steps.BadStepMonitor(
                     config, str(tmp_path), number, saved, enabled=False
                 )
-        watch.settle()
+        watch.judge_all()
         assert watch.bad_steps == 1
         return found
 
@@ -155,7 +155,7 @@ def test_the_limit_is_a_function_of_the_run_alone(tmp_path):
     for number in range(1, 61):
         known = norms[: max(0, number - 1 - bad_steps.LAG)]
         known = known[known < 50][-20:]
-        expected = 2 * np.median(known) if len(known) >= bad_steps.ENOUGH else np.inf
+        expected = 2 * np.median(known) if len(known) >= bad_steps.MIN_MEDIAN_STEPS else np.inf
         assert found[number - 1] == np.float32(expected), number
     assert len(good) == 59
     assert limits(settle_at=range(1, 60, 7)) == found

@@ -1,4 +1,4 @@
-"""The metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
+"""Write the metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
 
 import json
 import logging
@@ -82,7 +82,7 @@ class MetricWriter:
             self.board.close()
 
 
-def has(model_dir: str, step: int, part: str) -> bool:
+def has_metric(model_dir: str, step: int, part: str) -> bool:
     """Return whether metrics.jsonl has a metric of `step` with `part` in its name."""
     lines = read_lines(model_dir)
     return any(step_of(x) == step and any(part in name for name in json.loads(x)) for x in lines)

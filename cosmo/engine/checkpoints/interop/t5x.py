@@ -21,12 +21,8 @@ from cosmo.engine.checkpoints.description import Path, nested
 from cosmo.engine.checkpoints.interop import names
 from cosmo.engine.checkpoints.interop.names import Parameter
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
-from cosmo.engine.checkpoints.streaming import (
-    chunk_cache,
-    one_line_errors,
-    open_array,
-    tensorstore_url,
-)
+from cosmo.engine.checkpoints.run_checkpoints import one_line_errors
+from cosmo.engine.checkpoints.streaming import chunk_cache, open_array, tensorstore_url
 from cosmo.engine.model import t5
 
 INDEX = "checkpoint"  # the msgpack file's name
