@@ -1,8 +1,8 @@
-"""A closed set of continuations as a tree of their tokens, so that what they share is read once.
+"""Arrange a closed set of continuations as a tree of tokens, so that shared beginnings run once.
 
-Choices of many tokens often begin alike. Every distinct proper prefix is a node: the decoder reads
-the nodes of all choices in one pass, each attending to its own ancestors alone. Node 0 is the empty
-prefix, where the decoder reads PAD. Suffixes: N nodes, E edges, C choices, D slots of a path.
+Every distinct proper prefix of a choice is a node. The decoder reads the nodes of all choices in
+one pass, each attending to its own ancestors alone. Node 0 is the empty prefix, where the decoder
+reads PAD. Suffixes: N nodes, E edges, C choices, D slots of a path.
 """
 
 import functools
@@ -17,13 +17,13 @@ Choices = tuple[tuple[int, ...], ...]
 
 
 class ChoiceTree(NamedTuple):
-    """The tree of C choices, in numpy: it is fixed when a function is compiled.
+    """The tree of C choices, in numpy, as it is a constant of compiled functions.
 
     An edge is a token after a node; a choice is a path of edges. `path_CD` holds the nodes of each
     choice, its last one in the last slot, so that paths of different lengths end together.
     """
 
-    tokens_N: np.ndarray  # what the decoder reads at a node: its prefix's last token
+    tokens_N: np.ndarray  # the decoder's input at a node: its prefix's last token
     depths_N: np.ndarray  # the position of that token
     ancestors_NN: np.ndarray  # bool, [node, whether that one lies on its path], itself included
     parents_E: np.ndarray
@@ -35,7 +35,10 @@ class ChoiceTree(NamedTuple):
 
 
 def check_choices(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
-    """The choices as tuples, without the zeros that pad them. Raises UserError: see below."""
+    """Return the choices as tuples, without the zeros that pad them.
+
+    Raises UserError if there is no choice, one is empty or repeated, or a token is out of range.
+    """
     cut = tuple(tuple(int(t) for t in np.trim_zeros(np.asarray(c), "b")) for c in choices)
     if not cut:
         raise UserError("there are no choices to score")
@@ -53,9 +56,11 @@ def check_choices(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
     return cut
 
 
+# Cached, because a caller scores the same set batch after batch.
 @functools.lru_cache(maxsize=32)
 def build_tree(choices: Choices) -> ChoiceTree:
-    """The tree of choices as `checked` returns them. It does not depend on their order."""
+    """Return the tree of choices as `check_choices` returns them."""
+    # Sorted, so that the tree does not depend on the order of the choices.
     prefixes = sorted(
         {tokens[:d] for tokens in choices for d in range(len(tokens))}, key=lambda p: (len(p), p)
     )

@@ -138,7 +138,7 @@ def train(
         resuming = saver.newest is not None
         done = saver.newest if resuming else checkpoint.restore.step()
         # The last run saved this step but stopped before its evaluation finished: evaluate first.
-        # One process may see an older file than another; if any has the evaluation, none repeats it.
+        # One process may see an older file than another: if any has the evaluation, none repeats it
         evaluate_first = (
             resuming
             and is_evaluated(done)
@@ -265,7 +265,7 @@ class _Rates:
     since: float = dataclasses.field(default_factory=time.monotonic)
 
     def report(self) -> dict[str, float]:
-        """Return tokens (all processes') and steps a second, and the share of time spent waiting."""
+        """Return tokens (of all processes) and steps a second, and the share of time waited."""
         elapsed = time.monotonic() - self.since
         return {
             "tokens_per_second": self.tokens * jax.process_count() / elapsed,
