@@ -81,7 +81,7 @@ def test_engine_sizing_kept_activations_shrink_with_the_policy():
 
 
 def choose(network, devices, hbm, parts=None, local=8, **settings):
-    return sizing.choose(
+    return sizing.choose_device_settings(
         models.EncoderDecoderModel(network),
         step.StepConfig(**settings),
         BATCH,

@@ -46,7 +46,7 @@ GATHERED_ATTENTION = "gathered_attention"
 class Partitioner:
     """How to lay a run over its devices; `num_partitions` (T5X's) of them share a layer.
 
-    With None training chooses (`sizing.choose`), and all other commands take 1.
+    With None training chooses (`sizing.choose_device_settings`), and all other commands take 1.
     """
 
     num_partitions: int | None = None

@@ -55,7 +55,7 @@ class T5Config:
     T5 1.1 is `mlp_activations=("gelu", "linear")`, `logits_via_embedding=False`; T5 1.0 is
     `("relu",)` and `True`. `dtype` is the compute type; parameters, softmax, norms and logits stay
     float32. `remat_policy` is a key of REMAT_POLICIES; None means "none". With "auto" training
-    chooses (`sizing.choose`), and all other commands recompute nothing.
+    chooses (`sizing.choose_device_settings`), and all other commands recompute nothing.
     """
 
     vocab_size: int

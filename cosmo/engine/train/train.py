@@ -101,8 +101,8 @@ def train(
     folder = prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
     batch_shapes = datasets.abstract_batch(dataset)
-    chosen = sizing.choose_here(model, step, partitioner, batch_shapes)
-    model, step, partitioner = sizing.apply(model, step, partitioner, chosen)
+    chosen = sizing.choose_for_this_run(model, step, partitioner, batch_shapes)
+    model, step, partitioner = sizing.apply_device_settings(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
