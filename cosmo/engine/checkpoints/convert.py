@@ -1,4 +1,4 @@
-"""Conversion of checkpoints between formats, piece by piece, whatever the size of the model."""
+"""Convert checkpoints between formats, piece by piece, so that a model may exceed memory."""
 
 import contextlib
 import logging

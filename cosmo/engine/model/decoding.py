@@ -122,6 +122,7 @@ def decode(
     n = config.rows_per_input
     first_B = jnp.full((batch_size,), PAD, jnp.int32) if first_B is None else first_B
     ended_B = jnp.zeros((batch_size,), bool) if ended_B is None else ended_B
+    # Once, before the loop: the encoder ran for B inputs, not for B * N rows.
     if n > 1:
         cache = cache.repeat(n)
     if config.beam_size > 1:
@@ -178,6 +179,7 @@ def _sampling(ended_R: jax.Array, config: DecodingConfig, row_keys_R: jax.Array 
         # The score is the model's own likelihood: without temperature and truncation.
         logit_R = jnp.take_along_axis(logits_RV, chosen_R[:, None], axis=-1)[:, 0]
         logp_R = logit_R - jax.nn.logsumexp(logits_RV, axis=-1)
+        # An answer that has ended stays in its row: shapes are fixed when the loop is compiled.
         chosen_R = jnp.where(state.ended_R, PAD, chosen_R)
         state = _Samples(
             state.tokens_RT.at[:, index].set(chosen_R),

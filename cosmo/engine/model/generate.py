@@ -27,7 +27,7 @@ def predict(
     `row_keys` [B] are one random key a row, so that an answer does not depend on its batch. See
     `decoding.decode`.
     """
-    # Cast and unstack once: inside the loop either would be paid for every token.
+    # Cast and unstack once: inside the loop both would run for every token.
     module = models.bind(model, _cast(params, model.network.dtype))
     weights = module.decoder_weights()
     cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
@@ -58,6 +58,7 @@ def score_choices(
 
 
 def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: ChoiceTree) -> jax.Array:
+    # A choice's score is a sum over its edges; an edge is scored once for all choices that have it.
     logits_BNV = module.logits(hidden_BNM)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     edges_BE = logits_BNV[:, tree.parents_E, tree.tokens_E] - log_z_BN[:, tree.parents_E]

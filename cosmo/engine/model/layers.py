@@ -19,6 +19,7 @@ from cosmo.engine.model import partitioning
 # Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
 # Heads come before positions in attention: on a CPU the other order takes several times as long.
 
+NORM_EPSILON = 1e-6  # T5's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -66,7 +67,7 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 class RMSNorm(nnx.Module):
-    """T5's layer norm: root mean square, no mean, no bias, in float32. [..., M] -> [..., M]."""
+    """T5's layer norm, by the root mean square: [..., M] to [..., M]."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
@@ -76,13 +77,14 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...])
 
 
-def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1, epsilon: float = 1e-6) -> jax.Array:
+def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1) -> jax.Array:
     """Return x over its root mean square along `axis` (0 or the last), times `scale_M`.
 
-    It is computed in float32 and returned in x's type. `epsilon` is T5's.
+    It is computed in float32 and returned in x's type.
     """
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + epsilon)
+    # Unlike the usual layer norm, T5's subtracts no mean and adds no bias.
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + NORM_EPSILON)
     scale = scale_M.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else scale_M
     return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
@@ -131,7 +133,7 @@ class RelativePositionBias(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.max_distance, self.bidirectional = max_distance, bidirectional
-        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # as T5X
         self.rel_embedding = param(rngs, init, (num_heads, num_buckets), ("heads", "buckets"))
 
     def __call__(self, positions_T: jax.Array) -> jax.Array:
@@ -225,6 +227,7 @@ def _add_forward(x, bias):
 
 def _add_backward(_, grad):
     ones = jnp.ones((1, grad.shape[0]), grad.dtype)
+    # Full precision, because the bias is a float32 sum over the whole batch.
     summed = jax.lax.dot_general(
         ones, grad, (((1,), (0,)), ((), ())), precision=jax.lax.Precision.HIGHEST
     )
@@ -247,6 +250,7 @@ class MLP(nnx.Module):
         product_dtype: str | None = None,
     ):
         self.activations, self.product_dtype = activations, product_dtype
+        # T5X's names, so that its checkpoints map one to one.
         gated = len(activations) > 1
         for i in range(len(activations)):
             name = f"wi_{i}" if gated else "wi"

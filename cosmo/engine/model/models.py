@@ -35,7 +35,7 @@ class EncoderDecoderModel:
     """A network and how its loss is measured. Field names are T5X's `EncoderDecoderModel`'s."""
 
     network: NetworkConfig
-    z_loss: float = 0.0001
+    z_loss: float = 0.0001  # of T5X's T5 recipes
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
 
@@ -118,6 +118,7 @@ def loss(
     correct_BT = _is_best(logits_BTV, targets_BT) * real_BT
     sums = {
         "loss_weight": total,
+        # Unweighted by the normalization, so that perplexity means the same in every recipe.
         "cross_entropy": jnp.sum((per_token_BT - z_BT) * real_BT),
         "z_loss": jnp.sum(z_BT * real_BT),
         "num_tokens": jnp.sum(real_BT),

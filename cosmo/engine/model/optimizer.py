@@ -81,6 +81,7 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
     def update(updates, state, params):
         rest, stacks = _split(params)
         rest_updates, stack_updates = _split(updates)
+        # vmap over the axis of layers: each layer keeps a count of its own, all of them equal.
         new_rest, rest_state = inner.update(rest_updates, state["rest"], rest)
         new_stacks, stack_states = {}, {}
         for path, stack in stacks.items():
@@ -195,6 +196,7 @@ class LearningRateSchedule:
             elif name == "linear_warmup":
                 value *= jnp.minimum(1.0, step / warm)
             elif name == "linear_decay":
+                # T5X's meaning: it includes warmup and base rate, unlike the other decays.
                 rising = step / warm
                 falling = 1.0 + self.decay_factor * (warm - step)
                 value *= self.base_learning_rate * jnp.minimum(rising, falling)
@@ -207,4 +209,5 @@ class LearningRateSchedule:
             elif name == "cosine_decay":
                 cycle = jnp.maximum(0.0, (step - self.warmup_steps) / self.steps_per_cycle)
                 value *= 0.5 * (1.0 + jnp.cos(jnp.pi * (cycle % 1.0)))
+        # As T5X's: never 0, where a linear decay or a cosine ends.
         return jnp.maximum(value, self.min_learning_rate)

@@ -59,17 +59,8 @@ class Partitioner:
         """
         devices = jax.devices() if devices is None else devices
         parts = 1 if self.num_partitions is None else self.num_partitions
-        if parts < 1 or len(devices) % parts:
-            raise UserError(
-                f"num_partitions={parts} does not divide {len(devices)} devices",
-                setting="NUM_PARTITIONS",
-            )
-        if jax.process_count() > 1 and jax.local_device_count() % parts:
-            raise UserError(
-                f"num_partitions={parts} must divide the {jax.local_device_count()} "
-                "devices of each host: hosts feed rows of their own",
-                setting="NUM_PARTITIONS",
-            )
+        several = jax.process_count() > 1
+        check_partitions(parts, len(devices), jax.local_device_count() if several else len(devices))
         if len(devices) > 1 and devices[0].platform == "cpu":
             _forgo_compilation_cache()
         # A host's devices stand together, so that it owns one run of the batch's rows.
@@ -85,6 +76,19 @@ class Partitioner:
         """Return a sharding for every parameter of `abstract`, from `models.logical_axes`."""
         layout = self.layout(mesh)
         return jax.tree.map(lambda leaf, names: layout.sharding(leaf.shape, names), abstract, axes)
+
+
+def check_partitions(parts: int, devices: int, host_devices: int) -> None:
+    """Raise UserError unless `parts` divides all devices, and those of each host."""
+    problem = None
+    if parts < 1 or devices % parts:
+        problem = f"does not divide {devices} devices"
+    elif host_devices % parts:
+        problem = (
+            f"must divide the {host_devices} devices of each host: hosts feed rows of their own"
+        )
+    if problem:
+        raise UserError(f"num_partitions={parts} {problem}", setting="NUM_PARTITIONS")
 
 
 def abstract_mesh(data: int, model: int) -> AbstractMesh:
@@ -156,11 +160,6 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if layout is None or layout.mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, names))
-
-
-def constrain_tree(tree: Any, axes: Any) -> Any:
-    """Return `tree` with every array laid out by its tuple of names in `axes`."""
-    return jax.tree.map(lambda x, names: constrain(x, *names), tree, axes)
 
 
 def gathers() -> bool:

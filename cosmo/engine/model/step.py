@@ -124,7 +124,8 @@ def make_train_step(
         shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda m: m[0], microbatches), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         # Without this constraint every device would hold the whole sum of the gradients.
-        zeros = (partitioning.constrain_tree(zeros[0], models.logical_axes(model)), zeros[1])
+        axes = models.logical_axes(model)
+        zeros = (jax.tree.map(lambda z, a: partitioning.constrain(z, *a), zeros[0], axes), zeros[1])
         indices = jnp.arange(num_microbatches)
         grads, sums = jax.lax.scan(body, zeros, (indices, microbatches))[0]
         # A constant divisor was added up once for every microbatch.
@@ -139,6 +140,7 @@ def make_train_step(
             return laid_out_step(state, batch, limit)
 
     def laid_out_step(state, batch, limit) -> tuple[TrainState, Sums]:
+        # Without dropout no key: then the compiled step has no random numbers at all.
         key = None
         if model.network.dropout_rate > 0.0:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -193,6 +195,7 @@ def compile_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
+    # Ahead of time: `train` reads data meanwhile, and `plan` counts the compiled text.
     began = time.monotonic()
     compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))

@@ -271,6 +271,7 @@ def decode_layer(
 ) -> tuple[jax.Array, LayerCache]:
     """Decode one token a row at position `index`. Return (output [M, B], the cache with it)."""
     heads = (x_MB.shape[1], config.num_heads, config.head_dim)
+    # Weights stand on the left, activations [M, B] on the right: see StepWeights.
     qkv_NB = w.self_qkv_NM @ rms_norm(x_MB, w.self_norm_M, axis=0)
     query, key, value = (part.T.reshape(heads) for part in jnp.split(qkv_NB, 3))
     put, barrier = jax.lax.dynamic_update_slice_in_dim, jax.lax.optimization_barrier
@@ -351,6 +352,7 @@ def scan_stack(
 
     def body(x, layer):
         state, key = layer
+        # Rows of the batch stay on their devices through all layers.
         x = partitioning.constrain(x, "batch", None, None)
         return call(nnx.merge(graphdef, state), x, key), None
 
@@ -361,6 +363,7 @@ def scan_stack(
         body = jax.checkpoint(body, policy=REMAT_POLICIES[name], prevent_cse=not config.scan_layers)
     if config.scan_layers:
         return jax.lax.scan(body, x, (state, keys))[0]
+    # A Python loop: each layer is compiled on its own.
     for i in range(count):
         x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], (state, keys)))
     return x
@@ -498,7 +501,7 @@ class T5(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         self.config = config
-        init = nnx.initializers.normal(1.0)
+        init = nnx.initializers.normal(1.0)  # T5X's; other networks begin with far smaller ones
         self.token_embedder = param(rngs, init, (c.vocab_size, c.emb_dim), ("vocab", "embed"))
         self.encoder = Encoder(c, rngs=rngs)
         self.decoder = Decoder(c, rngs=rngs)
@@ -560,6 +563,7 @@ class T5(nnx.Module):
         encoded_BSM = self.encode(tokens_BS)
         empty = jnp.zeros((tokens_BS.shape[0], c.num_heads, max_length, c.head_dim), c.dtype)
         layers = []
+        # The encoder's keys and values are computed once; each step only reads them.
         for i in range(c.num_decoder_layers):
             attention = self.decoder.layer(i).encoder_decoder_attention
             keys, values = attention.keys_values(encoded_BSM)
@@ -593,6 +597,7 @@ class T5(nnx.Module):
         encoded_BSM = self.encode(tokens_BS)
         nodes = jnp.broadcast_to(tree.tokens_N, (tokens_BS.shape[0], tree.tokens_N.size))
         x_BNM, layers = self.embed(nodes), []
+        # A node attends to its ancestors, as a token attends to the past.
         self_mask, cross_mask = mask_bias(tree.ancestors_NN), mask_bias(tokens_BS > 0)
         for i in range(c.num_decoder_layers):
             layer = self.decoder.layer(i)
@@ -650,6 +655,7 @@ class T5(nnx.Module):
         `tokens_B` are the tokens at `index`.
         """
         x_MB = self.embed(tokens_B).T
+        # The causal part of the bias masks positions that are not written yet.
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
         if cache.past_bias_B1T is not None:
             biases_1HT = [bias_1HT + cache.past_bias_B1T for bias_1HT in biases_1HT]

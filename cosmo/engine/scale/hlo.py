@@ -47,6 +47,7 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
+    # Computations begin at the margin, and their instructions are indented, one a line.
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         if head and not line.startswith(" "):
@@ -59,6 +60,7 @@ def parse(text: str) -> Program:
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
+    # In the module's first line, which lists layouts of all arguments and may be long.
     partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
     return Program(computations, entry, int(partitions.group(1)) if partitions else 1)
 
@@ -77,6 +79,7 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
     condition = program.computations[re.search(r"\bcondition=%?([\w.\-]+)", loop.attributes)[1]]
     counter = [i for i in condition.values() if i.opcode == "get-tuple-element"]
     limits = _constants(program, condition)
+    # Two limits or counters would be a `while` of the program's own, of unknown length.
     if len(limits) != 1 or len(counter) != 1:
         raise ValueError(f"cannot tell how often the loop {loop.name} runs: it ends at {limits}")
     index = int(re.search(r"index=(\d+)", counter[0].attributes)[1])
@@ -88,7 +91,7 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
     first, carried = 0, _origin(body, loop.operands[0])
     if carried is not None and carried.opcode == "tuple":
         start = _origin(body, carried.operands[index])
-        first = _value(start) or 0 if start is not None else 0
+        first = _value(start) or 0 if start is not None else 0  # scans count from 0
     return -(-(limits.pop() - first) // steps.pop())
 
 
@@ -147,7 +150,8 @@ def _instruction(line: str) -> Instruction:
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[opens : closes + 1]))
     opcode = rest[:opens]
     attributes = rest[closes + 1 :]
-    if opcode in ("constant", "parameter"):  # the value or the number
+    # A constant's value and a parameter's number stand where others have operands.
+    if opcode in ("constant", "parameter"):
         attributes = rest[opens:]
     root = line.startswith("ROOT ")
     return Instruction(name.lstrip("%"), shape, opcode, operands, attributes, root)

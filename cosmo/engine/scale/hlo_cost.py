@@ -73,6 +73,7 @@ def cost(program: hlo.Program) -> Cost:
                     if channel not in channels:
                         channels.add(channel)
                         total = total.plus(one)
+            # A conditional counts all its branches: for the step of "skip", both.
             times = 1
             if instruction.opcode == "while":
                 times = hlo.trip_count(program, body, instruction)
@@ -104,7 +105,7 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if kind in COLLECTIVES and fused:
-        return Cost()  # see _hidden_collectives
+        return Cost()  # `_hidden_collectives` counts it
     if kind in COLLECTIVES:
         size = _collective_bytes(body, instruction, started=opcode != kind)
         group = _group_size(instruction.attributes, program.num_partitions)
@@ -115,6 +116,7 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
         operands = [body[name].shape for name in instruction.operands[:2]]
         count = _dot_flops if opcode == "dot" else _convolution_flops
         flops = count(instruction, *operands)
+    # Inside a fusion values stay in registers: only the fusion's own operands and results move.
     moved = 0.0
     if not fused and opcode not in _FREE and not opcode.endswith("-done"):
         moved = _moved_bytes(program, body, instruction)
@@ -151,6 +153,7 @@ def _group_size(attributes: str, everyone: int) -> int:
 
 
 def _dot_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> float:
+    # Each element of the result is a sum over the contracted axes: a multiply-add counts as two.
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     dims = hlo.dims(lhs)
     indices = [int(i) for i in contracted.group(1).split(",") if i] if contracted else []
@@ -182,6 +185,7 @@ def _convolution_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> floa
             int(numbers(name, "1")[axis]) for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
         label = str(axis)
+        # The places of the (dilated, padded) input that each window of the kernel meets.
         places = np.arange(out[label])[:, None] * stride - low
         places = places + np.arange(kernel[label]) * rhs_dilate
         inside = (places >= 0) & (places <= (given[label] - 1) * lhs_dilate)
@@ -236,6 +240,7 @@ def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: 
         if not places:
             continue
         called = user.called()
+        # A bitcast is the same memory under another shape, so its users count too.
         if user.opcode == "bitcast":
             names.add(user.name)
         elif user.opcode in ("dynamic-slice", "slice") and places == [0]:

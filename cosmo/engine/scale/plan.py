@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
@@ -106,6 +105,7 @@ def plan_step(
     batch = datasets.abstract_batch(job.dataset)
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
+    # CPU devices share the memory of their host.
     limit = chip.hbm_bytes or _host_memory() // count
     local = min(count, _GPUS_A_HOST) if devices is None else _per_host(devices)
     bound = chip.hbm_bytes if name != "cpu" else None
@@ -113,15 +113,11 @@ def plan_step(
     choice = sizing.choose_device_settings(
         job.model, job.step, batch, job.partitioner, count, local, bound
     )
-    if count > local and choice.num_partitions > 0 and local % choice.num_partitions:
-        raise UserError(
-            f"num_partitions={choice.num_partitions} must divide the {local} devices of each host: "
-            "hosts feed rows of their own",
-            setting="NUM_PARTITIONS",
-        )
+    partitioning.check_partitions(choice.num_partitions, count, local)
     model, config, partitioner = sizing.apply_device_settings(*settings, choice)
     if devices is None:
-        mesh = _mesh(choice.num_partitions, count)
+        parts = choice.num_partitions
+        mesh = partitioning.abstract_mesh(count // parts, parts)
         if hlo_path:
             raise UserError(
                 f"nothing is compiled for {topology}, so there is no text to write", setting="hlo"
@@ -166,6 +162,7 @@ def rank(plans: list[Plan]) -> list[Plan]:
 def remedy(job: PlannedRun, plan: Plan, start_step: int = 0) -> Plan | None:
     """Return the first plan that fits, of settings that need less memory than `plan`, or None."""
     parts, given = plan.mesh["model"], plan.num_microbatches
+    # From the cheapest remedy on: more microbatches, then less kept, then more partitions.
     choices = [
         sizing.DeviceSettings(*one)
         for one in itertools.product((parts, 2 * parts), ("minimal", "full"), (given, 2 * given))
@@ -232,6 +229,7 @@ def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> 
 def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettings) -> _Found:
     memory = sizing.memory_estimate(model, config, batch, count, choice)
     kinds = sizing.traffic_estimate(model, batch, count, choice)
+    # A gather runs over the devices along `data`; a sum counts as one over all devices.
     flops = sizing.matmul_flops(model, batch) / count
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
     moved = collections.Counter({(kind, sizes[kind]): size for kind, size in kinds.items()})
@@ -251,7 +249,9 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
             "hbm": _over(traffic, chip.hbm_bytes_per_second),
             "interconnect": _over(_link_bytes(cost), chip.link_bytes_per_second),
         }
+    # A roofline: the three overlap at best, so the slowest of them bounds the step.
     known = [seconds for seconds in roofline.values() if seconds is not None]
+    # Without the peak of products the others alone would be a bound that means little.
     bound = max(known) if known and roofline["compute"] is not None else None
     tokens = sum(
         batch[name].shape[0] * batch[name].shape[1]
@@ -301,7 +301,7 @@ def _link_bytes(cost: hlo_cost.Cost) -> float:
 def _devices(name: str, shape: str) -> list[Any] | None:
     """Return the devices to compile for; None if that needs the device itself."""
     if name in chips.GPUS:
-        return None
+        return None  # XLA's GPU compiler needs the GPU
     if name == "cpu":
         devices = jax.devices("cpu")
         if len(devices) < int(shape):
@@ -332,15 +332,6 @@ def _devices(name: str, shape: str) -> list[Any] | None:
     return list(description.devices)
 
 
-def _mesh(parts: int, count: int) -> AbstractMesh:
-    """Return the mesh of `count` devices of which there is no description."""
-    if parts < 1 or count % parts:
-        raise UserError(
-            f"num_partitions={parts} does not divide {count} devices", setting="NUM_PARTITIONS"
-        )
-    return partitioning.abstract_mesh(count // parts, parts)
-
-
 def _shard_bytes(abstract: Any, shardings: Any) -> int:
     return sum(
         leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape))
@@ -350,6 +341,7 @@ def _shard_bytes(abstract: Any, shardings: Any) -> int:
     )
 
 
+# libtpu describes which process would own each device.
 def _per_host(devices: list[Any]) -> int:
     first = devices[0].process_index
     return sum(device.process_index == first for device in devices)

@@ -225,7 +225,7 @@ def choose_for_this_run(
     partitioner: partitioning.Partitioner,
     batch: models.Batch,
 ) -> DeviceSettings:
-    """Return the settings that `choose_device_settings` takes for the devices of this run, and log them."""
+    """Return the settings for the devices of this run, and log those that were open."""
     device = jax.local_devices()[0]
     chip = chips.by_kind(device.device_kind)
     stats = device.memory_stats() or {}

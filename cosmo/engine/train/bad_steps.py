@@ -119,6 +119,7 @@ class BadStepMonitor:
 
         Raises UserError if that one was bad and the policy is "stop", or if too many were bad.
         """
+        # The copies overlap with the steps that follow; judging then does not wait.
         for value in sums.values():
             value.copy_to_host_async()
         self.in_flight.append(_InFlight(step, sums, batch, limit))

@@ -150,6 +150,7 @@ class Stopping:
         """
         if self.config.patience is None:
             return results
+        # At the first evaluation already, not after `patience` of them.
         if self.config.metric not in results:
             raise UserError(
                 f"EARLY_STOPPING_METRIC={self.config.metric!r} is not measured; the evaluation at "
@@ -158,7 +159,8 @@ class Stopping:
         value = results[self.config.metric]
         self.history = after_evaluation(self.config, self.history, step, value)
         if self.history.best_step == step:
-            self.saver.wait()  # until the checkpoint that `best` will name is complete
+            # The checkpoint that `best` will name must be complete first.
+            self.saver.wait()
             self._keep_best()
         return {**results, COUNT: float(self.history.since)}
 

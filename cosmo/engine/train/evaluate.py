@@ -52,6 +52,7 @@ class EvalConfig:
         return Evaluator(self, model, vocabulary, layout, seed)
 
     def __post_init__(self):
+        # Checked here: a period of 0 would be a division by zero after the first step.
         for name, gin_name in (
             ("period", "EVAL_PERIOD"),
             ("steps", "EVAL_STEPS"),
@@ -81,6 +82,7 @@ def teacher_forced(
     The task "all" covers the tokens of all tasks.
     """
     run = _loss_sums_fn(model, layout)
+    # Sums are added over batches and divided at the end: batches differ in their real tokens.
     progress = Progress(sum(map(len, batches.values())), unit="batch", every_seconds=10)
     sums, done = {}, 0
     for task, many in batches.items():
@@ -110,6 +112,7 @@ def judge(
     for task in tasks:
         scores = predictions = None
         counts: dict[str, list[int]] = {}
+        # Two passes, because scores are teacher-forced on the targets and predictions are not.
         if task.has_score_metrics:
             scored = _answered(session, task, infer.scoring(session), "scoring")
             scores = [answer.scores[0] for answer in scored]
@@ -151,6 +154,7 @@ class Evaluator:
     def __init__(self, config, model, vocabulary, layout, seed):
         self.config, self.model, self.vocabulary = config, model, vocabulary
         self.layout, self.seed = layout, seed
+        # Read at the first evaluation: a run that never gets there need not wait for them.
         self.packed: dict[str, list[datasets.HostBatch]] | None = None
         self.tasks: list[reader.EvalTask] | None = None
 
@@ -177,6 +181,7 @@ class Evaluator:
         if config.generated is not None:
             if self.tasks is None:
                 self.tasks = reader.eval_tasks(config.generated, config.num_examples)
+            # The parameters that are being trained, on the devices where they are.
             session = infer.Session(
                 self.model,
                 params,

@@ -37,6 +37,7 @@ class Lines:
     def add(self, line: str) -> None:
         """Append one line. Raises UserError if it cannot be written."""
         self.lines.append(line)
+        # Elsewhere append, so that a failed write cannot damage older lines.
         if self.remote:
             self._write_all()
             return
@@ -104,6 +105,7 @@ def step_of(line: str) -> float:
 
 def _tensorboard(model_dir: str, start_step: int) -> Any:
     """Return a writer of TensorBoard event files, None if it cannot be had."""
+    # tensorboardX, because it needs no TensorFlow: the training process never loads that.
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

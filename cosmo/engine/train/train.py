@@ -129,7 +129,7 @@ def train(
 
     with contextlib.ExitStack() as closing:
         if first_process:
-            closing.enter_context(only_writer(folder))
+            closing.enter_context(only_writer(folder))  # two runs would mix their checkpoints
         notice = closing.enter_context(preemption.listen())
         saver = CheckpointWriter(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for a save in progress
@@ -193,13 +193,14 @@ def train(
         progress = Progress(total_steps, done)
         closing.callback(progress.finish)
         if evaluator is not None:
-            evaluator.check()
+            evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
                 results = evaluator.run(state.params, done)
                 board.write(done, stopping.add(done, results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
 
         def save() -> None:
+            # Before the checkpoint: a resumed run writes no older step again.
             board.flush()
             # A checkpoint written on SIGTERM also stores the metric sums since the last report, so
             # the next report equals an uninterrupted run's.
