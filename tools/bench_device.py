@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> dict:
         model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
     )
     compiled = time.monotonic() - began
-    state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
+    state = step.init_sharded_state(model, settings, 0, shardings)
 
     random = np.random.default_rng(0)
     rows = {

@@ -52,6 +52,10 @@ class Partitioner:
     num_partitions: int | None = None
     axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES
 
+    def __post_init__(self):
+        # gin gives lists, which cannot be keys of the functions that are cached by their settings.
+        object.__setattr__(self, "axis_rules", tuple(map(tuple, self.axis_rules)))
+
     def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
         """Return the mesh over `devices` (all of them by default).
 
@@ -70,7 +74,7 @@ class Partitioner:
 
     def layout(self, mesh: Mesh) -> "Layout":
         """Return the axis rules on `mesh`."""
-        return Layout(mesh, tuple(map(tuple, self.axis_rules)))  # hashable, as gin's lists are not
+        return Layout(mesh, self.axis_rules)
 
     def param_shardings(self, mesh: Mesh, abstract: Any, axes: Any) -> Any:
         """Return a sharding for every parameter of `abstract`, from `models.logical_axes`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -55,11 +56,28 @@ class StepConfig:
 
 
 def init_state(model: models.EncoderDecoderModel, config: StepConfig, seed: int) -> TrainState:
-    """Return a fresh state; under `jax.jit` with `out_shardings` it is built in place."""
+    """Return a fresh state from `seed`."""
     params = models.init(model, jax.random.key(seed))
     return TrainState(jnp.int32(0), params, config.transformation().init(params))
 
 
+def init_sharded_state(
+    model: models.EncoderDecoderModel, config: StepConfig, seed: int, shardings: TrainState
+) -> TrainState:
+    """Return `init_state`'s state, built in place: no host holds all of it."""
+    leaves, tree = jax.tree.flatten(shardings)
+    return _jitted_init(model, config, seed, tuple(leaves), tree)()
+
+
+# Tracing and lowering take seconds. A process that trains again with equal settings (a notebook, a
+# sweep, a test) gets the jitted function of the first time, with what JAX caches by its identity.
+@functools.lru_cache(maxsize=8)
+def _jitted_init(model, config, seed, leaves, tree):
+    out_shardings = jax.tree.unflatten(tree, leaves)
+    return jax.jit(lambda: init_state(model, config, seed), out_shardings=out_shardings)
+
+
+@functools.lru_cache(maxsize=8)
 def state_shardings(
     model: models.EncoderDecoderModel,
     config: StepConfig,
@@ -187,17 +205,12 @@ def compile_step(
     third argument, the limit of the gradient's norm (float32 scalar).
     """
     mesh = layout.mesh
-    everywhere = partitioning.replicated(mesh)
-    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
-    jitted = jax.jit(
-        make_train_step(model, config, seed, layout),
-        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
+    leaves, tree = jax.tree.flatten(shardings)
+    limit = (jax.ShapeDtypeStruct((), np.float32),) if skips else ()
     # Ahead of time: `train` reads data meanwhile, and `plan` counts the compiled text.
     began = time.monotonic()
-    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
+    jitted = _jitted_step(model, config, seed, layout, skips, tuple(leaves), tree)
+    compiled = jitted.lower(abstract, batch, *limit).compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
@@ -207,3 +220,15 @@ def compile_step(
         time.monotonic() - began,
     )
     return compiled
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_step(model, config, seed, layout, skips, leaves, tree):
+    shardings, everywhere = jax.tree.unflatten(tree, leaves), partitioning.replicated(layout.mesh)
+    limit = (everywhere,) if skips else ()
+    return jax.jit(
+        make_train_step(model, config, seed, layout),
+        in_shardings=(shardings, partitioning.batch_sharding(layout.mesh), *limit),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )

@@ -27,7 +27,7 @@ from cosmo.engine.model.step import (
     StepConfig,
     TrainState,
     compile_step,
-    init_state,
+    init_sharded_state,
     state_shardings,
 )
 from cosmo.engine.scale import sizing
@@ -316,8 +316,7 @@ def _start_state(
     start = initial.read(abstract, shardings, description)
     if start is None:
         log.info("starting from fresh parameters (seed %d)", seed)
-        # Built under jit, each device makes its own part: no host holds the whole state.
-        return jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)()
+        return init_sharded_state(model, step, seed, shardings)
     opt_state = start.opt_state
     if opt_state is None:
         init = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)
