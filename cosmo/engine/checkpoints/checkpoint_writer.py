@@ -245,7 +245,9 @@ def _newest_sound_step(model_dir: str) -> int | None:
     while True:
         steps = run_checkpoints.completed_steps(model_dir) if first else []
         # A bucket may list files differently to each process: the first one's list decides.
-        step = _of_first_process(steps[-1] if steps else -1)
+        step = steps[-1] if steps else -1
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step < 0 and moved:
             raise UserError(
                 f"every checkpoint of {model_dir} was damaged, and is now in {DAMAGED}/ there; "
@@ -292,12 +294,6 @@ def _move_away(path: epath.Path, why: str) -> None:
         why,
         target,
     )
-
-
-def _of_first_process(number: int) -> int:
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def any_process(flag: bool) -> bool:

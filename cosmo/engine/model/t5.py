@@ -369,6 +369,19 @@ def scan_stack(
     return x
 
 
+def _map_past(
+    layers: list[LayerCache], change: Callable[[jax.Array], jax.Array]
+) -> list[LayerCache]:
+    """Return the layers with `change` applied to each row's own keys and values."""
+    return [
+        layer._replace(
+            self_key_BHTK=change(layer.self_key_BHTK),
+            self_value_BHTK=change(layer.self_value_BHTK),
+        )
+        for layer in layers
+    ]
+
+
 class DecoderCache(NamedTuple):
     """The state of a decoding loop beside parameters and tokens.
 
@@ -384,13 +397,7 @@ class DecoderCache(NamedTuple):
 
     def repeat(self, count: int) -> "DecoderCache":
         """Return the cache with `count` rows for each input, which share its encoder side."""
-        layers = [
-            layer._replace(
-                self_key_BHTK=jnp.repeat(layer.self_key_BHTK, count, axis=0),
-                self_value_BHTK=jnp.repeat(layer.self_value_BHTK, count, axis=0),
-            )
-            for layer in self.layers
-        ]
+        layers = _map_past(self.layers, lambda x: jnp.repeat(x, count, axis=0))
         past = self.past_bias_B1T
         past = None if past is None else jnp.repeat(past, count, axis=0)
         return self._replace(layers=layers, past_bias_B1T=past)
@@ -398,14 +405,7 @@ class DecoderCache(NamedTuple):
     def take(self, rows_R: jax.Array) -> "DecoderCache":
         """Return the cache of rows `rows_R`; row i must come from an earlier row of its input."""
         # Rows move within one input alone, so its encoder side stays.
-        layers = [
-            layer._replace(
-                self_key_BHTK=layer.self_key_BHTK[rows_R],
-                self_value_BHTK=layer.self_value_BHTK[rows_R],
-            )
-            for layer in self.layers
-        ]
-        return self._replace(layers=layers)
+        return self._replace(layers=_map_past(self.layers, lambda x: x[rows_R]))
 
 
 class DecoderWeights(NamedTuple):
@@ -624,13 +624,7 @@ class T5(nnx.Module):
             past = jnp.take_along_axis(x_BHNK, path_BD[:, None, :, None], axis=2)
             return jnp.pad(past, ((0, 0), (0, 0), (0, more), (0, 0)))
 
-        layers = [
-            layer._replace(
-                self_key_BHTK=lay_out(layer.self_key_BHTK),
-                self_value_BHTK=lay_out(layer.self_value_BHTK),
-            )
-            for layer in layers
-        ]
+        layers = _map_past(layers, lay_out)
         known_BT = jnp.pad(in_path_BD, ((0, 0), (0, more)), constant_values=True)
         past_B1T = mask_bias(known_BT)[:, None]
         return self._cache(layers, tokens_BS, known_BT.shape[1], past_B1T)
