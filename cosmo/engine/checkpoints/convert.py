@@ -56,6 +56,7 @@ def import_checkpoint(
     source = any_format.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
+    # HuggingFace stores no step, so a user may know better than the file.
     step = source.step if step is None else step
     if step < 0:
         raise UserError(f"step={step}; a checkpoint's step is 0 or above")

@@ -144,6 +144,7 @@ def sweep(
         model, config, partitioner = sizing.apply_device_settings(
             job.model, job.step, job.partitioner, choice
         )
+        # An error of one choice must not end the sweep.
         asked = dataclasses.replace(job, model=model, step=config, partitioner=partitioner)
         try:
             yield choice, plan_step(asked, topology, start_step=start_step)
@@ -154,6 +155,7 @@ def sweep(
 def rank(plans: list[Plan]) -> list[Plan]:
     """Return the plans that fit, the fastest bound first; of equal ones, the least total work."""
 
+    # Bounds are often equal, as the same resource limits several settings.
     def key(plan: Plan):
         parts = [seconds or 0.0 for seconds in plan.roofline_seconds.values()]
         return plan.step_seconds_bound or 0.0, sum(parts), plan.hbm_peak_bytes or 0
@@ -250,6 +252,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
     known = [seconds for seconds in roofline.values() if seconds is not None]
     # Without the peak of products the others alone would be a bound that means little.
     bound = max(known) if known and roofline["compute"] is not None else None
+    # Padding counts too: rows have a fixed length, and devices compute all of it.
     tokens = sum(
         batch[name].shape[0] * batch[name].shape[1]
         for name in ("encoder_input_tokens", "decoder_target_tokens")
@@ -268,12 +271,14 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         batch_size=job.dataset.batch_size,
         tokens_per_step=tokens,
         parameters=sum(leaf.size for leaf in params),
+        # Without a cost the compiler has refused the program.
         fits=peak is not None and peak <= limit and cost is not None,
         hbm_arguments_bytes=found.arguments,
         hbm_temporaries_bytes=found.temporaries,
         hbm_peak_bytes=peak,
         hbm_limit_bytes=limit,
         matmul_flops=cost and cost.matmul_flops,
+        # Without recomputation: the ratio of the two shows how much the settings recompute.
         matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
         hbm_traffic_bytes=traffic,
         collective_bytes=cost and cost.collective_bytes(),

@@ -1,4 +1,4 @@
-"""Early stopping: end a run whose evaluations no longer improve, and keep its best checkpoint."""
+"""End a run early whose evaluations no longer improve, and keep its best checkpoint."""
 
 import dataclasses
 import json
@@ -92,6 +92,7 @@ def after_evaluation(
 
     A value of None (not measured), NaN or infinity is no improvement.
     """
+    # A run that diverges has NaN: never the best, however NaN compares.
     finite = value is not None and math.isfinite(value)
     first = history.best_step is None
     if finite and (first or config.gain(value, history.best) > config.min_delta):
