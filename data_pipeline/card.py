@@ -89,8 +89,8 @@ line the same), `rejected.jsonl` what was left out and why, `report.json` all nu
 | {corpus["dialogues"]:,} | {corpus["turns"]} | {corpus["utterance_length"]} | \
 {corpus["lexical_diversity"]} |
 
-Lengths are words between spaces; lexical diversity is MTLD, averaged over dialogues. Of the splits:
-{splits or "none"}.
+Lengths are words between spaces. Lexical diversity is MTLD (McCarthy and Jarvis 2010, as in the
+package lexical-diversity 0.1.1), averaged over dialogues. Splits: {splits or "none"}.
 
 {_FIELDS}
 

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cosmo.tasks.metrics.diversity import mtld, words
+
 _WORD = re.compile(r"[a-z']+")
 # Words that say nothing of a topic. Names are left out by their capital.
 _STOP_WORDS = """
@@ -31,32 +33,30 @@ went were what when where which while who why will with without won't work would
 your
 """
 _STOP = frozenset(_STOP_WORDS.split())
-LEAST_RATIO = 0.72  # McCarthy and Jarvis 2010: where a factor of MTLD is complete
 
 
 @dataclasses.dataclass
 class Statistics:
-    """Sums over dialogues; `words` counts, per relation, the narratives that have a word."""
+    """Sums over dialogues; `topics` counts, per relation, the narratives that have a word."""
 
     dialogues: int = 0
     utterances: int = 0
     words_said: int = 0
     diversity: float = 0.0  # sum of the dialogues' MTLD
-    measured: int = 0  # dialogues that have one
+    measured: int = 0  # dialogues that have one: in which a word occurs twice
     turns: Counter = dataclasses.field(default_factory=Counter)
     relations: Counter = dataclasses.field(default_factory=Counter)
     splits: Counter = dataclasses.field(default_factory=Counter)
     answers: Counter = dataclasses.field(default_factory=Counter)
-    words: dict[str, Counter] = dataclasses.field(default_factory=dict)
+    topics: dict[str, Counter] = dataclasses.field(default_factory=dict)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one row of SODA's schema."""
         said = row["dialogue"]
         self.dialogues += 1
         self.utterances += len(said)
-        words = [word for text in said for word in text.split()]
-        self.words_said += len(words)
-        diversity = mtld([word.lower().strip(".,!?;:\"'()") for word in words])
+        self.words_said += sum(len(text.split()) for text in said)
+        diversity = mtld(words(" ".join(said)))
         if diversity is not None:
             self.diversity += diversity
             self.measured += 1
@@ -67,28 +67,28 @@ class Statistics:
         self.answers["relation-tail", row["relation_tail_answer"]] += 1
         topical = {word for word in row["narrative"].split() if not word[:1].isupper()}
         topical = {found[0] for word in topical if (found := _WORD.match(word))}
-        self.words.setdefault(row["relation"], Counter()).update(topical - _STOP)
+        self.topics.setdefault(row["relation"], Counter()).update(topical - _STOP)
 
     def merge(self, other: Statistics) -> Statistics:
         """Add another part's sums to these."""
         for field in dataclasses.fields(self):
-            if field.name != "words":
+            if field.name != "topics":
                 mine = getattr(self, field.name)
                 setattr(self, field.name, mine + getattr(other, field.name))
-        for relation, words in other.words.items():
-            self.words.setdefault(relation, Counter()).update(words)
+        for relation, counts in other.topics.items():
+            self.topics.setdefault(relation, Counter()).update(counts)
         return self
 
     def table(self) -> dict[str, Any]:
         """The numbers, as the report has them."""
         count = max(self.dialogues, 1)
-        total = sum(self.words.values(), Counter())
+        total = sum(self.topics.values(), Counter())
         common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
         relations = {
             name: {
                 "dialogues": number,
                 "percent": round(100 * number / count, 1),
-                "keywords": keywords(self.words.get(name, Counter()), total, common),
+                "keywords": keywords(self.topics.get(name, Counter()), total, common),
             }
             for name, number in sorted(self.relations.items())
         }
@@ -129,27 +129,3 @@ def keywords(
 
     often = [word for word, number in words.items() if number > 1 and word not in without]
     return sorted(often, key=lambda word: (-score(word), word))[:count]
-
-
-def mtld(words: Sequence[str]) -> float | None:
-    """Measure of textual lexical diversity of McCarthy and Jarvis 2010, both ways averaged.
-
-    None of a text without words.
-    """
-    words = [word for word in words if word]
-    if not words:
-        return None
-    return (_factor_length(words) + _factor_length(words[::-1])) / 2
-
-
-def _factor_length(words: Sequence[str]) -> float:
-    """Mean length of the stretches whose type-token ratio stays above LEAST_RATIO."""
-    factors, types, tokens = 0.0, set(), 0
-    for word in words:
-        tokens += 1
-        types.add(word)
-        if len(types) / tokens < LEAST_RATIO:
-            factors, types, tokens = factors + 1, set(), 0
-    if tokens:
-        factors += (1 - len(types) / tokens) / (1 - LEAST_RATIO)
-    return len(words) / factors if factors else float(len(words))
