@@ -8,11 +8,11 @@ import json
 
 import pytest
 
-from data_pipeline import client
-from data_pipeline.client import Reply, Server
-from data_pipeline.errors import UserError
-from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
-from data_pipeline.requests import Request, Response, Sampling
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls import client
+from data_pipeline.calls.client import Reply, Server
+from data_pipeline.calls.limits import Allowance, Bucket, ClosedError, Limits
+from data_pipeline.calls.requests import Request, Response, Sampling
 from tests.data_pipeline.loopback import teacher
 
 ASK = Request(

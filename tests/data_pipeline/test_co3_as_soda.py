@@ -5,7 +5,7 @@ import pytest
 from cosmo.tasks.corpus_examples import soda_file_examples
 from cosmo.tasks.formatting import cosmo_input
 from cosmo.tasks.readers import read_soda
-from data_pipeline import corpus, schema
+from data_pipeline.co3 import corpus, schema
 from tests.data_pipeline.loopback import co3, lines, teacher, write_triples
 from tools.co3_demo import write_splits
 

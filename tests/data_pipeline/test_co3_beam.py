@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs the extra `pipeline`")
 
-from data_pipeline import beam, postprocess, schema
-from data_pipeline.requests import Rejected
+from data_pipeline.calls.requests import Rejected
+from data_pipeline.co3 import beam, postprocess, schema
 
 
 def records(shared, count=40):

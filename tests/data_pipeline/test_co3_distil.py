@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from data_pipeline import distil, schema, triples
-from data_pipeline.requests import Rejected, Response
-from data_pipeline.triples import Triple
+from data_pipeline.calls.requests import Rejected, Response
+from data_pipeline.co3 import distil, schema, triples
+from data_pipeline.co3.triples import Triple
 from tests.data_pipeline.co3_script import conversation, drive
 
 TRIPLE = Triple("7", "PersonX moves on", "xNeed", "to take a step", 5, "valid", ("Ann", "", ""))

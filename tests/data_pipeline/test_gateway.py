@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from data_pipeline import report, statistics
-from data_pipeline.client import Reply, Server
-from data_pipeline.commands import co3
-from data_pipeline.errors import UserError
-from data_pipeline.gateway import Gateway, RequestError, RetryPolicy
-from data_pipeline.journal import Journal, read_entries
-from data_pipeline.limits import Allowance, ClosedError, Concurrency, Limits
-from data_pipeline.requests import Request, Sampling
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls.client import Reply, Server
+from data_pipeline.calls.gateway import Gateway, RequestError, RetryPolicy
+from data_pipeline.calls.journal import Journal, read_entries
+from data_pipeline.calls.limits import Allowance, ClosedError, Concurrency, Limits
+from data_pipeline.calls.requests import Request, Sampling
+from data_pipeline.co3 import report, statistics
+from data_pipeline.co3.commands import co3
 
 GOOD = json.dumps({"choices": [{"text": "Yes"}], "usage": {"completion_tokens": 1}})
 

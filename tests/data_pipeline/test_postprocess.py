@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from data_pipeline import __main__ as command
-from data_pipeline import batch, statistics
-from data_pipeline.schema import SODA_FIELDS
+from data_pipeline.co3 import batch, statistics
+from data_pipeline.co3.schema import SODA_FIELDS
 from tests.data_pipeline.loopback import co3, lines, teacher, write_triples
 
 

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from data_pipeline import __main__ as command
-from data_pipeline import corpus
-from data_pipeline.journal import read_entries
-from data_pipeline.outputs import Outputs, Result
+from data_pipeline.calls.journal import read_entries
+from data_pipeline.calls.outputs import Outputs, Result
+from data_pipeline.co3 import corpus
 from tests.data_pipeline.loopback import (
     co3,
     flags,
@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory, triples):
 
 def test_every_triple_is_a_record_or_a_rejection(undisturbed, triples):
     """Oracle: the triples of the input, in its order."""
-    from data_pipeline.schema import SODA_FIELDS
+    from data_pipeline.co3.schema import SODA_FIELDS
 
     records, rejected = lines(undisturbed / "soda.jsonl"), lines(undisturbed / "rejected.jsonl")
     assert len(records) + len(rejected) == COUNT and len(records) > 10
