@@ -25,11 +25,19 @@ Lines = dict[str, str]  # file of FILES -> a line for it, without its end
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What to write of a triple. If `key` was there before, `duplicate` is written instead."""
+    """The lines of one record, or those to write instead if another record had its `key`."""
 
     lines: Lines
     key: bytes = b""
     duplicate: Lines = dataclasses.field(default_factory=dict)
+
+    def keep_first(self, keys: set[bytes]) -> Lines:
+        """Return the lines to write, and add the key to those of earlier records."""
+        if self.key in keys:
+            return self.duplicate
+        if self.key:
+            keys.add(self.key)
+        return self.lines
 
 
 class Outputs:
@@ -70,12 +78,7 @@ class Outputs:
         """The result of triple `number`. Raises UserError; then nothing more is saved."""
         self._waiting[number] = result
         while (result := self._waiting.pop(self.next, None)) is not None:
-            lines = result.lines
-            if result.key in self._keys:
-                lines = result.duplicate
-            elif result.key:
-                self._keys.add(result.key)
-            for name, line in lines.items():
+            for name, line in result.keep_first(self._keys).items():
                 try:
                     self._files[name].write(line.encode() + b"\n")
                 except OSError as error:

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 from data_pipeline.calls.requests import Rejected, Stage
+from data_pipeline.calls.run import Work
 from data_pipeline.co3 import commonsense, dialogue, filters, narrative, schema, sentences, speakers
-from data_pipeline.co3.postprocess import (
-    FILTERS,
-    Settings,
-    check,
-    dedup,
-    duplicate_key,
-    first_of,
-    postprocess,
-    rejection,
-)
+from data_pipeline.co3.postprocess import Settings, check, postprocess, rejected_with, result_of
 from data_pipeline.co3.schema import Record
 from data_pipeline.co3.triples import Triple
-
-__all__ = [
-    "FILTERS",
-    "Settings",
-    "check",
-    "dedup",
-    "distil",
-    "duplicate_key",
-    "first_of",
-    "postprocess",
-]
 
 
 def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
@@ -50,13 +32,13 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     )
     story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
     if isinstance(story, Rejected):
-        return rejection(story, record)
+        return rejected_with(story, record)
     record = _noted(record, "narrative", story.attempts, story.fault, narrative=story.text)
     other = yield from speakers.interlocutor(
         record.id, record.narrative, record.x, record.y, texts_of
     )
     if isinstance(other, Rejected):
-        return rejection(other, record)
+        return rejected_with(other, record)
     record = dataclasses.replace(record, interlocutor=other)
     conversation = yield from dialogue.converse(
         record.id,
@@ -68,7 +50,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         settings.wanted_turns,
     )
     if isinstance(conversation, Rejected):
-        return rejection(conversation, record)
+        return rejected_with(conversation, record)
     record = _noted(
         record,
         "dialogue",
@@ -97,3 +79,17 @@ def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: obje
     return dataclasses.replace(
         record, marks=marks, attempts={**record.attempts, stage: attempts}, **fields
     )
+
+
+def works(rows: Iterable[tuple[int, Triple | Rejected]], settings: Settings) -> Iterator[Work]:
+    """The work that each row is."""
+    for position, row in rows:
+        if isinstance(row, Rejected):
+            yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
+        else:
+            yield Work(row.id, position, lambda row=row: distil(row, settings), result_of)
+
+
+def _at_once(rejected: Rejected) -> Stage[Rejected]:
+    return rejected
+    yield  # what makes it a generator

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from data_pipeline.co3 import corpus
 
 KEPT = "canary_labels.json"  # in a run's folder: the labels by id, and of which file they are
 
@@ -30,7 +29,7 @@ def by_id(path: Path, ids: Sequence[str | None], where: str, *, own: bool = True
         UserError: the file is none of labels, no id is known, or there are not as many labels as
             rows, where they are numbered.
     """
-    labels = corpus.canary_labels(path)
+    labels = read_labels(path)
     rows = {str(number) for number, name in enumerate(ids) if name is not None}
     if not own and labels.keys() == rows:
         return numbered(labels, ids)
@@ -75,7 +74,7 @@ def of_run(path: Path, folder: Path) -> dict[str, str]:
         pass  # the first start with labels
     origins = folder / "provenance.jsonl"
     if not origins.exists():
-        labels = corpus.canary_labels(path)
+        labels = read_labels(path)
         if are_rows(labels):
             raise UserError(
                 f"--canary_labels={path} numbers rows, but {folder} has no records yet: run co3 "
@@ -99,3 +98,20 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise UserError(f"--canary_labels={path}: {error.strerror}") from error
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Canary's labels: JSON lines of id and label. Raises UserError."""
+    labels = {}
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                row = json.loads(line)
+                labels[str(row["id"])] = str(row["label"])
+    except OSError as error:
+        raise UserError(f"--canary_labels={path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}:{number}: not {{"id": ..., "label": "__casual__"}} ({error})'
+        ) from error
+    return labels

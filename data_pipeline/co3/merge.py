@@ -16,7 +16,7 @@ from typing import Any
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.outputs import FILES
-from data_pipeline.co3 import corpus, report
+from data_pipeline.co3 import postprocess, report
 
 _ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # shards of before lack them
 
@@ -71,10 +71,10 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             if position == before[0]:
                 raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
             before = (position, folder)
-            key = corpus.key_of(json.loads(row))
+            key = postprocess.key_of(json.loads(row))
             if key in keys:
-                line = corpus.duplicate_line(json.loads(row), json.loads(origin))
-                again.append((position, line + "\n", folder))
+                lines = postprocess.duplicate_lines(json.loads(row), json.loads(origin))
+                again.append((position, lines["rejected"] + "\n", folder))
                 continue
             keys.add(key)
             files["soda"].write(row)

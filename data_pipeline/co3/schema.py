@@ -7,9 +7,12 @@ record came about) is `provenance`, for a file of its own.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from cosmo.engine.base.atomic import replacing
 from data_pipeline.co3.triples import Triple
 
 # (published name, our name)
@@ -136,3 +139,23 @@ def parquet_schema() -> Any:
     text = pyarrow.string()
     types = {name: pyarrow.list_(text) for name in _LISTS} | {"original_index": pyarrow.int64()}
     return pyarrow.schema([(name, types.get(name, text)) for name in SODA_FIELDS])
+
+
+def write_parquet(folder: Any, *, wanted: bool = True, rows: int = 10_000) -> None:
+    """Write soda.parquet from soda.jsonl, with the published schema. Not `wanted`: remove it."""
+    if not wanted:
+        (folder / "soda.parquet").unlink(missing_ok=True)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = parquet_schema()
+    with (
+        replacing(folder / "soda.parquet") as partial,
+        partial.open("wb") as file,
+        (folder / "soda.jsonl").open("rb") as lines,
+        pyarrow.parquet.ParquetWriter(file, columns) as writer,
+    ):
+        while block := list(itertools.islice(lines, rows)):
+            table = pyarrow.Table.from_pylist([json.loads(line) for line in block], columns)
+            writer.write_table(table)

@@ -12,11 +12,14 @@ import hashlib
 import heapq
 import json
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cosmo.engine.base import files
+from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3.prompts import RELATIONS
 
@@ -25,6 +28,7 @@ SODA_RATIOS = {"xAttr": 18, "xEffect": 17, "xIntent": 23, "xNeed": 7, "xReact": 
 CRITICS = ("rec_0.5", "rec_0.6", "rec_0.7", "rec_0.8", "rec_0.9")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid"}
 _SPLITS |= {"dev": "valid", "test": "test"}
+LISTS = ("words.toml", "names.tsv")  # data of this package that outputs depend on
 _BLANK = re.compile(r"_{2,}|\[blank\]", re.IGNORECASE)
 _PERSON = re.compile(r"\bperson\s?([xyz])(?=\b|s\b)", re.IGNORECASE)
 
@@ -228,3 +232,106 @@ def _split_of(head: str) -> str:
     """Where a source names no split: 80, 10 and 10 percent (SODA's), one split to a head."""
     tenth = fraction_bits(0, "split", head) % 10
     return "valid" if tenth == 8 else "test" if tenth == 9 else "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which triples: of a file, what the critic keeps, a sample in SODA's ratios, a shard."""
+
+    path: Path
+    critic: str | None = None
+    sample: int | None = None
+    limit: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from others, but for its limit. Raises UserError."""
+        try:
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                head = file.read(1 << 20)
+                file.seek(max(0, size - (1 << 20)))
+                digest = hashlib.sha256(head + file.read()).hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"--triples={self.path}: {error.strerror}") from error
+        index, count = self.shard
+        return {
+            "triples": f"{self.path.name} ({size} bytes, {digest})",
+            "critic": self.critic,
+            "sample": self.sample,
+            "shard": f"{index}/{count}",
+            "seed": self.seed,
+            "lists": lists_version(),
+        }
+
+    def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
+        """The triples of this shard in the file's order, with those that cannot be used.
+
+        Each with its position among those of all shards. The limit counts what can be used, of all
+        shards together. A sample is of those that can be used alone. Raises UserError.
+        """
+        return (item for item in self._all(Counter()) if _of_shard(item[1], *self.shard))
+
+    def _all(self, dropped: Counter) -> Iterator[tuple[int, Triple | Rejected]]:
+        """All shards' triples; what no sample can be drawn of is counted in `dropped` by reason."""
+        try:
+            rows: Iterable[Triple | Rejected] = read(self.path, self.critic)
+            if self.sample is not None:
+                rows = sample(_usable(rows, dropped), self.sample, self.seed)
+            left = self.limit
+            for position, row in enumerate(rows):
+                if isinstance(row, Triple) and left is not None:
+                    if not left:
+                        return
+                    left -= 1
+                yield position, row
+        except (OSError, ValueError) as error:
+            raise UserError(f"--triples={self.path}: {error}") from error
+
+    def count(self) -> tuple[int, dict[str, int]]:
+        """How many rows `read` gives, and drops by reason (all shards'): a pass over the file.
+
+        Raises UserError if no triple of it, of all shards, can be used.
+        """
+        dropped: Counter = Counter()
+        total, usable, found = 0, 0, Counter()
+        for _, row in self._all(dropped):
+            total += _of_shard(row, *self.shard)
+            if isinstance(row, Triple):
+                usable += 1
+            else:
+                found[row.reason] += 1
+        if not usable and self.sample is not None:
+            raise UserError(
+                f"--sample={self.sample} draws nothing of --triples={self.path}: in SODA's ratios "
+                f"it needs triples of each of {', '.join(SODA_RATIOS)}"
+            )
+        if not usable:
+            why = ", ".join(f"{n} {reason!r}" for reason, n in (found + dropped).most_common(3))
+            raise UserError(
+                f"--triples={self.path} has no triple that can be used (lines: {why or 'none'}): "
+                'wanted are JSON lines such as {"head": "PersonX eats", "relation": "xWant", '
+                '"tail": "to rest"}, a .tsv of these three, or the Parquet of the sodaverse'
+            )
+        return total, dict(dropped.most_common())
+
+
+def _usable(rows: Iterable[Triple | Rejected], dropped: Counter) -> Iterator[Triple]:
+    for row in rows:
+        if isinstance(row, Triple):
+            yield row
+        else:
+            dropped[row.reason] += 1
+
+
+def lists_version(folder: Path = Path(__file__).parent) -> str:
+    """A hash of the words and names that every record is judged and made with."""
+    digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
+
+
+def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
+    if isinstance(row, Triple):
+        return shard(row, index, count)
+    return zlib.crc32(row.id.encode()) % count == index

@@ -35,8 +35,8 @@ from data_pipeline.calls.gateway import Gateway, RetryPolicy
 from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.limits import Allowance, Limits
 from data_pipeline.calls.outputs import Outputs
-from data_pipeline.co3 import corpus, inflection, labels, postprocess, prompts, report
-from data_pipeline.co3.triples import CRITICS
+from data_pipeline.co3 import distil, inflection, labels, postprocess, prompts, report, schema
+from data_pipeline.co3.triples import CRITICS, Source
 
 log = logging.getLogger("data_pipeline")
 
@@ -97,7 +97,7 @@ def run_co3(args: argparse.Namespace) -> int:
 
 
 async def _main(args: argparse.Namespace) -> int:
-    source = corpus.Source(
+    source = Source(
         args.triples, args.critic, args.sample, args.limit, _shard(args.shard), args.seed
     )
     settings = _settings(args)
@@ -128,7 +128,7 @@ async def _main(args: argparse.Namespace) -> int:
             if args.sample is not None:
                 about["dropped"] = dropped
             what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
-            outputs = Outputs(args.output, what, total, corpus.key_of)
+            outputs = Outputs(args.output, what, total, postprocess.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
             if args.canary_labels:
                 labels.keep(args.canary_labels, settings.canary, args.output)
@@ -142,7 +142,7 @@ async def _main(args: argparse.Namespace) -> int:
             began = time.monotonic()
             try:
                 stopped = await run.run(
-                    corpus.works(source.read(), settings),
+                    distil.works(source.read(), settings),
                     gateway,
                     outputs,
                     tick=lambda: progress.update(outputs.next, note.text()),
@@ -193,7 +193,7 @@ def _report(
     calls = report.calls_of(journal.spent(), prices)
     made = report.build(about, numbers, reasons, calls, this_start)
     report.write(args.output, made, plot=not args.no_plots)
-    corpus.parquet(args.output, wanted=not args.no_parquet)
+    schema.write_parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
         names = ("soda.jsonl", "soda.parquet", "report.json", "report.png", "README.md")

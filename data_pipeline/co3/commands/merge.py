@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from cosmo.engine.base.errors import UserError
-from data_pipeline.co3 import corpus, merge, report
+from data_pipeline.co3 import merge, report, schema
 
 
 def add_arguments(flags: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run_merge(args: argparse.Namespace) -> int:
     if args.output.resolve() in [folder.resolve() for folder in args.inputs]:
         raise UserError(f"--output={args.output} is an input: give another folder")
     made = merge.merge(args.inputs, args.output)
-    corpus.parquet(args.output, wanted=not args.no_parquet)
+    schema.write_parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
     return 0
