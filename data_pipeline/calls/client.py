@@ -115,11 +115,11 @@ def _dumps(asked: dict[str, Any]) -> bytes:
 def parse_answer(text: str, form: str) -> Response:
     """Return the response in a server's text. Raises AnswerError if there is none."""
     try:
-        said = json.loads(text)
+        answer = json.loads(text)
         if form == "moderation":
-            scores = said["results"][0]["category_scores"]
+            scores = answer["results"][0]["category_scores"]
             return Response(scores={name: float(value or 0) for name, value in scores.items()})
-        choice = said["choices"][0]
+        choice = answer["choices"][0]
         if form == "chat":
             message = choice["message"]
             words = message.get("content") or message.get("refusal") or ""
@@ -129,7 +129,7 @@ def parse_answer(text: str, form: str) -> Response:
             raise TypeError(f"text is {type(words).__name__}")
         if not words.isascii():  # an escaped half of a surrogate pair is no text
             words = words.encode("utf-8", "replace").decode()
-        prompt_tokens, completion_tokens = _usage(said.get("usage") or {})
+        prompt_tokens, completion_tokens = _usage(answer.get("usage") or {})
         return Response(
             text=words,
             finish_reason=choice.get("finish_reason") or "stop",
@@ -261,6 +261,7 @@ async def probe(client: Client, form: str) -> str:
     for tried in ("completion", "chat") if form == "auto" else (form,):
         candidate = dataclasses.replace(server, form=tried)
         data = json.loads(request_body(Request("probe", "probe", 0, "Hello"), candidate))
+        # One token is enough to see the status, and the cheapest.
         data |= {name: 1 for name in ("max_tokens", "max_completion_tokens") if name in data}
         # The form is kept for later starts, so an overloaded server must not decide it.
         for wait in (0.2, 1.0, 5.0, None) if form == "auto" else (None,):
@@ -273,18 +274,21 @@ async def probe(client: Client, form: str) -> str:
             await asyncio.sleep(min(reply.retry_after or wait, 30))
         if reply.status == 0:
             raise UserError(
-                f"{server.address} does not answer ({reply.text}): start the server, or mend "
-                "--base_url"
+                f"{server.address} does not answer ({reply.text}): start the server, or correct "
+                "the address",
+                setting="base_url",
             )
+        # No such path, or a 400 that names the chat form: the model only converses.
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
         if form == "auto" and tried == "completion" and other:
             continue
         if is_final(reply) or is_refused(reply):
-            raise UserError(explain_refusal(reply, candidate))
+            raise refusal(reply, candidate)
         if form == "auto" and reply.status != 200:
             raise UserError(
-                f"{server.address}: {_said(reply)}: whether it takes completions or chat cannot "
-                "be told now; try again later, or give --form"
+                f"{server.address}: {_status_line(reply)}: this does not show whether it takes "
+                "completions or chat; try again later, or set the form",
+                setting="form",
             )
         return tried
     raise AssertionError("unreachable: the chat form is returned or refused")
@@ -304,23 +308,25 @@ def is_final(reply: Reply) -> bool:
     return reply.status in (401, 402, 404, 405) or unpaid
 
 
-def _said(reply: Reply) -> str:
+def _status_line(reply: Reply) -> str:
     return f"{reply.status}: {' '.join(reply.text.split())[:300]}"
 
 
-def explain_refusal(reply: Reply, server: Server) -> str:
-    """Return on one line what a refusal means and what to do about it."""
-    where = f"{server.address}: {_said(reply)}"
+def refusal(reply: Reply, server: Server) -> UserError:
+    """Return the error for a refusal: its meaning on one line, and the remedy."""
+    where = f"{server.address}: {_status_line(reply)}"
     if reply.status < 400:
-        return f"{where}. It is answered elsewhere: mend --base_url (https?)"
+        text = f"{where}. The server redirects: correct the address (https?)"
+        return UserError(text, setting="base_url")
     if reply.status == 401:
-        return f"{where}. The key is read from the environment variable {server.key_variable}"
+        return UserError(f"{where}. The key is that of the variable {server.key_variable}")
     if reply.status in (402, 429):
-        return f"{where}. The account has no money left"
+        return UserError(f"{where}. The account has no money left")
     if reply.status in (404, 405):
         path = FORMS[server.form]
-        return (
-            f"{where}. There is no {path} with a model {server.model!r}: mend --base_url (it often "
-            "ends in /v1), --model or --form"
+        return UserError(
+            f"{where}. There is no {path} with a model {server.model!r}. The address often ends in "
+            "/v1",
+            setting=("base_url", "model", "form"),
         )
-    return f"{where}. Fields of the request can be changed with --body"
+    return UserError(f"{where}. Change the fields of the request", setting="body")

@@ -72,7 +72,7 @@ class Gateway:
         self.stages: Counter = Counter()
         self._failed_in_a_row = 0
         self._refused_in_a_row = 0
-        self._random = random.Random()  # for waiting times only, so that no answer depends on it
+        self._random = random.Random()  # of waiting times alone: no answer depends on it
 
     async def answer(self, request: Request) -> Response:
         """Return the answer, from the journal or the server.
@@ -81,7 +81,7 @@ class Gateway:
         """
         moderation = request.stage == "moderation"
         if moderation and "moderation" not in self.servers:
-            raise UserError("a moderation is asked for, and there is no --moderation_url")
+            raise UserError("a stage asks for moderation: give a service", setting="moderation_url")
         post, server = self.servers["moderation" if moderation else "model"]
         form = "moderation" if moderation else server.form
         key = request.key(server.model, form, "{}" if moderation else server.extra_body)
@@ -92,6 +92,7 @@ class Gateway:
                 response = clients.parse_answer(known.raw, form)
                 self.counts["replayed"] += 1
                 return response
+        # A seed made of the key: another attempt has another key, so it gets another answer.
         data = clients.request_body(request, server, seed=int(key[:7], 16))
         for tried in range(1, self.policy.tries + 1):
             async with self.limits.slot(request) as call:
@@ -120,18 +121,19 @@ class Gateway:
                 self._refused_in_a_row = 0
                 return response
             self._failed_in_a_row += reason in ("no answer", "server error")
-            self._check_hope(reply, server)
+            self._check_final(reply, server)
             if reason == "refused":
                 break
             self.counts[f"retried: {reason}"] += 1
             await self._pause(reply, tried)
+        # People read the failures; no stage ever gets one.
         if not reply.billed:
             self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
         if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
-                f"{server.address} answers nobody: {self._failed_in_a_row} calls in a row failed "
-                f"({_short(reply)}). All answers until then are kept: see to the server, and give "
-                "the same command again"
+                f"{server.address} answers no call: {self._failed_in_a_row} in a row failed "
+                f"({_short(reply)}). All earlier answers are kept: check the server, then give the "
+                "same command again"
             )
         raise RequestError(request, reason, _short(reply))
 
@@ -158,11 +160,11 @@ class Gateway:
             )
         )
 
-    def _check_hope(self, reply: Reply, server: Server) -> None:
+    def _check_final(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
         self._refused_in_a_row = self._refused_in_a_row + 1 if clients.is_refused(reply) else 0
         if clients.is_final(reply) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
-            raise UserError(clients.explain_refusal(reply, server))
+            raise clients.refusal(reply, server)
 
     async def _pause(self, reply: Reply, tried: int) -> None:
         """Wait before the next try. A Retry-After holds every call, not this one alone."""

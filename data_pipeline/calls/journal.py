@@ -66,7 +66,6 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.path = self.folder / NAME
-        self.damaged = 0  # answers that could not be read back
 
     def __enter__(self) -> Journal:
         try:
@@ -101,7 +100,6 @@ class Journal:
             except (sqlite3.DatabaseError, *_UNREADABLE) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise  # the disk failed, not this answer
-                self.damaged += 1
                 log.warning("%s: an answer is damaged (%s): asked again", self.path, error)
                 return None
 
@@ -240,7 +238,7 @@ def _lock(folder: Path) -> TextIO:
         holder = lock.read().strip() or "another process"
         lock.close()
         raise UserError(
-            f"{folder} is in use by {holder}: stop it, or give another --output"
+            f"{folder} is in use by {holder}: stop it, or give another folder", setting="output"
         ) from error
     except OSError:
         with contextlib.suppress(OSError):  # closing writes again what was not written

@@ -1,10 +1,8 @@
 """Limit the calls: those in flight, rates a minute, caps on tokens and on cost.
 
-A rate is a bucket that fills steadily and may be overdrawn: each caller gets the seconds to wait,
-first come first served. The tokens of an answer are not known before it comes. A rate counts the
-mean of its stage, and corrects it afterwards. A cap counts the most that the answer may have, so
-that no cap is passed. A call that may have been billed, but whose answer cannot be read, is charged
-that most. The clock and the sleep are parameters, so that tests need not wait.
+The tokens of an answer are not known before it comes. A rate counts the mean of its stage, and
+corrects it afterwards. A cap counts the most that the answer may have, so that no cap is passed. A
+call that may have been billed, but whose answer cannot be read, is charged that most.
 """
 
 from __future__ import annotations
@@ -43,7 +41,10 @@ class Allowance:
 
 
 class Bucket:
-    """A token bucket: `per_minute` units flow in, and one second's worth may be saved up."""
+    """A token bucket: `per_minute` units flow in, and one second's worth may be saved up.
+
+    It may be overdrawn: each caller gets the seconds to wait, first come first served.
+    """
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):
         self.rate = per_minute / 60
@@ -81,7 +82,7 @@ class Concurrency:
         try:
             yield
         finally:
-            # A decrease takes places away as their calls end.
+            # A decrease takes places away as their calls end: those in flight are paid for.
             if self._places > int(self.allowed):
                 self._places -= 1
             else:
@@ -123,6 +124,7 @@ class Limits:
         self,
         allowance: Allowance,
         spent: tuple[int, int] = (0, 0),
+        # Parameters, so that tests need not wait.
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = asyncio.sleep,
     ):
@@ -153,7 +155,9 @@ class Limits:
     def estimate(self, request: Request) -> tuple[float, float]:
         """Guess the prompt and completion tokens that a call will take."""
         calls, tokens = self._means.get(request.stage, (0, 0))
+        # Before the first answer: most answers are far shorter than their limit.
         expected = tokens / calls if calls else request.sampling.max_tokens / 4
+        # An English token has about 4 letters.
         return len(request.prompt) / 4, expected if request.stage != "moderation" else 0.0
 
     @contextlib.asynccontextmanager
@@ -164,6 +168,7 @@ class Limits:
         """
         async with self.concurrency.place():
             most = max_tokens(request)
+            # The place comes first, because the room under a cap is reserved from then on.
             await self._room(*most)
             call = Call()
             guess_in, guess_out = self.estimate(request)
@@ -173,6 +178,7 @@ class Limits:
                 if self._tokens:
                     wait = max(wait, self._tokens.take(guess_in + guess_out))
                 until = self.clock() + wait
+                # In a loop, because a Retry-After may come while this call waits.
                 while (now := self.clock()) < max(until, self.paused_until):
                     await self.sleep(max(until, self.paused_until) - now)
                     self._check_open()
@@ -216,6 +222,7 @@ class Limits:
         """
         self._check_open()
         while (full := self._full(most_in, most_out)) is not None:
+            # Calls under way reserve the most that they may take, and often take less.
             if not self._under_way:
                 self.close(full)
             self._check_open()
@@ -231,11 +238,11 @@ class Limits:
         cap, spent = allowance.token_cap, self.spent_in + self.spent_out
         if cap is not None and tokens_in + tokens_out > cap:
             need = f"the next call may take {most_in + most_out:.0f}"
-            return f"--token_cap={cap} is reached ({spent} tokens used, {need})"
+            return f"token_cap={cap} is reached ({spent} tokens used, {need})"
         cap, cost = allowance.cost_cap, allowance.cost(self.spent_in, self.spent_out)
         if cap is not None and allowance.cost(tokens_in, tokens_out) > cap:
             need = f"the next call may cost {allowance.cost(most_in, most_out):.4f}"
-            return f"--cost_cap={cap:g} is reached ({cost:.4f} spent, {need})"
+            return f"cost_cap={cap:g} is reached ({cost:.4f} spent, {need})"
         return None
 
 

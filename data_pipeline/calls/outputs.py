@@ -1,8 +1,7 @@
-"""What a run leaves: records and rejections in the order of the input, whenever they were done.
+"""Write results in the order of the input, whenever they come, and resume after any stop.
 
-Results wait in memory until all before them are there (the run begins no triple further ahead than
-its window), then go to `NAME.jsonl.partial`; `progress.json` says how far those reach, so that the
-next start goes on there. At the end they take their names.
+Results wait in memory until all before them are there, then go to NAME.jsonl.partial.
+`progress.json` stores how far those files are whole. At the end the files get their names.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
 FILES = ("soda", "provenance", "rejected")
+SAVE_SECONDS = 10  # a kill repeats this much writing; its answers are in the journal
 Lines = dict[str, str]  # file of FILES -> a line for it, without its end
 
 
@@ -41,12 +41,12 @@ class Result:
 
 
 class Outputs:
-    """The files of one run in `folder`. `about` tells the run from others: what it is made of.
+    """The files of one run in `folder`, made from the settings `about`.
 
-    A start with other `about`, or a smaller `total` of triples than are written, begins the files
-    anew (the journal still answers what it can).
-    `key_of` gives the key of a row of soda.jsonl (see `Result`). `next` is the number of the first
-    triple whose result is not yet written.
+    `next` is the number of the first record whose result is not written. A start with other
+    settings, or with a smaller `total` than is written, begins the files anew.
+
+    `key_of` returns the key of a row of soda.jsonl (see `Result`).
     """
 
     def __init__(
@@ -55,60 +55,56 @@ class Outputs:
         about: dict[str, Any],
         total: int,
         key_of: Callable[[dict], bytes] = lambda row: b"",
-        save_seconds: float = 10,
     ):
-        self.folder, self.about, self.save_seconds = Path(folder), about, save_seconds
+        self.folder, self.about = Path(folder), about
         self._waiting: dict[int, Result] = {}
-        self._keys: set[bytes] = set()
         self._broken = False
         self.next, self.total = 0, total
-        self.counts = dict.fromkeys(FILES, 0)
         sizes = self._resume()
         self._files = {}
         for name in FILES:
-            path = self._partial(name)
-            file = open(path, "ab")  # noqa: SIM115
+            file = open(self._partial(name), "ab")  # noqa: SIM115 `close` closes it
+            # A kill may have left lines after the last save: their records are written again.
             file.truncate(sizes.get(name, 0))
             self._files[name] = file
+        # Read back instead of saved, so that keys and rows cannot differ.
         with open(self._partial("soda"), encoding="utf-8") as rows:
             self._keys = {key for row in rows if (key := key_of(json.loads(row)))}
         self._saved = time.monotonic()
 
     def add(self, number: int, result: Result) -> None:
-        """The result of triple `number`. Raises UserError; then nothing more is saved."""
+        """Add the result of record `number`. Raises UserError; then nothing more is saved."""
         self._waiting[number] = result
         while (result := self._waiting.pop(self.next, None)) is not None:
+            # Duplicates are found here, because here the order is that of the input.
             for name, line in result.keep_first(self._keys).items():
                 try:
                     self._files[name].write(line.encode() + b"\n")
                 except OSError as error:
                     raise self._lost(name, error) from error
-                self.counts[name] += 1
             self.next += 1
-        if time.monotonic() - self._saved > self.save_seconds:
+        if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Make what is written so far the place to go on from. Raises UserError.
-
-        After a failed write, which may have left half a triple, the place before stays.
-        """
+        """Make the current place the one to resume from. Raises UserError."""
         if self._broken:
-            return
+            return  # the failed write may have left half a record: the place before stays
         sizes = {}
         for name, file in self._files.items():
             try:
+                # Synced before progress.json names the size, else a power cut could lose lines.
                 file.flush()
                 os.fsync(file.fileno())
             except OSError as error:
                 raise self._lost(name, error) from error
             sizes[name] = file.tell()
-        state = {"next": self.next, "counts": self.counts, "sizes": sizes, "about": self.about}
+        state = {"next": self.next, "sizes": sizes, "about": self.about}
         write_atomic(self.folder / "progress.json", json.dumps(state, indent=1))
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """All triples are done: give the files their names."""
+        """Give the files their names. All records must be there."""
         assert not self._waiting
         self.save()
         self.close()
@@ -119,28 +115,30 @@ class Outputs:
     def close(self) -> None:
         """Close the files."""
         for file in self._files.values():
-            with contextlib.suppress(OSError):  # told by `save`, and what it saved is whole
+            with contextlib.suppress(OSError):  # `save` raised it, and what it saved is whole
                 file.close()
 
     def _lost(self, name: str, error: OSError) -> UserError:
         self._broken = True
         return UserError(
-            f"cannot write {self._partial(name)}: {error.strerror}. No answer is lost: make room, "
-            "and give the same command again"
+            f"cannot write {self._partial(name)}: {error.strerror}. No answer is lost: free some "
+            "space, then give the same command again"
         )
 
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl.partial"
 
     def _resume(self) -> dict[str, int]:
+        """Return the sizes of the files up to the saved place, {} if there is none of this run."""
         try:
             state = json.loads((self.folder / "progress.json").read_text())
             sizes = state["sizes"]
             whole = all(self._partial(n).stat().st_size >= sizes[n] for n in FILES)
+            # Through JSON, because tuples come back as lists.
             same = state["about"] == json.loads(json.dumps(self.about))
             if not (same and whole and state["next"] <= self.total):
                 return {}
-            self.next, self.counts = state["next"], state["counts"]
+            self.next = state["next"]
             return sizes
         except (OSError, ValueError, KeyError):
-            return {}  # nothing to go on from: the journal has all answers
+            return {}  # a first start, or a damaged file: the journal has all answers

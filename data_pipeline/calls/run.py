@@ -1,8 +1,7 @@
-"""Run many triples at once: each is a generator that yields requests and is sent the answers.
+"""Run many records at once: each is a generator that yields requests and is sent the answers.
 
-More triples are under way than calls may be in flight, so that the places are in use while some
-triples wait for a retry. The output depends on the input, the seed and the answers alone: each
-stage gets its own answers, and `outputs` puts the results back in order.
+The output depends on the input, the seed and the answers alone: each stage gets its own answers,
+and `outputs` puts the results back in order.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ from data_pipeline.calls.requests import Rejected, Stage
 
 log = logging.getLogger("data_pipeline")
 
-MAX_TRIPLES_AHEAD = 4096  # triples begun after the oldest unfinished one; results wait in memory
-TRIPLES_PER_CALL = 4  # triples under way for each call that may be in flight
+MAX_RECORDS_AHEAD = 4096  # records begun after the oldest unfinished one; results wait in memory
+# More records are begun than calls may be in flight, so that the places are in use while some
+# records wait for a retry.
+RECORDS_PER_CALL = 4
+TICK_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One triple of the input.
+    """One record to make.
 
-    It has an id, a position in the input, a generator that makes its record, and a function from
+    It has an id, a position in the input, a generator that makes the record, and a function from
     that record to the lines to write.
     """
 
@@ -44,21 +46,16 @@ class Work:
 
 
 def rejection(rejected: Rejected, position: int) -> Result:
-    """Return the lines to write for a rejection."""
-    return Result({"rejected": rejected_line(rejected, position)})
-
-
-def rejected_line(rejected: Rejected, position: int) -> str:
     """Return a line of rejected.jsonl: position in the input, id, stage, reason, known fields."""
     row = {"position": position, "id": rejected.id}
     row |= {"stage": rejected.stage, "reason": rejected.reason}
-    return json.dumps({**row, **rejected.record}, ensure_ascii=False)
+    return Result({"rejected": json.dumps({**row, **rejected.record}, ensure_ascii=False)})
 
 
 async def drive(work: Work, gateway: Gateway) -> Result:
-    """Answer one triple's requests to the end; return the lines of its record or rejection.
+    """Answer one generator's requests to the end; return the lines of its record or rejection.
 
-    An error in a stage is logged and rejects the triple, so that one odd answer stops no corpus.
+    An error in a stage is logged and rejects the record, so that one odd answer stops no corpus.
     """
     generator = work.start()
     try:
@@ -78,7 +75,7 @@ async def drive(work: Work, gateway: Gateway) -> Result:
         reason = f"failed: {failed.reason}"
         return rejection(Rejected(work.id, failed.request.stage, reason, about), work.position)
     except (UserError, ClosedError):
-        raise
+        raise  # these stop the whole run
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
@@ -94,10 +91,9 @@ async def run(
     gateway: Gateway,
     outputs: Outputs,
     *,
-    window: int = MAX_TRIPLES_AHEAD,
     tick: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Do `work` from where `outputs` stands; return why it stopped early, or None if it is done.
+    """Do `work` from `outputs.next` on; return why it stopped early, or None if it is done.
 
     After SIGINT or SIGTERM no call begins, and the answers to calls in flight are journaled.
     Raises UserError, after the same waiting, if no call can succeed any more.
@@ -111,7 +107,7 @@ async def run(
 
     async def worker() -> None:
         for number, item in items:
-            while number - outputs.next >= window:
+            while number - outputs.next >= MAX_RECORDS_AHEAD:
                 moved.clear()
                 await moved.wait()
             outputs.add(number, await drive(item, gateway))
@@ -122,7 +118,7 @@ async def run(
     async def ticker() -> None:
         while True:
             tick()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(TICK_SECONDS)
 
     def stop(name: str) -> None:
         limits.close(f"stopped by {name}")
@@ -135,7 +131,7 @@ async def run(
         side = asyncio.create_task(ticker())
         tasks = [
             asyncio.create_task(worker())
-            for _ in range(limits.allowance.concurrency * TRIPLES_PER_CALL)
+            for _ in range(limits.allowance.concurrency * RECORDS_PER_CALL)
         ]
         everything = asyncio.gather(*tasks)
         try:
@@ -143,7 +139,8 @@ async def run(
         finally:
             if not (everything.done() and everything.exception() is None):
                 limits.close("an error")
-            while limits.running:  # their answers are paid for
+            # Calls in flight are paid for: cancelling them now would lose their answers.
+            while limits.running:
                 await asyncio.sleep(0.01)
             side.cancel()
             for task in tasks:
@@ -153,6 +150,7 @@ async def run(
                 await everything
     outputs.save()
     errors = [e for e in ended if isinstance(e, Exception)]
+    # The cause, not the ClosedError of the workers that it stopped.
     worst = next((e for e in errors if not isinstance(e, ClosedError)), None)
     if worst is not None:
         raise worst
@@ -166,7 +164,7 @@ def _signals(stop: Callable[[str], None]) -> Iterator[None]:
     try:
         for number in numbers:
             loop.add_signal_handler(number, stop, number.name)
-    except (ValueError, RuntimeError):  # another thread than the main one gets no signals
+    except (ValueError, RuntimeError):  # only the main thread gets signals
         yield
         return
     try:

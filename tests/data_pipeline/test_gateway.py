@@ -123,7 +123,7 @@ def test_a_server_that_only_redirects_stops_the_run(tmp_path):
     with Journal(tmp_path) as journal:
         answers_of = Gateway(post, Server("http://x/v1", "m"), journal, Limits(Allowance()))
         number, said = asyncio.run(all_of_them(journal))
-    assert number == 19 and "--base_url" in said
+    assert number == 19 and "base_url" in said
 
 
 def test_fields_added_to_the_body_are_another_question(tmp_path):

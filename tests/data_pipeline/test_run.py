@@ -198,7 +198,7 @@ def test_a_server_that_dies_stops_the_run(tmp_path, triples, capsys):
     with teacher(misbehave=1.0, kinds=("500",)) as (url, _):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4", "--form=completion") == 1
     said = capsys.readouterr().err
-    assert "does not answer" in said and "answers nobody" in said
+    assert "does not answer" in said and "answers no call" in said
     assert not (tmp_path / "soda.jsonl").exists()
 
 

@@ -155,6 +155,7 @@ async def _main(args: argparse.Namespace) -> int:
                 progress.finish()
         if stopped is not None:
             code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
+            stopped = f"--{stopped}" if code == 3 else stopped  # the name of a cap
             log.warning(
                 "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s goes on",
                 stopped,
