@@ -39,8 +39,10 @@ def measure(args: argparse.Namespace) -> dict:
     batch = datasets.abstract_batch(dataset)
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
-    choice = sizing.choose_here(model, settings, partitioner, batch)
-    model, settings, partitioner = sizing.settle(model, settings, partitioner, choice)
+    choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
+    model, settings, partitioner = sizing.apply_device_settings(
+        model, settings, partitioner, choice
+    )
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()

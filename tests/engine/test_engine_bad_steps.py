@@ -12,8 +12,8 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.model import models, step
 from cosmo.engine.model.optimizer import Adafactor, AdamW
-from cosmo.engine.train import guard
-from cosmo.engine.train.guard import GuardConfig
+from cosmo.engine.train import bad_steps
+from cosmo.engine.train.bad_steps import BadStepConfig
 from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 30, "save_period": 10, "keep": None}
@@ -129,12 +129,12 @@ def sums(norm, loss=1.0):
 def test_the_limit_is_a_function_of_the_run_alone(tmp_path):
     """Property: whether and when a report or a save makes the host wait, and whether the run was
     resumed, the limits are the same. Oracle: the median of the norms, by numpy."""
-    config = GuardConfig("skip", spike_factor=2.0, window=20)
+    config = BadStepConfig("skip", spike_factor=2.0, window=20)
     norms = np.random.default_rng(0).uniform(1, 2, 60).astype(np.float32)
     norms[30] = 50.0
 
     def limits(settle_at=(), resume_at=()):
-        watch, found = guard.Guard(config, str(tmp_path), enabled=False), []
+        watch, found = bad_steps.BadStepMonitor(config, str(tmp_path), enabled=False), []
         for number, norm in enumerate(norms, 1):
             limit = watch.limit(number)
             found.append(float(limit))
@@ -143,17 +143,19 @@ def test_the_limit_is_a_function_of_the_run_alone(tmp_path):
                 watch.report()
             if number in resume_at:
                 saved = json.loads(json.dumps(watch.progress()))
-                watch = guard.Guard(config, str(tmp_path), number, saved, enabled=False)
-        watch.settle()
+                watch = bad_steps.BadStepMonitor(
+                    config, str(tmp_path), number, saved, enabled=False
+                )
+        watch.judge_all()
         assert watch.bad_steps == 1
         return found
 
     found = limits()
     good = np.delete(norms, 30)
     for number in range(1, 61):
-        known = norms[: max(0, number - 1 - guard.LAG)]
+        known = norms[: max(0, number - 1 - bad_steps.LAG)]
         known = known[known < 50][-20:]
-        expected = 2 * np.median(known) if len(known) >= guard.ENOUGH else np.inf
+        expected = 2 * np.median(known) if len(known) >= bad_steps.MIN_MEDIAN_STEPS else np.inf
         assert found[number - 1] == np.float32(expected), number
     assert len(good) == 59
     assert limits(settle_at=range(1, 60, 7)) == found
@@ -173,7 +175,7 @@ def test_the_limit_is_a_function_of_the_run_alone(tmp_path):
 def test_settings_that_cannot_be(changes, name):
     """The error names the setting."""
     with pytest.raises(UserError, match=name):
-        GuardConfig(**changes)
+        BadStepConfig(**changes)
 
 
 @pytest.mark.slow

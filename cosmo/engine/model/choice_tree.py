@@ -1,8 +1,8 @@
-"""A closed set of continuations as a tree of their tokens, so that what they share is read once.
+"""Arrange a closed set of continuations as a tree of tokens, so that shared beginnings run once.
 
-Choices of many tokens often begin alike. Every distinct proper prefix is a node: the decoder reads
-the nodes of all choices in one pass, each attending to its own ancestors alone. Node 0 is the empty
-prefix, where the decoder reads PAD. Suffixes: N nodes, E edges, C choices, D slots of a path.
+Every distinct proper prefix of a choice is a node. The decoder reads the nodes of all choices in
+one pass, each attending to its own ancestors alone. Node 0 is the empty prefix, where the decoder
+reads PAD. Suffixes: N nodes, E edges, C choices, D slots of a path.
 """
 
 import functools
@@ -16,14 +16,14 @@ from cosmo.engine.base.errors import UserError
 Choices = tuple[tuple[int, ...], ...]
 
 
-class Tree(NamedTuple):
-    """The tree of C choices, in numpy: it is fixed when a function is compiled.
+class ChoiceTree(NamedTuple):
+    """The tree of C choices, in numpy, as it is a constant of compiled functions.
 
     An edge is a token after a node; a choice is a path of edges. `path_CD` holds the nodes of each
     choice, its last one in the last slot, so that paths of different lengths end together.
     """
 
-    tokens_N: np.ndarray  # what the decoder reads at a node: its prefix's last token
+    tokens_N: np.ndarray  # the decoder's input at a node: its prefix's last token
     depths_N: np.ndarray  # the position of that token
     ancestors_NN: np.ndarray  # bool, [node, whether that one lies on its path], itself included
     parents_E: np.ndarray
@@ -34,8 +34,11 @@ class Tree(NamedTuple):
     last_C: np.ndarray  # each choice's last token, which is read at no node of its path
 
 
-def checked(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
-    """The choices as tuples, without the zeros that pad them. Raises UserError: see below."""
+def check_choices(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
+    """Return the choices as tuples, without the zeros that pad them.
+
+    Raises UserError if there is no choice, one is empty or repeated, or a token is out of range.
+    """
     cut = tuple(tuple(int(t) for t in np.trim_zeros(np.asarray(c), "b")) for c in choices)
     if not cut:
         raise UserError("there are no choices to score")
@@ -53,9 +56,11 @@ def checked(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
     return cut
 
 
+# Cached, because a caller scores the same set batch after batch.
 @functools.lru_cache(maxsize=32)
-def tree_of(choices: Choices) -> Tree:
-    """The tree of choices as `checked` returns them. It does not depend on their order."""
+def build_tree(choices: Choices) -> ChoiceTree:
+    """Return the tree of choices as `check_choices` returns them."""
+    # Sorted, so that the tree does not depend on the order of the choices.
     prefixes = sorted(
         {tokens[:d] for tokens in choices for d in range(len(tokens))}, key=lambda p: (len(p), p)
     )
@@ -67,7 +72,7 @@ def tree_of(choices: Choices) -> Tree:
     for place, tokens in enumerate(choices):
         path_CD[place, longest - len(tokens) :] = [node[tokens[:d]] for d in range(len(tokens))]
         in_path_CD[place, longest - len(tokens) :] = True
-    return Tree(
+    return ChoiceTree(
         np.array([prefix[-1] if prefix else 0 for prefix in prefixes], np.int32),
         np.array([len(prefix) for prefix in prefixes], np.int32),
         np.array([[prefix[: len(above)] == above for above in prefixes] for prefix in prefixes]),

@@ -1,12 +1,8 @@
-"""What happens when a step goes bad: a loss or gradient that is not finite, or a spike.
+"""Watch for bad steps: a loss or gradient norm that is not finite, or a spike of the norm.
 
-The policy is "stop" (the run ends before the bad update reaches a checkpoint) or "skip" (the step
-leaves parameters and optimizer state as they were; the step counter, and with it data and
-randomness, goes on). Either way the batch is written down.
-
-A step is judged LAG steps late, so that the device always has work queued. The limit that a step's
-gradient is held to is a function of the steps more than LAG before it, and so of the run alone: not
-of when a report or a save made the host wait.
+The policy "stop" ends the run before the bad update reaches a checkpoint. The policy "skip" leaves
+parameters and optimizer state as they were; the step counter, and so data and randomness, advances.
+Either way the batch is recorded in MODEL_DIR/bad_steps.jsonl.
 """
 
 import collections
@@ -20,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import losses
 from cosmo.engine.model.step import check_bad_step_policy
@@ -27,16 +24,18 @@ from cosmo.engine.train import metric_files
 
 log = logging.getLogger(__name__)
 
-LAG = 8  # steps
-ENOUGH = 10  # good steps that a median is taken of at least
+# A step is judged this many steps late, so that the device always has work queued. Its limit is a
+# function of steps further back: of the run alone, not of when a report made the host wait.
+LAG = 8
+MIN_MEDIAN_STEPS = 10  # a median of fewer good steps is too noisy to call a spike
 RECORD = "bad_steps.jsonl"
-BATCHES = "bad_steps"  # the folder of their tokens
+BATCHES = "bad_steps"  # folder of the tokens of batches whose rows have no names
 
 Sums = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardConfig:
+class BadStepConfig:
     """`policy` "stop" or "skip"; a step is bad if its loss or gradient norm is not finite.
 
     With `spike_factor`, also if its gradient norm exceeds that many times the median of the last
@@ -54,8 +53,10 @@ class GuardConfig:
             raise UserError(f"SPIKE_FACTOR={self.spike_factor!r}; give a number above 1, or None")
         if self.max_in_a_row < 1:
             raise UserError(f"MAX_BAD_STEPS={self.max_in_a_row!r}; it must be at least 1")
-        if self.window < ENOUGH:
-            raise UserError(f"guard.GuardConfig.window={self.window}; it must be >= {ENOUGH}")
+        if self.window < MIN_MEDIAN_STEPS:
+            raise UserError(
+                f"bad_steps.BadStepConfig.window={self.window}; it must be >= {MIN_MEDIAN_STEPS}"
+            )
 
     @property
     def skips(self) -> bool:
@@ -66,20 +67,21 @@ class GuardConfig:
 class _InFlight(NamedTuple):
     step: int
     sums: Sums  # on the device still
-    batch: Any  # data.TrainBatch
+    batch: Any  # datasets.TrainBatch
     limit: np.float32
 
 
-class Guard:
-    """Follows a run's steps: judges each, and adds up the sums of the good ones for a report.
+class BadStepMonitor:
+    """Judges each step of a run, and adds up the sums of the good ones for a report.
 
-    `saved` is what `progress` gave at the checkpoint that the run goes on from, at `start_step`;
-    `kept` says which step that would be now, for an error's text.
+    `saved` is the result of `progress` at the checkpoint of `start_step` that the run resumes from.
+    `kept()` describes the newest saved step, for an error's text. Only one process is `enabled` to
+    write files.
     """
 
     def __init__(
         self,
-        config: GuardConfig,
+        config: BadStepConfig,
         model_dir: str,
         start_step: int = 0,
         saved: dict[str, Any] | None = None,
@@ -90,10 +92,12 @@ class Guard:
         self.config, self.kept, self.enabled = config, kept, enabled
         self.folder = epath.Path(model_dir)
         saved = saved or {}
+        # LAG more than the median needs: the newest are too young for the limit of the next step.
         self.norms = collections.deque(map(tuple, saved.get("norms", [])), config.window + LAG)
         self.in_a_row = saved.get("in_a_row", 0)
         self.bad_steps = saved.get("bad_steps", 0)  # of the run so far
-        self.window: list[Sums] = [
+        # Of good steps since the last report. float32 as from the device, so sums come out equal.
+        self.unreported: list[Sums] = [
             {name: np.float32(value) for name, value in sums.items()}
             for sums in saved.get("window", [])
         ]
@@ -101,42 +105,43 @@ class Guard:
         self.record = metric_files.Lines(self.folder / RECORD, start_step) if enabled else None
 
     def limit(self, step: int) -> np.float32:
-        """The gradient norm above which `step` is bad; infinite without spikes to look for."""
+        """Return the gradient norm above which `step` is bad; infinity without a spike factor."""
         if self.config.spike_factor is None:
             return np.float32(np.inf)
         known = [norm for number, norm in self.norms if number < step - LAG]
         known = known[-self.config.window :]
-        if len(known) < ENOUGH:
+        if len(known) < MIN_MEDIAN_STEPS:
             return np.float32(np.inf)
         return np.float32(self.config.spike_factor * float(np.median(known)))
 
     def add(self, step: int, sums: Sums, batch: Any, limit: np.float32) -> None:
-        """Take note of a step that was begun, and judge the one LAG before it.
+        """Queue a step that was begun, and judge the one LAG steps before it.
 
-        Raises UserError if that was bad and the policy is "stop", or if too many were bad.
+        Raises UserError if that one was bad and the policy is "stop", or if too many were bad.
         """
+        # The copies overlap with the steps that follow; judging then does not wait.
         for value in sums.values():
             value.copy_to_host_async()
         self.in_flight.append(_InFlight(step, sums, batch, limit))
         if len(self.in_flight) > LAG:
-            self._judge()
+            self._judge_oldest()
 
-    def settle(self) -> None:
-        """Judge all steps so far: before a save, which must not hold a bad one."""
+    def judge_all(self) -> None:
+        """Judge all steps so far. Raises UserError as `add` does."""
         while self.in_flight:
-            self._judge()
+            self._judge_oldest()
 
     def report(self) -> dict[str, float]:
-        """Numbers of the good steps since the last report, which are then forgotten.
+        """Return metrics over the good steps since the last report, then start anew.
 
-        A run that skips also has `bad_steps`, a count since its beginning.
+        loss is in nats a token. A run that skips also has `bad_steps`, counted from its beginning.
         """
-        self.settle()
+        self.judge_all()
         count = {"bad_steps": float(self.bad_steps)} if self.config.skips else {}
-        if not self.window:
+        if not self.unreported:
             return count
-        totals, newest = losses.total_sums(self.window), self.window[-1]
-        self.window = []
+        totals, newest = losses.total_sums(self.unreported), self.unreported[-1]
+        self.unreported = []
         return {
             **losses.per_token(totals),
             "z_loss": totals["z_loss"] / max(totals["num_tokens"], 1.0),
@@ -146,31 +151,31 @@ class Guard:
         }
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint must remember, as JSON; every step has been judged then.
-
-        float32 numbers come back from JSON as they were.
-        """
-        self.settle()
+        """Return this monitor's state as JSON, for a checkpoint."""
+        # Before a save: no checkpoint may hold a bad step.
+        self.judge_all()
+        # JSON keeps a float32 exactly, because Python writes the shortest text of its float64.
         return {
             "norms": [[step, float(norm)] for step, norm in self.norms],
             "in_a_row": self.in_a_row,
             "bad_steps": self.bad_steps,
-            "window": [{name: float(v) for name, v in sums.items()} for sums in self.window],
+            "window": [{name: float(v) for name, v in sums.items()} for sums in self.unreported],
         }
 
-    def _judge(self) -> None:
+    def _judge_oldest(self) -> None:
         step, sums, batch, limit = self.in_flight.popleft()
         sums = {name: np.asarray(value) for name, value in sums.items()}
         loss, norm = float(sums["loss"]), sums["grad_norm"]
+        # The same comparison as in `make_train_step`, in float32: host and device must agree.
         if math.isfinite(loss) and np.isfinite(norm) and norm <= limit:
-            self.window.append(sums)
+            self.unreported.append(sums)
             self.in_a_row = 0
             if self.config.spike_factor is not None:
                 self.norms.append((step, float(norm)))
             return
         self.bad_steps += 1
         self.in_a_row += 1
-        where = self._write_down(step, loss, float(norm), float(limit), batch)
+        where = self._record_batch(step, loss, float(norm), float(limit), batch)
         what = f"step {step} is bad: loss {loss:.6g}, gradient norm {float(norm):.6g}"
         what += f" (limit {float(limit):.6g})" if np.isfinite(limit) else ""
         advice = (
@@ -179,7 +184,7 @@ class Guard:
         if not self.config.skips:
             raise UserError(
                 f"{what}; its batch is in {where}, and {self.kept()}. {advice}, or "
-                "--gin.BAD_STEP_POLICY=skip"
+                "BAD_STEP_POLICY=skip"
             )
         if self.in_a_row > self.config.max_in_a_row:
             raise UserError(
@@ -189,30 +194,25 @@ class Guard:
             )
         log.warning("%s; skipped, its batch is in %s", what, where)
 
-    def _write_down(self, step: int, loss: float, norm: float, limit: float, batch: Any) -> str:
-        """The step's line in bad_steps.jsonl and, of rows without names, their tokens."""
+    def _record_batch(self, step: int, loss: float, norm: float, limit: float, batch: Any) -> str:
+        """Write the step's line to bad_steps.jsonl, and return the file that names its batch."""
         if not self.enabled:
             return str(self.folder / RECORD)
-        line = {"step": step, "loss": _number(loss), "grad_norm": _number(norm)}
+        line = {"step": step, "loss": _json_number(loss), "grad_norm": _json_number(norm)}
         line["limit"] = limit if math.isfinite(limit) else None
         if batch.rows is not None:
             line["rows"] = np.asarray(batch.rows).tolist()
         else:
+            # Live SeqIO has no row numbers, so the tokens themselves are kept.
             line["tokens"] = f"{BATCHES}/{step}.npz"
-            _save_arrays(self.folder / line["tokens"], batch.arrays)
+            with replacing(self.folder / line["tokens"]) as partial:
+                partial.parent.mkdir(exist_ok=True)
+                with partial.open("wb") as file:
+                    np.savez_compressed(file, **batch.arrays)
         self.record.add(json.dumps(line))
         return str(self.folder / line.get("tokens", RECORD))
 
 
-def _save_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _number(value: float) -> float | str:
-    """JSON has no word for what is not finite: "nan" and "inf" here."""
-    return value if math.isfinite(value) else str(value)
+def _json_number(value: float) -> float | str:
+    """Return a finite value as it is, others as the text "nan", "inf" or "-inf"."""
+    return value if math.isfinite(value) else str(value)  # JSON has no number that is not finite
