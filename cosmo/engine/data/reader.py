@@ -22,7 +22,7 @@ from typing import Any
 
 from cosmo.engine.base import command_line
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import rows
+from cosmo.engine.data import cache_reading
 from cosmo.engine.data.datasets import DatasetConfig, HostBatch, Row, TrainBatch
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train_batches(
 
 
 def _cached(config: DatasetConfig, position: Any, num_steps: int | None, *shards: int):
-    found = rows.batches(config, position, num_steps, *shards)
+    found = cache_reading.batches(config, position, num_steps, *shards)
     with contextlib.closing(found):
         for item in found:
             yield TrainBatch(*item)

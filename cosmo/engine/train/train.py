@@ -19,7 +19,7 @@ from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import run_checkpoints, saving
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
-from cosmo.engine.data import datasets, reader, rows
+from cosmo.engine.data import cache_reading, datasets, reader
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
@@ -104,7 +104,7 @@ def train(
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = describe(model, vocabulary)
     if dataset.cache_path is not None:
-        rows.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
+        cache_reading.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     evaluating = evaluation is not None and evaluation.period is not None
     if evaluating and importlib.util.find_spec("seqio") is None:
         raise UserError(
