@@ -57,7 +57,7 @@ def test_a_unit_is_done_when_its_result_and_its_note_are_there(units, tmp_path):
     ],
 )
 def test_other_settings_are_refused(units, kept, given, said):
-    """Oracle: by hand. The first setting that differs, both values, and the setting to change."""
+    """Oracle: by hand. The first setting that differs, both values, and the remedy."""
     units.begin({"settings": kept})
     units.begin({"settings": kept})
     with pytest.raises(UserError, match=f"OUT was {said}") as caught:

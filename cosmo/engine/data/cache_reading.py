@@ -21,6 +21,8 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.data.datasets import DatasetConfig, HostBatch, TrainBatch
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class RowFormat:
         text = record[self.size :].decode()
         return text.split("\n") if text else []
 
-    def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def features(self, rows: np.ndarray) -> HostBatch:
         """Return the batch of `rows`, int32 [B, width], as SeqIO's EncDecFeatureConverter does.
 
         Decoder inputs are the targets one position later, with 0 at the start of each segment. The
@@ -218,7 +220,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_cache(config: Any, vocabulary: Any = None) -> Cache:
+def open_cache(config: DatasetConfig, vocabulary: Vocabulary | None = None) -> Cache:
     """Open the cache at `config.cache_path` and return it.
 
     Raises UserError that names the first difference from `config` or from `vocabulary`.
@@ -304,7 +306,7 @@ class _Batches:
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size
 
-    def __getitem__(self, number: int) -> tuple[dict[str, np.ndarray], Any, np.ndarray]:
+    def __getitem__(self, number: int) -> TrainBatch:
         first = self.start + number * self.batch_size
         after = first + self.batch_size
         rows = row_numbers(first, after, self.cache.rows, self.seed)
@@ -312,13 +314,14 @@ class _Batches:
         # One number for all processes, so that batch sizes, processes and devices may change
         # between runs, and an epoch still has every row once.
         position = {"rows": after, "cache": self.cache.fingerprint, "seed": self.seed}
-        return self.cache.format.features(self.cache.format.decode(records)), position, rows
+        arrays = self.cache.format.features(self.cache.format.decode(records))
+        return TrainBatch(arrays, position, rows)
 
 
 def batches(
-    config: Any, position: Any, num_steps: int | None, shard: int, num_shards: int
-) -> Iterator[tuple[dict[str, np.ndarray], Any, np.ndarray]]:
-    """Yield endless (features, position, row numbers) of a cache; see `reader.train_batches`.
+    config: DatasetConfig, position: Any, num_steps: int | None, shard: int, num_shards: int
+) -> Iterator[TrainBatch]:
+    """Yield endless batches of a cache; see `reader.train_batches`.
 
     A batch that reaches the end of an epoch also has the first rows of the next.
     """
