@@ -1,8 +1,8 @@
-"""The cache of packed rows that `python -m cosmo cache` writes: its format, and training from it.
+"""Read a cache of packed rows, which `python -m cosmo cache` has written: format, order, position.
 
 A cache is a folder of ArrayRecord files and a manifest. A record is one row: its tokens and segment
-numbers as one vector of integers, and behind it the names of its examples. Rows are read in an
-order of (seed, times read through), by number, so that a position is a count. No TensorFlow.
+numbers as one vector of integers, then the ids of its examples. Training reads it without
+TensorFlow.
 """
 
 import contextlib
@@ -21,23 +21,27 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.data.datasets import DatasetConfig, HostBatch, TrainBatch
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
 MANIFEST = "manifest.json"
-NAMES_DIGITS = 5
-THREADS, AHEAD = 4, 8  # that read, and batches they may be ahead
-ROUNDS = 4  # of the permutation's cipher: Grain's own number
+WORK = ".work"  # the folder of an unfinished cache's plan and notes
+READ_THREADS, BATCHES_AHEAD = 4, 8
+CIPHER_ROUNDS = 4  # of the index shuffle: Grain's own number
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """How a row lies in a record: inputs, targets, then (if packed) the segment of each position.
+    """The format of a row: inputs, targets, then (if packed) the segment of each position.
 
-    All are integers of `dtype`, little-endian. What SeqIO's converter gives beyond these follows
-    from them, see `features`.
+    All are little-endian integers of `dtype`. `inputs` and `targets` are lengths in tokens.
     """
+
+    # Decoder inputs and loss weights are not stored, because they follow from targets and
+    # segments: see `features`.
 
     inputs: int
     targets: int
@@ -46,40 +50,40 @@ class RowFormat:
 
     @property
     def width(self) -> int:
-        """Integers in a row."""
+        """Return the number of integers in a row."""
         return (self.inputs + self.targets) * (2 if self.packed else 1)
 
     @property
     def size(self) -> int:
-        """Bytes of a row, without the names of its examples."""
+        """Return the bytes of a row, without the ids of its examples."""
         return self.width * np.dtype(self.dtype).itemsize
 
     @property
     def feature_names(self) -> list[str]:
-        """What `features` gives."""
+        """Return the names of the arrays that `features` returns."""
         return sorted(self.features(np.zeros((1, self.width), np.int32)))
 
     def encode(self, row: np.ndarray, names: Sequence[str]) -> bytes:
-        """A record of `row`, int [width], and of its examples' names."""
+        """Return the record of `row`, int [width], and of its examples' ids."""
         text = "\n".join(name.replace("\n", " ") for name in names)
         return row.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes() + text.encode()
 
     def decode(self, records: Sequence[bytes]) -> np.ndarray:
-        """Rows, int32 [records, width]."""
+        """Return the rows of records, int32 [records, width]."""
         joined = b"".join([record[: self.size] for record in records])
         rows = np.frombuffer(joined, np.dtype(self.dtype).newbyteorder("<"))
         return rows.reshape(len(records), self.width).astype(np.int32)
 
     def names(self, record: bytes) -> list[str]:
-        """The names of a record's examples, in the order of its segments."""
+        """Return the ids of a record's examples, in the order of its segments."""
         text = record[self.size :].decode()
         return text.split("\n") if text else []
 
-    def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of `rows`, int32 [B, width], as SeqIO's EncDecFeatureConverter gives it.
+    def features(self, rows: np.ndarray) -> HostBatch:
+        """Return the batch of `rows`, int32 [B, width], as SeqIO's EncDecFeatureConverter does.
 
-        The decoder reads its targets one position later, from 0 at the start of each segment; the
-        loss is of all targets but padding.
+        Decoder inputs are the targets one position later, with 0 at the start of each segment. The
+        loss weight of padding is 0, of all other targets 1.
         """
         ends = np.cumsum([self.inputs, self.targets, self.inputs, self.targets])
         inputs, targets = rows[:, : ends[0]], rows[:, ends[0] : ends[1]]
@@ -96,23 +100,23 @@ class RowFormat:
 
 
 def shard_name(shard: int, num_shards: int) -> str:
-    """The file of shard `shard` (from 0)."""
-    return f"rows-{shard:0{NAMES_DIGITS}d}-of-{num_shards:0{NAMES_DIGITS}d}.arrayrecord"
+    """Return the file name of shard `shard` (from 0)."""
+    return f"rows-{shard:05d}-of-{num_shards:05d}.arrayrecord"
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
-    """What tells a cache from others: a hash of its format and of all its bytes."""
+    """Return a hash of a cache's format and of all its bytes, 32 hexadecimal digits."""
     parts = [manifest["format"], [shard["sha256"] for shard in manifest["shards"]]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Cache:
-    """An opened cache: `manifest`, `rows` (their number), and the rows themselves by number.
-
-    Opening looks at every file's size; a record's own checksum is compared when it is read.
-    """
+    """An opened cache: its `manifest`, and `rows` rows, which `records` reads by number."""
 
     def __init__(self, path: str):
+        """Open the cache at `path`. Raises UserError if a file is missing or has another size."""
+        # Sizes only: a checksum over terabytes would take hours. ArrayRecord compares the checksum
+        # of each record when it reads it.
         if is_remote(path):
             raise UserError(
                 f"{path}: a cache is read from a local or mounted folder; copy it there, or mount "
@@ -137,7 +141,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def records(self, numbers: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The records of rows `numbers`, in that order; UserError for a damaged one."""
+        """Return the records of rows `numbers`, in that order. Raises UserError for damage."""
         numbers = np.asarray(numbers, np.int64)
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         found: list[bytes] = [b""] * len(numbers)
@@ -156,7 +160,7 @@ class Cache:
         return found
 
     def place(self, number: int) -> tuple[dict[str, Any], int]:
-        """(the manifest's entry of the shard, position in it) of row `number`."""
+        """Return (the manifest's entry of the shard, position in it) of row `number`."""
         index = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.shards[index], number - int(self.starts[index])
 
@@ -168,7 +172,8 @@ class Cache:
                 shard = self.shards[index]
                 reader = array_record_module.ArrayRecordReader(
                     str(self.path / shard["file"]),
-                    # For reading here and there: no reading ahead, no threads of its own.
+                    # Rows are read in a random order, by threads of ours: no reading ahead and no
+                    # threads of its own.
                     options="readahead_buffer_size:0,max_parallelism:0",
                     file_reader_buffer_size=32768,
                 )
@@ -179,8 +184,8 @@ class Cache:
 
     def _damaged(self, shard: Mapping[str, Any], what: str) -> UserError:
         return UserError(
-            f"cache shard {self.path / shard['file']} {what}; the command that wrote the cache "
-            "(python -m cosmo cache), given again, replaces it"
+            f"cache shard {self.path / shard['file']} {what}; repeat the command that wrote the "
+            "cache (python -m cosmo cache): it replaces this shard"
         )
 
     def __str__(self) -> str:
@@ -199,9 +204,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
-        if (path / ".work").exists():
+        if (path / WORK).exists():
             raise UserError(
-                f"the cache {path} is not finished; give its command (python -m cosmo cache) again"
+                f"the cache {path} is not finished; repeat its command (python -m cosmo cache)"
             ) from None
         raise UserError(
             f"no cache in {path}: it has no {MANIFEST}; python -m cosmo cache makes one",
@@ -215,10 +220,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_cache(config: Any, vocabulary: Any = None) -> Cache:
-    """Return the cache at `config.cache_path`, checked against the settings and a vocabulary.
+def open_cache(config: DatasetConfig, vocabulary: Vocabulary | None = None) -> Cache:
+    """Open the cache at `config.cache_path` and return it.
 
-    Raises UserError naming the first difference.
+    Raises UserError that names the first difference from `config` or from `vocabulary`.
     """
     cache = Cache(config.cache_path)
     manifest, ours = cache.manifest, dict(config.task_feature_lengths)
@@ -249,47 +254,49 @@ def open_cache(config: Any, vocabulary: Any = None) -> Cache:
 
 
 @functools.lru_cache(maxsize=64)
-def _seed(seed: int, epoch: int) -> int:
+def _epoch_seed(seed: int, epoch: int) -> int:
     digest = hashlib.sha256(f"rows/{seed}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def row_numbers(start: int, stop: int, rows: int, seed: int | None) -> np.ndarray:
-    """Which rows, int64 [stop - start], of a cache of `rows` are read at counts [start, stop).
+    """Return the numbers of the rows that are read at counts [start, stop), int64 [stop - start].
 
-    Each time through is a permutation of all rows, of (seed, how many times before); seed None:
+    Each epoch of the cache's `rows` rows is a permutation by (seed, epoch). With seed None it is
     the order of the files.
     """
     if seed is None:
         return np.arange(start, stop, dtype=np.int64) % rows
+    # A shuffle that computes a row's number from its count: a position is one number, and no list
+    # of all rows is held.
     from grain.experimental import index_shuffle
 
     numbers = np.empty(stop - start, np.int64)
     for place, count in enumerate(range(start, stop)):
         epoch, index = divmod(count, rows)
         numbers[place] = index_shuffle(
-            index, max_index=rows - 1, seed=_seed(seed, epoch), rounds=ROUNDS
+            index, max_index=rows - 1, seed=_epoch_seed(seed, epoch), rounds=CIPHER_ROUNDS
         )
     return numbers
 
 
 def starting_count(cache: Cache, position: Any, seed: int | None) -> int:
-    """Rows that all processes have read before, according to a checkpoint's `position`."""
+    """Return the rows that all processes had read at a checkpoint's `position`."""
     if not isinstance(position, Mapping):
         return 0
     if position.get("cache") != cache.fingerprint:
         log.warning(
-            "the checkpoint was trained from another cache: %s is read from its beginning",
+            "the checkpoint was trained from another cache: reading %s from its beginning",
             cache.path,
         )
         return 0
     if position.get("seed") != seed:
-        log.warning("another RANDOM_SEED: from here on the cache is read in another order")
+        log.warning("another RANDOM_SEED: reading the rest of the cache in another order")
     return int(position["rows"])
 
 
 class _Batches:
-    """Batches by number, for Grain: this process's rows of each."""
+    """This process's rows of each batch, by the batch's number: a data source for Grain."""
 
     def __init__(self, cache, batch_size: int, start: int, seed, shard: int, num_shards: int):
         self.cache, self.batch_size, self.start, self.seed = cache, batch_size, start, seed
@@ -299,23 +306,28 @@ class _Batches:
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size
 
-    def __getitem__(self, number: int) -> tuple[dict[str, np.ndarray], Any, np.ndarray]:
+    def __getitem__(self, number: int) -> TrainBatch:
         first = self.start + number * self.batch_size
         after = first + self.batch_size
         rows = row_numbers(first, after, self.cache.rows, self.seed)
         records = self.cache.records(rows[self.mine])
+        # One number for all processes, so that batch sizes, processes and devices may change
+        # between runs, and an epoch still has every row once.
         position = {"rows": after, "cache": self.cache.fingerprint, "seed": self.seed}
-        return self.cache.format.features(self.cache.format.decode(records)), position, rows
+        arrays = self.cache.format.features(self.cache.format.decode(records))
+        return TrainBatch(arrays, position, rows)
 
 
 def batches(
-    config: Any, position: Any, num_steps: int | None, shard: int, num_shards: int
-) -> Iterator[tuple[dict[str, np.ndarray], Any, np.ndarray]]:
-    """Endless (features, position, row numbers) of the cache; see `reader.train_batches`.
+    config: DatasetConfig, position: Any, num_steps: int | None, shard: int, num_shards: int
+) -> Iterator[TrainBatch]:
+    """Yield endless batches of a cache; see `reader.train_batches`.
 
-    A batch that reaches the end of the rows goes on with the next time through.
+    A batch that reaches the end of an epoch also has the first rows of the next.
     """
-    import grain  # by the thread that trains, before any other thread starts: see `seqio_reader`
+    # Imported by the thread that trains, before any other thread starts: Grain replaces Python's
+    # import function while it loads (see `seqio_reader`).
+    import grain
 
     cache = open_cache(config)
     seed = (config.seed or 0) if config.shuffle else None
@@ -323,19 +335,19 @@ def batches(
     log.info("training from the cache %s: %s", cache.path, cache)
     if start:
         log.info(
-            "reading goes on behind %s rows, %.2f times through", f"{start:,}", start / cache.rows
+            "continuing after %s rows, %.2f epochs of the cache", f"{start:,}", start / cache.rows
         )
     wanted = start + (num_steps or 0) * config.batch_size
     if wanted > cache.rows:
         log.info(
-            "the run needs %s rows and the cache holds %s: it is read %.1f times, each time in "
-            "another order",
+            "the run needs %s rows, the cache has %s: reading it %.1f times, each time in another "
+            "order",
             f"{wanted:,}",
             f"{cache.rows:,}",
             wanted / cache.rows,
         )
     source = _Batches(cache, config.batch_size, start, seed, shard, num_shards)
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=BATCHES_AHEAD)
     with contextlib.closing(
         iter(grain.MapDataset.source(source).to_iter_dataset(options))
     ) as ahead:

@@ -1,9 +1,8 @@
-"""A SeqIO mixture cut into slices that can be read apart, each the same whoever reads it.
+"""Read a SeqIO mixture in slices of epochs. A slice's examples depend on its number alone.
 
-An epoch of a mixture reads every example of every task once, or more often where the rates ask for
-more of one task than the others: the task that they ask least of, for its size, is read once. Slice
-s of S takes every S-th example of each task, starting with the s-th; it draws and shuffles by a
-seed of its own.
+An epoch reads every example of every task once. Where the rates ask for more of one task, that task
+is read more often, and the task with the lowest rate for its size once. Slice s of S takes every
+S-th example of each task, from the s-th on. It draws and shuffles by a seed of its own.
 """
 
 import dataclasses
@@ -22,17 +21,18 @@ from cosmo.engine.data.seqio_reader import import_seqio, plain_errors
 
 log = logging.getLogger(__name__)
 
-ALIKE = 0.02  # rates so near to the tasks' sizes mean: every example once
-BATCH = 256  # examples handed over at once: the crossing from TensorFlow is what costs
-PROBE = 1000  # examples of a task that are looked at before the work begins
-MANY = 10  # times that a task is read in an epoch, from which on a mistake is likely
+# Rates within 2% of the tasks' sizes mean every example once, because published rates are rounded
+# sizes: Cosmo's paper trained on the concatenation of its corpora.
+RATE_TOLERANCE = 0.02
+# Examples that TensorFlow hands over at once: each handing over costs more than an example.
+BATCH_EXAMPLES = 256
 SIDES = ("inputs", "targets")
-GOLDEN = 0.6180339887498949  # multiples of it lie evenly over [0, 1)
+GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly over [0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Slice `index` of `count` of epoch `epoch`, by the cache's seed; `processes` read at once."""
+    """Slice `index` of `count` of an epoch, by the cache's seed; `processes` read at once."""
 
     epoch: int
     index: int
@@ -42,18 +42,18 @@ class Slice:
 
     @property
     def draws(self) -> int:
-        """The seed of what the slice draws: what is dropped, shuffled and mixed."""
+        """Return the seed that the slice drops, shuffles and mixes by."""
         return epoch_seed(self.seed, self.epoch, self.index)
 
 
 def epoch_seed(seed: int, epoch: int, index: int | None = None) -> int:
-    """SeqIO's seed for an epoch's sources, or for one of its slices; 31 bits."""
+    """Return SeqIO's seed for an epoch's sources, or for one of its slices; 31 bits."""
     text = f"{seed}/{epoch}" + ("" if index is None else f"/{index}")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def rates(config: datasets.DatasetConfig) -> dict[str, float]:
-    """The rate of each task that has the split and takes part; of a single task 1."""
+def task_rates(config: datasets.DatasetConfig) -> dict[str, float]:
+    """Return the rate of each task that has the split and a rate above 0; 1 of a single task."""
     seqio = import_seqio()
     mixture = seqio.get_mixture_or_task(seqio_reader.resolve_name(config))
     found = {
@@ -66,11 +66,12 @@ def rates(config: datasets.DatasetConfig) -> dict[str, float]:
     return {name: rate for name, rate in found.items() if rate}
 
 
-def count(config: datasets.DatasetConfig, name: str) -> int:
-    """Examples in a task's source."""
+def count_examples(config: datasets.DatasetConfig, name: str) -> int:
+    """Return the number of examples in a task's source."""
     _, source = _source(config, name)
     with plain_errors(name, config.split):
-        if hasattr(source, "count"):  # ours, without TensorFlow around every example
+        # Our own sources count lines, without TensorFlow around every example.
+        if hasattr(source, "count"):
             return source.count(config.split)
         known = source.num_input_examples(config.split)
         if known is not None:
@@ -80,32 +81,38 @@ def count(config: datasets.DatasetConfig, name: str) -> int:
 
 
 def times_an_epoch(wanted: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
-    """How often an epoch reads each example of a task, from 1, by rates and sizes."""
+    """Return how often an epoch reads each example of each task, at least 1."""
+    # SeqIO's own epoch of a mixture ends with the first task that ends, and leaves out the rest of
+    # the others. Here the task with the lowest rate for its size is read once, and no example is
+    # left out.
     shares = {name: wanted[name] / sizes[name] for name in wanted}
     least = min(shares.values())
     times = {name: share / least for name, share in shares.items()}
-    return {name: 1.0 if n <= 1 + ALIKE else n for name, n in times.items()}
+    return {name: 1.0 if n <= 1 + RATE_TOLERANCE else n for name, n in times.items()}
 
 
 def is_extra(k: Any, epoch: int, fraction: float, floor: Any = np.floor) -> Any:
-    """Whether epoch `epoch` reads example `k` (float64) once more, for a fraction of all examples.
+    """Return whether an epoch reads example `k` (float64) once more, for a fraction of examples.
 
-    Over the epochs everyone has its turn: n epochs take an example n * fraction times, give or
-    take one.
+    The turns go round: n epochs read an example n * fraction times, plus or minus one.
     """
-    place = k * GOLDEN - floor(k * GOLDEN)
+    place = k * GOLDEN_RATIO - floor(k * GOLDEN_RATIO)
     return floor((epoch + 1) * fraction + place) > floor(epoch * fraction + place)
 
 
-def read(
+def read_slice(
     config: datasets.DatasetConfig, plan: Mapping[str, Any], part: Slice, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]], list[str]]]:
-    """Batches of a slice's examples, in their order, as (task, sides, names).
+    """Yield a slice's examples in batches of (task, sides, ids), in their order.
 
-    `plan` is {task: {"examples": in its source, "times": read in an epoch}}; `task` int [B] counts
-    its keys; sides {"inputs", "targets"} are (tokens int [N], tokens an example int [B]); names are
-    the examples' ids, empty where the task keeps none. `limit`: of each task, so many source
-    examples.
+    Args:
+        config: the mixture.
+        plan: {task: {"examples": in an epoch before repetition, "times": read in an epoch}}.
+        part: the slice.
+        limit: the most examples read of each task's source.
+
+    `task` int [B] numbers the keys of `plan`. `sides` {"inputs", "targets"} are (tokens int [N] of
+    all examples, tokens an example int [B]). An id is empty where the task keeps none.
     """
     seqio = import_seqio()
     import tensorflow as tf
@@ -113,27 +120,19 @@ def read(
     tasks = []
     for number, (name, entry) in enumerate(plan.items()):
         task, source = _source(config, name)
-        tasks.append(
-            (
-                task.replace(
-                    source=seqio.FunctionDataSource(
-                        functools.partial(_sliced, source, part, entry["times"], limit),
-                        splits=(config.split,),
-                    ),
-                    preprocessors=[*_remaining(config, task), functools.partial(_tag, number)],
-                ),
-                entry["examples"] * entry["times"],
-            )
+        sliced = task.replace(
+            source=seqio.FunctionDataSource(
+                functools.partial(_read_source, source, part, entry["times"], limit),
+                splits=(config.split,),
+            ),
+            preprocessors=[*_preprocessors(config, task), functools.partial(_tag, number)],
         )
-    mixture = seqio.Mixture(
-        "cache",
-        tasks,
-        sample_fn=functools.partial(
-            tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False
-        ),
-    )
+        tasks.append((sliced, entry["examples"] * entry["times"]))
+    # A task that ends must not end the others, as it does in SeqIO's own mixtures.
+    sample = functools.partial(tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False)
+    mixture = seqio.Mixture("cache", tasks, sample_fn=sample)
     options = tf.data.Options()
-    options.deterministic = True
+    options.deterministic = True  # else the bytes of a cache would depend on the machine's load
     options.threading.private_threadpool_size = max(2, (os.cpu_count() or 2) // part.processes)
     with plain_errors(" and ".join(plan), config.split):
         dataset = mixture.get_dataset(
@@ -145,32 +144,33 @@ def read(
             passthrough_features=["task", "id"],
             try_in_mem_cache=False,
         )
-        batches = dataset.ragged_batch(BATCH).map(_flat).prefetch(4).with_options(options)
+        batches = dataset.ragged_batch(BATCH_EXAMPLES).map(_flat).prefetch(4).with_options(options)
         for task, sides, names in batches.as_numpy_iterator():
             yield task, sides, [name.decode() for name in names.tolist()]
 
 
 def _flat(batch):
-    """A batch of ragged sides as (task, {side: (tokens, tokens an example)}, names)."""
+    """Return a batch of ragged sides as (task, {side: (tokens, tokens an example)}, ids)."""
     sides = {side: (batch[side].values, batch[side].row_lengths()) for side in SIDES}
     return batch["task"], sides, batch["id"]
 
 
 def _source(config: datasets.DatasetConfig, name: str):
-    """(task, where its examples come from): its source, or SeqIO's cache of it."""
+    """Return (task, the source of its examples): its own, or SeqIO's cache of it."""
     task = import_seqio().TaskRegistry.get(name)
     if config.use_cached and task.supports_caching:
         if not task.cache_dir:
             raise UserError(
                 f"task {name!r} is not in SeqIO's cache: write it with seqio_cache_tasks, and name "
-                "its folder (see docs/extend.md), or leave out --gin.USE_CACHED_TASKS"
+                "its folder (see docs/extend.md), or read the task itself",
+                setting="USE_CACHED_TASKS",
             )
         return task, task._get_cached_source(config.split)
     return task, task.source
 
 
-def _remaining(config: datasets.DatasetConfig, task) -> list[Any]:
-    """The preprocessors that a task's source has not been through."""
+def _preprocessors(config: datasets.DatasetConfig, task) -> list[Any]:
+    """Return the preprocessors that SeqIO's cache has not applied to a task's source."""
     import seqio
 
     steps = list(task.preprocessors)
@@ -180,11 +180,12 @@ def _remaining(config: datasets.DatasetConfig, task) -> list[Any]:
     return [step for i, step in enumerate(steps) if i not in places]
 
 
-def _sliced(
+def _read_source(
     source, part: Slice, times: float, limit: int | None, split, shuffle_files=False, seed=None
 ):
-    """A slice of a source's examples, each as often as the epoch wants it."""
-    del shuffle_files, seed  # the slice's; all slices must see the source in one order
+    """Return a slice of a source's examples, each as often as an epoch reads it."""
+    # Without a shuffle and by the epoch's seed: all slices must see the source in one order.
+    del shuffle_files, seed
     import seqio
     import tensorflow as tf
 
@@ -212,7 +213,7 @@ def _sliced(
 
 
 def _tag(number: int, dataset):
-    """The examples' tokens, with the number of their task and their id, if they have one."""
+    """Return the examples' tokens with the number of their task, and with their id or ""."""
     import tensorflow as tf
 
     def tag(example):
