@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import corpus_examples as corpora
 from cosmo.tasks import metrics
 from cosmo.tasks.corpus_examples import Corpus
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.norms import NORM_BANK
 from cosmo.tasks.safety import KINDS, STYLES, LabelStyle
 

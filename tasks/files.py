@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base.errors import DataError
 from cosmo.engine.base.files import ENDINGS
-from cosmo.tasks.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.dialogues import SodaDialogue
-from cosmo.tasks.errors import DataError
 
 
 @dataclass(frozen=True)

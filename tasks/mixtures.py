@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families
 from cosmo.tasks.corpus_examples import Corpus
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.families import NAMES, CanaryData
 from cosmo.tasks.formatting import Separators
 from cosmo.tasks.safety import LABELS, label_text

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
 
 VOTES = ("casual", "needs caution", "needs intervention")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import resolve
 
 # T5's vocabulary at its public home: 32,100 pieces.

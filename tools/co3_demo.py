@@ -19,11 +19,10 @@ from typing import Any
 
 from cosmo import plot
 from cosmo.engine.base import demo_folder
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.quickstart import shown, unigram_perplexity
 from cosmo.tasks import vocabularies
 from cosmo.tasks.corpus_examples import soda_file_examples
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.formatting import Example
 from data_pipeline.outputs import write_atomic
 

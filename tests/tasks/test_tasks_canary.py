@@ -8,10 +8,10 @@ import logging
 import numpy as np
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families, metrics, mixtures, safety
 from cosmo.tasks.casual import read_dailydialog
 from cosmo.tasks.corpus_examples import canary_file_examples, casual_file_examples
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.vocabularies import load
 from tests.tasks.tasks_samples import prosocial_row, write_lines
 

@@ -5,11 +5,10 @@ import json
 
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import safety
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.readers import read_prosocial
-from cosmo.tasks.records import SAFETY_LABELS
 from cosmo.tasks.vocabularies import load
 
 CASUAL, CAUTION, INTERVENTION = safety.VOTES
@@ -59,8 +58,14 @@ def test_other_votes_are_refused(votes, words):
 
 
 def test_labels_and_their_three_classes():
-    """Oracle: the records' labels; Kim et al. 2022, section 3.3: three grades of caution."""
-    assert safety.LABELS == SAFETY_LABELS
+    """Oracle: Kim et al. 2022, section 3.3: five labels, three grades of caution."""
+    assert safety.LABELS == (
+        "__casual__",
+        "__possibly_needs_caution__",
+        "__probably_needs_caution__",
+        "__needs_caution__",
+        "__needs_intervention__",
+    )
     classes = [safety.three_class(label) for label in safety.LABELS]
     assert classes == ["casual", *["needs caution"] * 3, "needs intervention"]
     assert set(classes) == set(safety.CLASSES)
