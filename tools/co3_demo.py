@@ -22,7 +22,7 @@ from cosmo.engine.base import demo_folder
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.quickstart import shown, unigram_perplexity
 from cosmo.tasks import vocabularies
-from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.formatting import Example
 from data_pipeline.outputs import write_atomic
 
