@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
 # full, which over this many costs little.
-WINDOW_BATCHES = 64
+SORTED_BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +298,7 @@ def answer(
 def predict(
     session: Session, rows: Iterable[datasets.Row], decoding: DecodingConfig, seed: int = 0
 ) -> Iterator[Answer]:
-    """Generate for each row, in order, reading WINDOW_BATCHES batches of rows at a time."""
+    """Generate for each row, in order, reading SORTED_BATCHES batches of rows at a time."""
     return _stream(session, rows, generation(session, decoding, seed))
 
 
@@ -308,7 +308,7 @@ def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
 
 
 def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
-    for window in datasets.groups(rows, session.batch_size * WINDOW_BATCHES):
+    for window in datasets.groups(rows, session.batch_size * SORTED_BATCHES):
         yield from answer(session, window, work)
 
 

@@ -21,7 +21,7 @@ from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.checkpoints.checkpoint_writer import CheckpointWriter, any_process
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
-from cosmo.engine.data import datasets, reader, rows
+from cosmo.engine.data import cache_reading, datasets, reader
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
@@ -109,7 +109,7 @@ def train(
     description = describe(model, vocabulary)
     # Everything that can be wrong with settings is checked before anything takes long.
     if dataset.cache_path is not None:
-        rows.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
+        cache_reading.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     if evaluation is not None and evaluation.period is None:
         evaluation = None
     if evaluation is not None and importlib.util.find_spec("seqio") is None:
