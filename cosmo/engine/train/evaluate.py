@@ -149,15 +149,18 @@ def _answered(
     return answers
 
 
+@dataclasses.dataclass
 class Evaluator:
     """Evaluates parameters while training. Reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, layout, seed):
-        self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.layout, self.seed = layout, seed
-        # Read at the first evaluation: a run that never gets there need not wait for them.
-        self.packed: dict[str, list[datasets.HostBatch]] | None = None
-        self.tasks: list[reader.EvalTask] | None = None
+    config: EvalConfig
+    model: models.EncoderDecoderModel
+    vocabulary: Vocabulary
+    layout: partitioning.Layout
+    seed: int
+    # Read at the first evaluation: a run that never gets there need not wait for them.
+    packed: dict[str, list[datasets.HostBatch]] | None = None
+    tasks: list[reader.EvalTask] | None = None
 
     def check(self) -> None:
         """Raise UserError if a validation set does not exist."""
