@@ -113,6 +113,11 @@ def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> His
     return history
 
 
+def is_over(config: StoppingConfig, history: History) -> bool:
+    """Return whether a run with this history must stop."""
+    return config.patience is not None and history.since >= config.patience
+
+
 class Stopping:
     """Follows a run's evaluations. Without a patience it does nothing.
 
@@ -142,7 +147,7 @@ class Stopping:
     @property
     def finished(self) -> bool:
         """Whether the run is to stop."""
-        return self.config.patience is not None and self.history.since >= self.config.patience
+        return is_over(self.config, self.history)
 
     def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
         """Count an evaluation at `step`. Return the metrics to write: `results` and COUNT.
