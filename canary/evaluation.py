@@ -21,7 +21,7 @@ from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import readers, safety
-from cosmo.tasks.files import splits_of
+from cosmo.tasks.files import resolve, splits_of
 
 log = logging.getLogger("canary")
 
@@ -138,7 +138,7 @@ def _baseline(args: argparse.Namespace) -> Gold | None:
     """What is most frequent in the training split, if --input is a folder that has one."""
     if args.split == "train" or "train" not in splits_of(args.input):
         return None
-    if not readers.resolve(args.input).is_dir():
+    if not resolve(args.input).is_dir():
         return None  # one file serves every split: it would be what is evaluated
     return report.most_frequent([case.gold for case in cases(args.input, "train")])
 

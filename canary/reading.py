@@ -11,7 +11,7 @@ from typing import Any
 from canary import parquet, pieces
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import record_sources
-from cosmo.tasks import casual, dialogues, recognize, records
+from cosmo.tasks import casual, dialogues, readers, recognize
 from cosmo.tasks.dialogues import Place
 
 SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
@@ -150,12 +150,12 @@ def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_s
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
-    return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
+    return Dialogue(number, readers.soda_dialogue(_object(data), place, number).dialogue)
 
 
 def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
     try:
-        return Dialogue(str(number), records.soda_dialogue(row, place, str(number)).dialogue)
+        return Dialogue(str(number), readers.soda_dialogue(row, place, str(number)).dialogue)
     except ValueError as error:
         return _rejected(error, place, parquet.kept(row))
 
@@ -201,14 +201,14 @@ def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool)
                 yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        dialogue, response, _ = records.row_position(row, place)
+        dialogue, response, _ = readers.row_position(row, place)
         if response != expected:
             raise place.error(
                 "its dialogue's rows before it are missing",
                 f"response_id {response}",
                 f"response_id {expected}",
             )
-        return str(dialogue), str(response), records.prosocial_turn(row, place)
+        return str(dialogue), str(response), readers.prosocial_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 
@@ -229,7 +229,7 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
             yield here, [json.dumps(row).encode()], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        return str(number), str(expected), records.direct_download_turn(row, place)
+        return str(number), str(expected), readers.direct_download_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 

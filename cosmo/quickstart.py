@@ -16,7 +16,7 @@ import time
 from cosmo import plot
 from cosmo.engine.base import demo_folder
 from cosmo.tasks import files, vocabularies
-from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.metrics import f1
 

@@ -8,12 +8,13 @@ writes the label of its latest utterance, then the rules of thumb (RoTs) that ap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from cosmo.engine.base.errors import DataError, shown
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError, shown
-from cosmo.tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
+from cosmo.tasks.formatting import Example, Separators, cosmo_input
 
 VOTES = ("casual", "needs caution", "needs intervention")
 LABELS = (
@@ -81,6 +82,29 @@ def label_text(label: str, style: LabelStyle = "text") -> str:
     return SENTINELS[_known(label)] if style == "sentinel" else _known(label)
 
 
+def check_labels(vocabulary: Vocabulary, style: LabelStyle, max_sentinel_pieces: int = 1) -> None:
+    """Raise DataError for a vocabulary that does not decode the labels to what they were.
+
+    A sentinel may have `max_sentinel_pieces`.
+    """
+    for label in LABELS:
+        text = label_text(label, style)
+        ids = vocabulary.encode(text)
+        whole = vocabulary.unk_id not in ids and vocabulary.decode(ids) == text
+        expected = "a sentinel piece" if style == "sentinel" else "pieces that decode to the same"
+        # A vocabulary without sentinels spells one out in many pieces.
+        if not whole or (style == "sentinel" and len(ids) > max_sentinel_pieces):
+            raise DataError.at(
+                vocabulary.path,
+                None,
+                f"the vocabulary does not hold the label {text!r}",
+                got=f"{len(ids)} pieces that decode to {vocabulary.decode(ids)!r}",
+                expected=expected,
+                remedy="Give T5's vocabulary, or the other label style (text or sentinel).",
+                setting=("VOCABULARY_PATH", "LABEL_STYLE"),
+            )
+
+
 def target(label: str, rots: Sequence[str], style: LabelStyle = "text") -> str:
     """Canary's output for a context: the label, a space, the RoTs joined by ", ".
 
@@ -114,23 +138,9 @@ def parse(text: str, style: LabelStyle = "text") -> tuple[str | None, str]:
     return None, text
 
 
-def context(
-    turns: Sequence[str],
-    separator: str = TURN_SEPARATOR,
-    budget: int | None = None,
-    count_tokens: Callable[[str], int] | None = None,
-) -> str:
-    """Canary's input: what was said so far, oldest first, `separator` between utterances.
-
-    With `budget` (tokens, one EOS included) the oldest whole turns are left out to fit, as
-    `formatting.drop_oldest_turns` does; `count_tokens(text)` counts without EOS.
-    """
-    separators = Separators(turn=separator)
-    if budget is not None:
-        if count_tokens is None:
-            raise DataError("a budget of tokens needs count_tokens, which counts them")
-        turns = drop_oldest_turns("", "", turns, budget, count_tokens, separators)
-    return cosmo_input("", "", turns, separators)
+def context(turns: Sequence[str], separator: str = TURN_SEPARATOR) -> str:
+    """Return Canary's input: the turns so far, oldest first, `separator` between them."""
+    return cosmo_input("", "", turns, Separators(turn=separator))
 
 
 def canary_examples(

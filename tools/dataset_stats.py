@@ -29,9 +29,8 @@ from typing import Any
 
 from canary.report import aligned
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions

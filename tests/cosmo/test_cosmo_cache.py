@@ -15,7 +15,7 @@ import pytest
 from cosmo.__main__ import main
 from cosmo.engine.data import reader
 from cosmo.engine.data.cache_reading import MANIFEST, Cache
-from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

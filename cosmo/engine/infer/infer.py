@@ -18,7 +18,7 @@ from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
-from cosmo.engine.model.choices import Choices, checked
+from cosmo.engine.model.choice_tree import Choices, check_choices
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     Choices are token ids, ending in EOS if nothing may follow them. A softmax over the scores is
     the posterior of the choices. Raises UserError for an empty choice or two equal ones.
     """
-    options = checked(choices, session.model.network.vocab_size)
+    options = check_choices(choices, session.model.network.vocab_size)
     run = _choose_fn(session.model, options, session.layout)
 
     def start(group):
@@ -222,7 +222,7 @@ def choosing_then_generating(
     whether text follows; None means after choices that do not end in EOS. One encoder pass serves
     both.
     """
-    options = checked(choices, session.model.network.vocab_size)
+    options = check_choices(choices, session.model.network.vocab_size)
     # A tuple, because compiled programs are looked up by it.
     continues = None if continues is None else tuple(map(bool, continues))
     run = _continue_fn(session.model, options, continues, decoding, session.layout)
