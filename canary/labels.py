@@ -133,7 +133,7 @@ def run_label(args: argparse.Namespace) -> None:
     # What a user has mistyped is said before anything is loaded.
     window = args.window
     if window is None and args.per_turn:
-        window = infer.SORTED_BATCHES * max(args.batch_size, 1) // TURNS
+        window = bulk.PART_BATCHES * max(args.batch_size, 1) // TURNS
     sharding = bulk.Sharding(args.num_shards, args.shards, window, args.overwrite)
     layout = answer_files.output_files(args.output, args.num_shards)
     source = reading.source(args.input, whole=args.per_turn)
