@@ -1,4 +1,4 @@
-"""The dialogues of SODA and ProsocialDialog as frozen dataclasses, and where a record stands."""
+"""The dialogues of SODA and ProsocialDialog as frozen dataclasses, and the place of a record."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cosmo.engine.base.errors import DataError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record came from: a file, a line from 1 (a row for Parquet), and more, in words."""
+    """The place of a record: a file, a line from 1 (a row for Parquet), and more in words."""
 
     file: str
     line: int
     inside: str = ""
 
     def error(self, problem: str, got: str, expected: str) -> DataError:
-        """The DataError for this place."""
+        """Return the DataError for this place."""
         problem = f"{self.inside}: {problem}" if self.inside else problem
         remedy = "Correct or remove the record."
         return DataError.at(
@@ -26,7 +26,7 @@ class Place:
 
 @dataclass(frozen=True)
 class SodaDialogue:
-    """One SODA dialogue: `speakers[i]` says `dialogue[i]`. Kim et al. 2023."""
+    """One SODA dialogue: `speakers[i]` utters `dialogue[i]`. Kim et al. 2023."""
 
     id: str
     narrative: str
@@ -38,9 +38,9 @@ class SodaDialogue:
 class ProsocialTurn:
     """One exchange: the other speaker's `context`, the guiding speaker's `response`.
 
-    `rots` are the rules of thumb the response was written from, possibly none; `safety_label`
-    (one of SAFETY_LABELS) judges the context, `votes` are the annotators' judgements that it was
-    made from (None where the row has none), unchecked, `place` is where the row stands.
+    `rots` are the rules of thumb that the response was written from, possibly none. `safety_label`
+    (one of `safety.LABELS`) judges the context. `votes` are the annotators' judgements that it was
+    made from, unchecked (None if the row has none).
     """
 
     context: str

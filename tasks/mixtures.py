@@ -1,6 +1,6 @@
-"""The front door to the SeqIO tasks: `use("cosmo", ...)` registers them for one set of settings.
+"""Register or check the tasks for one set of settings: `use("cosmo", ...)`.
 
-Importing this module is cheap; calling `use` imports SeqIO and with it TensorFlow.
+Importing this module is cheap. Calling `use` imports SeqIO and with it TensorFlow.
 """
 
 from __future__ import annotations
@@ -37,34 +37,35 @@ def use(
     shuffle_buffer_size: int = 20_000,
     canary: CanaryData = _CANARY,
 ) -> str:
-    """Registers the family of tasks and mixtures that `name` is of, and returns `name`.
+    """Register the family of tasks and mixtures that `name` is of, and return `name`.
 
-    Cosmo's: the tasks `soda` and `prosocial_dialog`, the mixture `cosmo` of them. Canary's:
-    `canary_prosocial` (label, then rules of thumb), `canary_safety` (label), `canary_rot` (rules of
-    thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all casual), `canary`, the
-    mixture of the first and the last three; for pre-training `social_chemistry`, `mic`,
-    `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative` and `norm_bank`, the mixture of
-    these three.
+    Cosmo's family: the tasks `soda` and `prosocial_dialog`, the mixture `cosmo` of them.
 
-    An earlier registration is replaced, so a run is described by one call. The name of a task that
-    somebody else registered with SeqIO is returned untouched. Data is not opened here: a path that
-    does not exist is reported when its dataset is asked for.
+    Canary's family: `canary_prosocial` (label, then rules of thumb), `canary_safety` (label),
+    `canary_rot` (rules of thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all
+    casual). `canary` is the mixture of the first and the last three. For pre-training there are
+    `social_chemistry`, `mic`, `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative`, and
+    `norm_bank`, the mixture of the last three.
+
+    An earlier registration is replaced. The name of a task that another module registered with
+    SeqIO is returned as it is. Data is not opened here: asking for a dataset raises the error of a
+    missing path.
 
     Args:
         name: the task or mixture wanted.
         soda_path, prosocial_path: see `cosmo.tasks.files.files_for_split`.
         vocabulary_path: a SentencePiece model with T5's special ids.
         separators: a `Separators`, or its two texts (between parts, between turns).
-        narrative_dropout, instruction_dropout: how often training leaves the part out, drawn
-            independently for each example and epoch (Kim et al. 2023, section 4). Splits other
-            than `train` always keep both. Canary's tasks have neither.
+        narrative_dropout, instruction_dropout: the probability that training leaves the part out,
+            drawn independently for each example and epoch (Kim et al. 2023, section 4). Splits
+            other than `train` always keep both. Canary's tasks have neither part.
         rates: rates of the tasks in the mixture that `name` is, or is in; the others keep those of
             `cosmo.tasks.families.MIXTURES`. A task of rate 0 is left out.
         source: `files`, or, for Cosmo's tasks, `tfds` for datasets that `tfds build` wrote to
             `tfds_data_dir`.
         token_metrics: whether to add perplexity and token accuracy, which need a model that
             returns token counts with its scores.
-        seed: of the names drawn for ProsocialDialog; data from TFDS has its names already.
+        seed: the seed of the names drawn for ProsocialDialog; TFDS data has its names already.
         shuffle_buffer_size: examples held to shuffle from.
         canary: where the other corpora of Canary's tasks are, and how labels are written.
 
@@ -109,8 +110,8 @@ def use(
 def check(splits: Sequence[str], name: str, **settings: Any) -> None:
     """Raise DataError for settings with which `use(name, **settings)`, or reading, would fail.
 
-    Loads no TensorFlow, so that a mistake is found before anything is compiled. `splits` are the
-    ones that will be read; the files of each must exist. Nothing is read but the vocabulary.
+    The files of each of `splits` must exist. Only the vocabulary is read, and TensorFlow is not
+    loaded: so a mistake is found before anything is compiled.
     """
     if name not in NAMES:
         raise _unknown(name, sorted(NAMES))

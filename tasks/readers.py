@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from cosmo.engine.base.errors import shown
 from cosmo.tasks.dialogues import Place, ProsocialDialogue, ProsocialTurn, SodaDialogue
 from cosmo.tasks.files import files_for_split
-from cosmo.tasks.raw import refuse_empty, rows
-from cosmo.tasks.recognize import PROSOCIAL, named
+from cosmo.tasks.recognize import PROSOCIAL, naming_other_corpus
+from cosmo.tasks.record_files import read_records, refuse_empty
 from cosmo.tasks.safety import LABELS
 
 _log = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
     files = files_for_split(path, split)
     count = 0
     for file in files:
-        with named(file, "SODA"):
-            for place, row in rows(file, _SODA_COLUMNS):
+        with naming_other_corpus(file, "SODA"):
+            for place, row in read_records(file, _SODA_COLUMNS):
                 yield soda_dialogue(row, place, f"soda-{split}-{count}")
                 count += 1
     refuse_empty(files, count)
@@ -199,8 +199,8 @@ def _prosocial_rows(
 ) -> Iterator[tuple[Position | None, list[ProsocialTurn]]]:
     """Yield each hub row with its position, and each whole dialogue with None."""
     for file in files:
-        with named(file, *PROSOCIAL):
-            for place, row in rows(file, _PROSOCIAL_COLUMNS):
+        with naming_other_corpus(file, *PROSOCIAL):
+            for place, row in read_records(file, _PROSOCIAL_COLUMNS):
                 if isinstance(row, list):
                     yield None, _direct_download_turns(row, place)
                 else:

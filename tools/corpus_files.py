@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import DataError, shown
-from cosmo.tasks import casual, raw
+from cosmo.tasks import casual
 from cosmo.tasks.dialogues import Place, ProsocialTurn
 from cosmo.tasks.readers import (
     Position,
@@ -21,6 +21,7 @@ from cosmo.tasks.readers import (
     row_position,
     soda_dialogue,
 )
+from cosmo.tasks.record_files import read_lines, read_records
 
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 
@@ -63,9 +64,9 @@ def records(file: Any) -> Iterator[Item | DataError]:
     """JSON lines, a JSON list or Parquet. What breaks a list or a Parquet file ends it."""
     try:
         if file.name.endswith(".parquet") or _is_list(file):
-            yield from raw.rows(file, COLUMNS)
+            yield from read_records(file, COLUMNS)
             return
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if not line.strip():
                 continue
             place = Place(str(file), number)
@@ -81,7 +82,7 @@ def records(file: Any) -> Iterator[Item | DataError]:
 def document(file: Any) -> Iterator[Item | DataError]:
     """The entries of a file that is one JSON object."""
     try:
-        value = json.loads("".join(line for _, line in raw.lines(file)))
+        value = json.loads("".join(line for _, line in read_lines(file)))
         for name, entry in value.items():
             yield Place(str(file), 1, f"entry {name}"), entry
     except DataError as error:
@@ -93,7 +94,7 @@ def document(file: Any) -> Iterator[Item | DataError]:
 def lines(file: Any) -> Iterator[Item | DataError]:
     """The lines of a text file that are not empty."""
     try:
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if line.strip():
                 yield Place(str(file), number), line.rstrip("\r\n")
     except DataError as error:
@@ -101,7 +102,7 @@ def lines(file: Any) -> Iterator[Item | DataError]:
 
 
 def _is_list(file: Any) -> bool:
-    first = next((line for _, line in raw.lines(file) if line.strip()), "")
+    first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
 
 

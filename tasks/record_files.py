@@ -1,6 +1,6 @@
-"""The records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
+"""Read the records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
 
-Each comes with its `Place`, so that whoever checks it can name file and line.
+Each comes with its `Place`, so that an error about it can name file and line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cosmo.engine.base import files
@@ -22,47 +22,67 @@ _SPACE = re.compile(r"\s*")
 _BATCH_ROWS = 1024  # Parquet rows held at a time
 
 
-def rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
-    """(place, value) of each record of `file`; a nested dialogue comes as a list."""
+def read_records(file: Any, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Any]]:
+    """Yield (place, value) for each record of a JSON or Parquet file.
+
+    Of Parquet only `columns` are read (None: all). A nested dialogue comes as a list. Raises
+    DataError.
+    """
     if file.name.endswith(".parquet"):
         return _parquet_rows(file, columns)
     return _json_rows(file)
 
 
-def table(file: Any, delimiter: str) -> Iterator[tuple[Place, dict[str, str]]]:
-    """(place, row as column -> text) of a table with a header line; quoted as the csv module reads.
+def read_table(
+    file: Any, delimiter: str, columns: Sequence[str] = ()
+) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Yield (place, {column: text}) for each row of a table with a header line.
 
-    Raises DataError for a row with another number of fields than the header.
+    Raises DataError for a row with another number of fields than the header, and for a table
+    that lacks one of `columns`.
     """
-    last = 0  # lines handed to the csv module so far
+    lines_taken = 0
 
     def texts() -> Iterator[str]:
-        nonlocal last
-        for number, line in lines(file):
-            last = number
+        nonlocal lines_taken
+        for number, line in read_lines(file):
+            lines_taken = number
             yield line
 
     reader = csv.reader(texts(), delimiter=delimiter)
     header: list[str] = []
-    first = 1  # the line that the next row begins on: a quoted field may hold line breaks
+    # The line that the next row begins on. csv's own line_num is where a row ends, and a quoted
+    # field may hold line breaks.
+    first = 1
     try:
         for fields in reader:
-            place, first = Place(str(file), first), last + 1
+            place, first = Place(str(file), first), lines_taken + 1
             if not header:
                 header = fields
-            elif fields:
-                if len(fields) != len(header):
-                    wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
-                    raise place.error(
-                        "a row of another length than the header", wrong, f"{len(header)} fields"
-                    )
-                yield place, dict(zip(header, fields, strict=True))
+                continue
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
+                raise place.error(
+                    "a row of another length than the header", wrong, f"{len(header)} fields"
+                )
+            row = dict(zip(header, fields, strict=True))
+            for name in columns:
+                if name not in row:
+                    raise missing_column(name, row, place)
+            yield place, row
     except csv.Error as error:
         raise Place(str(file), first).error("not a table", str(error), "rows of fields") from None
 
 
+def missing_column(name: str, row: Mapping[str, str], place: Place) -> DataError:
+    """Return the error for a row without the column `name`."""
+    return place.error(f"column '{name}' is missing", f"the columns {list(row)}", "it")
+
+
 def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
-    numbered = lines(file)
+    numbered = read_lines(file)
     for number, line in numbered:
         if not line.strip():
             continue
@@ -77,9 +97,10 @@ def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
 
 
 def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, Any]]:
-    """Elements of the JSON list that `text` is, decoded one at a time to know their lines."""
+    """Yield the elements of the JSON list that `text` is."""
+    # One element at a time, because json.loads of the whole would lose their lines.
     decoder = json.JSONDecoder()
-    line, counted = first_line, 0  # `line` holds text[counted]
+    line, counted = first_line, 0  # text[counted] is on `line`
 
     def skip_space(position: int) -> int:
         nonlocal line, counted
@@ -115,8 +136,11 @@ def _broken_json(file: Any, number: int, line: str, error: json.JSONDecodeError)
     return Place(str(file), number).error(problem, shown(line.strip()), "one JSON object a line")
 
 
-def lines(file: Any) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text with its newline) of each line of a text file, decompressed."""
+def read_lines(file: Any) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, text with its newline) of each line of a text file, decompressed.
+
+    Raises DataError for a damaged file, and for one that is not UTF-8.
+    """
     number = 0
     with files.opened(file) as stream:
         try:
@@ -143,7 +167,7 @@ def lines(file: Any) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
+def _parquet_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Place, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -159,10 +183,11 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
     number = 0
     with file.open("rb") as raw:
         try:
-            # A remote file is fetched whole: Parquet seeks, and its shards are small.
+            # A remote file is fetched whole, because Parquet seeks and its shards are small.
             source = raw if hasattr(raw, "fileno") else io.BytesIO(raw.read())
             parquet = pq.ParquetFile(source)
-            present = [name for name in columns if name in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            present = [name for name in names if columns is None or name in columns]
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=present):
                 for row in batch.to_pylist():
                     number += 1
@@ -179,7 +204,7 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
 
 
 def refuse_empty(files: Sequence[Any], count: int) -> None:
-    """Raises DataError if `files` held no record."""
+    """Raise DataError if `files` held no record."""
     if not count:
         raise DataError.at(
             files[0],
