@@ -12,7 +12,7 @@ import jax
 from canary import reading
 from canary.module import Canary, Chirp, Settings
 from canary.reading import Dialogue
-from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.infer import answer_files, bulk, infer
 from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger("canary")
@@ -23,7 +23,7 @@ TURNS = 8  # of a usual dialogue: with --per_turn so many fewer of them make a w
 
 @dataclasses.dataclass(frozen=True)
 class LabelJob:
-    """A `jobs.Job`: the label of each dialogue, or of each of its beginnings (`per_turn`)."""
+    """A `bulk.BulkRun`: the label of each dialogue, or of each of its beginnings (`per_turn`)."""
 
     canary: Settings
     rots: bool
@@ -37,7 +37,7 @@ class LabelJob:
         return self.canary.session
 
     def settings(self) -> dict[str, Any]:
-        """See `jobs.Job`."""
+        """See `bulk.BulkRun`."""
         return {
             "what": "labels",
             "style": self.canary.style,
@@ -48,8 +48,8 @@ class LabelJob:
             "seed": self.seed if self.rots else None,
         }
 
-    def answerer(self, session: infer.Session) -> jobs.Answerer:
-        """See `jobs.Job`; a line a dialogue."""
+    def answerer(self, session: infer.Session) -> bulk.Answerer:
+        """See `bulk.BulkRun`; a line a dialogue."""
         canary = self.canary.opened(session)
         warned = False
 
@@ -133,13 +133,13 @@ def run_label(args: argparse.Namespace) -> None:
     # What a user has mistyped is said before anything is loaded.
     window = args.window
     if window is None and args.per_turn:
-        window = infer.WINDOW_BATCHES * max(args.batch_size, 1) // TURNS
-    sharding = jobs.Sharding(args.num_shards, args.shards, window, args.overwrite)
-    layout = shards.output_layout(args.output, args.num_shards)
+        window = infer.SORTED_BATCHES * max(args.batch_size, 1) // TURNS
+    sharding = bulk.Sharding(args.num_shards, args.shards, window, args.overwrite)
+    layout = answer_files.output_files(args.output, args.num_shards)
     source = reading.source(args.input, whole=args.per_turn)
     found = settings(args)
     job = LabelJob(found, args.rots, args.per_turn, decoding(args, found), args.seed)
-    report = jobs.answer_source(job, source, layout, sharding)
+    report = bulk.answer_source(job, source, layout, sharding)
     if jax.process_index() == 0:
         if report.rejected:
             print(f"rejected records, with reasons: {layout.rejected}")

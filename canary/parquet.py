@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import lines, shards
+from cosmo.engine.infer import record_sources
 from cosmo.tasks.dialogues import Place
 
 COLUMNS = ("narrative", "dialogue", "speakers")
 BATCH = 1024  # rows held at a time
 
 
-def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
-    """The rows of a Parquet file of SODA, for `jobs.answer_source`; `read` makes an item of each.
+def source(path: str, read: Callable[[Any, Place, int], Any]) -> record_sources.Source:
+    """The rows of a Parquet file of SODA, for `bulk.answer_source`; `read` makes an item of each.
 
     Raises UserError for a file that is no Parquet, has no rows or is of another corpus.
     """
@@ -27,7 +27,7 @@ def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
             "`seqio`), or give JSON lines"
         ) from None
     try:
-        with lines.opened(path) as file:
+        with record_sources.open_input(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             found = pq.ParquetFile(file)
             names = set(found.schema_arrow.names)
@@ -56,10 +56,10 @@ def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
                 yield from batch.slice(max(0, start - number)).to_pylist()
             number += batch.num_rows
 
-    logged = lines.logging_rejects(path)
+    logged = record_sources.rejects_logger(path)
 
-    def items(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
-        with lines.opened(path) as file:
+    def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
+        with record_sources.open_input(path) as file:
             position, following = -1, iter(())
             for span in spans:
                 if span.start != position:
@@ -69,7 +69,7 @@ def source(path: str, read: Callable[[Any, Place, int], Any]) -> shards.Source:
                 found = [read(row, Place(path, number + 1), number) for number, row in numbered]
                 yield list(logged(found))
 
-    return shards.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
+    return record_sources.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
 
 
 def kept(row: Any) -> list[bytes]:

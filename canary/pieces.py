@@ -1,6 +1,6 @@
 """Files cut into dialogues, without reading them whole: elements of a JSON list, neighbouring rows.
 
-Each function is a `cosmo.engine.infer.lines.Cut`.
+Each function is a `cosmo.engine.infer.record_sources.Cut`.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer.lines import Piece, by_line
+from cosmo.engine.infer.record_sources import Piece, by_line
 from cosmo.tasks import readers
 
 CHUNK = 1 << 16  # bytes of a JSON list read at a time

@@ -1,6 +1,6 @@
 """Dialogues from the files that Canary labels: which corpus a file is of, and its records.
 
-A record that cannot be used is `shards.Rejected` with the reason; the others go on.
+A record that cannot be used is `record_sources.Rejected` with the reason; the others go on.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from canary import parquet, pieces
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import lines, shards
+from cosmo.engine.infer import record_sources
 from cosmo.tasks import casual, dialogues, readers, recognize
 from cosmo.tasks.dialogues import Place
 
@@ -29,7 +29,7 @@ class Dialogue:
     turns: tuple[str, ...]
 
 
-Items = list[Dialogue | shards.Rejected]
+Items = list[Dialogue | record_sources.Rejected]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Format:
     """
 
     name: str
-    cut: lines.Cut
-    read: Callable[[lines.Piece, int, str, bool], Items]
+    cut: record_sources.Cut
+    read: Callable[[record_sources.Piece, int, str, bool], Items]
 
 
-def source(path: str, *, whole: bool = False) -> shards.Source:
-    """The dialogues of a file, for `jobs.answer_source`.
+def source(path: str, *, whole: bool = False) -> record_sources.Source:
+    """The dialogues of a file, for `bulk.answer_source`.
 
     A file of ProsocialDialog gives a dialogue for each row: all that was said up to the row's
     `context`; with `whole` it gives all of it once. Raises UserError for a file that cannot be
@@ -55,7 +55,7 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
     if path.endswith(".parquet"):
         return parquet.source(path, _soda_row)
     found = recognise(path)
-    return lines.source(
+    return record_sources.file_source(
         path,
         lambda piece, number: found.read(piece, number, path, whole),
         expected=EXPECTED,
@@ -66,7 +66,7 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
 
 def recognise(path: str) -> Format:
     """The format of a file, by its first records. Raises UserError if it is none of FORMATS."""
-    with lines.opened(path) as file:
+    with record_sources.open_input(path) as file:
         blank = True
         for _ in range(SNIFFED):
             line = file.readline(LINE)
@@ -101,7 +101,7 @@ def _of_object(text: str) -> str | None:
 
 
 def _is_download(path: str) -> bool:
-    with lines.opened(path) as file:
+    with record_sources.open_input(path) as file:
         first = next(pieces.elements(file), None)
     try:
         dialogue = json.loads(b"".join(first.lines)) if first else None
@@ -131,7 +131,7 @@ def _object(data: bytes) -> Any:
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     """A `Format.read` for pieces of one record: `read` its text, or set it aside."""
 
-    def items(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+    def items(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
         (data,) = piece.lines
         if not data.strip():
             return []
@@ -144,16 +144,16 @@ def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     return items
 
 
-def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> shards.Rejected:
+def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_sources.Rejected:
     reason = str(error).removeprefix(f"{place.file}:{place.line}: ")
-    return shards.Rejected(place.line, reason, lines.text_of(kept))
+    return record_sources.Rejected(place.line, reason, record_sources.text_of(kept))
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, readers.soda_dialogue(_object(data), place, number).dialogue)
 
 
-def _soda_row(row: Any, place: Place, number: int) -> Dialogue | shards.Rejected:
+def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
     try:
         return Dialogue(str(number), readers.soda_dialogue(row, place, str(number)).dialogue)
     except ValueError as error:
@@ -192,7 +192,7 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
-def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
     """Hub rows of one dialogue: a row is usable if all rows before it are there."""
 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
@@ -213,7 +213,7 @@ def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items
     return _contexts(rows(), turn, whole)
 
 
-def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
     """A dialogue of the direct download, which has no name but its number."""
     place = Place(path, piece.line + 1)
     try:
@@ -258,9 +258,9 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
 FORMATS = {
     found.name: found
     for found in (
-        Format("soda", lines.by_line, _one(_soda)),
-        Format("turns", lines.by_line, _one(_turns)),
-        Format("dailydialog", lines.by_line, _one(_daily)),
+        Format("soda", record_sources.by_line, _one(_soda)),
+        Format("turns", record_sources.by_line, _one(_turns)),
+        Format("dailydialog", record_sources.by_line, _one(_daily)),
         Format("prosocial", pieces.dialogues, _prosocial),
         Format("prosocial_download", pieces.elements, _download),
     )

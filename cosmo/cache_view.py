@@ -1,7 +1,7 @@
 """What a cache holds, for people."""
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data.rows import Cache
+from cosmo.engine.data.cache_reading import Cache
 from cosmo.tasks import vocabularies
 
 

@@ -4,15 +4,14 @@ import argparse
 import dataclasses
 import logging
 import os
-import sys
 
 import jax
 
 from cosmo import cache_view, chat, records
 from cosmo.engine.base import config, saved_settings
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import cache, rows
-from cosmo.engine.infer import jobs, shards
+from cosmo.engine.data import cache_reading, cache_writing
+from cosmo.engine.infer import answer_files, bulk
 from cosmo.engine.train import early_stopping, evaluate, train
 from cosmo.tasks import formatting, mixtures
 
@@ -35,7 +34,7 @@ def _check_cache() -> None:
     path = config.query("CACHE_PATH")
     if path is None:
         return
-    recipe = rows.Cache(path).manifest["settings"]["recipe"]
+    recipe = cache_reading.Cache(path).manifest["settings"]["recipe"]
     theirs = saved_settings.macros_in("\n".join(recipe))
     for name in CACHED:
         if name in theirs and theirs[name] != config.query(name):
@@ -79,16 +78,13 @@ def run_cache(args: argparse.Namespace) -> None:
     if args.distributed:
         raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
     _check_tasks(args.split)
-    wanted = config.call(cache.CacheConfig)
+    wanted = config.call(cache_writing.CacheConfig)
     wanted = dataclasses.replace(
         wanted,
         dataset=dataclasses.replace(wanted.dataset, split=args.split),
         apart=dataclasses.astuple(config.call(formatting.Separators)),
     )
-    if args.worker:
-        cache.work(wanted, args.output, args.worker)
-        return
-    made = cache.write_cache(
+    made = cache_writing.write_cache(
         wanted,
         args.output,
         epochs=args.epochs,
@@ -97,7 +93,6 @@ def run_cache(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         allow_unknown=args.allow_unknown,
         recipe=config.operative_config(),
-        worker=[sys.executable, "-m", "cosmo", *args.command_line],
     )
     print(cache_view.report(made))
 
@@ -110,16 +105,16 @@ def run_eval(args: argparse.Namespace) -> None:
 
 def run_infer(args: argparse.Namespace) -> None:
     """Run `infer`: answer the records of --input, or a SeqIO mixture."""
-    sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
+    sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         given = {"output": args.output} if args.output else {}
         _check_tasks(config.query("INFER_SPLIT"))
-        reports = config.call(jobs.infer_mixture, sharding=sharding, **given)
+        reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
     else:
         if not args.output:
             raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
-        layout = shards.output_layout(args.output, args.num_shards)
-        asked = config.call(jobs.InferConfig)
+        layout = answer_files.output_files(args.output, args.num_shards)
+        asked = config.call(bulk.InferConfig)
         source = records.source(
             args.input,
             asked.session.vocabulary,
@@ -127,7 +122,7 @@ def run_infer(args: argparse.Namespace) -> None:
             config.call(formatting.Separators),
             asked.mode,
         )
-        reports = {args.output: jobs.answer_source(asked, source, layout, sharding)}
+        reports = {args.output: bulk.answer_source(asked, source, layout, sharding)}
         if reports[args.output].rejected and jax.process_index() == 0:
             print(f"rejected records, with reasons: {layout.rejected}")
     for where, report in reports.items():

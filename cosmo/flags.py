@@ -140,7 +140,6 @@ def cache_arguments(p: argparse.ArgumentParser) -> None:
     look.add_argument(
         "--vocabulary", metavar="FILE", help="if it is no longer where it was (--show)"
     )
-    p.add_argument("--worker", type=int, help=argparse.SUPPRESS)
 
 
 def import_arguments(p: argparse.ArgumentParser) -> None:

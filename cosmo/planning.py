@@ -43,7 +43,7 @@ def run_plan(args: argparse.Namespace) -> int:
     from cosmo.engine.base import config
     from cosmo.engine.scale import plan
 
-    job = config.call(plan.Job)
+    job = config.call(plan.PlannedRun)
     given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
     if given and not args.sweep:
         raise UserError(f"--{given[0]} is for --sweep; one setting is given with --gin.NAME=VALUE")
@@ -51,7 +51,7 @@ def run_plan(args: argparse.Namespace) -> int:
         raise UserError("--hlo writes one program: leave out --sweep, or --hlo")
     if args.sweep:
         return _run_sweep(args, job)
-    made = plan.make(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
+    made = plan.plan_step(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
     found = None if made.fits or args.json else plan.remedy(job, made, args.start_step)
     if args.json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
@@ -66,7 +66,7 @@ def _run_sweep(args: argparse.Namespace, job: Any) -> int:
     from cosmo.engine.scale import plan, sizing
 
     choices = [
-        sizing.Choice(*one)
+        sizing.DeviceSettings(*one)
         for one in itertools.product(
             _list(args.partitions or "1,2,4,8", int, "--partitions"),
             _list(args.remat_policies or "minimal,full", str, "--remat_policies"),

@@ -1,10 +1,10 @@
-"""The verbs of `python -m data_pipeline`; each module of `commands` has the flags of one."""
+"""The verbs of `python -m data_pipeline`; each module of `co3.commands` has the flags of one."""
 
 from cosmo.engine.base.command_line import Program, Verb
 
 
 def _verb(name: str, text: str, **further) -> Verb:
-    module = f"data_pipeline.commands.{name}"
+    module = f"data_pipeline.co3.commands.{name}"
     # Imported for the verb that is asked for: CO3's modules take a second to load.
     return Verb(
         help=text, run=f"{module}:run_{name}", add_arguments=f"{module}:add_arguments", **further

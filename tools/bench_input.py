@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from cosmo.engine.data import cache, datasets, reader
+from cosmo.engine.data import cache_writing, datasets, reader
 from cosmo.tasks import mixtures, vocabularies
 
 COPIES = 8  # of the sample corpus
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
 
         live = datasets.DatasetConfig(register, LENGTHS, batch_size=ROWS)
         began = time.monotonic()
-        settings = cache.CacheConfig(live, vocabularies.load(VOCABULARY))
-        made = cache.write_cache(settings, str(folder / "rows"))
+        settings = cache_writing.CacheConfig(live, vocabularies.load(VOCABULARY))
+        made = cache_writing.write_cache(settings, str(folder / "rows"))
         total, seconds = made.manifest["totals"]["examples"], time.monotonic() - began
         print(f"writing the cache: {total / seconds:.0f} examples/s, one process", file=sys.stderr)
         sides = {"live SeqIO": live}

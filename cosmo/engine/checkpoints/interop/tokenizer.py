@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
+"""Write a SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
 
 import base64
 import json
