@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import shown
-from cosmo.tasks.dialogues import Place
+from cosmo.tasks.dialogues import Place, utterances
 from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.recognize import naming_other_corpus
@@ -65,7 +65,7 @@ def read_dailydialog(
     # else learn that they mean casual.
     clean = detokenize if detokenized else str
     files = dailydialog_files(path, split)
-    yield from _dialogues("dailydialog", split, files, "DailyDialog", _dailydialog, clean)
+    yield from _dialogues("dailydialog", path, split, files, "DailyDialog", _dailydialog, clean)
 
 
 def read_empathetic(path: Any, split: str = "train") -> Iterator[CasualDialogue]:
@@ -78,7 +78,7 @@ def read_empathetic(path: Any, split: str = "train") -> Iterator[CasualDialogue]
     the first bad row.
     """
     files = files_for_split(path, split, TABLES)
-    yield from _dialogues("empathetic", split, files, "EmpatheticDialogues", _empathetic)
+    yield from _dialogues("empathetic", path, split, files, "EmpatheticDialogues", _empathetic)
 
 
 def read_blended(path: Any, split: str = "train") -> Iterator[CasualDialogue]:
@@ -89,7 +89,7 @@ def read_blended(path: Any, split: str = "train") -> Iterator[CasualDialogue]:
     record.
     """
     files = files_for_split(path, split)
-    yield from _dialogues("blended", split, files, "BlendedSkillTalk", _blended)
+    yield from _dialogues("blended", path, split, files, "BlendedSkillTalk", _blended)
 
 
 def dailydialog_files(path: Any, split: str) -> list[Any]:
@@ -121,10 +121,11 @@ def detokenize(text: str) -> str:
 
 def _dialogues(
     name: str,
+    path: Any,
     split: str,
     files: Sequence[Any],
     corpus: str,
-    read_turns: Callable[[Any], Iterator[list[str] | None]],
+    read_turns: Callable[[Any], Iterator[tuple[str, ...] | None]],
     clean: Callable[[str], str] = str,
 ) -> Iterator[CasualDialogue]:
     """Yield the dialogues of `files` with ids. `read_turns` yields None for an unusable one."""
@@ -145,29 +146,29 @@ def _dialogues(
                 file,
                 unusable,
             )
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
-def _dailydialog(file: Any) -> Iterator[list[str] | None]:
+def _dailydialog(file: Any) -> Iterator[tuple[str, ...] | None]:
     for number, line in read_lines(file):
         if line.strip():
             yield dailydialog_turns(line, Place(str(file), number))
 
 
-def dailydialog_turns(line: str, place: Place) -> list[str]:
+def dailydialog_turns(line: str, place: Place) -> tuple[str, ...]:
     """Return the utterances of a line of DailyDialog, as tokenized; raise DataError."""
     *turns, rest = line.split(END)
     if not turns or rest.strip():
         raise place.error(
             "not a line of DailyDialog", shown(line.strip()), f"utterances each ended by {END}"
         )
-    return _utterances(turns, place)
+    return utterances(turns, place)
 
 
-def _empathetic(file: Any) -> Iterator[list[str] | None]:
+def _empathetic(file: Any) -> Iterator[tuple[str, ...] | None]:
     for _, rows in itertools.groupby(_empathetic_rows(file), key=lambda row: row[0]):
         _, numbers, turns = zip(*rows, strict=True)
-        yield list(turns) if numbers == tuple(range(1, len(turns) + 1)) else None
+        yield turns if numbers == tuple(range(1, len(turns) + 1)) else None
 
 
 def _empathetic_rows(file: Any) -> Iterator[tuple[str, int, str]]:
@@ -203,12 +204,12 @@ def empathetic_utterance(line: str, place: Place) -> tuple[str, int, str]:
     return fields[0], int(fields[1]), text
 
 
-def _blended(file: Any) -> Iterator[list[str] | None]:
+def _blended(file: Any) -> Iterator[tuple[str, ...] | None]:
     for place, row in read_records(file):
         yield blended_turns(row, place)
 
 
-def blended_turns(row: Any, place: Place) -> list[str]:
+def blended_turns(row: Any, place: Place) -> tuple[str, ...]:
     """Return the utterances of a dialogue of BlendedSkillTalk, its openers first.
 
     Raises DataError.
@@ -226,12 +227,4 @@ def blended_turns(row: Any, place: Place) -> list[str]:
         raise place.error(
             "field 'dialog' has a wrong shape", shown(turns), "a list of [0 or 1, text]"
         )
-    return _utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)
-
-
-def _utterances(texts: Sequence[Any], place: Place) -> list[str]:
-    """Return the utterances, stripped; raise DataError for one that is empty or no text."""
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise place.error(f"utterance {number} is empty or no text", shown(text), "a text")
-    return [text.strip() for text in texts]
+    return utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,16 @@ class ProsocialDialogue:
 
     id: str
     turns: tuple[ProsocialTurn, ...]
+
+
+def utterances(values: Any, place: Place) -> tuple[str, ...]:
+    """Return utterances, stripped; raise DataError if there is none, or one is empty or no text."""
+    # A string in place of the list would pass letter by letter.
+    if not isinstance(values, list | tuple):
+        raise place.error("the utterances are no list", shown(values), "a list of texts")
+    if not values:
+        raise place.error("a dialogue is empty", "no utterance", "at least one")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str) or not value.strip():
+            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
+    return tuple(value.strip() for value in values)

@@ -53,6 +53,7 @@ MIXTURES: dict[str, dict[str, float]] = {
         "norm_bank_relative": 28_296.0,
     },
 }
+# Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
 _TEXT = (metrics.f1, metrics.bleu4)
 _LABEL = (metrics.label_accuracy,)

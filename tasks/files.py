@@ -26,6 +26,7 @@ _PATH_SETTINGS = ("SODA_PATH", "PROSOCIAL_PATH")
 MAX_NAMES_SHOWN = 20  # file names that an error lists
 
 _log = logging.getLogger(__name__)
+# (path, split) that had their warning, because each epoch asks for the files again.
 _warned: set[tuple[str, str]] = set()
 
 
@@ -175,6 +176,7 @@ def _named(found: list[Any], names: tuple[str, ...]) -> list[Any]:
 
 
 def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
+    # Sorted, because the ids of examples count records in the order of files' names.
     found = (child for child in folder.iterdir() if _data_name(endings).match(child.name))
     return sorted((f for f in found if not f.name.startswith(".")), key=lambda f: f.name)
 
@@ -212,6 +214,7 @@ def _glob(pattern: str) -> list[Any]:
     """Return the files (not folders) that match `pattern`, sorted."""
     fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     base = fixed[: fixed.rfind("/") + 1]
+    # The repository's folder too where the working directory has one of the same name.
     for place in (files.resolve(base or "."), _REPOSITORY / base):
         if place.exists():
             found = [file for file in place.glob(pattern[len(base) :]) if file.is_file()]

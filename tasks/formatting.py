@@ -94,6 +94,7 @@ def first_turn_kept(lengths: Sequence[int], budget: int) -> int:
     `lengths[i]` counts the tokens of turn i and of the separator before it. `budget` has room for
     the separator before the first turn too, which is not written. The latest turn always stays.
     """
+    # From the newest backwards, so that a long history costs no more than what fits.
     first = max(len(lengths) - 1, 0)
     total = sum(lengths[first:])
     while first > 0 and total + lengths[first - 1] <= budget:
@@ -108,6 +109,7 @@ def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:
     The instruction names the target's speaker and the latest earlier speaker who is somebody else.
     A monologue has no listener, so its instruction is empty.
     """
+    # From 1, because the first utterance answers nothing.
     for index in range(1, len(dialogue.dialogue)):
         speaker = dialogue.speakers[index]
         listener = _listener(dialogue.speakers, index)
@@ -122,6 +124,8 @@ def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:
 
 def _listener(speakers: Sequence[str], index: int) -> str:
     """Return the last other speaker before `index`, else the first after; "" if there is none."""
+    # The last one before, because an utterance mostly answers the one before it. With two speakers
+    # this is always the other one.
     for other in (*reversed(speakers[:index]), *speakers[index + 1 :]):
         if other != speakers[index]:
             return other

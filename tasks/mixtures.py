@@ -86,6 +86,7 @@ def use(
     corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary)
     for_canary = name in families.CANARY_NAMES
 
+    # Imported here, because it loads TensorFlow, which chat and export never need.
     from cosmo.tasks import seqio_tasks
 
     seqio_tasks.register(
@@ -115,12 +116,11 @@ def check(splits: Sequence[str], name: str, **settings: Any) -> None:
     """
     if name not in NAMES:
         raise _unknown(name, sorted(NAMES))
+    # The signature of `use`, so that an unknown or missing setting fails here as there.
     bound = inspect.signature(use).bind(name, **settings)
     bound.apply_defaults()
     given = bound.arguments
-    corpora, mixtures = _checked(
-        name, **{key: given[key] for key in inspect.signature(_checked).parameters if key != "name"}
-    )
+    corpora, mixtures = _checked(**given)
     if given["source"] == "tfds":
         return
     rates = mixtures.get(name, {name: 1.0})
@@ -159,8 +159,12 @@ def _checked(
     tfds_data_dir: Any,
     seed: int,
     canary: CanaryData,
+    **others: Any,
 ) -> tuple[dict[str, Corpus], dict[str, dict[str, float]]]:
-    """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting."""
+    """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting.
+
+    `others` are the settings of `use` that any value serves.
+    """
     for key, value in (
         ("narrative_dropout", narrative_dropout),
         ("instruction_dropout", instruction_dropout),
@@ -178,6 +182,7 @@ def _checked(
             "source='tfds' needs the folder of the datasets", setting="mixtures.use.tfds_data_dir"
         )
     for_canary = name in families.CANARY_NAMES
+    # TFDS builders exist for Cosmo's corpora alone.
     if source == "tfds" and for_canary:
         raise DataError(
             f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files'",

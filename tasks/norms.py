@@ -29,7 +29,7 @@ from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import TABLES, all_files, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.recognize import naming_other_corpus
-from cosmo.tasks.record_files import missing_column, read_table
+from cosmo.tasks.record_files import missing_column, read_table, refuse_empty
 
 # The Norm Bank's tasks, and the names that their folders and files go by.
 NORM_BANK = {
@@ -63,7 +63,7 @@ def social_chemistry_examples(path: Any, split: str = "train") -> Iterator[Examp
                 turns = (_text(row, "situation", place),)
                 seen.add(row["rot-id"])
                 yield Example(id, "", "", turns, _text(row, "rot", place))
-    _refuse_none(path, split, len(seen))
+    refuse_empty(path, split, len(seen))
 
 
 def mic_examples(path: Any, split: str = "train") -> Iterator[Example]:
@@ -82,7 +82,7 @@ def mic_examples(path: Any, split: str = "train") -> Iterator[Example]:
                 turns = (_text(row, "Q", place), _text(row, "A", place))
                 yield Example(f"mic-{split}-{count}", "", "", turns, _text(row, "rot", place))
                 count += 1
-    _refuse_none(path, split, count)
+    refuse_empty(path, split, count)
 
 
 def norm_bank_examples(path: Any, task: str, split: str = "train") -> Iterator[Example]:
@@ -98,7 +98,7 @@ def norm_bank_examples(path: Any, task: str, split: str = "train") -> Iterator[E
                 inputs, target = _judgement(row, task, place)
                 yield Example(f"norm_bank-{task}-{split}-{count}", "", "", (inputs,), target)
                 count += 1
-    _refuse_none(path, split, count)
+    refuse_empty(path, split, count)
 
 
 def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
@@ -161,15 +161,3 @@ def _one_of(row: Mapping[str, str], name: str, values: tuple[str, ...], place: P
     if value not in values:
         raise place.error(f"column '{name}' has an unknown value", shown(value), f"one of {values}")
     return value
-
-
-def _refuse_none(path: Any, split: str, count: int) -> None:
-    if not count:
-        raise DataError.at(
-            path,
-            None,
-            f"no record of split {split!r}",
-            got="0 records",
-            expected=f"records whose split is one of {list(split_names(split))}",
-            remedy="Correct the path, or download the file again.",
-        )

@@ -52,12 +52,14 @@ def draw_names(dialogue_id: str, seed: int = 0) -> tuple[str, str]:
     # hashlib, because Python's own hash of a string differs from run to run.
     digest = hashlib.sha256(f"{seed}:{dialogue_id}".encode()).digest()
     guide = int.from_bytes(digest[:8], "big") % len(names)
+    # A step of 1 to n - 1 names further, so that the two names differ.
     step = 1 + int.from_bytes(digest[8:16], "big") % (len(names) - 1)
     return names[guide], names[(guide + step) % len(names)]
 
 
 def situation(name: str, rots: Sequence[str]) -> str:
     """Return the narrative for a response of speaker `name` that was written from `rots`."""
+    # Each clause once, in order: a sentence must not repeat itself.
     clauses = list(dict.fromkeys(clause for rot in rots if (clause := _clause(rot))))
     if not clauses:
         return f"{name} is having a conversation with a friend."
@@ -71,6 +73,7 @@ def prosocial_examples(dialogue: ProsocialDialogue, seed: int = 0) -> Iterator[E
     turns: tuple[str, ...] = ()
     for index, turn in enumerate(dialogue.turns):
         turns += (turn.context,)
+        # The other speaker's utterances are no targets, because they are the problematic part.
         yield Example(
             id=f"{dialogue.id}-{index}",
             narrative=situation(guide, turn.rots),

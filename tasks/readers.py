@@ -67,7 +67,7 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
             for place, row in read_records(file, _SODA_COLUMNS):
                 yield soda_dialogue(row, place, f"soda-{split}-{count}")
                 count += 1
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
 def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogue]:
@@ -96,7 +96,7 @@ def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogu
             file,
             number,
         )
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
 def group_by_dialogue(

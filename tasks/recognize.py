@@ -60,6 +60,7 @@ def looks_like(file: Any) -> str | None:
     except Exception:  # the caller has an error to report already
         return None
     start = text.lstrip()
+    # No JSON parser, because the head may end inside the first record.
     if start.startswith(("{", "[")):
         return _of_fields(set(re.findall(r'"([\w.-]+)"\s*:', text)))
     first_line = start.partition("\n")[0]

@@ -15,11 +15,12 @@ from typing import Any
 from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import Place
+from cosmo.tasks.files import split_names
 
 DOWNLOAD_AGAIN = "Download or write the file again."
 
 _SPACE = re.compile(r"\s*")
-_BATCH_ROWS = 1024  # Parquet rows held at a time
+_BATCH_ROWS = 1024  # Parquet rows held at a time, because a row group may be a whole shard
 
 
 def read_records(file: Any, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Any]]:
@@ -86,13 +87,18 @@ def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
     for number, line in numbered:
         if not line.strip():
             continue
+        # The content decides, because .json files hold lists (ProsocialDialog's direct download) and
+        # lines (its hub files).
         if line.lstrip().startswith("["):
             yield from _json_list(file, number, line + "".join(text for _, text in numbered))
             return
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise _broken_json(file, number, line, error) from None
+            problem = f"broken JSON ({error.msg} at column {error.colno})"
+            raise Place(str(file), number).error(
+                problem, shown(line.strip()), "one JSON object a line"
+            ) from None
         yield Place(str(file), number), row
 
 
@@ -129,11 +135,6 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
         position = skip_space(end)
     if text[skip_space(position + 1) :]:
         raise wrong("text after the JSON list", counted, "the end of file")
-
-
-def _broken_json(file: Any, number: int, line: str, error: json.JSONDecodeError) -> DataError:
-    problem = f"broken JSON ({error.msg} at column {error.colno})"
-    return Place(str(file), number).error(problem, shown(line.strip()), "one JSON object a line")
 
 
 def read_lines(file: Any) -> Iterator[tuple[int, str]]:
@@ -203,14 +204,14 @@ def _parquet_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Pl
             ) from None
 
 
-def refuse_empty(files: Sequence[Any], count: int) -> None:
-    """Raise DataError if `files` held no record."""
+def refuse_empty(path: Any, split: str, count: int) -> None:
+    """Raise DataError if `path` held no record of `split`."""
     if not count:
         raise DataError.at(
-            files[0],
+            path,
             None,
-            "the data holds no dialogue",
-            got=f"{len(files)} files without a record",
-            expected="at least one record",
-            remedy=DOWNLOAD_AGAIN,
+            f"the data holds no record of split {split!r}",
+            got="0 records",
+            expected=f"at least one of the split {' or '.join(split_names(split))}",
+            remedy="Correct the path, or download the file again.",
         )

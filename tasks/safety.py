@@ -49,6 +49,7 @@ def aggregate(votes: Sequence[str]) -> str:
     `__possibly_needs_caution__`, two `__probably_needs_caution__`, three `__needs_caution__`.
     Raises DataError for votes that are not three, or not of VOTES.
     """
+    # One string is one vote, and not its letters.
     votes = tuple(votes) if isinstance(votes, list | tuple) else (votes,)
     unknown = [vote for vote in votes if vote not in VOTES]
     if unknown or len(votes) != 3:
@@ -168,6 +169,8 @@ def canary_examples(
         turns += (turn.context,)
         check_votes(turn)
         response = _response(turn, kind, style, strict)
+        # Cosmo's form with an empty narrative and instruction, so that dropping turns, joining and
+        # packing are one code for both.
         if response:
             yield Example(f"{dialogue.id}-{index}", "", "", turns, response)
         turns += (turn.response,)

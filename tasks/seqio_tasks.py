@@ -262,6 +262,7 @@ def _file_dataset(
 
     def with_turns(example):
         turns = tf.raw_ops.StringSplitV2(input=[example["turns"]], sep=_UNIT).values
+        # As a feature, because SeqIO does not give preprocessors the split.
         return {**example, "turns": turns, "is_training": tf.constant(int(split == "train"))}
 
     return dataset.map(with_turns, num_parallel_calls=tf.data.AUTOTUNE)

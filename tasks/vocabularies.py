@@ -14,6 +14,7 @@ from cosmo.tasks.files import resolve
 # T5's vocabulary at its public home: 32,100 pieces.
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 
+# Others are refused, because decoding and every T5 checkpoint rely on these.
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks import casual
-from cosmo.tasks.dialogues import Place, ProsocialTurn
+from cosmo.tasks.dialogues import Place, ProsocialTurn, utterances
 from cosmo.tasks.readers import (
     Position,
     direct_download_turn,
@@ -118,27 +118,12 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             continue
         place, value = item
         try:
-            yield Read(texts(parse(value, place), place))
+            yield Read(utterances(parse(value, place), place))
         except DataError as error:
             yield error
         except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             problem = f"not as its corpus is published ({type(error).__name__} {error})"
             yield place.error(problem, shown(value), "the fields of the format")
-
-
-def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
-    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text.
-
-    A string in place of the list is an error too: its letters are no utterances.
-    """
-    if not isinstance(values, list | tuple):
-        raise place.error("the utterances are no list", shown(values), "a list of texts")
-    if not values:
-        raise place.error("a dialogue is empty", "no utterance", "at least one")
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, str) or not value.strip():
-            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
-    return tuple(value.strip() for value in values)
 
 
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:

@@ -118,7 +118,7 @@ def test_damaged_files(tmp_path):
         ("a.jsonl.gz", whole[: len(whole) // 2], "cut short"),
         ("b.jsonl", b'{"a": "\xff\xfe"}', "not a text file"),
         ("c.parquet", b"PAR1 nothing", "Parquet file is damaged"),
-        ("d.jsonl", b"", "holds no dialogue"),
+        ("d.jsonl", b"", "holds no record"),
     ):
         if name.endswith("parquet"):
             pytest.importorskip("pyarrow")
