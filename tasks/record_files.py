@@ -87,8 +87,8 @@ def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
     for number, line in numbered:
         if not line.strip():
             continue
-        # The content decides, because .json files hold lists (ProsocialDialog's direct download) and
-        # lines (its hub files).
+        # The content decides, because a .json file may hold a list (ProsocialDialog's direct
+        # download) or lines (its hub files).
         if line.lstrip().startswith("["):
             yield from _json_list(file, number, line + "".join(text for _, text in numbered))
             return
