@@ -1,7 +1,6 @@
 """Find the data files of a corpus: paths, splits and formats, local or remote.
 
-A path of a corpus may be one file, a folder, a glob, a template with `{split}`, or a mapping
-from split to any of these. Remote paths (`gs://...`) go through etils.epath.
+`files_for_split` lists the forms of a path. Remote paths (`gs://...`) go through etils.epath.
 """
 
 from __future__ import annotations
@@ -49,12 +48,9 @@ def resolve(path: Any) -> Any:
 def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -> list[Any]:
     """Return the data files of `split` under `path`, sorted by name; in folders those of `endings`.
 
-    `path` is one of
-      - a mapping split -> path;
-      - a template with `{split}`;
-      - a glob;
-      - one file, which then serves every split (a warning names it);
-      - a folder of `SPLIT*.jsonl|json|parquet`, compressed or not, or of folders named by split.
+    `path` is a mapping split -> path, a template with `{split}`, a glob, a folder or one file. A
+    folder has `SPLIT*.jsonl|json|parquet`, compressed or not, or folders named by split. One file
+    serves every split, and a warning names it.
 
     `valid`, `val` and `dev` are other names for `validation`. Raises DataError if there is no file.
     """

@@ -11,10 +11,11 @@ The Norm Bank has two forms. The released tables have `input_sequence`, `class_l
 task they have `action_1`, `action_2` and `targets` (1 or 2, the better one). The tables that
 Delphi was trained on have `inputs` and `targets`.
 
-Sources: the Norm Bank's datasheet (columns, splits as file prefixes; the relative task is given
-out on request only) and Delphi's published code (names of the tasks; `[moral_single]: ` and
-`[moral_pair]: ` before an input; `[class]1[/class] [text]It's good[/text]` as the target). None
-of the corpora was at hand: the readers were tested on files written after these descriptions.
+The Norm Bank's datasheet is the source of the columns, and of splits as file prefixes. The relative
+task is given out on request only. Delphi's published code is the source of the tasks' names, of
+`[moral_single]: ` and `[moral_pair]: ` before an input, and of
+`[class]1[/class] [text]It's good[/text]` as the target. None of the corpora was at hand: the
+readers were tested on files written after these descriptions.
 """
 
 from __future__ import annotations

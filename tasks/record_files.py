@@ -26,7 +26,7 @@ _BATCH_ROWS = 1024  # Parquet rows held at a time, because a row group may be a 
 def read_records(file: Any, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Any]]:
     """Yield (place, value) for each record of a JSON or Parquet file.
 
-    Of Parquet only `columns` are read (None: all). A nested dialogue comes as a list. Raises
+    `columns` are those to read of Parquet (None: all). A nested dialogue comes as a list. Raises
     DataError.
     """
     if file.name.endswith(".parquet"):

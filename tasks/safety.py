@@ -1,7 +1,7 @@
 """Make Canary's texts: safety labels from votes, targets and contexts. Pure Python.
 
-Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1: Canary reads the dialogue so far and
-writes the label of its latest utterance, then the rules of thumb (RoTs) that apply:
+Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1. Canary reads the dialogue so far. It
+writes the label of the latest utterance, then the rules of thumb (RoTs) that apply:
 `__needs_caution__ It is wrong to call 911 just for fun.`
 """
 
@@ -155,7 +155,7 @@ def canary_examples(
     """Yield an example per exchange: all utterances so far, its own context last, and a target.
 
     The target of `kind` "prosocial" is the label, then the RoTs; of "safety" the label alone; of
-    "rot" the RoTs alone, and an exchange without them gives no example. Ids are the dialogue's and
+    "rot" the RoTs alone. Without RoTs, an exchange gives no example of "rot". Ids are the dialogue's and
     the exchange's number.
 
     Raises DataError that names file, line and field if an exchange's votes are not three or

@@ -124,9 +124,11 @@ def tokenize_parts(
     """Add the ids of every part, each with its separator.
 
     Takes the features of `Example` (strings; `turns` [N]) and `is_training` (int32). Adds int32
-    `narrative_tokens` and `instruction_tokens` (the separator after them, nothing when empty),
-    `turn_tokens` (all turns one after the other, the separator before each), `turn_lengths` [N]
-    and `targets`, the ids of the response. All are vectors, so SeqIO can cache them.
+    vectors, which SeqIO can cache:
+      `narrative_tokens`, `instruction_tokens`: the separator after them, nothing when empty;
+      `turn_tokens`: all turns one after the other, the separator before each;
+      `turn_lengths` [N]: the tokens of each turn with its separator;
+      `targets`: the ids of the response.
     """
     vocabulary = output_features["inputs"].vocabulary
 

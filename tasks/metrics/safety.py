@@ -2,7 +2,7 @@
 
 Labels are those of `cosmo.tasks.safety`, five (LABELS) or three (CLASSES), in order of severity.
 
-Of the metrics of texts, `targets` are as `safety.target` writes them, in either label style. A
+`targets` of the metrics of texts are as `safety.target` writes them, in either label style. A
 prediction that starts with no label has none: its label counts as wrong, and all of it is RoT text.
 """
 
@@ -72,8 +72,8 @@ def calibration(
 ) -> dict[str, Any]:
     """Return the expected calibration error, and the reliability diagram that it sums up.
 
-    Guo et al. 2017, equation 3: examples are put into M = `bins` intervals of equal width,
-    ((m - 1) / M, m / M], by the probability of the label that was chosen. The error is the mean
+    Guo et al. 2017, equation 3. The chosen label's probability puts an example into one of
+    M = `bins` intervals ((m - 1) / M, m / M]. The error is the mean
     over examples of |accuracy - mean confidence| of their interval, 0 to 1. 15 is the paper's M.
 
     The result is {"error": float, "bins": one {"from", "to", "examples", "accuracy", "confidence"}
