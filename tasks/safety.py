@@ -155,8 +155,8 @@ def canary_examples(
     """Yield an example per exchange: all utterances so far, its own context last, and a target.
 
     The target of `kind` "prosocial" is the label, then the RoTs; of "safety" the label alone; of
-    "rot" the RoTs alone. Without RoTs, an exchange gives no example of "rot". Ids are the dialogue's and
-    the exchange's number.
+    "rot" the RoTs alone. Without RoTs, an exchange gives no example of "rot". Ids are the
+    dialogue's and the exchange's number.
 
     Raises DataError that names file, line and field if an exchange's votes are not three or
     contradict its label. For "prosocial", a label that lacks its RoTs raises DataError too, or with
