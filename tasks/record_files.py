@@ -42,26 +42,14 @@ def read_table(
     Raises DataError for a row with another number of fields than the header, and for a table
     that lacks one of `columns`.
     """
-    lines_taken = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal lines_taken
-        for number, line in read_lines(file):
-            lines_taken = number
-            yield line
-
-    reader = csv.reader(texts(), delimiter=delimiter)
+    reader = csv.reader((line for _, line in read_lines(file)), delimiter=delimiter)
     header: list[str] = []
-    # The line that the next row begins on. csv's own line_num is where a row ends, and a quoted
-    # field may hold line breaks.
-    first = 1
+    first = 1  # the line that the next row begins on: line_num is where the last one ended
     try:
         for fields in reader:
-            place, first = Place(str(file), first), lines_taken + 1
-            if not header:
-                header = fields
-                continue
-            if not fields:
+            place, first = Place(str(file), first), reader.line_num + 1
+            if not header or not fields:
+                header = header or fields
                 continue
             if len(fields) != len(header):
                 wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
