@@ -5,10 +5,12 @@ Training refuses a corpus with a bad record; statistics say what is wrong with i
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks import casual
@@ -23,6 +25,7 @@ from cosmo.tasks.readers import (
 )
 from cosmo.tasks.record_files import read_lines, read_records
 
+T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 
 # Parquet columns that are counted.
@@ -130,27 +133,15 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
     errors: list[DataError] = []
 
-    def rows() -> Iterator[tuple[Position | None, Any, bool]]:
-        for item in items:
-            if isinstance(item, DataError):
-                errors.append(item)
-                continue
-            place, value = item
-            if isinstance(value, list):
-                yield None, list(_nested(value, place)), True
-                continue
-            try:
-                here = row_position(value, place)
-                row = Labelled(
-                    here.response_id + 1, prosocial_turn(value, place), value.get("source")
-                )
-            except DataError as error:
-                errors.append(error)
-                continue
-            # Without the field nothing is known of the end, so it does not count as lacking.
-            yield here, row, here.episode_done or "episode_done" not in value
+    def parse(value: Any, place: Place) -> tuple[Position | None, Any, bool]:
+        if isinstance(value, list):
+            return None, list(_nested(value, place)), True
+        here = row_position(value, place)
+        row = Labelled(here.response_id + 1, prosocial_turn(value, place), value.get("source"))
+        # Without the field nothing is known of the end, so it does not count as lacking.
+        return here, row, here.episode_done or "episode_done" not in value
 
-    for group in group_by_dialogue(rows(), lambda row: row[0]):
+    for group in group_by_dialogue(_parsed(items, parse, errors), operator.itemgetter(0)):
         position, row, ended = group[-1]
         if position is None:
             yield from row
@@ -159,6 +150,21 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
         yield from errors
         errors.clear()
     yield from errors
+
+
+def _parsed(
+    items: Iterable[Item | DataError], parse: Callable[[Any, Place], T], errors: list[DataError]
+) -> Iterator[T]:
+    """Yield `parse(value, place)` of each item. Those that cannot be used go to `errors`."""
+    for item in items:
+        if isinstance(item, DataError):
+            errors.append(item)
+            continue
+        place, value = item
+        try:
+            yield parse(value, place)
+        except DataError as error:
+            errors.append(error)
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
@@ -212,32 +218,21 @@ def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
-    name, turns, numbers = None, [], []
-    for item in items:
-        if isinstance(item, DataError):
-            yield item
-            continue
-        place, line = item
-        if line.startswith("conv_id,"):
-            continue
-        try:
-            here, number, text = casual.empathetic_utterance(line, place)
-        except DataError as error:
-            yield error
-            continue
-        if here != name and turns:
-            yield _numbered(turns, numbers)
-            turns, numbers = [], []
-        name = here
-        turns.append(text)
-        numbers.append(number)
-    if turns:
-        yield _numbered(turns, numbers)
-
-
-def _numbered(turns: Sequence[str], numbers: Sequence[int]) -> Read:
-    whole = list(numbers) == list(range(1, len(numbers) + 1))
-    return Read(tuple(turns), lacks="" if whole else "beginning" if numbers[0] != 1 else "middle")
+    errors: list[DataError] = []
+    rows = (
+        item
+        for item in items
+        if isinstance(item, DataError) or not item[1].startswith("conv_id,")  # the header
+    )
+    parsed = _parsed(rows, casual.empathetic_utterance, errors)
+    for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
+        _, numbers, turns = zip(*group, strict=True)
+        whole = numbers == tuple(range(1, len(numbers) + 1))
+        lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
+        yield Read(turns, lacks=lacks)
+        yield from errors
+        errors.clear()
+    yield from errors
 
 
 def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
