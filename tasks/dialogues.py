@@ -49,6 +49,7 @@ class ProsocialTurn:
     rots: tuple[str, ...]
     safety_label: str
     votes: tuple[str, ...] | None = None
+    # Not compared, because the same row in another file is the same exchange.
     place: Place | None = field(default=None, compare=False, repr=False)
 
 

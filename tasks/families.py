@@ -77,7 +77,8 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
 COSMO_NAMES = (*COSMO, "cosmo")
 CANARY_NAMES = (*CANARY, "canary", "norm_bank")
 NAMES = (*COSMO_NAMES, *CANARY_NAMES)
-# Tasks and mixtures whose targets begin with a safety label.
+# Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
+# because their labels would mean nothing.
 LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[name]), "canary")
 
 

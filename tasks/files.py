@@ -121,6 +121,7 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
         )
     if "{split}" in str(path):
         tried = [str(path).replace("{split}", name) for name in names]
+        # The first name with files counts, because a corpus has one name for a split.
         for candidate in tried:
             if found := _listed(candidate, endings):
                 return _one_format(found, path, endings), False
@@ -185,6 +186,7 @@ def _data_name(endings: tuple[str, ...]) -> re.Pattern[str]:
 
 def _one_format(found: list[Any], path: Any, endings: tuple[str, ...]) -> list[Any]:
     """Return `found`. Raise DataError if a file is there twice: `train.jsonl`, `train.parquet`."""
+    # Reading both would train twice on every record, without a sign of it.
     seen: dict[str, str] = {}
     for file in found:
         match = _data_name(endings).match(file.name)

@@ -76,6 +76,7 @@ def use(
     if name not in NAMES:
         import seqio
 
+        # A module of the user's may have registered it: MIXTURE_OR_TASK_MODULE.
         registered = sorted({*NAMES, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
         if name in registered:
             return name
@@ -121,7 +122,7 @@ def check(splits: Sequence[str], name: str, **settings: Any) -> None:
     bound.apply_defaults()
     given = bound.arguments
     corpora, mixtures = _checked(**given)
-    if given["source"] == "tfds":
+    if given["source"] == "tfds":  # TFDS looks for its files itself
         return
     rates = mixtures.get(name, {name: 1.0})
     wanted = [corpora[task] for task, rate in rates.items() if rate]
@@ -131,11 +132,13 @@ def check(splits: Sequence[str], name: str, **settings: Any) -> None:
         known = sorted({known for corpus in wanted for known in corpus.splits()})
         if not having and known:
             raise DataError(f"no task of {name!r} has a split {split!r}; there are {known}")
+        # Without any file, the first task's error explains what to do.
         for corpus in having or wanted[:1]:
             corpus.files(split)
 
 
 def _unknown(name: str, known: Sequence[str]) -> DataError:
+    # cutoff=0.0, so that there is a suggestion for any name.
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return DataError.at(
         "MIXTURE_OR_TASK_NAME",

@@ -61,7 +61,7 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
     their names. Raises DataError for a missing path and for the first bad record.
     """
     files = files_for_split(path, split)
-    count = 0
+    count = 0  # over all files, so that a corpus cut into shards keeps its ids
     for file in files:
         with naming_other_corpus(file, "SODA"):
             for place, row in read_records(file, _SODA_COLUMNS):
@@ -276,6 +276,8 @@ def _texts(
     return tuple(texts)
 
 
+# Their types are checked although no example is made from them, because a wrong one is a sign of a
+# damaged or converted file.
 def _check_optional(row: Mapping[str, Any], kinds: Mapping[str, type], place: Place) -> None:
     for name, kind in kinds.items():
         if row.get(name) is not None:

@@ -92,6 +92,7 @@ def register(
     _check_splits_at_spaces(vocabulary_path, separators)
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary_path), add_eos=True)
     for name, source in sources.items():
+        # Replaced, because SeqIO refuses a name twice and one process may have several runs.
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,

@@ -90,6 +90,7 @@ def _distinct(texts: Sequence[Sequence[str]], n: int) -> float:
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
+# ParlAI's normalize_answer.
 def _normal(text: str) -> str:
     text = _PUNCTUATION.sub(" ", text.lower())
     return " ".join(_ARTICLES.sub(" ", text).split())

@@ -104,6 +104,7 @@ def calibration(
     return {"error": float(error), "bins": diagram}
 
 
+# None and not 0, because a label without examples must not lower a mean.
 def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
