@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from canary.evaluation import Case, cases
-from cosmo.engine.base import demo_folder
+from cosmo.engine.base.demo import begin_folder
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks import files
 
@@ -31,7 +31,7 @@ MUST_BEAT = 2.0
 def run_demo(args: argparse.Namespace) -> int:
     """`demo`: train, evaluate, show; the exit code, 1 if the model has not learnt."""
     began = time.monotonic()
-    folder = demo_folder.begin(args.output, "canary demo", OUTPUT)
+    folder = begin_folder(args.output, "canary demo", OUTPUT)
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     _run("cosmo", "train", f"--gin_file={GIN_FILE}", f"--gin.MODEL_DIR={folder}", *steps)
     trained = time.monotonic() - began

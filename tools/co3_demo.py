@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cosmo import plot
-from cosmo.engine.base import demo_folder
+from cosmo.cli.quickstart import exchange_text, loss_table, unigram_perplexity
+from cosmo.engine.base.demo import begin_folder, run_module
 from cosmo.engine.base.errors import UserError
-from cosmo.quickstart import shown, unigram_perplexity
 from cosmo.tasks import vocabularies
 from cosmo.tasks.corpus_examples import soda_file_examples
 from cosmo.tasks.errors import DataError
@@ -34,14 +34,6 @@ VOCABULARY = "tasks/sample/vocabulary.model"
 MUST_KEEP = 0.5
 MUST_BEAT = 3.0
 BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be used
-
-
-def run(package: str, *arguments: str) -> None:
-    """Run `python -m package ...`, showing the command; exit with its code if it fails."""
-    print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
-    if code:
-        sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -103,13 +95,12 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
     pieces = [piece for e in (*train, *held_out) for piece in vocabulary.encode(e.response)]
     unigram = unigram_perplexity(train, held_out, vocabulary)
     rows = plot.read_metrics(folder / "model/metrics.jsonl")
-    evaluations = [row for row in rows if "eval/all/loss" in row]
-    before, after = evaluations[0], evaluations[-1]
+    table, step, ratio = loss_table(rows, unigram)
     plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on a corpus of CO3", math.log(unigram))
     answer = json.loads((folder / "answer.jsonl").read_text())
 
     times = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
-    share, ratio = kept_share(made), unigram / after["eval/all/perplexity"]
+    share = kept_share(made)
     corpus = made["corpus"]
     print(f"\n{'=' * 78}\nCO3: {times}; {sum(seconds.values()):.0f} s in all\n")
     print(
@@ -120,15 +111,8 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
         f"{len(train)} examples to learn from, {len(held_out)} held out (other heads); "
         f"{pieces.count(vocabulary.unk_id)} of {len(pieces)} pieces unknown\n"
     )
-    heading = f"validation, {after['step']} steps"
-    print(f"{heading:<34}{'before':>12}{'after':>12}{'unigram model':>16}")
-    for name, key, other, places in (
-        ("loss (nats a token)", "loss", math.log(unigram), 3),
-        ("perplexity", "perplexity", unigram, 1),
-    ):
-        ours = before[f"eval/all/{key}"], after[f"eval/all/{key}"]
-        print(f"{name:<34}{ours[0]:>12.{places}f}{ours[1]:>12.{places}f}{other:>16.{places}f}")
-    print(f"\nOne exchange from the held-out dialogues:\n\n{shown(answer)}")
+    print(f"validation, {step} steps:\n{table}")
+    print(f"\nOne exchange from the held-out dialogues:\n\n{exchange_text(answer)}")
     print(f"""
 Files in {folder}:
   corpus/              soda.jsonl, rejected.jsonl, report.txt, report.png, README.md, journal/
@@ -162,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began = time.monotonic()
     try:
-        folder = demo_folder.begin(args.output, "co3 demo", OUTPUT)
+        folder = begin_folder(args.output, "co3 demo", OUTPUT)
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
@@ -171,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     with teacher() as url:
         named = (f"--triples={args.triples}", f"--limit={args.limit}", f"--output={corpus}")
         server = (f"--base_url={url}", "--model=teacher", "--concurrency=16")
-        run("data_pipeline", "co3", *named, *server)
+        run_module("data_pipeline", "co3", *named, *server)
     sizes = write_splits(corpus, folder / "soda")
     print(f"\n{folder}/soda: " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
     try:
@@ -181,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     seconds["corpus"] = time.monotonic() - began
 
-    run(
+    run_module(
         "cosmo",
         "train",
         f"--gin_file={GIN_FILE}",
@@ -199,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     } | {"response": asked.response}
     write_atomic(folder / "question.jsonl", json.dumps(record) + "\n")
     files = (f"--input={folder}/question.jsonl", f"--output={folder}/answer.jsonl")
-    run("cosmo", "infer", where, *files)
+    run_module("cosmo", "infer", where, *files)
     seconds["answer"] = time.monotonic() - began - sum(seconds.values())
     return 0 if report(folder, seconds) else 1
 

@@ -7,7 +7,8 @@ import pytest
 from canary import demo, verbs
 from canary.evaluation import Case, cases
 from canary.report import Gold
-from cosmo.engine.base import command_line, demo_folder
+from cosmo.engine.base import command_line
+from cosmo.engine.base.demo import MARKER, begin_folder
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks.safety import LABELS
 
@@ -100,10 +101,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_an_earlier_demo_makes_room(tmp_path):
     """Oracle: an empty folder, whatever a marked one held."""
-    folder = demo_folder.begin(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
+    folder = begin_folder(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
     (folder / "anything").write_text("x")
-    demo_folder.begin(str(folder), "canary demo", demo.OUTPUT)
-    assert [p.name for p in folder.iterdir()] == [demo_folder.MARKER]
+    begin_folder(str(folder), "canary demo", demo.OUTPUT)
+    assert [p.name for p in folder.iterdir()] == [MARKER]
 
 
 def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
