@@ -8,12 +8,12 @@ writes the label of its latest utterance, then the rules of thumb (RoTs) that ap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.errors import DataError, shown
-from cosmo.tasks.formatting import Example, Separators, cosmo_input, drop_oldest_turns
+from cosmo.tasks.formatting import Example, Separators, cosmo_input
 
 VOTES = ("casual", "needs caution", "needs intervention")
 LABELS = (
@@ -114,23 +114,9 @@ def parse(text: str, style: LabelStyle = "text") -> tuple[str | None, str]:
     return None, text
 
 
-def context(
-    turns: Sequence[str],
-    separator: str = TURN_SEPARATOR,
-    budget: int | None = None,
-    count_tokens: Callable[[str], int] | None = None,
-) -> str:
-    """Canary's input: what was said so far, oldest first, `separator` between utterances.
-
-    With `budget` (tokens, one EOS included) the oldest whole turns are left out to fit, as
-    `formatting.drop_oldest_turns` does; `count_tokens(text)` counts without EOS.
-    """
-    separators = Separators(turn=separator)
-    if budget is not None:
-        if count_tokens is None:
-            raise DataError("a budget of tokens needs count_tokens, which counts them")
-        turns = drop_oldest_turns("", "", turns, budget, count_tokens, separators)
-    return cosmo_input("", "", turns, separators)
+def context(turns: Sequence[str], separator: str = TURN_SEPARATOR) -> str:
+    """Return Canary's input: the turns so far, oldest first, `separator` between them."""
+    return cosmo_input("", "", turns, Separators(turn=separator))
 
 
 def canary_examples(

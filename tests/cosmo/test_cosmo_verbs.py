@@ -8,9 +8,9 @@ import tomllib
 
 import pytest
 
-import canary.verbs
 import cosmo
 import data_pipeline.verbs
+from canary.cli import program as canary_program
 from cosmo.__main__ import main
 from cosmo.cli.program import PROGRAM
 from cosmo.engine.base import command_line
@@ -94,7 +94,7 @@ def test_flags_are_bindings():
 
 PROGRAMS = pytest.mark.parametrize(
     "program",
-    [PROGRAM, canary.verbs.PROGRAM, data_pipeline.verbs.PROGRAM],
+    [PROGRAM, canary_program.PROGRAM, data_pipeline.verbs.PROGRAM],
     ids=["cosmo", "canary", "data_pipeline"],
 )
 
@@ -130,11 +130,12 @@ def test_an_error_names_the_flag_of_its_setting(capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_help_loads_neither_jax_nor_tensorflow():
+@pytest.mark.parametrize(("package", "verb"), [("cosmo", "infer"), ("canary", "label")])
+def test_help_loads_neither_jax_nor_tensorflow(package, verb):
     """Property: a help page is there at once."""
     program = (
         "import sys; sys.modules['jax'] = sys.modules['tensorflow'] = None\n"
-        "from cosmo.__main__ import main\n"
-        "main(['infer', '--help'])"
+        f"from {package}.__main__ import main\n"
+        f"main(['{verb}', '--help'])"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cosmo.tasks import safety
+from cosmo.tasks import formatting, safety
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.readers import read_prosocial
@@ -146,10 +146,15 @@ def test_the_separator_is_one_piece_that_decodes_back(t5_vocabulary):
 def test_a_long_context_loses_its_oldest_turns():
     """Oracle: words counted by hand: "c // d" is 3 and EOS."""
     turns = ["a", "b", "c", "d"]
-    kept = [safety.context(turns, " // ", n, lambda text: len(text.split())) for n in (1, 4, 8)]
-    assert kept == ["d", "c // d", "a // b // c // d"]
-    with pytest.raises(DataError, match="count_tokens"):
-        safety.context(turns, budget=3)
+    separators = formatting.Separators(turn=safety.TURN_SEPARATOR)
+
+    def kept(budget):
+        count = lambda text: len(text.split())  # noqa: E731
+        return safety.context(
+            formatting.drop_oldest_turns("", "", turns, budget, count, separators)
+        )
+
+    assert [kept(n) for n in (1, 4, 8)] == ["d", "c // d", "a // b // c // d"]
 
 
 def dialogue(*labels_and_rots, votes=None):
