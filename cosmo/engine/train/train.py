@@ -108,8 +108,9 @@ def train(
     evaluating = evaluation is not None and evaluation.period is not None
     if evaluating and importlib.util.find_spec("seqio") is None:
         raise UserError(
-            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
-            "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
+            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or train from a "
+            "cache without evaluation",
+            setting=("CACHE_PATH", "EVAL_PERIOD"),
         )
     if evaluating or dataset.cache_path is None:
         reader.start()  # its imports take seconds: they overlap with all that follows
