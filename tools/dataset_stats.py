@@ -27,10 +27,10 @@ import pathlib
 import sys
 from typing import Any
 
-from canary.report import aligned
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.tables import text_table
 from cosmo.tasks.errors import DataError
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
@@ -211,7 +211,7 @@ def table(made: list[dict[str, Any]]) -> str:
         if one["corpus"] in PAPER:
             cells = PAPER[one["corpus"]]
             rows.append([f"  papers: {one['corpus']}", *cells, *["-"] * (8 - len(cells))])
-    return aligned(rows)
+    return text_table(rows)
 
 
 def notes(one: dict[str, Any]) -> list[str]:
@@ -241,14 +241,14 @@ def safety_tables(one: dict[str, Any]) -> str:
     for i, label in enumerate(safety["labels"]):
         rows.append([label, *(_share(c[i], sum(c)) for c in columns)])
     rows.append(["rows", *(f"{sum(c):,}" for c in columns)])
-    parts = [aligned(rows)]
+    parts = [text_table(rows)]
     counts = all_transitions(safety)
     short = [label.strip("_").removesuffix("_needs_caution") for label in safety["labels"]]
     rows = [["from (down) to the next turn's, %", *short, "rows"]]
     for i, label in enumerate(safety["labels"]):
         shares = [_share(int(c), int(counts[i].sum())) for c in counts[i]]
         rows.append([label, *shares, f"{counts[i].sum():,}"])
-    parts.append(aligned(rows))
+    parts.append(text_table(rows))
     votes = safety["votes"]
     lines = [
         f"votes: {votes['rows']:,} rows with three; Krippendorff's alpha "
