@@ -162,12 +162,12 @@ def test_contexts_are_the_joined_text_without_the_oldest_turns(canary, count):
     vocabulary, budget = canary.session.vocabulary, canary.session.lengths["inputs"]
     separators = formatting.Separators(turn=safety.TURN_SEPARATOR)
 
-    def count(text):
+    def tokens(text):
         return len(vocabulary.encode(text))
 
     turns = [f"This is what number {i} says, {'and more, ' * (i % 4)}ok?" for i in range(count)]
     for shown, row in enumerate(canary.contexts(turns), 1):
-        kept = formatting.drop_oldest_turns("", "", turns[:shown], budget, count, separators)
+        kept = formatting.drop_oldest_turns("", "", turns[:shown], budget, tokens, separators)
         text = safety.context(kept)
         assert row.inputs == text
         assert row.input_ids == (*vocabulary.encode(text), 1)
