@@ -8,7 +8,7 @@ from typing import Any
 
 from canary.module import Canary, Chirp, Settings
 from canary.reading import Dialogue
-from cosmo.engine.infer import infer, jobs
+from cosmo.engine.infer import bulk, infer
 from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger("canary")
@@ -18,7 +18,7 @@ DIGITS = 6  # of probabilities in files
 
 @dataclasses.dataclass(frozen=True)
 class LabelJob:
-    """A `jobs.Job`: the label of each dialogue, or of each of its beginnings (`per_turn`)."""
+    """A `bulk.BulkRun`: the label of each dialogue, or of each of its beginnings (`per_turn`)."""
 
     canary: Settings
     rots: bool
@@ -32,7 +32,7 @@ class LabelJob:
         return self.canary.session
 
     def settings(self) -> dict[str, Any]:
-        """See `jobs.Job`."""
+        """See `bulk.BulkRun`."""
         return {
             "what": "labels",
             "style": self.canary.style,
@@ -44,8 +44,8 @@ class LabelJob:
             "seed": self.seed if self.rots else None,
         }
 
-    def answerer(self, session: infer.Session) -> jobs.Answerer:
-        """See `jobs.Job`; a line a dialogue."""
+    def answerer(self, session: infer.Session) -> bulk.Answerer:
+        """See `bulk.BulkRun`; a line a dialogue."""
         canary = self.canary.with_session(session)
         warned = False
 

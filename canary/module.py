@@ -17,7 +17,6 @@ from typing import Any, overload
 from canary import reading
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
@@ -174,16 +173,13 @@ class Canary:
         The oldest turns are left out, whole, until the rest fits. A last turn that is too long
         alone loses its front.
         """
-        # Not `formatting.drop_oldest_turns`, because it tokenizes a joined text for each beginning.
         # Separators are words of their own, so the tokens of a joined text are those of its parts.
         encode, budget = self.session.vocabulary.encode, self.session.lengths["inputs"] - 1
         apart = encode(self.separator.strip())
         ids = [encode(turn) for turn in turns]
+        lengths = [len(apart) + len(turn) for turn in ids]
         for count in range(len(turns) if only_last else 1, len(turns) + 1):
-            first, size = count - 1, len(ids[count - 1])
-            while first > 0 and size + len(apart) + len(ids[first - 1]) <= budget:
-                first -= 1
-                size += len(apart) + len(ids[first])
+            first = formatting.first_turn_kept(lengths[:count], budget + len(apart))
             tokens = list(ids[first])
             for turn in ids[first + 1 : count]:
                 tokens += apart + turn
@@ -265,7 +261,9 @@ class Settings:
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
         separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)  # raises for a separator that cannot be one
-        _check_labels(config.vocabulary, style)
+        # Two pieces where the vocabulary has sentinels as user-defined symbols: SentencePiece puts
+        # its mark of a word's start before them. Training asks for one, T5's own.
+        safety.check_labels(config.vocabulary, style, max_sentinel_pieces=2)
         return cls(config, style, separator)
 
     def open(self) -> Canary:
@@ -289,18 +287,6 @@ def _check_task(path: str, saved: saved_settings.Saved) -> None:
         f"settings, MIXTURE_OR_TASK_NAME), expected one of {', '.join(families.LABEL_NAMES)}. "
         "Give a checkpoint of such a run: gin/canary/canary_tiny.gin or canary.gin trains one"
     )
-
-
-def _check_labels(vocabulary: Vocabulary, style: safety.LabelStyle) -> None:
-    """Raise UserError if the vocabulary cannot spell the labels."""
-    for label in safety.LABELS:
-        text = safety.label_text(label, style)
-        pieces = vocabulary.encode(text)
-        if vocabulary.unk_id in pieces or (style == "sentinel" and len(pieces) > 2):
-            raise UserError(
-                f"vocabulary {vocabulary.path} has no pieces for the label {text}: give the "
-                "model's own vocabulary, or its label style (text or sentinel)"
-            )
 
 
 def chirp(answer: infer.Answer) -> Chirp:

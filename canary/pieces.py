@@ -1,16 +1,17 @@
 """Cut files into dialogues without reading them whole: elements of a JSON list, neighbouring rows.
 
-Each function is a `cosmo.engine.infer.lines.Cut`. A streaming JSON parser would not do, because a
+Each function is a `cosmo.engine.infer.record_sources.Cut`. A streaming JSON parser would not do: a
 run resumes at a piece's byte offset, and a damaged element must not end the rest of the list.
 """
 
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer.lines import Piece, by_line
+from cosmo.engine.infer.record_sources import Piece, by_line
+from cosmo.tasks import readers
 
 CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
 MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
@@ -111,33 +112,33 @@ def _unended(string: bytes) -> bool:
 def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     """Yield ProsocialDialog's hub rows, those of a dialogue together.
 
-    A dialogue ends where `dialogue_id` changes, where `response_id` does not rise (two samples were
-    joined), after `episode_done`, and before and after a line without these fields. A blank line
-    belongs to the rows before it.
+    A line that is no row stands alone. A blank line belongs to the row before it.
     """
-    begun, last = None, None
-    for piece in by_line(file, start, line):
-        (data,) = piece.lines
-        if begun is not None and not data.strip():
-            begun.lines.append(data)
-            continue
-        here = _position(data)
-        goes_on = last is not None and here is not None and not last[2]
-        if begun is not None and goes_on and here[0] == last[0] and here[1] > last[1]:
-            begun.lines.append(data)
-        else:
-            if begun is not None:
-                yield begun
-            begun = piece
-        last = here
-    if begun is not None:
-        yield begun
+
+    def rows() -> Iterator[Piece]:
+        row: Piece | None = None
+        for piece in by_line(file, start, line):
+            if row is not None and not piece.lines[0].strip():
+                row.lines.extend(piece.lines)
+                continue
+            if row is not None:
+                yield row
+            row = piece
+        if row is not None:
+            yield row
+
+    for group in readers.group_by_dialogue(rows(), lambda row: _position(row.lines[0])):
+        yield group[0]._replace(lines=[data for row in group for data in row.lines])
 
 
-def _position(data: bytes) -> tuple[Any, int, bool] | None:
-    """Return (dialogue_id, response_id, episode_done) of a row, if it has them."""
+def _position(data: bytes) -> readers.Position | None:
+    """Return the place of a row in its dialogue, None for a line that has none.
+
+    This is laxer than `readers.row_position`, because a row is checked when its dialogue is read.
+    """
     try:
         row = json.loads(data)
-        return row["dialogue_id"], int(row["response_id"]), bool(row.get("episode_done"))
+        done = bool(row.get("episode_done"))
+        return readers.Position(row["dialogue_id"], int(row["response_id"]), done)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None

@@ -1,6 +1,6 @@
 """Read dialogues from the files that Canary labels: find a file's corpus, parse its records.
 
-A record that cannot be used becomes `shards.Rejected` with the reason; reading continues.
+A record that cannot be used becomes `record_sources.Rejected` with the reason; reading continues.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from typing import Any
 
 from canary import pieces
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import lines, shards
-from cosmo.tasks import casual, dialogues, recognize, records
+from cosmo.engine.infer import record_sources
+from cosmo.tasks import casual, dialogues, readers, recognize
 from cosmo.tasks.dialogues import Place
 
 MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
@@ -32,7 +32,7 @@ class Dialogue:
     turns: tuple[str, ...]
 
 
-Items = list[Dialogue | shards.Rejected]
+Items = list[Dialogue | record_sources.Rejected]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Format:
     """
 
     name: str
-    cut: lines.Cut
-    read: Callable[[lines.Piece, int, str, bool], Items]
+    cut: record_sources.Cut
+    read: Callable[[record_sources.Piece, int, str, bool], Items]
 
 
-def source(path: str, *, whole: bool = False) -> shards.Source:
-    """Return the dialogues of a file, for `jobs.answer_source`.
+def source(path: str, *, whole: bool = False) -> record_sources.Source:
+    """Return the dialogues of a file, for `bulk.answer_source`.
 
     A file of ProsocialDialog has a dialogue for each row: all turns up to the row's `context`. With
     `whole` each dialogue comes once. Raises UserError for a file that cannot be read, or is of no
@@ -58,7 +58,7 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
     if path.endswith(".parquet"):
         return _parquet_source(path)
     found = recognise(path)
-    return lines.source(
+    return record_sources.file_source(
         path,
         lambda piece, number: found.read(piece, number, path, whole),
         expected=EXPECTED,
@@ -69,7 +69,7 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
 
 def recognise(path: str) -> Format:
     """Return the format of a file, by its first records; UserError if it is none of FORMATS."""
-    with lines.opened(path) as file:
+    with record_sources.open_input(path) as file:
         blank = True
         for _ in range(MAX_LINES):
             line = file.readline(MAX_LINE_BYTES)
@@ -104,7 +104,7 @@ def _of_object(text: str) -> str | None:
 
 
 def _is_download(path: str) -> bool:
-    with lines.opened(path) as file:
+    with record_sources.open_input(path) as file:
         first = next(pieces.elements(file), None)
     try:
         dialogue = json.loads(b"".join(first.lines)) if first else None
@@ -133,7 +133,7 @@ def _object(data: bytes) -> Any:
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     """Return a `Format.read` for pieces of one record: it rejects what `read` refuses."""
 
-    def items(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+    def items(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
         (data,) = piece.lines
         if not data.strip():
             return []
@@ -146,24 +146,24 @@ def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     return items
 
 
-def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> shards.Rejected:
+def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_sources.Rejected:
     reason = str(error).removeprefix(f"{place.file}:{place.line}: ")
-    return shards.Rejected(place.line, reason, lines.text_of(kept))
+    return record_sources.Rejected(place.line, reason, record_sources.text_of(kept))
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
-    return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
+    return Dialogue(number, readers.soda_dialogue(_object(data), place, number).dialogue)
 
 
-def _soda_row(row: Any, place: Place, number: int) -> Dialogue | shards.Rejected:
+def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
     try:
-        return Dialogue(str(number), records.soda_dialogue(row, place, str(number)).dialogue)
+        return Dialogue(str(number), readers.soda_dialogue(row, place, str(number)).dialogue)
     except ValueError as error:
         text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
         return _rejected(error, place, [text])
 
 
-def _parquet_source(path: str) -> shards.Source:
+def _parquet_source(path: str) -> record_sources.Source:
     """Return the dialogues of SODA in Parquet, as it ships; UserError for any other file."""
     try:
         import pyarrow as pa
@@ -175,7 +175,7 @@ def _parquet_source(path: str) -> shards.Source:
             setting="input",
         ) from None
     try:
-        with lines.opened(path) as file:
+        with record_sources.open_input(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             found = pq.ParquetFile(file)
             names = set(found.schema_arrow.names)
@@ -208,10 +208,10 @@ def _parquet_source(path: str) -> shards.Source:
                 yield from batch.slice(max(0, start - number)).to_pylist()
             number += batch.num_rows
 
-    logged = lines.logging_rejects(path)
+    logged = record_sources.rejects_logger(path)
 
-    def items(spans: Sequence[shards.Span]) -> Iterator[list[Any]]:
-        with lines.opened(path) as file:
+    def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
+        with record_sources.open_input(path) as file:
             position, following = -1, iter(())
             for span in spans:
                 if span.start != position:
@@ -221,7 +221,7 @@ def _parquet_source(path: str) -> shards.Source:
                 found = [_soda_row(row, Place(path, n + 1), n) for n, row in numbered]
                 yield list(logged(found))
 
-    return shards.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
+    return record_sources.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
 
 
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:
@@ -256,7 +256,7 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
-def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
     """Read hub rows of one dialogue: a row is usable if all rows before it are there."""
 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
@@ -265,19 +265,19 @@ def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items
                 yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        dialogue, response, _ = records.row_position(row, place)
+        dialogue, response, _ = readers.row_position(row, place)
         if response != expected:
             raise place.error(
                 "its dialogue's rows before it are missing",
                 f"response_id {response}",
                 f"response_id {expected}",
             )
-        return str(dialogue), str(response), records.prosocial_turn(row, place)
+        return str(dialogue), str(response), readers.prosocial_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 
 
-def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
     """Read a dialogue of the direct download, whose id is its number, because it has no other."""
     place = Place(path, piece.line + 1)
     try:
@@ -293,7 +293,7 @@ def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
             yield here, [json.dumps(row).encode()], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        return str(number), str(expected), records.direct_download_turn(row, place)
+        return str(number), str(expected), readers.direct_download_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 
@@ -322,9 +322,9 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
 FORMATS = {
     found.name: found
     for found in (
-        Format("soda", lines.by_line, _one(_soda)),
-        Format("turns", lines.by_line, _one(_turns)),
-        Format("dailydialog", lines.by_line, _one(_daily)),
+        Format("soda", record_sources.by_line, _one(_soda)),
+        Format("turns", record_sources.by_line, _one(_turns)),
+        Format("dailydialog", record_sources.by_line, _one(_daily)),
         Format("prosocial", pieces.dialogues, _prosocial),
         Format("prosocial_download", pieces.elements, _download),
     )

@@ -1,1 +1,1 @@
-"""How corpora are made: CO3 distils social dialogues from a language model (Kim et al. 2023)."""
+"""How corpora are made: a room for each corpus (`co3` makes SODA), and `calls` to a model."""

@@ -1,10 +1,10 @@
-"""The verbs of `python -m data_pipeline`; each module of `commands` has the flags of one."""
+"""The verbs of `python -m data_pipeline`; each module of `co3.commands` has the flags of one."""
 
 from cosmo.engine.base.command_line import Program, Verb, imported
 
 
 def _verb(name: str, text: str, **further) -> Verb:
-    module = f"data_pipeline.commands.{name}"
+    module = f"data_pipeline.co3.commands.{name}"
     # Imported when called, because CO3's modules take a second to load.
     return Verb(
         help=text,

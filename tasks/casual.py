@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmo.engine.base.errors import shown
 from cosmo.tasks.dialogues import Place
-from cosmo.tasks.errors import shown
 from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.raw import lines, refuse_empty, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 
 
 @dataclass(frozen=True)

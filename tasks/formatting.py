@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.dialogues import SodaDialogue
-from cosmo.tasks.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,30 @@ def drop_oldest_turns(
     count_tokens: Callable[[str], int],
     separators: Separators = Separators(),
 ) -> tuple[str, ...]:
-    """The longest suffix of `turns` whose input fits `budget` tokens, one EOS included.
+    """Return the longest suffix of `turns` whose input fits `budget` tokens, one EOS included.
 
-    Whole turns go, oldest first: the narrative, the instruction and the latest turn always stay,
-    even when they alone are over the budget. `count_tokens(text)` counts without EOS.
+    The narrative, the instruction and the latest turn always stay, even when they alone are over
+    the budget. `count_tokens(text)` counts without EOS.
     """
-    turns = tuple(turns)
-    # Halving needs log2(n) tokenizations instead of n: dropping a turn never lengthens the input.
-    low, high = 0, max(len(turns) - 1, 0)
-    while low < high:
-        middle = (low + high) // 2
-        text = cosmo_input(narrative, instruction, turns[middle:], separators)
-        if count_tokens(text) + 1 <= budget:
-            high = middle
-        else:
-            low = middle + 1
-    return turns[low:]
+    # Parts are counted one by one, because tokens of the joined text never cross a separator.
+    fixed = sum(count_tokens(part + separators.sep) for part in (narrative, instruction) if part)
+    lengths = [count_tokens(separators.turn + turn) for turn in turns]
+    first = first_turn_kept(lengths, budget - 1 - fixed + count_tokens(separators.turn))
+    return tuple(turns[first:])
+
+
+def first_turn_kept(lengths: Sequence[int], budget: int) -> int:
+    """Return the index of the oldest turn kept: whole turns are dropped, oldest first.
+
+    `lengths[i]` counts the tokens of turn i and of the separator before it. `budget` has room for
+    the separator before the first turn too, which is not written. The latest turn always stays.
+    """
+    first = max(len(lengths) - 1, 0)
+    total = sum(lengths[first:])
+    while first > 0 and total + lengths[first - 1] <= budget:
+        first -= 1
+        total += lengths[first]
+    return first
 
 
 def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:

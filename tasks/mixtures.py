@@ -10,12 +10,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families
-from cosmo.tasks.corpus_examples import Corpus
-from cosmo.tasks.errors import DataError
-from cosmo.tasks.families import NAMES, CanaryData
+from cosmo.tasks.families import NAMES, CanaryData, Corpus
 from cosmo.tasks.formatting import Separators
-from cosmo.tasks.safety import LABELS, label_text
+from cosmo.tasks.safety import check_labels
 from cosmo.tasks.vocabularies import T5_VOCABULARY, load
 
 _SEPARATORS = Separators()
@@ -186,27 +185,8 @@ def _checked(
     names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
     mixtures = families.mixtures_for(name, rates, names)
     if for_canary:
-        _check_labels(vocabulary_path, canary)
+        check_labels(load(vocabulary_path), canary.label_style)
         corpora = families.canary_corpora(prosocial_path, canary)
     else:
         corpora = families.cosmo_corpora(soda_path, prosocial_path, seed)
     return corpora, mixtures
-
-
-def _check_labels(vocabulary_path: Any, canary: CanaryData) -> None:
-    """Raises DataError for a vocabulary in which a label is not what it was, read back."""
-    vocabulary = load(vocabulary_path)
-    single = canary.label_style == "sentinel"
-    for label in LABELS:
-        text = label_text(label, canary.label_style)
-        ids = vocabulary.encode(text)
-        whole = vocabulary.unk_id not in ids and vocabulary.decode(ids) == text
-        if not whole or (single and len(ids) != 1):
-            raise DataError.at(
-                vocabulary.path,
-                None,
-                f"the vocabulary does not hold the label {text!r}",
-                got=f"{len(ids)} pieces that read {vocabulary.decode(ids)!r}",
-                expected="one piece" if single else "pieces that read the same",
-                remedy="Give T5's vocabulary or another style (VOCABULARY_PATH, LABEL_STYLE).",
-            )

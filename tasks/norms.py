@@ -22,9 +22,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks import recognize
 from cosmo.tasks.dialogues import Place
-from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.files import TABLES, all_files, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.raw import table

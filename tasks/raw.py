@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cosmo.engine.base import files
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import Place
-from cosmo.tasks.errors import DataError, shown
 
 DOWNLOAD_AGAIN = "Download or write the file again."
 

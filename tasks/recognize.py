@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cosmo.engine.base import files
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import resolve
 
 _HEAD = 1 << 16  # bytes looked at: the first records, or a part of the first

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from cosmo.engine.base.errors import DataError, shown
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError, shown
 from cosmo.tasks.formatting import Example, Separators, cosmo_input
 
 VOTES = ("casual", "needs caution", "needs intervention")
@@ -79,6 +80,29 @@ def label_text(label: str, style: LabelStyle = "text") -> str:
     if style not in STYLES:
         raise DataError(f"label style {style!r}: expected one of {STYLES}", setting="LABEL_STYLE")
     return SENTINELS[_known(label)] if style == "sentinel" else _known(label)
+
+
+def check_labels(vocabulary: Vocabulary, style: LabelStyle, max_sentinel_pieces: int = 1) -> None:
+    """Raise DataError for a vocabulary that does not decode the labels to what they were.
+
+    A sentinel may have `max_sentinel_pieces`.
+    """
+    for label in LABELS:
+        text = label_text(label, style)
+        ids = vocabulary.encode(text)
+        whole = vocabulary.unk_id not in ids and vocabulary.decode(ids) == text
+        expected = "a sentinel piece" if style == "sentinel" else "pieces that decode to the same"
+        # A vocabulary without sentinels spells one out in many pieces.
+        if not whole or (style == "sentinel" and len(ids) > max_sentinel_pieces):
+            raise DataError.at(
+                vocabulary.path,
+                None,
+                f"the vocabulary does not hold the label {text!r}",
+                got=f"{len(ids)} pieces that decode to {vocabulary.decode(ids)!r}",
+                expected=expected,
+                remedy="Give T5's vocabulary, or the other label style (text or sentinel).",
+                setting=("VOCABULARY_PATH", "LABEL_STYLE"),
+            )
 
 
 def target(label: str, rots: Sequence[str], style: LabelStyle = "text") -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import metrics
-from cosmo.tasks.corpus_examples import Corpus
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import Corpus
 from cosmo.tasks.files import SPLITS
 from cosmo.tasks.formatting import Example, Separators
 from cosmo.tasks.vocabularies import load, seqio_vocabulary

@@ -6,19 +6,17 @@ T5's published vocabulary already holds its 100 sentinels, so nothing is added t
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.vocabulary import fingerprint_of
 from cosmo.tasks.files import resolve
 
 # T5's vocabulary at its public home: 32,100 pieces.
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 
-_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
 
 
@@ -93,8 +91,6 @@ def _load(path: str) -> Vocabulary:
     }
     if ids != _SPECIAL:
         raise wrong("the special pieces have other ids than T5's", str(ids), str(_SPECIAL))
-    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    while _SENTINEL.fullmatch(pieces[-1]):
-        pieces.pop()
-    fingerprint = hashlib.sha256("\n".join(pieces).encode()).hexdigest()
-    return Vocabulary(path, processor.get_piece_size(), fingerprint, processor)
+    size = processor.get_piece_size()
+    fingerprint = fingerprint_of([processor.id_to_piece(i) for i in range(size)])
+    return Vocabulary(path, size, fingerprint, processor)

@@ -37,8 +37,10 @@ def measure(args: argparse.Namespace) -> dict:
     batch = datasets.abstract_batch(dataset)
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
-    choice = sizing.choose_here(model, settings, partitioner, batch)
-    model, settings, partitioner = sizing.settle(model, settings, partitioner, choice)
+    choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
+    model, settings, partitioner = sizing.apply_device_settings(
+        model, settings, partitioner, choice
+    )
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()
@@ -46,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict:
         model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
     )
     compiled = time.monotonic() - began
-    state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
+    state = step.init_sharded_state(model, settings, 0, shardings)
 
     random = np.random.default_rng(0)
     rows = {

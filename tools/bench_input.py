@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from cosmo.engine.data import cache, datasets, reader
+from cosmo.engine.data import cache_writing, datasets, reader
 from cosmo.tasks import mixtures, vocabularies
 from tools.bench_rates import rate_table
 
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
         live = datasets.DatasetConfig(register, LENGTHS, batch_size=ROWS)
         began = time.monotonic()
-        settings = cache.CacheConfig(live, vocabularies.load(VOCABULARY))
-        made = cache.write_cache(settings, str(folder / "rows"))
+        settings = cache_writing.CacheConfig(live, vocabularies.load(VOCABULARY))
+        made = cache_writing.write_cache(settings, str(folder / "rows"))
         total, seconds = made.manifest["totals"]["examples"], time.monotonic() - began
         print(f"writing the cache: {total / seconds:.0f} examples/s, one process", file=sys.stderr)
         sides = {"live SeqIO": live}

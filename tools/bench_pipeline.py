@@ -18,8 +18,8 @@ import tempfile
 import time
 import urllib.request
 
-from data_pipeline import postprocess, schema
-from data_pipeline.requests import Rejected
+from data_pipeline.calls.requests import Rejected
+from data_pipeline.co3 import postprocess, schema
 
 SAMPLE = "tasks/sample/soda/train.jsonl"
 

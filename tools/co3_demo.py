@@ -19,15 +19,14 @@ from typing import Any
 
 from cosmo import plot
 from cosmo.cli.quickstart import exchange_text, loss_table, unigram_perplexity
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.demo import begin_folder, run_module
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks import vocabularies
-from cosmo.tasks.corpus_examples import soda_file_examples
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.formatting import Example
-from data_pipeline.outputs import write_atomic
 
-TRIPLES = "data_pipeline/sample/triples.jsonl"
+TRIPLES = "data_pipeline/co3/sample/triples.jsonl"
 GIN_FILE = "gin/cosmo/tiny.gin"
 OUTPUT = "runs/co3_demo"
 VOCABULARY = "tasks/sample/vocabulary.model"

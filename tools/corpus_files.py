@@ -10,10 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks import casual, raw
 from cosmo.tasks.dialogues import Place, ProsocialTurn
-from cosmo.tasks.errors import DataError, shown
-from cosmo.tasks.records import direct_download_turn, prosocial_turn, row_position, soda_dialogue
+from cosmo.tasks.readers import (
+    Position,
+    direct_download_turn,
+    group_by_dialogue,
+    prosocial_turn,
+    row_position,
+    soda_dialogue,
+)
 
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 
@@ -135,32 +142,37 @@ def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
 
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
-    rows: list[Labelled] = []
-    dialogue_id, ended, done_known = None, True, False
-    for item in items:
-        if isinstance(item, DataError):
-            yield item
-            continue
-        place, value = item
-        if isinstance(value, list):
-            if rows:
-                yield _dialogue(rows, ended or not done_known)
-            rows, ended = [], True
-            yield from _nested(value, place)
-            continue
-        try:
-            this_id, response_id, done = row_position(value, place)
-            row = Labelled(response_id + 1, prosocial_turn(value, place), value.get("source"))
-        except DataError as error:
-            yield error
-            continue
-        if rows and (ended or this_id != dialogue_id or row.turn <= rows[-1].turn):
-            yield _dialogue(rows, ended or not done_known)
-            rows = []
-        rows.append(row)
-        dialogue_id, ended, done_known = this_id, done, "episode_done" in value
-    if rows:
-        yield _dialogue(rows, ended or not done_known)
+    errors: list[DataError] = []
+
+    def rows() -> Iterator[tuple[Position | None, Any, bool]]:
+        for item in items:
+            if isinstance(item, DataError):
+                errors.append(item)
+                continue
+            place, value = item
+            if isinstance(value, list):
+                yield None, list(_nested(value, place)), True
+                continue
+            try:
+                here = row_position(value, place)
+                row = Labelled(
+                    here.response_id + 1, prosocial_turn(value, place), value.get("source")
+                )
+            except DataError as error:
+                errors.append(error)
+                continue
+            # Without the field nothing is known of the end, so it does not count as lacking.
+            yield here, row, here.episode_done or "episode_done" not in value
+
+    for group in group_by_dialogue(rows(), lambda row: row[0]):
+        position, row, ended = group[-1]
+        if position is None:
+            yield from row
+        else:
+            yield _dialogue([row for _, row, _ in group], ended)
+        yield from errors
+        errors.clear()
+    yield from errors
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.metrics.diversity import mtld, words
 from cosmo.tasks.safety import LABELS, VOTES, aggregate, lacks_rots
 from tools.corpus_files import Labelled, Read

@@ -28,10 +28,9 @@ import sys
 from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.tables import text_table
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions

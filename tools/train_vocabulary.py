@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
 from cosmo.tasks.prosocial import prosocial_examples

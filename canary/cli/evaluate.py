@@ -71,12 +71,11 @@ def run(args: argparse.Namespace) -> None:
 def _baseline(args: argparse.Namespace) -> "Gold | None":
     """Return the most frequent answer of the training split; None if --input has no such split."""
     from canary import evaluation, report
-    from cosmo.tasks import readers
-    from cosmo.tasks.files import splits_of
+    from cosmo.tasks.files import resolve, splits_of
 
     if args.split == "train" or "train" not in splits_of(args.input):
         return None
-    if not readers.resolve(args.input).is_dir():
+    if not resolve(args.input).is_dir():
         return None  # one file serves every split: its training split is what is evaluated
     return report.most_frequent([case.gold for case in evaluation.cases(args.input, "train")])
 

@@ -14,20 +14,20 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from canary import labels, reading
-    from cosmo.engine.infer import infer, jobs, shards
+    from cosmo.engine.infer import answer_files, bulk, infer
 
     window = args.window
     if window is None and args.per_turn:
         # Every turn is a row: fewer dialogues fill the same number of batches.
-        window = infer.WINDOW_BATCHES * max(args.batch_size, 1) // USUAL_TURNS
+        window = infer.SORTED_BATCHES * max(args.batch_size, 1) // USUAL_TURNS
     # Flags and the input are checked first, because a model takes long to load.
-    sharding = jobs.Sharding(args.num_shards, args.shards, window, args.overwrite)
-    layout = shards.output_layout(args.output, args.num_shards)
+    sharding = bulk.Sharding(args.num_shards, args.shards, window, args.overwrite)
+    layout = answer_files.output_files(args.output, args.num_shards)
     source = reading.source(args.input, whole=args.per_turn)
     settings = flags.model_settings(args, args.batch_size)
     decoding = flags.decoding_config(args, settings)
     job = labels.LabelJob(settings, args.rots, args.per_turn, decoding, args.seed)
-    report = jobs.answer_source(job, source, layout, sharding)
+    report = bulk.answer_source(job, source, layout, sharding)
     if jax.process_index() == 0:
         if report.rejected:
             print(f"rejected records, with reasons: {layout.rejected}")

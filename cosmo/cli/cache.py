@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import sys
 from typing import Any
 
 from cosmo.cli import settings
@@ -14,7 +13,7 @@ from cosmo.engine.base.errors import UserError
 def run(args: argparse.Namespace) -> None:
     """Write a mixture's packed rows to files, or print some rows of a cache."""
     from cosmo.engine.base import config
-    from cosmo.engine.data import cache
+    from cosmo.engine.data import cache_writing
     from cosmo.tasks import formatting
 
     if args.show:
@@ -23,16 +22,13 @@ def run(args: argparse.Namespace) -> None:
     if args.distributed:
         raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
     settings.check_tasks(args.split)
-    wanted = config.call(cache.CacheConfig)
+    wanted = config.call(cache_writing.CacheConfig)
     wanted = dataclasses.replace(
         wanted,
         dataset=dataclasses.replace(wanted.dataset, split=args.split),
         apart=dataclasses.astuple(config.call(formatting.Separators)),
     )
-    if args.worker:
-        cache.work(wanted, args.output, args.worker)
-        return
-    made = cache.write_cache(
+    made = cache_writing.write_cache(
         wanted,
         args.output,
         epochs=args.epochs,
@@ -41,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         allow_unknown=args.allow_unknown,
         recipe=config.operative_config(),
-        worker=[sys.executable, "-m", "cosmo", *args.command_line],
     )
     print(report(made))
 
@@ -59,7 +54,7 @@ def report(cache: Any) -> str:
 
 def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
     """Print the ids and texts of the examples in `rows` ("0,17") of a cache."""
-    from cosmo.engine.data.rows import Cache
+    from cosmo.engine.data.cache_reading import Cache
     from cosmo.tasks import vocabularies
 
     cache = Cache(path)
@@ -123,7 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     look.add_argument(
         "--vocabulary", metavar="FILE", help="if it is no longer where it was (--show)"
     )
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
 
 
 VERB = Verb(

@@ -26,19 +26,19 @@ def run(args: argparse.Namespace) -> None:
 
     from cosmo import records
     from cosmo.engine.base import config
-    from cosmo.engine.infer import jobs, shards
+    from cosmo.engine.infer import answer_files, bulk
     from cosmo.tasks import formatting
 
-    sharding = jobs.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
+    sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         given = {"output": args.output} if args.output else {}
         settings.check_tasks(config.query("INFER_SPLIT"))
-        reports = config.call(jobs.infer_mixture, sharding=sharding, **given)
+        reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
     else:
         if not args.output:
             raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
-        layout = shards.output_layout(args.output, args.num_shards)
-        asked = config.call(jobs.InferConfig)
+        layout = answer_files.output_files(args.output, args.num_shards)
+        asked = config.call(bulk.InferConfig)
         source = records.source(
             args.input,
             asked.session.vocabulary,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
             config.call(formatting.Separators),
             asked.mode,
         )
-        reports = {args.output: jobs.answer_source(asked, source, layout, sharding)}
+        reports = {args.output: bulk.answer_source(asked, source, layout, sharding)}
         if reports[args.output].rejected and jax.process_index() == 0:
             print(f"rejected records, with reasons: {layout.rejected}")
     for where, report in reports.items():

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from cosmo.engine.base import config
     from cosmo.engine.scale import plan
 
-    job = config.call(plan.Job)
+    job = config.call(plan.PlannedRun)
     given = [f for f in ("partitions", "microbatches", "remat_policies") if getattr(args, f)]
     if given and not args.sweep:
         raise UserError(f"--{given[0]} is for --sweep; one setting is given with --gin.NAME=VALUE")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--hlo writes one program: leave out --sweep, or --hlo")
     if args.sweep:
         return run_sweep(args, job)
-    made = plan.make(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
+    made = plan.plan_step(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
     if args.json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
         return 0 if made.fits else 1
@@ -77,7 +77,7 @@ def run_sweep(args: argparse.Namespace, job: Any) -> int:
     from cosmo.engine.scale import plan, sizing
 
     choices = [
-        sizing.Choice(*one)
+        sizing.DeviceSettings(*one)
         for one in itertools.product(
             _values(args.partitions or "1,2,4,8", int, "--partitions"),
             _values(args.remat_policies or "minimal,full", str, "--remat_policies"),

@@ -103,7 +103,7 @@ Talk to it, from {pathlib.Path.cwd()}:
 
 def examples(split: str) -> "list[Example]":
     """Return all examples of the sample corpus, as the tasks make them."""
-    from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+    from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 
     return [
         *soda_file_examples(f"{SAMPLE}/soda", split),

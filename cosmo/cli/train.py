@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> None:
 def check_cache() -> None:
     """Raise UserError if CACHE_PATH was written with other settings than this run has."""
     from cosmo.engine.base import config, saved_settings
-    from cosmo.engine.data import rows
+    from cosmo.engine.data import cache_reading
 
     path = config.query("CACHE_PATH")
     if path is None:
         return
-    recipe = rows.Cache(path).manifest["settings"]["recipe"]
+    recipe = cache_reading.Cache(path).manifest["settings"]["recipe"]
     theirs = saved_settings.macros_in("\n".join(recipe))
     for name in CACHED:
         if name in theirs and theirs[name] != config.query(name):

@@ -158,17 +158,12 @@ def test_samples_depend_on_seed_and_dialogue_alone(canary):
 
 @pytest.mark.parametrize("count", [1, 2, 6, 20])
 def test_contexts_are_the_joined_text_without_the_oldest_turns(canary, count):
-    """Oracle: formatting.drop_oldest_turns, which encodes the joined text."""
+    """Oracle: the longest suffix whose joined text, encoded whole, fits with EOS."""
     vocabulary, budget = canary.session.vocabulary, canary.session.lengths["inputs"]
-    separators = formatting.Separators(turn=safety.TURN_SEPARATOR)
-
-    def tokens(text):
-        return len(vocabulary.encode(text))
-
     turns = [f"This is what number {i} says, {'and more, ' * (i % 4)}ok?" for i in range(count)]
     for shown, row in enumerate(canary.contexts(turns), 1):
-        kept = formatting.drop_oldest_turns("", "", turns[:shown], budget, tokens, separators)
-        text = safety.context(kept)
+        texts = [safety.context(turns[first:shown]) for first in range(shown)]
+        text = next(t for t in texts if len(vocabulary.encode(t)) < budget)
         assert row.inputs == text
         assert row.input_ids == (*vocabulary.encode(text), 1)
     endless = canary.context(["word " * 200 + "finally"])

@@ -1,6 +1,6 @@
 """Generators driven by hand: answers from a list or a function, and the requests they made."""
 
-from data_pipeline.requests import Response
+from data_pipeline.calls.requests import Response
 
 
 def drive(asking, answers):

@@ -9,7 +9,7 @@ import threading
 import urllib.request
 
 from data_pipeline import __main__ as command
-from data_pipeline.teacher import server
+from data_pipeline.co3.teacher import server
 
 TRIPLES = [
     ("PersonX goes to the market", "xNeed", "to find a bag"),

@@ -8,11 +8,11 @@ import json
 
 import pytest
 
-from data_pipeline import client
-from data_pipeline.client import Reply, Server
-from data_pipeline.errors import UserError
-from data_pipeline.limits import Allowance, Bucket, ClosedError, Limits
-from data_pipeline.requests import Request, Response, Sampling
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls import client
+from data_pipeline.calls.client import Reply, Server
+from data_pipeline.calls.limits import Allowance, Bucket, ClosedError, Limits
+from data_pipeline.calls.requests import Request, Response, Sampling
 from tests.data_pipeline.loopback import teacher
 
 ASK = Request(
@@ -130,10 +130,10 @@ def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
     monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
     busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, "{}")
     assert asyncio.run(client.probe(Replies(busy, none, busy, fine), "auto")) == "chat"
-    with pytest.raises(UserError, match="--form"):
+    with pytest.raises(UserError, match="setting: form"):
         asyncio.run(client.probe(Replies(busy), "auto"))
     assert asyncio.run(client.probe(Replies(busy), "chat")) == "chat"
-    with pytest.raises(UserError, match="--base_url"):
+    with pytest.raises(UserError, match="setting: base_url"):
         asyncio.run(client.probe(Replies(Reply(307, "")), "chat"))
 
 
@@ -240,7 +240,7 @@ def test_a_server_is_tried_before_any_work(path, monkeypatch):
         for offered, form in ((("chat",), "chat"), (("completion", "chat"), "completion")):
             with teacher(forms=offered) as (url, _):
                 assert asyncio.run(probed(url)) == form
-        with teacher(forms=()) as (url, _), pytest.raises(UserError, match="--base_url"):
+        with teacher(forms=()) as (url, _), pytest.raises(UserError, match="setting: base_url"):
             asyncio.run(probed(url))
     elif path == "key":
         monkeypatch.setenv("SECRET", "abracadabra")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.formatting import cosmo_input
 from cosmo.tasks.readers import read_soda
-from data_pipeline import corpus, schema
+from data_pipeline.co3 import schema
 from tests.data_pipeline.loopback import co3, lines, teacher, write_triples
 from tools.co3_demo import write_splits
 
@@ -33,7 +33,7 @@ def test_fields_are_the_published_ones(made, shared):
 def test_readers_give_every_record_back(made):
     """Oracle: the records as plain JSON, through JSON lines and Parquet, all and by split."""
     rows = lines(made / "soda.jsonl")
-    corpus.write_parquet(made)
+    schema.write_parquet(made)
     for path in (made / "soda.jsonl", made / "soda.parquet"):
         found = [(d.narrative, [*d.dialogue], [*d.speakers]) for d in read_soda({"train": path})]
         assert found == [(r["narrative"], r["dialogue"], r["speakers"]) for r in rows]

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from data_pipeline import distil, schema, triples
-from data_pipeline.requests import Rejected, Response
-from data_pipeline.triples import Triple
+from data_pipeline.calls.requests import Rejected, Response
+from data_pipeline.co3 import distil, postprocess, schema, triples
+from data_pipeline.co3.triples import Triple
 from tests.data_pipeline.co3_script import conversation, drive
 
 TRIPLE = Triple("7", "PersonX moves on", "xNeed", "to take a step", 5, "valid", ("Ann", "", ""))
-PLAIN = distil.Settings()
+PLAIN = postprocess.Settings()
 
 
 def model(**answers):
@@ -127,9 +127,9 @@ def test_canarys_labels_come_later():
     """Oracle: filtering again asks nobody, and names are replaced once."""
     found, _ = drive(distil.distil(TRIPLE), model())
     kept = dataclasses.replace(PLAIN, canary={"7": "__casual__"}, seed=9)
-    assert distil.postprocess(found, kept) == found
+    assert postprocess.postprocess(found, kept) == found
     gone = dataclasses.replace(PLAIN, canary={"7": "__needs_intervention__"})
-    assert distil.postprocess(found, gone).stage == "canary"
+    assert postprocess.postprocess(found, gone).stage == "canary"
 
 
 def test_the_same_answers_make_the_same_record():
@@ -208,7 +208,7 @@ def test_settings_and_records_travel():
     found, _ = drive(distil.distil(TRIPLE), model())
     assert pickle.loads(pickle.dumps(found)) == found
     settings = pickle.loads(pickle.dumps(PLAIN))
-    assert distil.postprocess(found, settings) == found
+    assert postprocess.postprocess(found, settings) == found
 
 
 def test_duplicates(shared):
@@ -217,13 +217,17 @@ def test_duplicates(shared):
     twin, _ = drive(distil.distil(dataclasses.replace(TRIPLE, id="8", index=3)), model())
     other, _ = drive(distil.distil(TRIPLE), model(dialogue=conversation(9)))
     assert twin.x != found.x
-    assert distil.duplicate_key(found) == distil.duplicate_key(twin)
-    assert distil.duplicate_key(found) != distil.duplicate_key(other)
+    assert postprocess.duplicate_key(found) == postprocess.duplicate_key(twin)
+    assert postprocess.duplicate_key(found) != postprocess.duplicate_key(other)
     third = [dataclasses.replace(found, dialogue=(f"Hi {n}.", "Bye.")) for n in ("Emily", "Bob")]
-    assert distil.duplicate_key(third[0]) == distil.duplicate_key(third[1])
-    kept = list(distil.dedup(sorted([found, twin], key=lambda r: r.original_index)))
-    assert kept[0] == twin == distil.first_of([found, twin])
-    assert (kept[1].id, kept[1].stage, kept[1].reason) == ("7", "dedup", "duplicate dialogue")
+    assert postprocess.duplicate_key(third[0]) == postprocess.duplicate_key(third[1])
+    keys = set()
+    kept, gone = (
+        postprocess.result_of(r, r.original_index).keep_first(keys) for r in (twin, found)
+    )
+    assert json.loads(kept["provenance"])["id"] == "8" and kept.keys() == {"soda", "provenance"}
+    again = json.loads(gone["rejected"])
+    assert (again["id"], again["stage"], again["reason"]) == ("7", "dedup", "duplicate dialogue")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,9 @@ def test_real_rows_pass_and_speed(shared, capsys):
     rows = [json.loads(line) for line in (shared / "data/soda_rows.jsonl").open()]
     records = [schema.from_row(row, {"id": str(i)}) for i in range(60) for row in rows]
     start = time.process_time()
-    done = [distil.postprocess(dataclasses.replace(r, id=str(i))) for i, r in enumerate(records)]
+    done = [
+        postprocess.postprocess(dataclasses.replace(r, id=str(i))) for i, r in enumerate(records)
+    ]
     seconds = time.process_time() - start
     assert all(isinstance(record, schema.Record) for record in done)
     with capsys.disabled():

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from data_pipeline import commonsense, filters, namebook, prompts, schema, sentences
-from data_pipeline.requests import Response
-from data_pipeline.triples import Triple
+from data_pipeline.calls.requests import Response
+from data_pipeline.co3 import commonsense, filters, namebook, prompts, schema, sentences
+from data_pipeline.co3.triples import Triple
 from tests.data_pipeline.co3_script import drive
 
 BOOK = prompts.load()

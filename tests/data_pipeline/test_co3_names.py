@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from data_pipeline import namebook, names, schema
+from data_pipeline.co3 import namebook, names, schema
 
 BOOK = namebook.load()
 

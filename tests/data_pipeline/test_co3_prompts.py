@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_pipeline import prompts
-from data_pipeline.requests import Sampling
+from data_pipeline.calls.requests import Sampling
+from data_pipeline.co3 import prompts
 
 OPEN = Sampling(1024, 0.9, 0.95, 1.0, 0.6)
 NARRATIVE = "Madeleine took the first step towards her goal."

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data_pipeline import card, reasons, report, statistics
+from data_pipeline.co3 import card, reasons, report, statistics
 
 ROW = {
     "head": "PersonX eats",

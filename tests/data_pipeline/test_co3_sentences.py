@@ -5,9 +5,9 @@ import collections
 
 import pytest
 
-from data_pipeline import inflection, namebook, prompts, sentences, triples
-from data_pipeline.requests import Rejected
-from data_pipeline.triples import Triple
+from data_pipeline.calls.requests import Rejected
+from data_pipeline.co3 import inflection, namebook, prompts, sentences, triples
+from data_pipeline.co3.triples import Triple
 
 BOOK = namebook.load()
 PROMPTS = prompts.load()

@@ -3,8 +3,8 @@ of the published code, and the paper's appendix A."""
 
 import pytest
 
-from data_pipeline import dialogue, narrative, prompts, speakers
-from data_pipeline.requests import Rejected, Response
+from data_pipeline.calls.requests import Rejected, Response
+from data_pipeline.co3 import dialogue, narrative, prompts, speakers
 from tests.data_pipeline.co3_script import conversation, drive
 
 BOOK = prompts.load()

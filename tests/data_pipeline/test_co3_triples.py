@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from data_pipeline import triples
-from data_pipeline.requests import Rejected
-from data_pipeline.triples import Triple
+from data_pipeline.calls.requests import Rejected
+from data_pipeline.co3 import triples
+from data_pipeline.co3.triples import Triple
 
 ROW = {"head": "PersonX sees PersonY", "relation": "xWant", "tail": "to say hello"}
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from data_pipeline import turns
+from data_pipeline.co3 import turns
 
 WANTED = [("Veda", "Hi, Father."), ("Priest", "Hello, Veda."), ("Veda", "How are you?")]
 # Each of these is the same conversation.

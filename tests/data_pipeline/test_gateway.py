@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from data_pipeline import report, statistics
-from data_pipeline.client import Reply, Server
-from data_pipeline.commands import co3
-from data_pipeline.errors import UserError
-from data_pipeline.gateway import Gateway, RequestError, RetryPolicy
-from data_pipeline.journal import Journal, read_entries
-from data_pipeline.limits import Allowance, ClosedError, Concurrency, Limits
-from data_pipeline.requests import Request, Sampling
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls.client import Reply, Server
+from data_pipeline.calls.gateway import Gateway, RequestError, RetryPolicy
+from data_pipeline.calls.journal import Journal, read_entries
+from data_pipeline.calls.limits import Allowance, ClosedError, Concurrency, Limits
+from data_pipeline.calls.requests import Request, Sampling
+from data_pipeline.co3 import report, statistics
+from data_pipeline.co3.commands import co3
 
 GOOD = json.dumps({"choices": [{"text": "Yes"}], "usage": {"completion_tokens": 1}})
 
@@ -123,7 +123,7 @@ def test_a_server_that_only_redirects_stops_the_run(tmp_path):
     with Journal(tmp_path) as journal:
         answers_of = Gateway(post, Server("http://x/v1", "m"), journal, Limits(Allowance()))
         number, said = asyncio.run(all_of_them(journal))
-    assert number == 19 and "--base_url" in said
+    assert number == 19 and "base_url" in said
 
 
 def test_fields_added_to_the_body_are_another_question(tmp_path):

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import former_journal
-from data_pipeline.errors import UserError
-from data_pipeline.journal import NAME, Entry, Journal, read_entries
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls import former_journal
+from data_pipeline.calls.journal import NAME, Entry, Journal, read_entries
 
 
 def entry(number: int, kind: str = "answer", size: int = 40) -> Entry:
@@ -155,7 +155,7 @@ def test_a_damaged_database_is_kept_aside_and_read(tmp_path, caplog, damage):
 KILLED = """
 import sys
 sys.path[:0] = [{root!r}]
-from data_pipeline.journal import Journal
+from data_pipeline.calls.journal import Journal
 from tests.data_pipeline.test_journal import entry
 with Journal({folder!r}) as journal:
     number = 0
@@ -221,8 +221,8 @@ def test_a_full_disk_at_every_page(tmp_path):
 
 NO_ROOM = """
 import resource, signal, sys
-from data_pipeline.errors import UserError
-from data_pipeline.journal import Journal
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls.journal import Journal
 from tests.data_pipeline.test_journal import entry
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_pipeline.errors import UserError
-from data_pipeline.outputs import FILES, Outputs, Result
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls.outputs import FILES, Outputs, Result
 
 
 def result(number: int) -> Result:

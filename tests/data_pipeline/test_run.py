@@ -12,9 +12,9 @@ import time
 import pytest
 
 from data_pipeline import __main__ as command
-from data_pipeline import corpus
-from data_pipeline.journal import read_entries
-from data_pipeline.outputs import Outputs, Result
+from data_pipeline.calls.journal import read_entries
+from data_pipeline.calls.outputs import Outputs, Result
+from data_pipeline.co3 import triples as triples_module
 from tests.data_pipeline.loopback import (
     co3,
     flags,
@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory, triples):
 
 def test_every_triple_is_a_record_or_a_rejection(undisturbed, triples):
     """Oracle: the triples of the input, in its order."""
-    from data_pipeline.schema import SODA_FIELDS
+    from data_pipeline.co3.schema import SODA_FIELDS
 
     records, rejected = lines(undisturbed / "soda.jsonl"), lines(undisturbed / "rejected.jsonl")
     assert len(records) + len(rejected) == COUNT and len(records) > 10
@@ -198,7 +198,7 @@ def test_a_server_that_dies_stops_the_run(tmp_path, triples, capsys):
     with teacher(misbehave=1.0, kinds=("500",)) as (url, _):
         assert co3(triples, tmp_path, url, "--tries=2", "--concurrency=4", "--form=completion") == 1
     said = capsys.readouterr().err
-    assert "does not answer" in said and "answers nobody" in said
+    assert "does not answer" in said and "answers no call" in said
     assert not (tmp_path / "soda.jsonl").exists()
 
 
@@ -383,20 +383,22 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
 
 def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
     """Outputs of two versions never mix. Oracle: a file changed by one byte; records made anew."""
-    for name in corpus.LISTS:
-        (tmp_path / name).write_bytes((corpus.Path(corpus.__file__).parent / name).read_bytes())
-    now = corpus.lists_version()
-    assert now == corpus.lists_version(tmp_path)
-    for name in corpus.LISTS:
+    for name in triples_module.LISTS:
+        (tmp_path / name).write_bytes(
+            (triples_module.Path(triples_module.__file__).parent / name).read_bytes()
+        )
+    now = triples_module.lists_version()
+    assert now == triples_module.lists_version(tmp_path)
+    for name in triples_module.LISTS:
         text = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(text + b"\n")
-        assert corpus.lists_version(tmp_path) != now
+        assert triples_module.lists_version(tmp_path) != now
         (tmp_path / name).write_bytes(text)
     path = tmp_path / "triples.jsonl"
     write_triples(path, 2)
 
     def begun_at():
-        made = Outputs(tmp_path, corpus.Source(path).identity(), 2)
+        made = Outputs(tmp_path, triples_module.Source(path).identity(), 2)
         first = made.next
         if not first:
             made.add(0, Result({"soda": "{}"}))
@@ -405,7 +407,7 @@ def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
         return first
 
     assert (begun_at(), begun_at()) == (0, 1)
-    monkeypatch.setattr(corpus, "lists_version", lambda: "another")
+    monkeypatch.setattr(triples_module, "lists_version", lambda: "another")
     assert begun_at() == 0
 
 

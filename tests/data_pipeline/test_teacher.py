@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_pipeline import prompts
-from data_pipeline.teacher import server, voice
+from data_pipeline.co3 import prompts
+from data_pipeline.co3.teacher import server, voice
 
 PROMPTS = prompts.load()
 STORY = "Ann takes the first step, and Ann moves closer to the goal."

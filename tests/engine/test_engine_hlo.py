@@ -132,7 +132,7 @@ def test_engine_hlo_collectives(line, kind, group, size):
         "%big = bf16[64,128]{1,0} parameter(2)",
         line,
     )
-    assert count(text).collectives == {kind: {group: size}}
+    assert count(text).collectives == {(kind, group): size}
 
 
 def test_engine_hlo_a_collective_in_several_fusions_is_one():

@@ -8,18 +8,17 @@ import logging
 import numpy as np
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families, metrics, mixtures, safety
 from cosmo.tasks.casual import read_dailydialog
-from cosmo.tasks.corpus_examples import canary_file_examples, casual_file_examples
-from cosmo.tasks.errors import DataError
-from cosmo.tasks.formatting import Separators, drop_oldest_turns
+from cosmo.tasks.families import canary_file_examples, casual_file_examples
+from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.vocabularies import load
 from tests.tasks.tasks_samples import prosocial_row, write_lines
 
 seqio = pytest.importorskip("seqio")
 
 SAMPLE = "tasks/sample/vocabulary.model"
-SEPARATORS = Separators(turn=safety.TURN_SEPARATOR)
 SPLITS = ("train", "validation", "test")
 
 
@@ -72,7 +71,7 @@ def _rows(name, lengths, split="validation"):
 
 @pytest.mark.parametrize(("inputs", "style"), [(24, "sentinel"), (64, "text"), (400, "text")])
 def test_ids_equal_the_pure_text_of_real_rows(shared, tmp_path, t5_vocabulary, style, inputs):
-    """Oracle: T5's vocabulary on `safety.context` of the turns that fit, and on `safety.target`.
+    """Oracle: T5's vocabulary on `safety.context` with a budget, and on `safety.target`.
 
     24 tokens are fewer than the latest utterance has: its front is cut.
     """
@@ -104,7 +103,7 @@ def test_ids_equal_the_pure_text_of_real_rows(shared, tmp_path, t5_vocabulary, s
         rows, examples = _rows(name, lengths), list(examples)
         assert [row["id"].decode() for row in rows] == [example.id for example in examples]
         for row, example in zip(rows, examples, strict=True):
-            kept = drop_oldest_turns("", "", example.turns, inputs, count, SEPARATORS)
+            kept = drop_oldest_turns("", "", example.turns, inputs, count, safety.SEPARATORS)
             text = safety.context(kept)
             assert row["inputs_pretokenized"].decode() == text
             ids = vocabulary.encode(text)[-(inputs - 1) :]

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.casual import (
     CasualDialogue,
     casual_examples,
@@ -13,7 +14,6 @@ from cosmo.tasks.casual import (
     read_dailydialog,
     read_empathetic,
 )
-from cosmo.tasks.errors import DataError
 
 ED_HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
 

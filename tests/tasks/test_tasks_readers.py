@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.readers import read_prosocial, read_soda
 from tests.tasks.tasks_samples import prosocial_row, soda_row, write_lines
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from cosmo.tasks import formatting, safety
+from cosmo.engine.base.errors import DataError
+from cosmo.tasks import safety
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.readers import read_prosocial
-from cosmo.tasks.records import SAFETY_LABELS
 from cosmo.tasks.vocabularies import load
 
 CASUAL, CAUTION, INTERVENTION = safety.VOTES
@@ -59,8 +59,14 @@ def test_other_votes_are_refused(votes, words):
 
 
 def test_labels_and_their_three_classes():
-    """Oracle: the records' labels; Kim et al. 2022, section 3.3: three grades of caution."""
-    assert safety.LABELS == SAFETY_LABELS
+    """Oracle: Kim et al. 2022, section 3.3: five labels, three grades of caution."""
+    assert safety.LABELS == (
+        "__casual__",
+        "__possibly_needs_caution__",
+        "__probably_needs_caution__",
+        "__needs_caution__",
+        "__needs_intervention__",
+    )
     classes = [safety.three_class(label) for label in safety.LABELS]
     assert classes == ["casual", *["needs caution"] * 3, "needs intervention"]
     assert set(classes) == set(safety.CLASSES)
@@ -146,15 +152,13 @@ def test_the_separator_is_one_piece_that_decodes_back(t5_vocabulary):
 def test_a_long_context_loses_its_oldest_turns():
     """Oracle: words counted by hand: "c // d" is 3 and EOS."""
     turns = ["a", "b", "c", "d"]
-    separators = formatting.Separators(turn=safety.TURN_SEPARATOR)
-
-    def kept(budget):
-        count = lambda text: len(text.split())  # noqa: E731
-        return safety.context(
-            formatting.drop_oldest_turns("", "", turns, budget, count, separators)
+    kept = [
+        safety.context(
+            drop_oldest_turns("", "", turns, n, lambda t: len(t.split()), safety.SEPARATORS)
         )
-
-    assert [kept(n) for n in (1, 4, 8)] == ["d", "c // d", "a // b // c // d"]
+        for n in (1, 4, 8)
+    ]
+    assert kept == ["d", "c // d", "a // b // c // d"]
 
 
 def dialogue(*labels_and_rots, votes=None):

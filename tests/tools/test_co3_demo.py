@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from cosmo.tasks.formatting import Example
-from data_pipeline import triples
+from data_pipeline.co3 import triples
 from tools import co3_demo
 
 

@@ -91,7 +91,6 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         return 2  # nothing was run: a script that forgot its verb has to notice
     arguments, bindings = split_arguments(argv)
     args = parse(program, arguments)
-    args.command_line = argv
     parsed.append(args)
     verb = program.verbs[args.verb]
     set_up_logging(args.quiet, program.loggers)

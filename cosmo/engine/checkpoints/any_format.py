@@ -1,4 +1,4 @@
-"""Any checkpoint (ours, T5X's, HuggingFace's): locate it, open it, restore it to the devices.
+"""Locate, open and restore any checkpoint: ours, T5X's, HuggingFace's.
 
 `locate` finds the format, `open_source` gives lazy arrays under our names, and the functions
 `restore_*` load them, each device reading only its own part.
@@ -31,7 +31,7 @@ from cosmo.engine.model import models, t5
 log = logging.getLogger(__name__)
 
 FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
-# Threads overlap waiting for a bucket. Few of them: each holds a parameter in memory.
+# Threads overlap their waits for a bucket. Only a few: each holds a parameter in memory.
 READ_THREADS = 4
 
 
@@ -157,6 +157,7 @@ def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
     found = locate(path)
     if found.format != "cosmo":
         raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    # TensorStore alone reads it: no device need exist.
     arrays, _ = streaming.read_checkpoint(found.folder, found.step)
     return found.step, nested({path: array.whole() for path, array in arrays.items()})
 
@@ -174,7 +175,7 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     source = open_source(path)
     _check(source, abstract, description)
     log.info("%s: converted to our names", source)
-    leaves = [source.params[path] for path in flat(abstract)]
+    leaves = [source.params[path] for path in flat(abstract)]  # in JAX's order
     arrays = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     return step, _load(arrays, abstract, shardings)
 

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints between formats, piece by piece, whatever the size of the model."""
+"""Convert checkpoints between formats, piece by piece, so that a model may exceed memory."""
 
 import contextlib
 import logging
@@ -77,7 +77,7 @@ def import_checkpoint(
         try:
             streaming.write_checkpoint(output, step, state, description, on_piece)
             if vocabulary is not None:
-                run_checkpoints.keep_vocabulary(output, vocabulary.path)
+                run_checkpoints.copy_vocabulary(output, vocabulary.path)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return source
@@ -146,7 +146,7 @@ def export_checkpoint(
                 folder, source.step, source.params, source.network, states, on_piece
             )
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
-                run_checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
+                run_checkpoints.copy_vocabulary(str(target.parent), vocabulary_path)
         else:
             # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:
@@ -185,7 +185,7 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
     Raises UserError if `target` exists and is not empty, or cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give another --output, or remove it")
+        raise UserError(f"{target} exists already: give another, or remove it", setting="output")
     # In an object store files appear whole, and folders cannot be renamed.
     remote = is_remote(target)
     partial = target if remote else target.parent / f".{target.name}.partial"

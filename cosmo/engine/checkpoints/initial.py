@@ -1,7 +1,7 @@
-"""The checkpoint that a new run starts from, of any format, as one object.
+"""Start a new run from a checkpoint of any format.
 
-Training knows only `run_checkpoints.StartingPoint`. The gin file binds this one, so that the
-training loop depends on no other system's format.
+Training knows only `run_checkpoints.StartingPoint`. The gin file binds InitialCheckpoint, so that
+the training loop depends on no other system's format.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ from typing import Any
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, run_checkpoints
-from cosmo.engine.checkpoints.run_checkpoints import Start
+from cosmo.engine.checkpoints.run_checkpoints import Start, StartingPoint
 from cosmo.engine.model.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class InitialCheckpoint:
+class InitialCheckpoint(StartingPoint):
     """A run's MODEL_DIR or one of its checkpoints, a T5X checkpoint, or a HuggingFace folder.
 
     Training takes its parameters and its step, and its optimizer state if
@@ -61,14 +61,14 @@ class InitialCheckpoint:
         log.info("starting from %s, step %d, with its optimizer state", self.path, step)
         if format == "huggingface":
             raise UserError(
-                f"{self.path} is a HuggingFace folder, which holds no optimizer state: leave "
-                "out --gin.RESTORE_OPTIMIZER_STATE"
+                f"{self.path} is a HuggingFace folder, which holds no optimizer state: leave out",
+                setting="RESTORE_OPTIMIZER_STATE",
             )
         # One reading of the whole state, as a run that resumes does it.
         if format == "cosmo":
             wanted = run_checkpoints.abstract_like(abstract, shardings)
             with run_checkpoints.manager(folder, read_only=True) as source:
-                state = run_checkpoints.restore(source, step, wanted, description)
+                state = run_checkpoints.restore_state(source, step, wanted, description)
             return Start(step, state.params, state.opt_state)
         _, params = any_format.restore_params(
             self.path, abstract.params, shardings.params, description

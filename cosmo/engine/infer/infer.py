@@ -18,14 +18,14 @@ from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
-from cosmo.engine.model.choices import Choices, checked
+from cosmo.engine.model.choice_tree import Choices, check_choices
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
 
 # Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
 # full, which over this many costs little.
-WINDOW_BATCHES = 64
+SORTED_BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     Choices are token ids, with EOS if they are to be all of an answer. A softmax over the scores is
     the posterior of the choices. Raises UserError for an empty choice or two that are equal.
     """
-    options = checked(choices, session.model.network.vocab_size)
+    options = check_choices(choices, session.model.network.vocab_size)
     run = _choose_fn(session.model, options, session.layout)
 
     def start(group):
@@ -221,7 +221,7 @@ def choosing_then_generating(
     One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
     After a choice that does not continue (by default: that ends in EOS) nothing follows.
     """
-    options = checked(choices, session.model.network.vocab_size)
+    options = check_choices(choices, session.model.network.vocab_size)
     continues = None if continues is None else tuple(map(bool, continues))
     run = _continue_fn(session.model, options, continues, decoding, session.layout)
 
@@ -298,7 +298,7 @@ def answer(
 def predict(
     session: Session, rows: Iterable[datasets.Row], decoding: DecodingConfig, seed: int = 0
 ) -> Iterator[Answer]:
-    """Generate for each row, in order, reading WINDOW_BATCHES batches of rows at a time."""
+    """Generate for each row, in order, reading SORTED_BATCHES batches of rows at a time."""
     return _stream(session, rows, generation(session, decoding, seed))
 
 
@@ -308,7 +308,7 @@ def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
 
 
 def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
-    for window in datasets.groups(rows, session.batch_size * WINDOW_BATCHES):
+    for window in datasets.groups(rows, session.batch_size * SORTED_BATCHES):
         yield from answer(session, window, work)
 
 

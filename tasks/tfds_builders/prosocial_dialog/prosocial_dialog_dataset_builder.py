@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow_datasets as tfds
 
-from cosmo.tasks.corpus_examples import prosocial_file_examples
+from cosmo.tasks.families import prosocial_file_examples
 from cosmo.tasks.tfds_builders import examples
 
 

@@ -1,0 +1,198 @@
+"""Answer the requests of stages: from the journal, or from the server with retries.
+
+An answer is in the journal before the stage gets it. A request that no try could answer is recorded
+as a failure, which the next start asks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls import client as clients
+from data_pipeline.calls.client import AnswerError, Reply, Server
+from data_pipeline.calls.journal import Entry, Journal
+from data_pipeline.calls.limits import Call, Limits, max_tokens
+from data_pipeline.calls.requests import Request, Response
+
+log = logging.getLogger("data_pipeline")
+
+Post = Callable[[str, bytes], Awaitable[Reply]]
+MAX_REFUSED_IN_A_ROW = 20  # refusals (3xx, 4xx) without one answer: the settings are wrong
+MAX_FAILED_IN_A_ROW = 20  # calls without an answer, and one request out of tries: a dead server
+MAX_PAUSE_SECONDS = 600.0  # a longer Retry-After is cut to this
+OVERLOADED_STATUS = (429, 503)  # fewer calls in flight may help
+
+
+class RequestError(Exception):
+    """No try could answer a request; its triple is rejected."""
+
+    def __init__(self, request: Request, reason: str, detail: str):
+        super().__init__(f"{request.record_id}, {request.stage}: {reason}: {detail}")
+        self.request, self.reason, self.detail = request, reason, detail
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryPolicy:
+    """Retry policy: exponential backoff with full jitter."""
+
+    tries: int = 8
+    first_seconds: float = 0.5
+    max_seconds: float = 30.0
+
+    def wait(self, tried: int, random_source: random.Random) -> float:
+        """Return the seconds to wait after `tried` tries."""
+        longest = min(self.max_seconds, self.first_seconds * 2 ** (tried - 1))
+        return random_source.uniform(0, longest)
+
+
+class Gateway:
+    """Answers requests. `post(form, body)` sends one and returns the reply."""
+
+    def __init__(
+        self,
+        post: Post,
+        server: Server,
+        journal: Journal,
+        limits: Limits,
+        policy: RetryPolicy = RetryPolicy(),
+        moderation: tuple[Post, Server] | None = None,
+    ):
+        self.journal, self.limits, self.policy = journal, limits, policy
+        self.servers = {"model": (post, server)}
+        if moderation:
+            self.servers["moderation"] = moderation
+        # Of this start: calls, answers from the journal, retries by reason; answers by stage.
+        self.counts: Counter = Counter()
+        self.stages: Counter = Counter()
+        self._failed_in_a_row = 0
+        self._refused_in_a_row = 0
+        self._random = random.Random()  # of waiting times alone: no answer depends on it
+
+    async def answer(self, request: Request) -> Response:
+        """Return the answer, from the journal or the server.
+
+        Raises RequestError, limits.ClosedError, or UserError if nothing can succeed any more.
+        """
+        moderation = request.stage == "moderation"
+        if moderation and "moderation" not in self.servers:
+            raise UserError("a stage asks for moderation: give a service", setting="moderation_url")
+        post, server = self.servers["moderation" if moderation else "model"]
+        form = "moderation" if moderation else server.form
+        key = request.key(server.model, form, "{}" if moderation else server.extra_body)
+        known = self.journal.get(key)
+        if known is not None:
+            # An answer that another version read, and this one cannot, is asked for again.
+            with contextlib.suppress(AnswerError):
+                response = clients.parse_answer(known.raw, form)
+                self.counts["replayed"] += 1
+                return response
+        # A seed made of the key: another attempt has another key, so it gets another answer.
+        data = clients.request_body(request, server, seed=int(key[:7], 16))
+        for tried in range(1, self.policy.tries + 1):
+            async with self.limits.slot(request) as call:
+                reply = await post(form, data)
+                self.counts["calls"] += 1
+                if reply.status == 200:
+                    self.limits.concurrency.answered()
+                elif reply.status in OVERLOADED_STATUS:
+                    self.limits.concurrency.overloaded(call.number)
+                response, reason = _judge(reply, form)
+                if response is not None:
+                    call.prompt_tokens = response.prompt_tokens
+                    call.completion_tokens = response.completion_tokens
+                    if not (response.prompt_tokens or response.completion_tokens):
+                        # A server that counts no tokens must not pass the caps.
+                        call.prompt_tokens, call.completion_tokens = max_tokens(request)
+                        call.estimated = True
+                    self._keep(key, request, "answer", reply.text, call)
+                elif reply.billed:  # no answer, but it may have been paid for
+                    call.prompt_tokens, call.completion_tokens = max_tokens(request)
+                    call.estimated = True
+                    self._keep(key, request, "failure", reply.text, call, reason)
+            if response is not None:
+                self._failed_in_a_row = 0
+                self.stages[request.stage] += 1
+                self._refused_in_a_row = 0
+                return response
+            self._failed_in_a_row += reason in ("no answer", "server error")
+            self._check_final(reply, server)
+            if reason == "refused":
+                break
+            self.counts[f"retried: {reason}"] += 1
+            await self._pause(reply, tried)
+        # People read the failures; no stage ever gets one.
+        if not reply.billed:
+            self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
+        if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
+            raise UserError(
+                f"{server.address} answers no call: {self._failed_in_a_row} in a row failed "
+                f"({_short(reply)}). All earlier answers are kept: check the server, then give the "
+                "same command again"
+            )
+        raise RequestError(request, reason, _short(reply))
+
+    def _keep(
+        self,
+        key: str,
+        request: Request,
+        kind: str,
+        raw: str,
+        call: Call,
+        reason: str = "",
+    ) -> None:
+        self.journal.append(
+            Entry(
+                key=key,
+                id=request.record_id,
+                stage=request.stage,
+                attempt=request.attempt,
+                kind=kind,
+                raw=raw,
+                prompt_tokens=call.prompt_tokens,
+                completion_tokens=call.completion_tokens,
+                reason=reason,
+            )
+        )
+
+    def _check_final(self, reply: Reply, server: Server) -> None:
+        """Raise UserError if this reply means that no call can succeed."""
+        self._refused_in_a_row = self._refused_in_a_row + 1 if clients.is_refused(reply) else 0
+        if clients.is_final(reply) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise clients.refusal(reply, server)
+
+    async def _pause(self, reply: Reply, tried: int) -> None:
+        """Wait before the next try. A Retry-After holds every call, not this one alone."""
+        wait = self.policy.wait(tried, self._random)
+        if reply.retry_after is not None:
+            self.limits.pause(min(reply.retry_after, MAX_PAUSE_SECONDS))
+        elif reply.status == 429 and self.limits.concurrency.allowed <= 1:
+            # One call in flight is too many: the server limits calls in a time, not at once.
+            self.limits.pause(wait)
+        if tried < self.policy.tries:
+            await self.limits.sleep(wait)
+
+
+def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
+    """Return the response of a reply and "", or None and what is wrong with the reply."""
+    if reply.status == 0:
+        return None, "no answer"
+    if reply.status == 429:
+        return None, "too many requests"
+    if reply.status >= 500:
+        return None, "server error"
+    if reply.status != 200:
+        return None, "refused" if clients.is_refused(reply) else "server error"
+    try:
+        return clients.parse_answer(reply.text, form), ""
+    except AnswerError:
+        return None, "broken answer"
+
+
+def _short(reply: Reply) -> str:
+    return f"{reply.status} " * bool(reply.status) + " ".join(reply.text.split())[:200]

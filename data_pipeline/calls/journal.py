@@ -1,0 +1,278 @@
+"""Keep every answer that was paid for, in one SQLite table, before anything uses it.
+
+`journal/calls.sqlite` has one row a call: answers, and failures that may have been billed. A row is
+committed as soon as its answer arrives, so a killed process loses none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import socket
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls import former_journal
+
+log = logging.getLogger("data_pipeline")
+
+NAME = "calls.sqlite"
+CHECKPOINT_SECONDS = 5.0  # a power cut loses at most the answers of so long
+# The answer stands last, because SQLite then sums the other columns without reading it.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, key BLOB NOT NULL, id TEXT NOT NULL,
+    stage TEXT NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, reason TEXT NOT NULL,
+    answer BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS answers ON calls (key) WHERE kind = 'answer';
+"""
+_COLUMNS = "key, id, stage, attempt, kind, prompt_tokens, completion_tokens, reason, answer"
+_INSERT = f"INSERT OR IGNORE INTO calls (number, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One answer, or one failure to get one (`kind`), with the server's text (`raw`).
+
+    A failure has a `reason` and is never used as an answer. Its tokens are the most that it may
+    have been billed for.
+    """
+
+    key: str
+    id: str
+    stage: str
+    attempt: int
+    kind: str
+    raw: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reason: str = ""
+
+
+class Journal:
+    """The journal of one run, open in one process. `with Journal(folder) as journal:`.
+
+    Raises UserError if another process has it open, or if it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+
+    def __enter__(self) -> Journal:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.folder)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written to: {error.strerror}") from error
+        self._database = None
+        try:
+            with self._errors():
+                self._open()
+        except BaseException:
+            if self._database is not None:
+                self._database.close()
+            self._lock.close()
+            raise
+        self._checkpointed = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._database.close()  # moves what the log holds into the database, and syncs it
+        self._lock.close()
+
+    def get(self, key: str) -> Entry | None:
+        """Return the latest answer to a request, or None if there is none that can be read."""
+        query = f"SELECT {_COLUMNS} FROM calls WHERE key = ? AND kind = 'answer' ORDER BY number"
+        name = (bytes.fromhex(key),)
+        with self._errors():
+            try:
+                row = self._database.execute(f"{query} DESC LIMIT 1", name).fetchone()
+                return None if row is None else _entry(row)
+            except (sqlite3.DatabaseError, *_UNREADABLE) as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise  # the disk failed, not this answer
+                log.warning("%s: an answer is damaged (%s): asked again", self.path, error)
+                return None
+
+    def append(self, entry: Entry) -> None:
+        """Commit an entry. After this returns, a kill of the process does not lose it."""
+        with self._errors():
+            self._database.execute(_INSERT, (None, *_row(entry)))
+            if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._checkpointed = time.monotonic()
+
+    def spent(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Sum calls, prompt_tokens and completion_tokens of all starts, per stage and kind."""
+        table: dict[str, dict[str, dict[str, int]]] = {}
+        columns = ("calls", "prompt_tokens", "completion_tokens")
+        query = (
+            "SELECT stage, kind, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) "
+            "FROM calls GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        with self._errors():
+            for stage, kind, *numbers in self._database.execute(query):
+                table.setdefault(stage, {})[kind] = dict(zip(columns, numbers, strict=True))
+        return table
+
+    def __len__(self) -> int:
+        """Count the requests that have an answer."""
+        query = "SELECT COUNT(DISTINCT key) FROM calls WHERE kind = 'answer'"
+        with self._errors():
+            return self._database.execute(query).fetchone()[0]
+
+    def _open(self) -> None:
+        """Open the database. One that is damaged is set aside, and what can be read is copied."""
+        fault = ""
+        try:
+            self._database = _connect(self.path)
+            # SQLite has no checksums, but this finds lost and exchanged pages. It reads the whole
+            # file, about a second for each GB.
+            fault = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            fault = "" if fault == "ok" else fault
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # a full disk or a missing permission is no damage
+            fault = str(error)
+        earlier = sorted((self.folder / "damaged").glob(f"{NAME}.[0-9][0-9][0-9]"))
+        if fault:
+            aside = self.folder / "damaged" / f"{NAME}.{len(earlier):03d}"
+            log.warning("%s is damaged (%s): it is kept as %s", self.path, fault, aside)
+            if self._database is not None:
+                self._database.close()
+            aside.parent.mkdir(exist_ok=True)
+            # The database goes last, so that a kill in between is repaired by the next start.
+            for suffix in ("-wal", "-shm", ""):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+            self._database = _connect(self.path)
+            earlier.append(aside)
+        if not self._database.execute("PRAGMA user_version").fetchone()[0]:
+            self._fill(earlier[-1] if earlier else None)
+
+    def _fill(self, damaged: Path | None) -> None:
+        """Copy what earlier files hold into a new database: a damaged one, the former format."""
+        # One transaction with its mark, so that a kill here leaves all to the next start.
+        self._database.execute("BEGIN")
+        if damaged:
+            for row in _readable_rows(damaged):
+                self._database.execute(_INSERT, row)
+            log.warning("%s: read %d answers; others are asked again", damaged, len(self))
+        for fields in former_journal.entries(self.folder):
+            entry = Entry(**fields)
+            # What the damaged database had taken over already is not counted twice.
+            if not damaged or (entry.kind == "answer" and self.get(entry.key) is None):
+                self._database.execute(_INSERT, (None, *_row(entry)))
+        self._database.execute("PRAGMA user_version = 1")
+        self._database.execute("COMMIT")
+        if shards := former_journal.shards(self.folder):
+            log.info(
+                "%s has the answers of the former format (%s ...), %d in all; those files may go",
+                *(self.path, shards[0].name, len(self)),
+            )
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn an error of the database into a UserError: it is no fault of one triple."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"cannot use {self.path}: {error}. No answer that was journaled is lost: if the "
+                "disk is full make room, then give the same command again"
+            ) from error
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """Return all entries of a journal that no process has open, oldest first."""
+    with contextlib.closing(_connect(Path(folder) / NAME)) as database:
+        rows = database.execute(f"SELECT {_COLUMNS} FROM calls ORDER BY number")
+        return [_entry(row) for row in rows]
+
+
+# Errors of reading a row whose bytes were changed. zlib's checksum finds those of an answer.
+_UNREADABLE = (zlib.error, ValueError, TypeError, AttributeError)
+
+
+def _text(data: bytes) -> str:
+    # SQLite's own decoding fails on text with a changed bit.
+    return data.decode("utf-8", "replace")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # isolation_level=None: each statement is a transaction of its own.
+    database = sqlite3.connect(path, isolation_level=None)
+    database.text_factory = _text
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        # A commit is written but not synced, which survives a kill of the process. FULL would sync
+        # each commit, some milliseconds each at hundreds of answers a second. A power cut leaves
+        # the database whole and loses the answers since the last checkpoint.
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_TABLES)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _lock(folder: Path) -> TextIO:
+    """Hold `folder` for this process. Raises OSError, or UserError that names the holder."""
+    lock = open(folder / ".lock", "a+")  # noqa: SIM115 it is held until the journal closes
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise UserError(
+            f"{folder} is in use by {holder}: stop it, or give another folder", setting="output"
+        ) from error
+    except OSError:
+        with contextlib.suppress(OSError):  # closing writes again what was not written
+            lock.close()
+        raise
+    return lock
+
+
+def _row(entry: Entry) -> tuple:
+    # Half a surrogate pair is no text for SQLite.
+    texts = (entry.id, entry.stage, entry.kind, entry.reason)
+    name, stage, kind, reason = (text.encode("utf-8", "replace").decode() for text in texts)
+    # Compressed, an answer takes 60% of its size, and zlib adds a checksum.
+    answer = zlib.compress(entry.raw.encode("utf-8", "surrogatepass"), 4)
+    tokens = (entry.prompt_tokens, entry.completion_tokens)
+    return (bytes.fromhex(entry.key), name, stage, entry.attempt, kind, *tokens, reason, answer)
+
+
+def _entry(row: tuple) -> Entry:
+    key, name, stage, attempt, kind, prompt, completion, reason, answer = row
+    raw = zlib.decompress(answer).decode("utf-8", "surrogatepass")
+    return Entry(key.hex(), name, stage, attempt, kind, raw, prompt, completion, reason)
+
+
+def _readable_rows(path: Path) -> Iterator[tuple]:
+    """Yield the rows of a damaged database that can be read, from both ends up to the damage."""
+    for order in ("ASC", "DESC"):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.text_factory = _text
+            try:
+                query = f"SELECT number, {_COLUMNS} FROM calls ORDER BY number {order}"
+                for number, *row in database.execute(query):
+                    with contextlib.suppress(*_UNREADABLE):
+                        yield number, *_row(_entry(tuple(row)))
+                return
+            except sqlite3.Error:
+                continue  # rows that come from both ends have one number, and are kept once

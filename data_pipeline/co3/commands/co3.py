@@ -1,0 +1,338 @@
+"""Distil dialogues from a language model: triples in, SODA out (Kim et al. 2023).
+
+It calls any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
+soda.jsonl and soda.parquet (the published SODA's fields), provenance.jsonl, rejected.jsonl (each
+with its reason), report.json, report.txt, report.png, README.md (a dataset card) and journal/.
+
+The same command resumes a run that ended in any way: every answer is journaled before it is used,
+and no answered request is sent again. Ctrl-C and SIGTERM wait for the calls in flight. Settings may
+change between starts: requests that stay the same keep their answers.
+
+The key is read from the environment (OPENAI_API_KEY, or the variable named by --api_key_env).
+Exit codes: 0 done; 1 an error; 3 a cap is reached; 130 stopped by Ctrl-C, 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.progress import Progress
+from data_pipeline.calls import run, secrets
+from data_pipeline.calls.client import Client, Server, probe
+from data_pipeline.calls.gateway import Gateway, RetryPolicy
+from data_pipeline.calls.journal import Journal
+from data_pipeline.calls.limits import Allowance, Limits
+from data_pipeline.calls.outputs import Outputs
+from data_pipeline.co3 import distil, inflection, labels, postprocess, prompts, report, schema
+from data_pipeline.co3.triples import CRITICS, Source
+
+log = logging.getLogger("data_pipeline")
+
+
+def add_arguments(made: argparse.ArgumentParser) -> None:
+    """Add the flags of `co3`."""
+    made.description = __doc__
+    group = made.add_argument_group("input and output")
+    group.add_argument(
+        "--triples", type=Path, required=True, help="ATOMIC as .jsonl, .tsv or .parquet"
+    )
+    group.add_argument("--output", type=Path, required=True, help="the folder of this run")
+    group.add_argument("--critic", choices=CRITICS, help="ATOMIC-10X: what the critic keeps")
+    group.add_argument("--sample", type=int, help="draw so many, in SODA's ratios of relations")
+    group.add_argument(
+        "--limit", type=int, help="only the first so many usable triples, of all shards"
+    )
+    group.add_argument("--shard", default="0/1", help="i/n: the i-th of n parts, from 0")
+    group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
+    group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
+    group = made.add_argument_group("server")
+    group.add_argument("--base_url", required=True, help="such as http://127.0.0.1:8000/v1")
+    group.add_argument("--model", required=True)
+    group.add_argument("--form", choices=("auto", "completion", "chat"), default="auto")
+    group.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="NAME")
+    group.add_argument("--body", default="{}", help="JSON: fields to add to each request, or null")
+    group.add_argument("--timeout", type=float, default=120, help="seconds (%(default)s)")
+    group.add_argument("--tries", type=int, default=8, help="of a call (%(default)s)")
+    group.add_argument("--moderation_url", help="a service with /moderations; none is asked else")
+    group.add_argument("--moderation_model", default="omni-moderation-latest")
+    group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
+    group = made.add_argument_group("limits")
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=16,
+        help="calls in flight at most (%(default)s); fewer after a 429 or 503",
+    )
+    group.add_argument("--requests_per_minute", type=float)
+    group.add_argument("--tokens_per_minute", type=float)
+    group.add_argument("--token_cap", type=int, help="of all starts of this run together")
+    group.add_argument("--cost_cap", type=float, help="the same, in the currency of the prices")
+    group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
+    group.add_argument("--price_out", type=float, default=0)
+    group = made.add_argument_group("stages")
+    group.add_argument("--retries", type=int, default=2, help="of a narrative or dialogue")
+    group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
+    group.add_argument("--no_commonsense", action="store_true", help="ask no questions on triples")
+    group.add_argument("--no_human", action="store_true", help="do not ask who is human")
+    group.add_argument("--no_parquet", action="store_true", help="leave out soda.parquet")
+    group.add_argument("--no_plots", action="store_true", help="leave out report.png")
+
+
+def run_co3(args: argparse.Namespace) -> int:
+    """Run `co3`; return the exit code."""
+    _check(args)
+    return asyncio.run(_main(args))
+
+
+async def _main(args: argparse.Namespace) -> int:
+    source = Source(
+        args.triples, args.critic, args.sample, args.limit, _shard(args.shard), args.seed
+    )
+    settings = _settings(args)
+    server, allowance = _server(args), _allowance(args)
+    identity = source.identity()
+    inflection.past("to go")  # reads its dictionary now, not while answers wait
+    gc.freeze()  # what is loaded stays: no need to look through it again and again
+    with Journal(args.output / "journal") as journal:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(Client(server, allowance.concurrency))
+            form = _known_form(args) or args.form
+            server = dataclasses.replace(server, form=await probe(client, form))
+            log.info("%s, model %s, %s form", server.address, server.model, server.form)
+            client.server = server
+            moderation = None
+            if args.moderation_url:
+                judge = Server(
+                    args.moderation_url,
+                    args.moderation_model,
+                    "moderation",
+                    args.moderation_key_env,
+                    args.timeout,
+                )
+                other = await stack.enter_async_context(Client(judge, allowance.concurrency))
+                moderation = (other.post, judge)
+            total, dropped = source.count()
+            about = _about(args, identity, server, settings)
+            if args.sample is not None:
+                about["dropped"] = dropped
+            what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
+            outputs = Outputs(args.output, what, total, postprocess.key_of)
+            write_atomic(args.output / "run.json", json.dumps(about, indent=1))
+            if args.canary_labels:
+                labels.keep(args.canary_labels, settings.canary, args.output)
+            limits = Limits(allowance, _spent(journal))
+            policy = RetryPolicy(tries=args.tries)
+            gateway = Gateway(client.post, server, journal, limits, policy, moderation)
+            note = _Note(gateway, allowance)
+            progress = Progress(total, outputs.next, unit="triple", every_seconds=20)
+            if outputs.next or len(journal):
+                log.info("going on: %d answers in the journal", len(journal))
+            began = time.monotonic()
+            try:
+                stopped = await run.run(
+                    distil.works(source.read(), settings),
+                    gateway,
+                    outputs,
+                    tick=lambda: progress.update(outputs.next, note.text()),
+                )
+                seconds = time.monotonic() - began
+                if stopped is None:
+                    outputs.finish()
+            finally:
+                outputs.close()
+                progress.finish()
+        if stopped is not None:
+            code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
+            stopped = f"--{stopped}" if code == 3 else stopped  # the name of a cap
+            log.warning(
+                "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s goes on",
+                stopped,
+                len(journal),
+                args.output / "soda.jsonl.partial",
+                outputs.next,
+                "The same command with a higher cap" if code == 3 else "The same command",
+            )
+            return code
+        _report(args, about, journal, gateway, allowance, seconds)
+    return 0
+
+
+def _report(
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    journal: Journal,
+    gateway: Gateway,
+    allowance: Allowance,
+    seconds: float,
+) -> None:
+    numbers, reasons = report.count_outputs(args.output)
+    counts = gateway.counts
+    retries = {name: n for name, n in sorted(counts.items()) if name.startswith("retried")}
+    this_start = {
+        "seconds": round(seconds, 1),
+        "calls": counts["calls"],
+        "calls_per_second": round(counts["calls"] / max(seconds, 1e-9), 1),
+        "replayed": counts["replayed"],
+        "most_at_once": gateway.limits.most_running,
+        "concurrency": _concurrency(gateway.limits),
+        "errors": counts["errors"],
+        "retries": retries,
+    }
+    prices = (allowance.price_in, allowance.price_out)
+    calls = report.calls_of(journal.spent(), prices)
+    made = report.build(about, numbers, reasons, calls, this_start)
+    report.write(args.output, made, plot=not args.no_plots)
+    schema.write_parquet(args.output, wanted=not args.no_parquet)
+    if not args.quiet:
+        print(report.table(made))
+        names = ("soda.jsonl", "soda.parquet", "report.json", "report.png", "README.md")
+        print(f"\n{args.output}:", ", ".join(n for n in names if (args.output / n).exists()))
+    failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
+    if failed:
+        log.warning("failed at the server: %d; the same command asks again", failed)
+
+
+def _concurrency(limits: Limits) -> dict[str, int]:
+    """Return how the server's overloads changed the calls that may be in flight."""
+    now = limits.concurrency
+    return {"decreases": now.decreases, "least": now.least, "at_the_end": int(now.allowed)}
+
+
+class _Note:
+    """The part of the progress line that is about calls."""
+
+    def __init__(self, gateway: Gateway, allowance: Allowance):
+        self.gateway, self.allowance = gateway, allowance
+        self.began = time.monotonic()
+
+    def text(self) -> str:
+        limits, counts = self.gateway.limits, self.gateway.counts
+        tokens = limits.spent_in + limits.spent_out
+        rate = counts["calls"] / max(time.monotonic() - self.began, 1e-9)
+        parts = [f"{limits.running} in flight", f"{rate:.0f} calls/s", f"{tokens} tokens"]
+        if limits.concurrency.decreases:
+            parts[0] += f" of {int(limits.concurrency.allowed)} allowed"
+        if self.allowance.price_in or self.allowance.price_out:
+            parts.append(f"cost {self.allowance.cost(limits.spent_in, limits.spent_out):.2f}")
+        retried = sum(n for name, n in counts.items() if name.startswith("retried"))
+        parts += [f"{retried} retries"] if retried else []
+        stages = (f"{name} {n}" for name, n in self.gateway.stages.most_common(3))
+        return ", ".join([*parts, *stages])
+
+
+def _settings(args: argparse.Namespace) -> postprocess.Settings:
+    try:
+        texts = prompts.load(args.prompts)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts={args.prompts}: {error}") from error
+    return postprocess.Settings(
+        seed=args.seed,
+        prompts=texts,
+        retries=args.retries,
+        canary=labels.of_run(args.canary_labels, args.output) if args.canary_labels else None,
+        ask_human=not args.no_human,
+        ask_moderation=bool(args.moderation_url),
+        ask_commonsense=not args.no_commonsense,
+    )
+
+
+def _server(args: argparse.Namespace) -> Server:
+    try:
+        if not isinstance(json.loads(args.body), dict):
+            raise ValueError("a JSON object is wanted")
+    except ValueError as error:
+        raise UserError(f"--body: {error}") from error  # it may hold a secret
+    return Server(
+        args.base_url,
+        args.model,
+        key_variable=args.api_key_env,
+        timeout=args.timeout,
+        extra_body=args.body,
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for an address without a scheme, or a number out of range."""
+    for name in ("base_url", "moderation_url"):
+        url = getattr(args, name)
+        if url is not None and not url.lower().startswith(("http://", "https://")):
+            shown = secrets.address(url)
+            raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
+    above = ("timeout", "requests_per_minute", "tokens_per_minute")
+    least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
+        ("retries", "token_cap", "cost_cap", "price_in", "price_out"), 0
+    )
+    for name in (*above, *least):
+        value = getattr(args, name)
+        if value is None:
+            continue
+        low = least.get(name, 0)
+        if not math.isfinite(value) or value < low or (name in above and value == 0):
+            want = "more than 0" if name in above else f"{low} or more"
+            raise UserError(f"--{name}={value:g}: {want} is wanted")
+
+
+def _allowance(args: argparse.Namespace) -> Allowance:
+    if args.cost_cap is not None and not (args.price_in or args.price_out):
+        raise UserError("--cost_cap needs --price_in and --price_out, of a million tokens")
+    names = [field.name for field in dataclasses.fields(Allowance)]
+    return Allowance(**{name: getattr(args, name) for name in names})
+
+
+def _about(
+    args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
+) -> dict[str, Any]:
+    """Return the settings that decide the output, and its limit: `run.json`."""
+    return {
+        **identity,
+        "limit": args.limit,
+        "base_url": server.address,
+        "model": server.model,
+        "form": server.form,
+        "body": secrets.body(server.extra_body),
+        "prompts": settings.prompts.version,
+        "retries": settings.retries,
+        "canary": _canary(args.canary_labels) if args.canary_labels else None,
+        "moderation": args.moderation_model if args.moderation_url else None,
+        "ask_human": settings.ask_human,
+        "ask_commonsense": settings.ask_commonsense,
+    }
+
+
+def _canary(path: Path) -> str:
+    """Return the labels' file with its hash, because other labels make another output."""
+    return f"{path} ({labels.digest(path)})"
+
+
+def _known_form(args: argparse.Namespace) -> str | None:
+    """Return the form that an earlier start found for the same server and model."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        about = json.loads((args.output / "run.json").read_text())
+        if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
+            return about["form"] if args.form == "auto" else None
+    return None
+
+
+def _spent(journal: Journal) -> tuple[int, int]:
+    kinds = [kind for stages in journal.spent().values() for kind in stages.values()]
+    return tuple(sum(k[f"{name}_tokens"] for k in kinds) for name in ("prompt", "completion"))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    with contextlib.suppress(ValueError):
+        index, count = (int(part) for part in text.split("/"))
+        if 0 <= index < count:
+            return index, count
+    raise UserError(f"--shard={text}: i/n is wanted, with i from 0 to n-1, such as 0/8")

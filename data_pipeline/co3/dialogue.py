@@ -1,0 +1,155 @@
+"""Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
+
+As published: a conversation has six turns or more, and one that broke off is continued once. One
+with too few turns, or with more than one repeated utterance, is asked for again, up to twice. Then
+the longest is kept, and marked. Added here: a turn without its name is a fault too, and a turn that
+the token limit cut off is left out.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+
+from data_pipeline.calls.requests import Rejected, Response, Stage
+from data_pipeline.co3 import texts, turns
+from data_pipeline.co3.prompts import Prompts
+from data_pipeline.co3.speakers import label
+from data_pipeline.co3.turns import Turns
+
+_CLOSED = (".", "!", "?", '"', "'", ")", "\u2026", "*")
+_STOP = re.compile(r"[.!?]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Turns, the number of attempts and continuations, and the fault they were kept with."""
+
+    turns: Turns
+    attempts: int
+    continuations: int
+    fault: str = ""
+
+
+def converse(
+    record_id: str,
+    narrative: str,
+    x: str,
+    y: str,
+    prompts: Prompts,
+    retries: int = 2,
+    wanted_turns: int = 6,
+) -> Stage[Conversation | Rejected]:
+    """Ask for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
+
+    Return Rejected if no answer has a turn.
+    """
+    fields = {"narrative": narrative, "x": x, "y": y}
+    others = (label(y),)
+    candidates: list[tuple[int, int, Turns, str]] = []
+    continuations = 0
+    last = ""
+    for attempt in range(retries + 1):
+        response = yield prompts.request("dialogue", record_id, attempt, **fields)
+        last = response.text
+        parsed = turns.parse(last, x, others)
+        if _declined(last, parsed):
+            continue
+        found = _complete(parsed, response)
+        if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
+            following = _next_speaker(found, x, others[0])
+            response = yield prompts.request(
+                "continuation", record_id, attempt, so_far=found.text(), next=following, **fields
+            )
+            continuations += 1
+            more = turns.parse(response.text, following, (x, *others))
+            if not _declined(response.text, more):
+                found = _joined(found, _complete(more, response))
+        if not len(found):
+            continue
+        fault = fault_of(found, wanted_turns)
+        if not fault:
+            return Conversation(found, attempt + 1, continuations)
+        candidates.append((-len(found), attempt, found, fault))
+    if not candidates:
+        reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
+        record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
+        return Rejected(record_id, "dialogue", reason, record)
+    _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
+    return Conversation(found, retries + 1, continuations, fault)
+
+
+def _declined(text: str, found: Turns) -> bool:
+    """Return whether the model declines, not a speaker ("I'm sorry, I can't come. Bob: Oh")."""
+    return len(set(found.speakers)) < 2 and texts.is_refusal(text)
+
+
+def fault_of(found: Turns, wanted_turns: int) -> str:
+    """Return why the conversation is asked for again, or ""."""
+    if found.unprefixed:
+        return "missing prefix"
+    if repetitions(found.dialogue) > 1:
+        return "repetition"
+    if len(found) < wanted_turns:
+        return "too few turns"
+    return ""
+
+
+def repetitions(dialogue: tuple[str, ...]) -> int:
+    """Count the utterances that repeat an earlier one, and the sentences repeated within one.
+
+    An utterance of one or two words ("Yes.") counts from the third time on: any conversation has
+    some.
+    """
+    counts = collections.Counter(texts.same(utterance) for utterance in dialogue)
+    repeated = 0
+    if len(counts) < len(dialogue):
+        short = {texts.same(said) for said in dialogue if said.count(" ") < 2}
+        allowed = {said: 2 if said in short else 1 for said in counts}
+        repeated = sum(max(0, count - allowed[said]) for said, count in counts.items())
+    return repeated + sum(map(_loops, dialogue))
+
+
+def _loops(utterance: str) -> int:
+    """Count the sentences of three words or more that come a third time or later."""
+    sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
+    if len(sentences) < 3:
+        return 0
+    return sum(max(0, count - 2) for count in collections.Counter(sentences).values())
+
+
+def _complete(found: Turns, response: Response) -> Turns:
+    """Leave out the last turn if the token limit cut it off."""
+    if response.finish_reason != "length" or len(found) < 2:
+        return found
+    if found.dialogue[-1].endswith(_CLOSED):
+        return found
+    return dataclasses.replace(
+        found, speakers=found.speakers[:-1], dialogue=found.dialogue[:-1], dropped=found.dropped + 1
+    )
+
+
+def _joined(found: Turns, more: Turns) -> Turns:
+    """Join both, without the turns of the continuation that repeat earlier ones."""
+    start = 0
+    known = {
+        (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
+    }
+    pairs = list(zip(more.speakers, more.dialogue, strict=True))
+    while start < len(pairs) and (pairs[start][0], texts.same(pairs[start][1])) in known:
+        start += 1
+    return Turns(
+        speakers=found.speakers + more.speakers[start:],
+        dialogue=found.dialogue + more.dialogue[start:],
+        dropped=found.dropped + more.dropped + start,
+        unprefixed=found.unprefixed + more.unprefixed,
+    )
+
+
+def _next_speaker(found: Turns, x: str, other: str) -> str:
+    """Return the speaker who did not speak last."""
+    rest = [name for name in found.speakers if name != found.speakers[-1]]
+    if rest:
+        return rest[-1]
+    return other if found.speakers[-1].casefold() == x.casefold() else x

@@ -1,0 +1,95 @@
+"""Make a record of SODA from a triple: all of CO3 (Kim et al. 2023, sections 2 and 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from data_pipeline.calls.requests import Rejected, Stage
+from data_pipeline.calls.run import Work
+from data_pipeline.co3 import commonsense, dialogue, filters, narrative, schema, sentences, speakers
+from data_pipeline.co3.postprocess import Settings, check, postprocess, rejected_with, result_of
+from data_pipeline.co3.schema import Record
+from data_pipeline.co3.triples import Triple
+
+
+def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
+    """Make one triple's record: yield requests, return the record or why there is none.
+
+    Checks that need no model run before each further request.
+    """
+    texts_of = settings.prompts
+    sentence = sentences.sentence(triple, texts_of, settings.names, settings.seed)
+    if isinstance(sentence, Rejected):
+        return sentence
+    record = schema.begin(
+        triple,
+        literal=sentence.literal,
+        x=sentence.x,
+        y=sentence.y,
+        z=sentence.z,
+        prompts=texts_of.version,
+    )
+    story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
+    if isinstance(story, Rejected):
+        return rejected_with(story, record)
+    record = _noted(record, "narrative", story.attempts, story.fault, narrative=story.text)
+    other = yield from speakers.interlocutor(
+        record.id, record.narrative, record.x, record.y, texts_of
+    )
+    if isinstance(other, Rejected):
+        return rejected_with(other, record)
+    record = dataclasses.replace(record, interlocutor=other)
+    conversation = yield from dialogue.converse(
+        record.id,
+        record.narrative,
+        record.x,
+        other,
+        texts_of,
+        settings.retries,
+        settings.wanted_turns,
+    )
+    if isinstance(conversation, Rejected):
+        return rejected_with(conversation, record)
+    record = _noted(
+        record,
+        "dialogue",
+        conversation.attempts,
+        conversation.fault,
+        dialogue=conversation.turns.dialogue,
+        speakers=conversation.turns.speakers,
+    )
+    attempts = {**record.attempts, "continuation": conversation.continuations}
+    record = dataclasses.replace(record, attempts=attempts)
+    rejected = check(record, settings)
+    if rejected is None and settings.ask_human:
+        record = yield from filters.ask_human(record, settings.names, texts_of)
+        rejected = check(record, settings)
+    if rejected is None and settings.ask_moderation:
+        record = yield from filters.ask_moderation(record)
+        rejected = check(record, settings)
+    if rejected is None and settings.ask_commonsense:
+        record = yield from commonsense.judge(record, sentence, texts_of)
+    return rejected or postprocess(record, settings)
+
+
+def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:
+    """Return the record with a stage's result, its attempts, and the fault it was kept with."""
+    marks = (*record.marks, f"{stage}: {fault}") if fault else record.marks
+    return dataclasses.replace(
+        record, marks=marks, attempts={**record.attempts, stage: attempts}, **fields
+    )
+
+
+def works(rows: Iterable[tuple[int, Triple | Rejected]], settings: Settings) -> Iterator[Work]:
+    """The work that each row is."""
+    for position, row in rows:
+        if isinstance(row, Rejected):
+            yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
+        else:
+            yield Work(row.id, position, lambda row=row: distil(row, settings), result_of)
+
+
+def _at_once(rejected: Rejected) -> Stage[Rejected]:
+    return rejected
+    yield  # what makes it a generator

@@ -1,0 +1,141 @@
+"""What is taken out after the conversation was made (Kim et al. 2023, section 3.1, appendix B.1).
+
+Each filter is a function of a record that gives a reason or None, in the paper's order. What a
+filter needs of a model (is this speaker a person?, moderation) is asked for by the generators at
+the end and stands in the record, so that filtering again asks nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_pipeline.calls.requests import Stage
+from data_pipeline.co3 import commonsense, prompts
+from data_pipeline.co3.dialogue import repetitions
+from data_pipeline.co3.namebook import Namebook
+from data_pipeline.co3.schema import Record
+
+_LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+_HUMAN, _NOT_HUMAN, _GROUP = (
+    frozenset(_LISTS["speakers"][name].split()) for name in ("human", "not_human", "group")
+)
+_UNREAL = frozenset(("imaginary", "robot", "stuffed", "toy", "ghost", "talking", "narrator"))
+_VARIABLE = re.compile(r"\bPerson ?[XYZ]\b(?!-)|\[(?:name|your name|person)\b", re.IGNORECASE)
+_INTERVENTION = "__needs_intervention__"
+MODERATED = ("violence", "hate", "sexual")
+
+
+def lexical(record: Record) -> str | None:
+    """(1) Erroneous patterns: repetition, prefixes left out or within a turn, open variables."""
+    if "dialogue: missing prefix" in record.marks:
+        return "missing prefix"
+    if repetitions(record.dialogue) > 1:
+        return "repetition"
+    if not all(any(c.isalnum() for c in said) for said in record.dialogue):
+        return "empty utterance"
+    prefixes = tuple(f"{name}:" for name in dict.fromkeys(record.speakers))
+    for said in record.dialogue:
+        if ":" in said and any(f" {prefix}" in f" {said}" for prefix in prefixes):
+            return "prefix within a turn"
+    text = "\n".join((record.narrative, *record.dialogue))
+    if ("[" in text or "PERSON" in text.upper()) and _VARIABLE.search(text):
+        return "open variable"
+    return None
+
+
+def turn_count(record: Record, least: int = 4, most: int = 20) -> str | None:
+    """(2) Four to twenty turns."""
+    if len(record.dialogue) < least:
+        return f"fewer than {least} turns"
+    return f"more than {most} turns" if len(record.dialogue) > most else None
+
+
+def speaker_count(record: Record) -> str | None:
+    """(3) Exactly two speakers, and neither of them several ("Friends")."""
+    speakers = set(record.speakers)
+    if len(speakers) != 2:
+        return "more than two speakers" if len(speakers) > 2 else "one speaker"
+    people = {record.x, record.y, record.z}
+    if any(_words(name)[-1:] and _words(name)[-1] in _GROUP for name in speakers - people):
+        return "more than two speakers"
+    return None
+
+
+def human(speaker: str, record: Record, names: Namebook) -> bool | None:
+    """Whether a speaker is human, as far as words tell; None is to be asked.
+
+    The last word decides ("dog walker" is a human, "Ann's dog" is none), then names, then any word.
+    """
+    if speaker in (record.x, record.y, record.z):
+        return True
+    words = _words(speaker)
+    if not words or _UNREAL & set(words):
+        return False
+    if words[-1] in _HUMAN:
+        return True
+    if words[-1] in _NOT_HUMAN:
+        return False
+    named = [word for word in speaker.split() if word in names and word not in names.words]
+    if named or _HUMAN & set(words):
+        return True
+    return record.human.get(speaker)
+
+
+def human_speakers(record: Record, names: Namebook) -> str | None:
+    """(4) Both speakers are human; one that is not known to be is let pass until asked."""
+    verdicts = [human(name, record, names) for name in dict.fromkeys(record.speakers)]
+    return "speaker is not human" if False in verdicts else None
+
+
+def canary(record: Record, labels: Mapping[str, str] | None) -> str | None:
+    """(5) Canary's label of the dialogue, by record id; None: Canary was not asked."""
+    if labels is None:
+        return None
+    if record.id not in labels:
+        return "no label of Canary"
+    return "Canary: needs intervention" if labels[record.id] == _INTERVENTION else None
+
+
+def moderation(record: Record, threshold: float = 0.5) -> str | None:
+    """(6) A moderation score above the threshold; "hate/threatening" is hate."""
+    for criterion in MODERATED:
+        if any(
+            score > threshold for name, score in record.scores.items() if name.startswith(criterion)
+        ):
+            return f"moderation: {criterion}"
+    return None
+
+
+def head_event(record: Record) -> str | None:
+    """(7) The head is not in the narrative. As in the published rows, Unknown stays."""
+    return "head is not in the narrative" if record.head_answer == "No" else None
+
+
+def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[Record]:
+    """Asks whether a speaker is a person, where names and words do not tell."""
+    answers = dict(record.human)
+    for speaker in dict.fromkeys(record.speakers):
+        if human(speaker, record, names) is None:
+            response = yield texts.request("human", record.id, speaker=speaker)
+            scores = commonsense.log_probabilities(response)
+            if scores is not None:
+                answers[speaker] = scores["Yes"] > scores["No"]
+            else:
+                answers[speaker] = commonsense.in_words(response.text) == "Yes"
+    return dataclasses.replace(record, human=answers)
+
+
+def ask_moderation(record: Record) -> Stage[Record]:
+    """Asks a moderation service for scores of narrative and conversation."""
+    text = "\n".join((record.narrative, *record.dialogue))
+    response = yield prompts.moderation(record.id, text)
+    return dataclasses.replace(record, scores=dict(response.scores or {}))
+
+
+def _words(name: str) -> list[str]:
+    """Lower-case words, less numbers ("Friend 1") and possessive endings."""
+    return re.findall(r"[^\W\d_][\w-]*", name.lower().replace("'s", ""))

@@ -1,0 +1,114 @@
+"""The outputs of `--shard=i/n` put together: what one run over all triples would have left.
+
+Streams: one line of each shard is in memory, and a key of 12 bytes for each record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.errors import UserError
+from data_pipeline.calls.outputs import FILES
+from data_pipeline.co3 import postprocess, report
+
+_ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # shards of before lack them
+
+
+def check(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the merged run is about. Raises UserError if shards are missing, twice or unlike."""
+    abouts = []
+    for folder in folders:
+        missing = [n for n in ("run.json", "soda.jsonl") if not (folder / n).exists()]
+        if missing:
+            raise UserError(f"{folder} has no {missing[0]}: give folders of finished runs of co3")
+        if any((folder / f"{name}.jsonl.partial").exists() for name in FILES):
+            raise UserError(
+                f"a run in {folder} has not ended, and its files are of one before: let it end"
+            )
+        abouts.append(json.loads((folder / "run.json").read_text()))
+    shards: dict[str, Path] = {}
+    for folder, about in zip(folders, abouts, strict=True):
+        shard = about.pop("shard")
+        if shard in shards:
+            raise UserError(f"{shards[shard]} and {folder} are both of --shard={shard}")
+        shards[shard] = folder
+        for name, value in about.items():
+            if name != "base_url" and value != abouts[0].get(name):
+                raise UserError(
+                    f"{folder} was made with {name}={value}, {folders[0]} with "
+                    f"{abouts[0].get(name)}: they are no shards of one run"
+                )
+    counts = {shard.split("/")[1] for shard in shards}
+    if len(counts) > 1:
+        raise UserError(f"shards of several divisions: {', '.join(sorted(shards))}")
+    count = int(counts.pop())
+    gone = [f"{i}/{count}" for i in range(count) if f"{i}/{count}" not in shards]
+    if gone:
+        raise UserError(f"missing of the shards: {', '.join(gone)}")
+    return abouts[0]
+
+
+def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Write the merged files to `output`; the report. Raises UserError."""
+    about = {**check(folders), "shard": "0/1"}
+    output.mkdir(parents=True, exist_ok=True)
+    records = heapq.merge(*(_records(f) for f in folders), key=lambda item: item[0])
+    rejected = heapq.merge(*(_rejected(f) for f in folders), key=lambda item: item[0])
+    keys: set[bytes] = set()
+    places: dict[str, Path] = {name: output / f".{name}.jsonl.partial" for name in FILES}
+    with contextlib.ExitStack() as stack:
+        files = {n: stack.enter_context(open(p, "w", encoding="utf-8")) for n, p in places.items()}
+        again: list[tuple[int, str, Path]] = []
+        before = (-1, folders[0])
+        for position, row, origin, folder in records:
+            if position == before[0]:
+                raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
+            before = (position, folder)
+            key = postprocess.key_of(json.loads(row))
+            if key in keys:
+                lines = postprocess.duplicate_lines(json.loads(row), json.loads(origin))
+                again.append((position, lines["rejected"] + "\n", folder))
+                continue
+            keys.add(key)
+            files["soda"].write(row)
+            files["provenance"].write(origin)
+        before = (-1, folders[0])
+        for position, line, folder in heapq.merge(rejected, again, key=lambda item: item[0]):
+            if position == before[0]:
+                raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
+            before = (position, folder)
+            files["rejected"].write(line)
+    for name, path in places.items():
+        path.replace(output / f"{name}.jsonl")
+    write_atomic(output / "run.json", json.dumps(about, indent=1))
+    numbers, reasons = report.count_outputs(output)
+    calls: dict[str, Counter] = {}
+    for folder in folders:
+        for stage, row in json.loads((folder / "report.json").read_text())["calls"].items():
+            calls.setdefault(stage, Counter()).update({**_ESTIMATED, **row})
+    made = report.build(about, numbers, reasons, {k: dict(v) for k, v in calls.items()}, {})
+    report.write(output, made)
+    return made
+
+
+def _records(folder: Path) -> Iterator[tuple[int, str, str, Path]]:
+    """(position, line of soda.jsonl, line of provenance.jsonl, folder) of a shard."""
+    with (
+        open(folder / "soda.jsonl", encoding="utf-8") as rows,
+        open(folder / "provenance.jsonl", encoding="utf-8") as origins,
+    ):
+        for row, origin in zip(rows, origins, strict=True):
+            yield json.loads(origin)["position"], row, origin, folder
+
+
+def _rejected(folder: Path) -> Iterator[tuple[int, str, Path]]:
+    with open(folder / "rejected.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["position"], line, folder

@@ -1,0 +1,92 @@
+"""Draw given names by how common they are: for the persons of a triple, and as replacements.
+
+`names.tsv` says where they come from. Sentences draw from the 1,000 most common by their counts
+(Kim et al. 2023, section 2.3), replacement from all 10,000 alike (section 3.1).
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import random
+from collections.abc import Set
+from pathlib import Path
+
+from data_pipeline.co3.triples import fraction_bits
+
+DEFAULT = Path(__file__).with_name("names.tsv")
+COMMON = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Namebook:
+    """Names, the commonest first, with the number of people who have each."""
+
+    names: tuple[str, ...] = dataclasses.field(repr=False)
+    counts: tuple[int, ...] = dataclasses.field(repr=False)
+    words: frozenset[str] = dataclasses.field(repr=False)  # names that are words or places too
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    @functools.cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @functools.cached_property
+    def _common(self) -> tuple[list[str], list[int]]:
+        pairs = [
+            (n, c) for n, c in zip(self.names, self.counts, strict=True) if n not in self.words
+        ]
+        pairs = pairs[:COMMON]
+        return [n for n, _ in pairs], list(itertools.accumulate(c for _, c in pairs))
+
+    @functools.cached_property
+    def _given(self) -> list[str]:
+        return [name for name in self.names if name not in self.words]
+
+    def people(self, record_id: str, seed: int, count: int = 3) -> tuple[str, ...]:
+        """Draw different names for a triple's persons, by count; the same for the same id."""
+        generator = random.Random(fraction_bits(seed, "people", record_id))
+        names, sums = self._common
+        chosen: list[str] = []
+        while len(chosen) < count:
+            name = names[bisect.bisect_right(sums, generator.randrange(sums[-1]))]
+            if name not in chosen:
+                chosen.append(name)
+        return tuple(chosen)
+
+    def replacements(self, record_id: str, seed: int, count: int, avoid: Set[str]) -> list[str]:
+        """Draw `count` different names that are not in `avoid`, each equally likely."""
+        generator = random.Random(fraction_bits(seed, "replace", record_id))
+        chosen: list[str] = []
+        while len(chosen) < count:
+            name = self._given[int(generator.random() * len(self._given))]
+            if name not in avoid and name not in chosen:
+                chosen.append(name)
+        return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def load(path: str | Path = DEFAULT) -> Namebook:
+    """Read names from a file: lines "name<TAB>count", "<TAB>word" after those that are words.
+
+    Raises:
+        ValueError: a line is of another form (file and line number), or there are too few names.
+    """
+    names, counts, words = [], [], []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("#") or not line:
+            continue
+        name, count, *word = [*line.split("\t"), ""]
+        if not name or not count.isdigit() or word[0] not in ("", "word"):
+            raise ValueError(f"{path}:{number}: wanted name<TAB>count, got {line[:60]!r}")
+        names.append(name)
+        counts.append(int(count))
+        if word[0]:
+            words.append(name)
+    if len(names) < 100:
+        raise ValueError(f"{path}: {len(names)} names; a hundred at least are needed")
+    return Namebook(tuple(names), tuple(counts), frozenset(words))

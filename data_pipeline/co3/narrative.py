@@ -1,0 +1,63 @@
+"""Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
+
+The model is asked again where the published code does so: four or more sentences, the literal
+sentence unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data_pipeline.calls.requests import Rejected, Stage
+from data_pipeline.co3 import texts
+from data_pipeline.co3.prompts import Prompts
+
+TOO_MANY_SENTENCES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrative:
+    """A story, the number of attempts, and its `fault` if it was kept with one."""
+
+    text: str
+    attempts: int
+    fault: str = ""
+
+
+def narrate(
+    record_id: str, literal: str, prompts: Prompts, retries: int = 2
+) -> Stage[Narrative | Rejected]:
+    """Ask for the narrative, up to `retries` times more. Return Rejected without a story."""
+    candidates: list[tuple[int, int, str, str]] = []
+    last = ""
+    for attempt in range(retries + 1):
+        response = yield prompts.request("narrative", record_id, attempt, literal=literal)
+        last = response.text
+        if texts.is_refusal(last):
+            continue
+        text = texts.paragraph(last)
+        if not any(c.isalpha() for c in text):
+            continue
+        found = fault(text, literal)
+        if not found and response.finish_reason == "length":
+            found = "cut short"
+        if not found:
+            return Narrative(text=text, attempts=attempt + 1)
+        candidates.append((len(text), attempt, text, found))
+    if not candidates:
+        reason = "refusal" if texts.is_refusal(last) else "empty narrative"
+        return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
+    _, _, text, found = min(candidates)
+    return Narrative(text=text, attempts=retries + 1, fault=found)
+
+
+def fault(text: str, literal: str) -> str:
+    """Return why the published code would ask again, or ""."""
+    sentences = [texts.same(sentence) for sentence in text.split(". ")]
+    if len(sentences) >= TOO_MANY_SENTENCES:
+        return "four or more sentences"
+    if texts.same(text) == texts.same(literal):
+        return "unchanged"
+    if len(set(sentences)) < len(sentences):
+        return "repeated sentence"
+    return ""

@@ -1,0 +1,125 @@
+"""Read the prompts of CO3 from `prompts.toml`, and make requests of them.
+
+| stage | asks for | fields |
+| --- | --- | --- |
+| narrative | two or three sentences | literal |
+| speaker | the other one in the scene | narrative, x |
+| dialogue | the conversation, after "X:" | narrative, x, y |
+| continuation | the rest of one that broke off | narrative, x, y, so_far, next |
+| human | Yes or No | speaker |
+| head, relation_tail | Yes, No or Unknown | context, question |
+| head_alone, relation_tail_alone | the same without context | question |
+| moderation | scores; its prompt is the text itself | text |
+
+Kim et al. 2023, sections 2.3 and 2.4, appendices A and B.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.calls.requests import Request, Sampling
+
+DEFAULT = Path(__file__).with_name("prompts.toml")
+RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
+# What a stage's prompt may be filled in with.
+_FIELDS = {
+    "narrative": ("literal",),
+    "speaker": ("narrative", "x"),
+    "dialogue": ("narrative", "x", "y"),
+    "continuation": ("narrative", "x", "y", "so_far", "next"),
+    "human": ("speaker",),
+    "head": ("context", "question"),
+    "head_alone": ("question",),
+    "relation_tail": ("context", "question"),
+    "relation_tail_alone": ("question",),
+}
+STAGES = tuple(_FIELDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The contents of `prompts.toml`; `version` is a hash of them, stored with each record."""
+
+    table: dict[str, Any] = dataclasses.field(repr=False)
+    samplings: dict[str, Sampling] = dataclasses.field(repr=False)
+    version: str
+
+    def sentence(self, relation: str, **fields: str) -> str:
+        """Return the triple as a sentence (table 8)."""
+        return self.table["relations"][relation]["sentence"].format(**fields)
+
+    def question(self, relation: str, **fields: str) -> str:
+        """Return the triple as a question (table 9)."""
+        return self.table["relations"][relation]["question"].format(**fields)
+
+    def head_question(self, head: str) -> str:
+        """Return the triple's head as a question (appendix B.1)."""
+        return self.table["questions"]["head"].format(head=head)
+
+    def request(self, stage: str, record_id: str, attempt: int = 0, **fields: str) -> Request:
+        """Return the request of a stage, in both forms."""
+        entry = self.table[stage]
+        return Request(
+            record_id=record_id,
+            stage=stage,
+            attempt=attempt,
+            prompt=entry["completion"].format(**fields),
+            messages=tuple((m["role"], m["content"].format(**fields)) for m in entry["chat"]),
+            sampling=self.samplings[entry["sampling"]],
+        )
+
+
+def moderation(record_id: str, text: str) -> Request:
+    """Return the request for a moderation service's scores of a text."""
+    return Request(record_id=record_id, stage="moderation", attempt=0, prompt=text)
+
+
+def load(path: str | Path = DEFAULT) -> Prompts:
+    """Read the prompts of a file.
+
+    Raises:
+        ValueError: a part is missing, or a sampling has a setting that there is not.
+    """
+    table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    wanted = ["relations", "questions", "sampling", *STAGES]
+    missing = [name for name in wanted if name not in table]
+    missing += [f"relations.{r}" for r in RELATIONS if r not in table.get("relations", {})]
+    if missing:
+        raise ValueError(f"{path}: no [{missing[0]}]. Copy {DEFAULT.name} and change its words.")
+    samplings = {}
+    for name, settings in table["sampling"].items():
+        try:
+            settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+            samplings[name] = Sampling(**settings)
+        except TypeError as error:
+            raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
+    text = json.dumps(table, sort_keys=True, ensure_ascii=False)
+    book = Prompts(table=table, samplings=samplings, version=_hash(text))
+    _try_all(book, path)
+    return book
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _try_all(book: Prompts, path: str | Path) -> None:
+    """Fill in every template once. Raises ValueError, with the part's name."""
+    triple = dict.fromkeys(("head", "tail", "tail_past", "x"), "a")
+    part = "questions"
+    try:
+        book.head_question("a")
+        for relation in RELATIONS:
+            part = f"relations.{relation}"
+            book.sentence(relation, **triple), book.question(relation, **triple)
+        for part in STAGES:
+            book.request(part, "id", **dict.fromkeys(_FIELDS[part], "a"))
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}, [{part}]: {problem}. Compare with {DEFAULT.name}.") from None

@@ -1,0 +1,263 @@
+"""What a run tells at its end: report.json, a table for people, plots; the card is `card`'s."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cosmo.engine.base.atomic import write_atomic
+from data_pipeline.co3 import postprocess, prompts, statistics
+from data_pipeline.co3.card import card
+from data_pipeline.co3.reasons import explained
+from data_pipeline.co3.triples import SODA_RATIOS
+
+log = logging.getLogger("data_pipeline")
+
+# Stages before there is a conversation; the rest are filters, in percent of the conversations.
+BEFORE = ("read", "triples", "sentence", "narrative", "speaker", "dialogue", "error")
+# All stages of rejections, in the order that a triple goes through them.
+_ORDER = (*BEFORE[:-1], "continuation", *postprocess.FILTERS, *prompts.STAGES, "dedup", "error")
+
+
+def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
+    """Statistics of soda.jsonl, and of rejected.jsonl how many (stage, reason)."""
+    numbers = statistics.Statistics()
+    reasons: Counter = Counter()
+    with open(folder / "soda.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            numbers.add(json.loads(line))
+    with open(folder / "rejected.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            reasons[row["stage"], row["reason"]] += 1
+    return numbers, reasons
+
+
+def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
+    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens.
+
+    `estimated_tokens` and `estimated_cost` are the most that failures may have been billed for.
+    """
+    calls = {
+        stage: {
+            "answers": kinds.get("answer", {}).get("calls", 0),
+            "failures": kinds.get("failure", {}).get("calls", 0),
+            "prompt_tokens": kinds.get("answer", {}).get("prompt_tokens", 0),
+            "completion_tokens": kinds.get("answer", {}).get("completion_tokens", 0),
+        }
+        for stage, kinds in spent.items()
+    }
+    names = ("prompt_tokens", "completion_tokens")
+    for stage, row in calls.items():
+        failed = spent[stage].get("failure", {})
+        row["estimated_tokens"] = sum(failed.get(name, 0) for name in names)
+        for cost, used in (("cost", row), ("estimated_cost", failed)):
+            amount = sum(used.get(name, 0) * p for name, p in zip(names, prices, strict=True))
+            row[cost] = round(amount / 1e6, 6)
+    return calls
+
+
+def build(
+    about: dict[str, Any],
+    numbers: statistics.Statistics,
+    reasons: Counter,
+    calls: dict[str, dict[str, Any]],
+    this_start: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as report.json has it."""
+    rejected: dict[str, dict[str, int]] = {}
+    for (stage, reason), number in sorted(reasons.items(), key=_place):
+        rejected.setdefault(stage, {})[reason] = number
+    early = sum(n for (stage, reason), n in reasons.items() if _early(stage, reason))
+    late = reasons.total() - early
+    return {
+        "about": about,
+        "triples": numbers.dialogues + reasons.total(),
+        "conversations": numbers.dialogues + late,
+        "records": numbers.dialogues,
+        "kept_percent": round(100 * numbers.dialogues / max(numbers.dialogues + late, 1), 1),
+        "rejected": rejected,
+        "corpus": numbers.table(),
+        "calls": {name: calls[name] for name in sorted(calls, key=_call_place)},
+        "tokens": {
+            name: sum(row[f"{name}_tokens"] for row in calls.values())
+            for name in ("prompt", "completion", "estimated")
+        },
+        "cost": round(sum(row["cost"] for row in calls.values()), 6),
+        "estimated_cost": round(sum(row["estimated_cost"] for row in calls.values()), 6),
+        "this_start": this_start,
+    }
+
+
+def _place(item: tuple[tuple[str, str], int]) -> tuple:
+    """Sorts (stage, reason) by the stage's place in the pipeline, the most frequent first."""
+    (stage, reason), number = item
+    place = _ORDER.index(stage) if stage in _ORDER else len(_ORDER)
+    return place, stage, -number, reason
+
+
+def _call_place(stage: str) -> int:
+    return prompts.STAGES.index(stage) if stage in prompts.STAGES else len(prompts.STAGES)
+
+
+def _early(stage: str, reason: str) -> bool:
+    return stage in BEFORE or reason.startswith("failed: ")
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people, as text."""
+    lines = [
+        f"{report['triples']:,} triples, {report['conversations']:,} conversations, "
+        f"{report['records']:,} records ({report['kept_percent']}% of the conversations)",
+        "",
+        f"{'rejected':<58}{'number':>9}{'percent':>9}",
+    ]
+    for stage, reasons in report["rejected"].items():
+        for reason, number in reasons.items():
+            early = _early(stage, reason)
+            whole = report["triples"] if early else report["conversations"]
+            of = "of triples" if early else "of conversations"
+            share = 100 * number / max(whole, 1)
+            lines.append(f"  {stage + ': ' + reason:<56}{number:>9,}{share:>8.1f}% {of}")
+    if dropped := report["about"].get("dropped"):
+        lines.append("dropped before the sample was drawn")
+        lines += [f"  {'triples: ' + reason:<56}{n:>9,}" for reason, n in dropped.items()]
+    reasons = [reason for rows in report["rejected"].values() for reason in rows]
+    meanings = explained([*reasons, *(dropped or ())])
+    lines += ["", "what the reasons mean"] if meanings else []
+    lines += [f"  {reason}: {meaning}" for reason, meaning in meanings]
+    corpus = report["corpus"]
+    lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
+    lines.append(
+        f"  {corpus['dialogues']:>7,}  {corpus['turns']:>11}  {corpus['utterance_length']:>16}  "
+        f"{corpus['lexical_diversity']:>17}"
+    )
+    splits = ", ".join(f"{name} {number:,}" for name, number in corpus["splits"].items())
+    lines += [f"  splits: {splits}", "", f"{'relation':<10}{'share':>7}  keywords"]
+    lines.append(f"  {'all':<8}{'100%':>7}  {', '.join(corpus['common_keywords'])}")
+    for name, row in corpus["relations"].items():
+        lines.append(f"  {name:<8}{row['percent']:>6}%  {', '.join(row['keywords'])}")
+    names = ["answers", "failures", "prompt_tokens", "completion_tokens"]
+    names += ["cost"] if report["cost"] else []
+    if report["calls"]:
+        heads = "".join(f"{name.replace('_', ' '):>19}" for name in names)
+        lines += ["", f"{'calls':<22}{heads}"]
+    for stage, row in report["calls"].items():
+        cells = (
+            f"{row[name]:>19,.4f}" if name == "cost" else f"{row[name]:>19,}" for name in names
+        )
+        lines.append(f"  {stage:<20}{''.join(cells)}")
+    tokens = report["tokens"]
+    lines += ["", f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
+    lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""
+    if tokens["estimated"]:
+        costs = f"; cost {report['estimated_cost']:.4f}" if report["estimated_cost"] else ""
+        lines.append(
+            f"estimated, at most, of answers that could not be read: "
+            f"{tokens['estimated']:,} tokens{costs}"
+        )
+    start = {"retries": {}, **report["this_start"]}
+    if "calls" in start:
+        lines += [
+            f"this start: {start['seconds']} s, {start['calls']:,} calls, "
+            f"{start['calls_per_second']}/s, {start['most_at_once']} at once at most; "
+            f"{start['replayed']} answers from the journal"
+        ]
+    lines += [f"  {what}: {number}" for what, number in start["retries"].items()]
+    if (calls := start.get("concurrency", {})).get("decreases"):
+        lines.append(
+            f"  concurrency lowered {calls['decreases']} times by 429 and 503, to {calls['least']} "
+            f"at least; {calls['at_the_end']} at the end"
+        )
+    return "\n".join(lines)
+
+
+def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
+    """Bars in the pipeline's order, the 15 largest; what no conversation was made of is gray."""
+    reasons = [
+        (f"{stage}: {reason}", number, "tab:gray" if _early(stage, reason) else "tab:red")
+        for stage, rows in rejected.items()
+        for reason, number in rows.items()
+    ]
+    least = sorted((number for _, number, _ in reasons), reverse=True)[:15][-1:]
+    reasons = [reason for reason in reasons if reason[1] >= least[0]]
+    names, numbers, colors = zip(*reasons, strict=True) if reasons else ((), (), ())
+    bars = panel.barh(names, numbers, color=colors)
+    panel.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=2)
+    panel.margins(x=0.15)  # room for the numbers
+    panel.invert_yaxis()
+    panel.set(title="left out (gray: before there was a conversation)", xlabel="triples")
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> None:
+    """Tokens by stage, and at the end of each bar what they cost, if anything."""
+    from matplotlib.ticker import EngFormatter
+
+    left = [0] * len(calls)
+    for name, color in (("prompt_tokens", "tab:gray"), ("completion_tokens", "tab:orange")):
+        values = [row[name] for row in calls.values()]
+        label = name.replace("_", " ")
+        bars = panel.barh(list(calls), values, left=left, label=label, color=color)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    if cost:
+        panel.bar_label(bars, [f"{row['cost']:.2f}" for row in calls.values()], padding=2)
+        panel.margins(x=0.15)
+    panel.invert_yaxis()
+    panel.set(title="tokens by stage" + (f", cost {cost:.2f}" if cost else ""), xlabel="tokens")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 25k: long numbers run together
+    panel.legend()
+
+
+def plots(report: dict[str, Any], path: Path) -> bool:
+    """Four panels as a PNG: rejections, turns, relations, tokens. False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
+    _plot_rejected(panels[0][0], report["rejected"])
+    corpus = report["corpus"]
+    turns = corpus["turns_histogram"]
+    panels[0][1].bar([int(n) for n in turns], list(turns.values()), color="tab:blue")
+    panels[0][1].set(title="turns of a dialogue", xlabel="turns", ylabel="dialogues")
+    panels[0][1].locator_params(axis="x", integer=True)
+    names = list(SODA_RATIOS)
+    found = [corpus["relations"].get(name, {"percent": 0})["percent"] for name in names]
+    total = sum(SODA_RATIOS.values())
+    published = [100 * SODA_RATIOS[name] / total for name in names]
+    places = range(len(names))
+    panels[1][0].bar([p - 0.2 for p in places], found, 0.4, label="here", color="tab:green")
+    beside = [p + 0.2 for p in places]
+    panels[1][0].bar(beside, published, 0.4, label="published SODA", color="lightgray")
+    panels[1][0].set_xticks(list(places), names)
+    panels[1][0].set(title="relations", ylabel="percent of the dialogues")
+    panels[1][0].margins(y=0.15)  # room for the legend
+    panels[1][0].legend(ncols=2, loc="upper left")
+    _plot_calls(panels[1][1], report["calls"], report["cost"])
+    filled = (report["rejected"], turns, corpus["relations"], report["calls"])
+    for panel, rows in zip(panels.flat, filled, strict=True):
+        panel.set_visible(bool(rows))
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)
+    plt.close(figure)
+    return True
+
+
+def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
+    """Leave report.json, report.txt, report.png (if `plot`) and README.md in `folder`."""
+    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_atomic(folder / "report.txt", table(report) + "\n")
+    with open(folder / "soda.jsonl", encoding="utf-8") as lines:
+        first = next((json.loads(line) for line in lines), None)
+    write_atomic(folder / "README.md", card(report, first))
+    (folder / "report.png").unlink(missing_ok=True)  # of before
+    if plot and not plots(report, folder / "report.png"):
+        log.info("no report.png: matplotlib is not installed (extra plot)")

@@ -1,0 +1,161 @@
+"""A dialogue as it goes through the pipeline, and as SODA publishes it.
+
+`soda_row` has the published fields in their order and nothing else; what we know besides (how the
+record came about) is `provenance`, for a file of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cosmo.engine.base.atomic import replacing
+from data_pipeline.co3.triples import Triple
+
+# (published name, our name)
+_FIELDS = (
+    ("head", "head"),
+    ("relation", "relation"),
+    ("tail", "tail"),
+    ("literal", "literal"),
+    ("narrative", "narrative"),
+    ("dialogue", "dialogue"),
+    ("speakers", "speakers"),
+    ("PersonX", "x"),
+    ("PersonY", "y"),
+    ("PersonZ", "z"),
+    ("original_index", "original_index"),
+    ("split", "split"),
+    ("head_answer", "head_answer"),
+    ("pmi_head_answer", "pmi_head_answer"),
+    ("relation_tail_answer", "relation_tail_answer"),
+    ("pmi_relation_tail_answer", "pmi_relation_tail_answer"),
+)
+SODA_FIELDS = tuple(published for published, _ in _FIELDS)
+_LISTS = ("dialogue", "speakers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One triple's dialogue, as far as it has come.
+
+    `dialogue` and `speakers` have an entry a turn. `interlocutor` is who the prompt named ("her
+    coach"). `marks` are faults that a stage kept it with; `attempts` says how often each stage
+    asked. `human` are the model's answers on speakers, `scores` the moderation's.
+    """
+
+    id: str
+    head: str
+    relation: str
+    tail: str
+    literal: str
+    x: str
+    y: str = ""
+    z: str = ""
+    original_index: int = 0
+    split: str = "train"
+    narrative: str = ""
+    dialogue: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()
+    head_answer: str = ""
+    pmi_head_answer: str = ""
+    relation_tail_answer: str = ""
+    pmi_relation_tail_answer: str = ""
+    interlocutor: str = ""
+    marks: tuple[str, ...] = ()
+    attempts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    human: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prompts: str = ""
+    renamed: bool = False
+
+
+_PROVENANCE = ("id", "interlocutor", "marks", "attempts", "human", "scores", "prompts", "renamed")
+
+
+def begin(triple: Triple, **fields: Any) -> Record:
+    """The record of a triple before anything was asked."""
+    return Record(
+        id=triple.id,
+        head=triple.head,
+        relation=triple.relation,
+        tail=triple.tail,
+        original_index=triple.index,
+        split=triple.split,
+        **fields,
+    )
+
+
+def soda_row(record: Record) -> dict[str, Any]:
+    """The record as SODA publishes it: the same fields, types and order."""
+    row = {published: getattr(record, ours) for published, ours in _FIELDS}
+    return row | {name: list(row[name]) for name in _LISTS}
+
+
+def provenance(record: Record) -> dict[str, Any]:
+    """How the record came about, for a line beside the row; `id` names it."""
+    row = {name: getattr(record, name) for name in _PROVENANCE}
+    return row | {
+        "original_index": record.original_index,
+        "marks": list(record.marks),
+        "attempts": dict(record.attempts),
+        "human": dict(record.human),
+        "scores": dict(record.scores),
+    }
+
+
+def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> Record:
+    """The record of a SODA row, and of its provenance where there is one.
+
+    Raises:
+        ValueError: a field is missing or of another type.
+    """
+    fields: dict[str, Any] = {}
+    for published, ours in _FIELDS:
+        value = row.get(published)
+        wanted = list if published in _LISTS else int if ours == "original_index" else str
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ValueError(f"field {published}: wanted {wanted.__name__}, got {value!r:.60}")
+        if wanted is list and not all(isinstance(item, str) for item in value):
+            raise ValueError(f"field {published}: wanted texts, got {value!r:.60}")
+        fields[ours] = tuple(value) if wanted is list else value
+    if len(fields["dialogue"]) != len(fields["speakers"]):
+        turns, speakers = len(fields["dialogue"]), len(fields["speakers"])
+        raise ValueError(f"{turns} turns in dialogue, {speakers} in speakers")
+    known = {name: origin[name] for name in _PROVENANCE if name in origin} if origin else {}
+    known["id"] = str(known.get("id", row["original_index"]))
+    if "marks" in known:
+        known["marks"] = tuple(known["marks"])
+    return Record(**fields, **known)
+
+
+def parquet_schema() -> Any:
+    """The published files' schema, for pyarrow."""
+    import pyarrow
+
+    text = pyarrow.string()
+    types = {name: pyarrow.list_(text) for name in _LISTS} | {"original_index": pyarrow.int64()}
+    return pyarrow.schema([(name, types.get(name, text)) for name in SODA_FIELDS])
+
+
+def write_parquet(folder: Any, *, wanted: bool = True, rows: int = 10_000) -> None:
+    """Write soda.parquet from soda.jsonl, with the published schema. Not `wanted`: remove it."""
+    if not wanted:
+        (folder / "soda.parquet").unlink(missing_ok=True)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = parquet_schema()
+    with (
+        replacing(folder / "soda.parquet") as partial,
+        partial.open("wb") as file,
+        (folder / "soda.jsonl").open("rb") as lines,
+        pyarrow.parquet.ParquetWriter(file, columns) as writer,
+    ):
+        while block := list(itertools.islice(lines, rows)):
+            table = pyarrow.Table.from_pylist([json.loads(line) for line in block], columns)
+            writer.write_table(table)

@@ -1,0 +1,192 @@
+"""Read the turns "Name: utterance" in a model's answer, whatever the model writes around them.
+
+Understood: markdown, bold names, numbered turns and bullets, a first turn without its name,
+announcements before and commentary after the conversation, narration between turns, stage
+directions, curly quotes, quotation marks around utterances, blank lines, turns of several lines.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+
+from data_pipeline.co3 import texts
+from data_pipeline.co3.speakers import label
+
+_BULLET = re.compile(r"^(?:[-*\u2022>]\s+|\(?\d{1,2}[.):]\s*(?=\D))")
+_TURN_NUMBER = re.compile(r"^turn\s+\d+\s*[:.)-]\s*", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"^[\[*_<]*(?P<name>[^\W\d_][\w'.\- &]{0,39}?)[\]*_>]*"
+    r"\s*(?:[\(\[*][^)\]*:]{1,60}[\)\]*])?\s*[*_]{0,2}:(?!//)[*_]{0,2}\s*(?P<said>.*)$"
+)
+# "Scene: a church" is no turn.
+_SCENE = re.compile(
+    r"^\W*(?:note|notes|scene|setting|title|context|background|summary|narrator|narration|end|"
+    r"conversation|dialogue|dialog|story|transcript|here|continuation|ps|moral|analysis|topic|"
+    r"explanation|disclaimer|location|time|characters|participants)\b[^:]{0,30}:",
+    re.IGNORECASE,
+)
+_DIRECTION = re.compile(r"^(?:\([^()]*\)|\[[^\[\]]*\]|\*[^*]+\*|_[^_]+_)[.!]?$")
+_RULE = re.compile(r"^[\s\-=_*~#.]{2,}$|^\W*$")
+_ENDING = re.compile(
+    r"^\W*(?:the end|end of (?:the )?(?:conversation|dialogue|scene|transcript)|end)\W*$", re.I
+)
+_LEADING_ACT = re.compile(r"^(?:\([^()]{1,60}\)|\[[^\[\]]{1,60}\]|\*[^*]{1,60}\*)\s*(?=\S)")
+_TRAILING_ACT = re.compile(
+    r"(?<=\S)\s*(?:\([^()]{1,60}\)|\[[^\[\]]{1,60}\]|(?<=\s)\*[^*]{1,60}\*)$"
+)
+_STARRED = re.compile(r"(?<!\w)([*_])(?=\S)([^*_\n]+?)(?<=\S)\1(?!\w)")
+_THIRD_PERSON = re.compile(r"^(?:he|she|they|both|the two|the)\b", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """A conversation: `speakers[i]` says `dialogue[i]`.
+
+    `dropped` counts what was left out (narration, commentary, announcements); `unprefixed` counts
+    lines in its midst that have no name and no excuse: names that the model forgot.
+    """
+
+    speakers: tuple[str, ...] = ()
+    dialogue: tuple[str, ...] = ()
+    dropped: int = 0
+    unprefixed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.dialogue)
+
+    def text(self) -> str:
+        """Return one turn a line, "Name: utterance"."""
+        pairs = zip(self.speakers, self.dialogue, strict=True)
+        return "\n".join(f"{name}: {said}" for name, said in pairs)
+
+
+def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
+    """Return the turns of an answer to a prompt that ends with "`first`:".
+
+    `others` are the labels that are expected besides.
+    """
+    lines = [_unbulleted(line) for line in texts.plain(text).split("\n")]
+    prefixes = [_prefix(line) for line in lines]
+    counts = collections.Counter(p[0].casefold() for p in prefixes if p)
+    expected = {first.casefold(), *(name.casefold() for name in others)}
+    spoken = [p is not None and _is_speaker(p[0], counts, expected) for p in prefixes]
+    last = max((i for i, yes in enumerate(spoken) if yes), default=-1)
+    opener = prefixes[spoken.index(True)][0].casefold() if any(spoken) else ""
+    said: list[list[str]] = []
+    dropped = unprefixed = 0
+    blank = False
+    for position, line in enumerate(lines):
+        if _RULE.match(line):
+            blank = True
+            continue
+        if spoken[position]:
+            name, utterance = prefixes[position]
+            said.append([name, utterance])
+        elif _ENDING.match(line):
+            dropped += 1
+            break
+        elif _DIRECTION.match(line) or _SCENE.match(line):
+            dropped += 1
+        elif not said:
+            # The prompt ended with the first speaker's name, so this may be what is said; unless
+            # it announces the conversation, or the next line gives that name again. A completion
+            # goes on with a space after the colon, and is no announcement.
+            goes_on = text.startswith(" ")
+            if texts.is_announcement(line) or (opener == first.casefold() and not goes_on):
+                dropped += 1
+            else:
+                said.append([first, line])
+        elif blank and position > last:
+            dropped += 1  # commentary after the conversation, to the end
+            break
+        elif _is_narration(line, {*expected, *counts}):
+            dropped += 1
+        elif _continues(line, lines[position - 1] if position else ""):
+            said[-1][1] += f" {line}"
+        else:
+            said[-1][1] += f" {line}"
+            unprefixed += 1
+        blank = False
+    turns = [(name, cleaned(utterance)) for name, utterance in said]
+    turns = [(name, utterance) for name, utterance in turns if utterance]
+    names = _merged([name for name, _ in turns])
+    return Turns(
+        speakers=tuple(names),
+        dialogue=tuple(utterance for _, utterance in turns),
+        dropped=dropped,
+        unprefixed=unprefixed,
+    )
+
+
+def cleaned(utterance: str) -> str:
+    """Remove stage directions at either end, emphasis, and quotation marks around the utterance."""
+    utterance = " ".join(utterance.split())
+    utterance = texts.unquoted(utterance)
+    utterance = _LEADING_ACT.sub("", utterance)
+    utterance = _TRAILING_ACT.sub("", utterance)
+    if _DIRECTION.match(utterance):
+        return ""
+    if "*" in utterance or "_" in utterance:
+        utterance = _STARRED.sub(r"\2", utterance)
+    return texts.unquoted(utterance)
+
+
+def _unbulleted(line: str) -> str:
+    line = line.strip()
+    line = _BULLET.sub("", line, count=1)
+    return _TURN_NUMBER.sub("", line).strip()
+
+
+@functools.lru_cache(maxsize=256)
+def _name(text: str) -> str | None:
+    """Return the text if it may be a speaker's name: few words, and not "Note"."""
+    name = text.strip(" .'-*_")
+    words = name.split()
+    return name if 0 < len(words) <= 4 and not _SCENE.match(f"{name}:") else None
+
+
+def _prefix(line: str) -> tuple[str, str] | None:
+    match = _PREFIX.match(line)
+    name = _name(match["name"]) if match else None
+    return (name, match["said"]) if name else None
+
+
+def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str]) -> bool:
+    """Return whether a prefix is a speaker's name; "Look at it this way: no" has none."""
+    if name.casefold() in expected or label(name).casefold() in expected:
+        return True
+    words = name.split()
+    capitals = all(word[0].isupper() or word.lower() in ("of", "the", "and") for word in words)
+    return capitals and (counts[name.casefold()] > 1 or len(words) <= 3) and words[0] != "I"
+
+
+def _is_narration(line: str, names: set[str]) -> bool:
+    """Return whether a line tells about the speakers, in the third person and without quotes."""
+    if '"' in line or line.endswith("?"):
+        return False
+    words = line.split()
+    if words[0].strip(",'s").casefold() in names and not words[0].endswith(","):
+        return not re.search(r"\b(?:I|I'm|you|my|your|we)\b", line)
+    return _THIRD_PERSON.match(line) is not None and not re.search(r"\b(?:I|you|my|me)\b", line)
+
+
+def _continues(line: str, before: str) -> bool:
+    """Return whether a line continues the turn before: a list, or the middle of a sentence."""
+    return line[0].islower() or before.endswith((",", ":", ";", "-")) or line[0] in "-\u2022"
+
+
+def _merged(names: list[str]) -> list[str]:
+    """Give each speaker one label: "the coach" and "COACH" are one, "Ann Lee" and "Ann" too."""
+    labels = [label(name.title() if name.isupper() and len(name) > 2 else name) for name in names]
+    canonical: dict[str, str] = {}
+    for name in labels:
+        canonical.setdefault(name.casefold().replace(".", ""), name)
+    keys = sorted(canonical, key=len)
+    for key in keys:
+        longer = [other for other in keys if other.startswith(f"{key} ")]
+        if len(longer) == 1:
+            canonical[longer[0]] = canonical[key]
+    return [canonical[name.casefold().replace(".", "")] for name in labels]
