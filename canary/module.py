@@ -98,7 +98,7 @@ class Canary:
                 written); by default the run's own, or 512 and 128.
             num_partitions: devices that one copy of the model is split over.
 
-        Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
+        Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
         """
         settings = Settings.find(
             path,
@@ -122,12 +122,13 @@ class Canary:
         r"""Return the label and RoTs of one dialogue, or of many.
 
         Args:
-            dialogues: one of
-                - a string: ONE dialogue; line breaks, if any, separate its turns;
-                - a list of strings: ONE dialogue, its turns, oldest first;
-                - a list (or iterator) of lists of strings: a BATCH of dialogues.
+            dialogues: one of these.
+                - A string: ONE dialogue; line breaks, if any, separate its turns.
+                - A list of strings: ONE dialogue, its turns, oldest first.
+                - A list (or iterator) of lists of strings: a BATCH of dialogues.
                 (The published Canary took a list of strings as a batch: give it as
                 `[text.split("\\n") for text in texts]`.)
+
             rots: whether to write RoTs; without them labels come several times as fast.
             seed: of sampling; a sample depends on it and on the dialogue alone.
             decoding: fields of `DecodingConfig`, such as temperature, top_p, beam_size or

@@ -1,7 +1,7 @@
 """Cut files into dialogues without reading them whole: elements of a JSON list, neighbouring rows.
 
 Each function is a `cosmo.engine.infer.record_sources.Cut`. A streaming JSON parser would not do: a
-run resumes at a piece's byte offset, and a damaged element must not end the rest of the list.
+run resumes at a piece's byte offset. Nor may a damaged element end the rest of the list.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Time reading of training examples: SeqIO live, and a cache of packed rows, in turn.
+"""Time reading of training examples through SeqIO and from a cache of packed rows, in turn.
 
 Both are read by `reader.train_batches`, as training does. Examples are the segments of the rows
 that came. The corpus is the sample corpus many times over.

@@ -1,9 +1,9 @@
-"""A corpus made and learnt from, offline: triples, teacher, filters, a small Cosmo, an answer.
+"""Make a corpus and train on it, offline: triples, teacher, filters, a small Cosmo, an answer.
 
-Each stage is the command that a user would type; `make co3-demo` runs this. The scripted teacher
-stands in for a language model. Exits with 1 if the pipeline keeps less than MUST_KEEP of the
-triples that can be used, or if the model has not learnt: its perplexity on held-out dialogues must
-end below that of a unigram model divided by MUST_BEAT.
+Each stage is a command that a user could type; `make co3-demo` runs this. The scripted teacher
+stands in for a language model. The exit code is 1 if the pipeline keeps less than MIN_KEPT_SHARE of
+the usable triples, or if the model has not learnt. Its perplexity on held-out dialogues must be
+below that of a unigram model divided by MIN_PERPLEXITY_RATIO.
 """
 
 import argparse
@@ -30,14 +30,14 @@ TRIPLES = "data_pipeline/co3/sample/triples.jsonl"
 GIN_FILE = "gin/cosmo/tiny.gin"
 OUTPUT = "runs/co3_demo"
 VOCABULARY = "tasks/sample/vocabulary.model"
-MUST_KEEP = 0.5
-MUST_BEAT = 3.0
+MIN_KEPT_SHARE = 0.5
+MIN_PERPLEXITY_RATIO = 3.0
 BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be used
 
 
 @contextlib.contextmanager
 def teacher() -> Iterator[str]:
-    """The base URL of a scripted teacher in a process of its own, on a free port."""
+    """Start a scripted teacher in a process of its own, on a free port; yield its base URL."""
     arguments = ["data_pipeline", "teacher", "--port=0"]
     print(f"\n$ python -m {' '.join(arguments)} &", flush=True)
     command = [sys.executable, "-m", *arguments]
@@ -50,15 +50,13 @@ def teacher() -> Iterator[str]:
             yield said.split()[2].rstrip(",")
         finally:
             process.terminate()
-            process.communicate()  # what it says at its end is read, or it could not say it
+            process.communicate()  # reads what it prints last, or it could not end
 
 
 def by_split(lines: Iterable[str]) -> dict[str, list[str]]:
-    """Lines of soda.jsonl by the split that each names.
-
-    Where the triples name none, it is a hash of the head: dialogues on one event share a split, so
-    that what is held out was not learnt under another relation.
-    """
+    """Return the lines of soda.jsonl by the split that each names."""
+    # CO3 takes a hash of the head where the triples name no split: dialogues on one event share a
+    # split, so that no held-out event was learnt under another relation.
     splits: dict[str, list[str]] = {}
     for line in lines:
         splits.setdefault(json.loads(line)["split"], []).append(line)
@@ -66,7 +64,7 @@ def by_split(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
-    """SODA as published, a file a split, of a run's soda.jsonl; the dialogues of each."""
+    """Write a run's soda.jsonl as a file a split, as SODA is published; return their sizes."""
     splits = by_split((corpus / "soda.jsonl").read_text(encoding="utf-8").splitlines())
     folder.mkdir()
     for name, lines in splits.items():
@@ -75,18 +73,18 @@ def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
 
 
 def kept_share(made: Mapping[str, Any]) -> float:
-    """Of a run's report.json: records, divided by the triples that could be asked about."""
+    """Return the records of a run (its report.json), divided by the usable triples."""
     unusable = sum(sum(made["rejected"].get(stage, {}).values()) for stage in BEFORE_ASKING)
     return made["records"] / max(made["triples"] - unusable, 1)
 
 
 def question(held_out: Sequence[Example]) -> Example:
-    """The first held-out example in the middle of a conversation, where only its story helps."""
+    """Return the first held-out example in the middle of a conversation."""
     return next((e for e in held_out if len(e.turns) == 2), held_out[0])
 
 
 def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
-    """Print the report and draw the curve; whether pipeline and model did what they must."""
+    """Print the report and draw the curve. Return whether pipeline and model pass."""
     made = json.loads((folder / "corpus/report.json").read_text())
     train = list(soda_file_examples(f"{folder}/soda", "train"))
     held_out = list(soda_file_examples(f"{folder}/soda", "validation"))
@@ -123,12 +121,12 @@ Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}/model
 """)
     faults = []
-    if share < MUST_KEEP:
-        faults.append(f"{share:.0%} of the usable triples became records, not {MUST_KEEP:.0%}")
-    if ratio < MUST_BEAT:
+    if share < MIN_KEPT_SHARE:
+        faults.append(f"{share:.0%} of the usable triples became records, not {MIN_KEPT_SHARE:.0%}")
+    if ratio < MIN_PERPLEXITY_RATIO:
         faults.append(
-            f"the model did not learn: its perplexity must be below 1/{MUST_BEAT:.0f} of the "
-            f"unigram model's, and is 1/{ratio:.2f}"
+            "the model did not learn: its perplexity must be below "
+            f"1/{MIN_PERPLEXITY_RATIO:.0f} of the unigram model's, and is 1/{ratio:.2f}"
         )
     for fault in faults:
         print(f"FAILED: {fault}", file=sys.stderr)
@@ -136,7 +134,7 @@ Talk to it, from {pathlib.Path.cwd()}:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Run every stage; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
     parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
     parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")

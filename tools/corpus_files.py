@@ -1,6 +1,6 @@
-"""The dialogues of corpus files, for counting them: a bad record is handed on, never raised.
+"""Read the dialogues of corpus files for counting: a bad record is yielded, never raised.
 
-Training refuses a corpus with a bad record; statistics say what is wrong with it and go on.
+Training refuses a corpus with a bad record; statistics report the fault and continue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Read:
-    """A dialogue, or what there is of it: `lacks` says which part is missing, empty if none is."""
+    """A dialogue or a part of one: `lacks` names the missing part, empty if none is missing."""
 
     utterances: tuple[str, ...]
     rows: tuple[Labelled, ...] = ()
@@ -51,7 +51,7 @@ class Read:
 
 
 def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
-    """The dialogues of `files`, all of `corpus` (a key of READERS), in order.
+    """Yield the dialogues of `files`, all of `corpus` (a key of READERS), in order.
 
     A DataError in their place is a record that cannot be used.
     """
@@ -60,7 +60,7 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
 
 
 def records(file: Any) -> Iterator[Item | DataError]:
-    """JSON lines, a JSON list or Parquet. What breaks a list or a Parquet file ends it."""
+    """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
     try:
         if file.name.endswith(".parquet") or _is_list(file):
             yield from raw.rows(file, COLUMNS)
@@ -79,7 +79,7 @@ def records(file: Any) -> Iterator[Item | DataError]:
 
 
 def document(file: Any) -> Iterator[Item | DataError]:
-    """The entries of a file that is one JSON object."""
+    """Yield the entries of a file that is one JSON object."""
     try:
         value = json.loads("".join(line for _, line in raw.lines(file)))
         for name, entry in value.items():
@@ -91,7 +91,7 @@ def document(file: Any) -> Iterator[Item | DataError]:
 
 
 def lines(file: Any) -> Iterator[Item | DataError]:
-    """The lines of a text file that are not empty."""
+    """Yield the lines of a text file that are not empty."""
     try:
         for number, line in raw.lines(file):
             if line.strip():
@@ -110,7 +110,7 @@ def _ended(error: DataError) -> DataError:
 
 
 def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
-    """A dialogue of every item: `parse(value, place)` gives its utterances or raises DataError."""
+    """Yield a dialogue of every item; `parse(value, place)` returns its utterances."""
     for item in items:
         if isinstance(item, DataError):
             yield item
@@ -126,10 +126,8 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
 
 
 def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
-    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text.
-
-    A string in place of the list is an error too: its letters are no utterances.
-    """
+    """Return utterances, stripped; DataError if there is none, or one is empty or no text."""
+    # A string in place of the list is an error too, because its letters are no utterances.
     if not isinstance(values, list | tuple):
         raise place.error("the utterances are no list", shown(values), "a list of texts")
     if not values:
@@ -141,7 +139,7 @@ def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
 
 
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
+    """Join rows to dialogues; a row that is bad or missing leaves its dialogue incomplete."""
     errors: list[DataError] = []
 
     def rows() -> Iterator[tuple[Position | None, Any, bool]]:
@@ -176,7 +174,7 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
-    """A dialogue of the direct download: a list of rows."""
+    """Yield a dialogue of the direct download: a list of rows."""
     rows = []
     for turn, value in enumerate(values, 1):
         try:
@@ -225,7 +223,7 @@ def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
+    """Join rows of CSV by conv_id; one out of order leaves its dialogue incomplete."""
     name, turns, numbers = None, [], []
     for item in items:
         if isinstance(item, DataError):
@@ -255,7 +253,7 @@ def _numbered(turns: Sequence[str], numbers: Sequence[int]) -> Read:
 
 
 def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Numbered lines; the number 1 begins a dialogue. ParlAI's __SILENCE__ is nobody's turn."""
+    """Join numbered lines: the number 1 begins a dialogue, __SILENCE__ (ParlAI's) is no turn."""
     turns: list[str] = []
     for item in items:
         if isinstance(item, DataError):

@@ -1,8 +1,8 @@
 """`python -m canary demo`: train a small Canary on a laptop, and measure it.
 
-Each stage is a command that a user could type. The demo fails if the model has not learnt: if its
-accuracy on held-out contexts is below MIN_ACCURACY, or the F1 of its rules of thumb (RoTs) at most
-MIN_F1_RATIO times that of the most frequent ones.
+Each stage is a command that a user could type. The demo fails if the model has not learnt. Its
+accuracy on held-out contexts must be at least MIN_ACCURACY. The F1 of its rules of thumb (RoTs)
+must exceed MIN_F1_RATIO times that of the most frequent ones.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
         "TPU_SKIP_MDS_QUERY": "1",  # libtpu would ask the metadata server of a TPU VM
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock file guards devices, and none is used
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v3-8",  # any: the topology says what is compiled for
+        "TPU_ACCELERATOR_TYPE": "v3-8",  # any: the topology decides what is compiled for
         "TPU_MIN_LOG_LEVEL": "3",
         "TPU_STDERR_LOG_LEVEL": "3",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # compile_seconds is to be of compiling
