@@ -1,6 +1,7 @@
-"""Files cut into dialogues, without reading them whole: elements of a JSON list, neighbouring rows.
+"""Cut files into dialogues without reading them whole: elements of a JSON list, neighbouring rows.
 
-Each function is a `cosmo.engine.infer.record_sources.Cut`.
+Each function is a `cosmo.engine.infer.record_sources.Cut`. A streaming JSON parser would not do: a
+run resumes at a piece's byte offset. Nor may a damaged element end the rest of the list.
 """
 
 import json
@@ -12,8 +13,8 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer.record_sources import Piece, by_line
 from cosmo.tasks import readers
 
-CHUNK = 1 << 16  # bytes of a JSON list read at a time
-LONGEST = 64 << 20  # bytes of one element: a list that is none would be read whole
+CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
+MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
 # A string, whose end may lie in the next chunk, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[\s,]*")
@@ -22,11 +23,11 @@ _SCALAR = re.compile(rb"[^,\]\s]*")
 
 
 def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
-    """The elements of a JSON list, as their bytes; one that breaks off is the rest of the file.
+    """Yield the elements of a JSON list as bytes; one that breaks off is the rest of the file.
 
-    Lists may follow each other, as in files that were joined; whatever else follows one is elements
-    too: whether an element is valid JSON is for the reader to find. Raises UserError for an element
-    longer than LONGEST.
+    Lists may follow each other, as in files that were joined. Anything else after a list is
+    elements too: the reader finds out whether they are valid JSON. Raises UserError for an element
+    longer than MAX_ELEMENT_BYTES.
     """
     window = _Window(file, start, line)
     if start == 0:
@@ -49,15 +50,15 @@ def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
 
 
 class _Window:
-    """The part of a file that is looked at: `data` begins at byte `start`, in line `line`."""
+    """The part of a file in memory: `data` begins at byte `start`, in line `line`."""
 
     def __init__(self, file: BinaryIO, start: int, line: int):
         self.file, self.start, self.line, self.data = file, start, line, b""
         self.more()
 
     def more(self) -> bool:
-        """Read on; whether there was anything."""
-        chunk = self.file.read(CHUNK)
+        """Append the next chunk; return whether there was one."""
+        chunk = self.file.read(CHUNK_BYTES)
         self.data += chunk
         return bool(chunk)
 
@@ -73,7 +74,7 @@ class _Window:
 
 
 def _element(window: _Window) -> int:
-    """The size of the element that the window begins with; it is then in the window whole."""
+    """Return the size of the element that the window begins with, once all of it is read."""
     place = depth = 0
     if window.data[:1] not in (b"[", b"{", b'"'):
         while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
@@ -84,10 +85,11 @@ def _element(window: _Window) -> int:
         open_string = token is not None and token[0][:1] == b'"' and _unended(token[0])
         if token is None or open_string:
             place = token.start() if token else len(window.data)
-            if len(window.data) > LONGEST:
+            if len(window.data) > MAX_ELEMENT_BYTES:
                 raise UserError(
-                    f"line {window.line + 1} begins an element of more than {LONGEST >> 20} MiB: "
-                    "no list of dialogues, or one that lacks a bracket"
+                    f"line {window.line + 1} begins an element of more than "
+                    f"{MAX_ELEMENT_BYTES >> 20} MiB: no list of dialogues, or one that lacks a "
+                    "bracket"
                 )
             if not window.more():
                 return len(window.data)
@@ -99,7 +101,7 @@ def _element(window: _Window) -> int:
 
 
 def _unended(string: bytes) -> bool:
-    """Whether a match of _TOKEN that begins with a quote lacks the one that ends it."""
+    """Return whether a match of _TOKEN that begins with a quote lacks the closing one."""
     body = string[1:]
     if not body.endswith(b'"'):
         return True

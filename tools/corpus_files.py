@@ -1,6 +1,6 @@
-"""The dialogues of corpus files, for counting them: a bad record is handed on, never raised.
+"""Read the dialogues of corpus files for counting: a bad record is yielded, never raised.
 
-Training refuses a corpus with a bad record; statistics say what is wrong with it and go on.
+Training refuses a corpus with a bad record; statistics report the fault and continue.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Read:
-    """A dialogue, or what there is of it: `lacks` says which part is missing, empty if none is."""
+    """A dialogue or a part of one: `lacks` names the missing part, empty if none is missing."""
 
     utterances: tuple[str, ...]
     rows: tuple[Labelled, ...] = ()
@@ -55,7 +55,7 @@ class Read:
 
 
 def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
-    """The dialogues of `files`, all of `corpus` (a key of READERS), in order.
+    """Yield the dialogues of `files`, all of `corpus` (a key of READERS), in order.
 
     A DataError in their place is a record that cannot be used.
     """
@@ -64,7 +64,7 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
 
 
 def records(file: Any) -> Iterator[Item | DataError]:
-    """JSON lines, a JSON list or Parquet. What breaks a list or a Parquet file ends it."""
+    """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
     try:
         if file.name.endswith(".parquet") or _is_list(file):
             yield from read_records(file, COLUMNS)
@@ -83,7 +83,7 @@ def records(file: Any) -> Iterator[Item | DataError]:
 
 
 def document(file: Any) -> Iterator[Item | DataError]:
-    """The entries of a file that is one JSON object."""
+    """Yield the entries of a file that is one JSON object."""
     try:
         value = json.loads("".join(line for _, line in read_lines(file)))
         for name, entry in value.items():
@@ -95,7 +95,7 @@ def document(file: Any) -> Iterator[Item | DataError]:
 
 
 def lines(file: Any) -> Iterator[Item | DataError]:
-    """The lines of a text file that are not empty."""
+    """Yield the lines of a text file that are not empty."""
     try:
         for number, line in read_lines(file):
             if line.strip():
@@ -114,7 +114,7 @@ def _ended(error: DataError) -> DataError:
 
 
 def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
-    """A dialogue of every item: `parse(value, place)` gives its utterances or raises DataError."""
+    """Yield a dialogue of every item; `parse(value, place)` returns its utterances."""
     for item in items:
         if isinstance(item, DataError):
             yield item
@@ -130,7 +130,7 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
 
 
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
+    """Join rows to dialogues; a row that is bad or missing leaves its dialogue incomplete."""
     errors: list[DataError] = []
 
     def parse(value: Any, place: Place) -> tuple[Position | None, Any, bool]:
@@ -168,7 +168,7 @@ def _parsed(
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
-    """A dialogue of the direct download: a list of rows."""
+    """Yield a dialogue of the direct download: a list of rows."""
     rows = []
     for turn, value in enumerate(values, 1):
         try:
@@ -236,7 +236,7 @@ def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]
 
 
 def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Numbered lines; the number 1 begins a dialogue. ParlAI's __SILENCE__ is nobody's turn."""
+    """Join numbered lines: the number 1 begins a dialogue, __SILENCE__ (ParlAI's) is no turn."""
     turns: list[str] = []
     for item in items:
         if isinstance(item, DataError):

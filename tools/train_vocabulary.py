@@ -22,7 +22,7 @@ from cosmo.tasks.prosocial import prosocial_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.recognize import PROSOCIAL, looks_like
 
-# Whatever an English speaker types has pieces, even if the corpus never uses the character.
+# Pieces for all that an English speaker types, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
 
@@ -45,9 +45,9 @@ def corpus_of(file: Any) -> str:
 
 
 def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
-    """Every text that a model reads or writes for `split` of `inputs`, each once per dialogue."""
+    """Yield every text that a model reads or writes for `split`, each once per dialogue."""
     for path in inputs:
-        # A file named on the command line is meant, whatever split its name tells.
+        # A file named on the command line is read, whatever split its name has.
         files = [resolve(path)] if resolve(path).is_file() else files_for_split(path, split)
         for file in files:
             if corpus_of(file) == "soda":
@@ -69,7 +69,7 @@ def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
 
 
 def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
-    """The model file of a unigram vocabulary of at most `size` pieces, learned from `texts`.
+    """Return the model file of a unigram vocabulary of at most `size` pieces.
 
     The same texts give the same bytes. Raises RuntimeError where SentencePiece refuses.
     """
@@ -99,7 +99,7 @@ def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
 
 
 def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
-    """(unknown pieces, all pieces) when the vocabulary encodes `texts`."""
+    """Return (unknown pieces, all pieces) of the encoded `texts`."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: train, write, and report the size and the share of unknown pieces."""
+    """Train and write a vocabulary, and print its size and its share of unknown pieces."""
     options = _parser().parse_args(arguments)
     try:
         texts = list(corpus_texts(options.input, options.split))

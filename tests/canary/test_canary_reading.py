@@ -186,7 +186,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
 def test_elements_of_a_list_are_found_whatever_the_chunks(monkeypatch, chunk):
     """Oracle: json.loads of the whole; strings hold brackets, quotes and backslashes."""
-    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     values = [[{"a": 'x]"} \\'}, [1, [2]]], {"b": "\\\\"}, "s,]t", 3, [], None, ["ü\n"]]
     for indent in (None, 1):
         text = json.dumps(values, indent=indent).encode()
@@ -222,7 +222,7 @@ def test_a_list_that_breaks_off_is_one_reject(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
     """Oracle: by hand, of `cat a.json b.json`; what is no list is a reject."""
-    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
     path = tmp_path / "in.json"
     path.write_text(f"{json.dumps([[one], [one]])}\n{json.dumps([[one]], indent=1)}\n\n[] rest\n")

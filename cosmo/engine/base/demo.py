@@ -1,8 +1,10 @@
-"""The output folder of a demo: made anew each time, and never a folder of somebody else."""
+"""Run a demo: its stages are commands, its output folder is made anew each time."""
 
 import fnmatch
 import pathlib
 import shutil
+import subprocess
+import sys
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
@@ -20,7 +22,7 @@ LEFTOVERS = {
 PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of `prepare_folder`
 
 
-def begin(path: str, demo: str, default: str) -> pathlib.Path:
+def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
     """Return the empty folder `path`, marked as the one of `demo`.
 
     What an earlier start left there, complete or not, is removed. A folder without the marker is
@@ -50,6 +52,14 @@ def begin(path: str, demo: str, default: str) -> pathlib.Path:
     prepare_folder(str(folder), "output")
     write_atomic(folder / MARKER, f"{demo}\n")
     return folder
+
+
+def run_module(package: str, *arguments: str) -> None:
+    """Print and run `python -m package arguments`; exit with its code if it fails."""
+    print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
+    if code:
+        sys.exit(code)
 
 
 def _is_leftover(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a verb's settings come from: gin files, or the folder of a trained run."""
+"""Load a verb's settings from gin files, or from the folder of a trained run."""
 
 import argparse
 import ast
@@ -58,3 +58,13 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
     if gone and kept.exists() and "VOCABULARY_PATH" not in values:
         return saved, [f"VOCABULARY_PATH = {str(kept)!r}"]  # the run's own copy
     return saved, []
+
+
+def check_tasks(*splits: str) -> None:
+    """Raise DataError if the tasks' settings or files are wrong, before anything is compiled."""
+    from cosmo.engine.base import config
+    from cosmo.tasks import mixtures
+
+    # Tasks of a user's own module are known only to the reader process, which imports it.
+    if config.query("MIXTURE_OR_TASK_MODULE") is None:
+        mixtures.check(splits, **config.call(config.registration).keywords)
