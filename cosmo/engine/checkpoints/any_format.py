@@ -201,7 +201,7 @@ def restore_adafactor(
 
 def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     """Raise UserError if a foreign checkpoint is of another model or vocabulary."""
-    # Shapes first: their error says more than that of a field of the network.
+    # Shapes first: their error is clearer than that of a field of the network.
     found = {path: array.shape for path, array in source.params.items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
     check_shapes(str(source), found, wanted)
