@@ -183,25 +183,33 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
 def restore_adafactor(
     path: str, abstract_params: Any, abstract: Any, shardings: Any, description: dict[str, Any]
 ) -> Any:
-    """Return the optimizer state of a T5X checkpoint, shaped as `abstract` (ours).
+    """Return the optimizer state of a T5X checkpoint on the devices, shaped as `abstract` (ours).
 
     Raises UserError if it is no T5X checkpoint, or its Adafactor differs from ours.
     """
     source = open_source(path)
     _check(source, abstract_params, description)
+    return _load(read_adafactor(source, abstract), abstract, shardings)
+
+
+def read_adafactor(source: Source, abstract: Any) -> Any:
+    """Return the optimizer state of a T5X checkpoint as LazyArrays, shaped as `abstract` (ours).
+
+    Raises UserError if it is no T5X checkpoint, or its Adafactor differs from ours.
+    """
     if source.format != "t5x":
         raise UserError(
-            f"{source} has no optimizer state to continue from", setting="RESTORE_OPTIMIZER_STATE"
+            f"{source} has no optimizer state: leave out",
+            setting=("RESTORE_OPTIMIZER_STATE", "optimizer_state"),
         )
-    states = t5x_adafactor.read_state(
+    return t5x_adafactor.read_state(
         source.path, source.others, source.network, source.step, abstract
     )
-    return _load(states, abstract, shardings)
 
 
 def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     """Raise UserError if a foreign checkpoint is of another model or vocabulary."""
-    # Shapes first: their error says more than that of a field of the network.
+    # Shapes first: their error is clearer than that of a field of the network.
     found = {path: array.shape for path, array in source.params.items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
     check_shapes(str(source), found, wanted)

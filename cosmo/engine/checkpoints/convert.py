@@ -20,7 +20,7 @@ from cosmo.engine.checkpoints.any_format import Source
 from cosmo.engine.checkpoints.description import check_vocabulary, describe, nested
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
-from cosmo.engine.model.step import StepConfig, TrainState
+from cosmo.engine.model.step import StepConfig, TrainState, init_state
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,11 @@ def import_checkpoint(
     }
     state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": nested(source.params)}
     if optimizer_state:
-        state = TrainState(state["step"], state["params"], _optimizer_state(source))
+        model = models.EncoderDecoderModel(source.network)
+        # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
+        abstract = jax.eval_shape(lambda: init_state(model, StepConfig(), 0).opt_state)
+        opt_state = any_format.read_adafactor(source, abstract)
+        state = TrainState(state["step"], state["params"], opt_state)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         # Errors of single arrays are UserErrors already, and name the array: they pass through.
@@ -82,20 +86,6 @@ def import_checkpoint(
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return source
-
-
-def _optimizer_state(source: Source) -> Any:
-    """Return the Adafactor state of a T5X checkpoint, as lazy arrays shaped as ours."""
-    if source.format != "t5x":
-        raise UserError(f"{source} has no optimizer state; import it without")
-    model = models.EncoderDecoderModel(source.network)
-    # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
-    abstract = jax.eval_shape(
-        lambda: StepConfig().transformation().init(models.init(model, jax.random.key(0)))
-    )
-    return t5x_adafactor.read_state(
-        source.path, source.others, source.network, source.step, abstract
-    )
 
 
 def export_checkpoint(

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 from typing import Any
 
-from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, run_checkpoints
 from cosmo.engine.checkpoints.run_checkpoints import Start, StartingPoint
 from cosmo.engine.model.step import TrainState
@@ -59,21 +58,17 @@ class InitialCheckpoint(StartingPoint):
     def _read_with_optimizer(self, abstract, shardings, description) -> Start:
         folder, step, format = any_format.locate(self.path)
         log.info("starting from %s, step %d, with its optimizer state", self.path, step)
-        if format == "huggingface":
-            raise UserError(
-                f"{self.path} is a HuggingFace folder, which holds no optimizer state: leave out",
-                setting="RESTORE_OPTIMIZER_STATE",
-            )
         # One reading of the whole state, as a run that resumes does it.
         if format == "cosmo":
             wanted = run_checkpoints.abstract_like(abstract, shardings)
             with run_checkpoints.manager(folder, read_only=True) as source:
                 state = run_checkpoints.restore_state(source, step, wanted, description)
             return Start(step, state.params, state.opt_state)
-        _, params = any_format.restore_params(
-            self.path, abstract.params, shardings.params, description
-        )
+        # First the part that a HuggingFace folder has not.
         opt_state = any_format.restore_adafactor(
             self.path, abstract.params, abstract.opt_state, shardings.opt_state, description
+        )
+        _, params = any_format.restore_params(
+            self.path, abstract.params, shardings.params, description
         )
         return Start(step, params, opt_state)

@@ -40,7 +40,7 @@ class EncoderDecoderModel:
     loss_normalizing_factor: str | float | None = None
 
 
-# Cached, because tracing the constructor takes seconds and each function below needs its result.
+# Cached, because most functions below need it, and tracing the constructor takes time.
 @functools.lru_cache(maxsize=16)
 def _abstract(network: NetworkConfig):
     """Return (graph definition, abstract state) of a network."""

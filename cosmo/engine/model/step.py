@@ -116,7 +116,7 @@ def make_train_step(
     num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
 
-    # Of the loss's sum, not of its mean: gradients of microbatches add up before one division.
+    # The loss here is a sum, not a mean: gradients of microbatches add up before one division.
     def gradients(params, batch, key):
         def loss(params):
             return models.loss(model, params, batch, key)

@@ -433,7 +433,7 @@ class Encoder(nnx.Module):
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
         length = x_BTM.shape[1]
-        # Computed once where all layers share it, else inside each layer: L of them need memory.
+        # A table for all layers is looked up once, here; tables of their own inside each layer.
         relative = None if c.relative_attention_per_layer else self.relpos_bias(jnp.arange(length))
         mask = mask_bias(segment_mask(segments_BT, segments_BT))
         x_BTM = dropout(x_BTM, c.dropout_rate, k_in)

@@ -95,6 +95,7 @@ def train(
 
     Raises UserError for settings that do not fit together, before anything is compiled.
     """
+    # 1. Settings: what can be wrong with them is an error before anything takes long.
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
@@ -107,7 +108,6 @@ def train(
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = describe(model, vocabulary)
-    # Everything that can be wrong with settings is checked before anything takes long.
     if dataset.cache_path is not None:
         cache_reading.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     if evaluation is not None and evaluation.period is None:
@@ -131,6 +131,7 @@ def train(
     with contextlib.ExitStack() as closing:
         if first_process:
             closing.enter_context(only_writer(folder))  # two runs would mix their checkpoints
+        # 2. The step to start from, and whether there is anything left to do.
         notice = closing.enter_context(preemption.listen())
         saver = CheckpointWriter(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for a save in progress
@@ -162,7 +163,8 @@ def train(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
             )
 
-        # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
+        # 3. Data, the compiled step and the state. Reading starts first: importing TensorFlow and
+        # filling buffers overlap with compilation.
         saved, left = saver.read_progress(), total_steps - done
         start = {"start_step": done, "num_steps": left, "position": saved.get("data")}
         batches = reader.train_batches(dataset, **start, **datasets.process_shard())
@@ -208,6 +210,7 @@ def train(
             remember = {"data": batch.host.position, "guard": monitor.progress()}
             saver.save(done, state, description, remember)
 
+        # 4. The loop.
         rates = _Rates()
         while done < total_steps and not stopping.finished:
             rates.tokens += batch.tokens
