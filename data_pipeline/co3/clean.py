@@ -41,7 +41,7 @@ def clean(
 ) -> tuple[Statistics, Counter]:
     """Write soda, provenance and rejected.jsonl to `output`; return their numbers.
 
-    Of duplicates the first in the input stays. Raises UserError if no record can be used; then
+    The first of duplicates in the input stays. Raises UserError if no record can be used; then
     earlier files in `output` stay.
     """
     if canary_labels:

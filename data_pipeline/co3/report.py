@@ -1,4 +1,4 @@
-"""What a run tells at its end: report.json, a table for people, plots; the card is `card`'s."""
+"""Write the report of a run: report.json, a table for people, plots, and the card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ORDER = (*BEFORE[:-1], "continuation", *postprocess.FILTERS, *prompts.STAGES, "
 
 
 def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
-    """Statistics of soda.jsonl, and of rejected.jsonl how many (stage, reason)."""
+    """Return the statistics of soda.jsonl, and the counts of (stage, reason) in rejected.jsonl."""
     numbers = statistics.Statistics()
     reasons: Counter = Counter()
     with open(folder / "soda.jsonl", encoding="utf-8") as lines:
@@ -37,7 +37,7 @@ def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
 
 
 def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
-    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens.
+    """Return calls, tokens and cost by stage from the journal's sums; prices: a million tokens.
 
     `estimated_tokens` and `estimated_cost` are the most that failures may have been billed for.
     """
@@ -67,7 +67,7 @@ def build(
     calls: dict[str, dict[str, Any]],
     this_start: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as report.json has it."""
+    """Return the content of report.json."""
     rejected: dict[str, dict[str, int]] = {}
     for (stage, reason), number in sorted(reasons.items(), key=_place):
         rejected.setdefault(stage, {})[reason] = number
@@ -93,7 +93,7 @@ def build(
 
 
 def _place(item: tuple[tuple[str, str], int]) -> tuple:
-    """Sorts (stage, reason) by the stage's place in the pipeline, the most frequent first."""
+    """Sort (stage, reason) by the stage's place in the pipeline, the most frequent first."""
     (stage, reason), number = item
     place = _ORDER.index(stage) if stage in _ORDER else len(_ORDER)
     return place, stage, -number, reason
@@ -108,7 +108,7 @@ def _early(stage: str, reason: str) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people, as text."""
+    """Return the report as text for people."""
     lines = [
         f"{report['triples']:,} triples, {report['conversations']:,} conversations, "
         f"{report['records']:,} records ({report['kept_percent']}% of the conversations)",
@@ -127,7 +127,7 @@ def table(report: dict[str, Any]) -> str:
         lines += [f"  {'triples: ' + reason:<56}{n:>9,}" for reason, n in dropped.items()]
     reasons = [reason for rows in report["rejected"].values() for reason in rows]
     meanings = explained([*reasons, *(dropped or ())])
-    lines += ["", "what the reasons mean"] if meanings else []
+    lines += ["", "meaning of the reasons"] if meanings else []
     lines += [f"  {reason}: {meaning}" for reason, meaning in meanings]
     corpus = report["corpus"]
     lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
@@ -176,7 +176,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
-    """Bars in the pipeline's order, the 15 largest; what no conversation was made of is gray."""
+    """Draw the 15 largest reasons in the pipeline's order; gray: before a conversation."""
     reasons = [
         (f"{stage}: {reason}", number, "tab:gray" if _early(stage, reason) else "tab:red")
         for stage, rows in rejected.items()
@@ -194,7 +194,7 @@ def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
 
 
 def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> None:
-    """Tokens by stage, and at the end of each bar what they cost, if anything."""
+    """Draw the tokens by stage, and at the end of each bar their cost, if any."""
     from matplotlib.ticker import EngFormatter
 
     left = [0] * len(calls)
@@ -213,7 +213,7 @@ def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> No
 
 
 def plots(report: dict[str, Any], path: Path) -> bool:
-    """Four panels as a PNG: rejections, turns, relations, tokens. False without matplotlib."""
+    """Draw rejections, turns, relations and tokens as a PNG; return False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -252,12 +252,12 @@ def plots(report: dict[str, Any], path: Path) -> bool:
 
 
 def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
-    """Leave report.json, report.txt, report.png (if `plot`) and README.md in `folder`."""
+    """Write report.json, report.txt, report.png (if `plot`) and README.md to `folder`."""
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_atomic(folder / "report.txt", table(report) + "\n")
     with open(folder / "soda.jsonl", encoding="utf-8") as lines:
         first = next((json.loads(line) for line in lines), None)
     write_atomic(folder / "README.md", card(report, first))
-    (folder / "report.png").unlink(missing_ok=True)  # of before
+    (folder / "report.png").unlink(missing_ok=True)  # an older one would show other numbers
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")
