@@ -1,4 +1,4 @@
-"""Canary in Python: a safety label and the rules of thumb (RoTs) that apply, for dialogues.
+"""Label dialogues in Python: a safety label, and the rules of thumb (RoTs) that apply.
 
 from canary import Canary
 
@@ -17,13 +17,12 @@ from typing import Any, overload
 from canary import reading
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, formatting, safety, vocabularies
 
-LENGTHS = {"inputs": 512, "targets": 128}  # those of a run of ours are its own
+LENGTHS = {"inputs": 512, "targets": 128}  # of a checkpoint without settings of its own
 HUMAN = "__needs_intervention__"
 
 # Where one RoT ends and the next begins: after a full stop, or at a comma, before a capital and at
@@ -33,12 +32,12 @@ _NEXT_ROT = re.compile(r"(?:(?<=[.!?]),?|,)\s+(?=[A-Z][\w']*\s+\S+\s+\S+)")
 
 @dataclasses.dataclass(frozen=True)
 class Chirp:
-    """What Canary says of a dialogue's latest turn.
+    """Canary's answer to a dialogue's latest turn.
 
     `probabilities` are those of the five labels (a softmax over their exact log-likelihoods), and
     `label` is the likeliest. `needs_human` is true for `__needs_intervention__`: someone may be in
-    danger, and a person should see it. `text` is what Canary wrote, as it wrote it: the label, then
-    the RoTs. `rots` are these split as `split_rots` does, which is a guess; none where `label` is
+    danger, and a person should see it. `text` is the model's own text: the label, then the RoTs.
+    `rots` are the RoTs split by `split_rots`, which is a guess. There are none where `label` is
     `__casual__`, or where they were not asked for.
     """
 
@@ -50,16 +49,13 @@ class Chirp:
 
     @property
     def rot_text(self) -> str:
-        """All of `text` after the label."""
+        """Return `text` after the label."""
         return self.text[len(self.label) :].strip()
 
 
 def split_rots(text: str) -> tuple[str, ...]:
-    """The RoTs in a text that joins them with commas, as Canary learnt to write them.
-
-    RoTs have commas of their own, so this cannot be exact: a new RoT is taken to begin after a
-    comma or a full stop where three words follow, the first with a capital.
-    """
+    """Return the RoTs in a text that joins them with commas, as Canary learnt to write them."""
+    # A guess, because RoTs have commas of their own.
     return tuple(rot for rot in (part.strip(" ,") for part in _NEXT_ROT.split(text)) if rot)
 
 
@@ -67,8 +63,8 @@ def split_rots(text: str) -> tuple[str, ...]:
 class Canary:
     """An opened model that labels dialogues; made by `load`.
 
-    `style` is how the model writes labels (see `cosmo.tasks.safety.label_text`), `separator` stands
-    between turns in its inputs.
+    `style` is the form of labels in its answers (see `cosmo.tasks.safety.label_text`), `separator`
+    stands between turns in its inputs.
     """
 
     session: infer.Session
@@ -88,7 +84,7 @@ class Canary:
         lengths: dict[str, int] | None = None,
         num_partitions: int = 1,
     ) -> "Canary":
-        """A Canary from a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or T5X's.
+        """Load a model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace or T5X folder.
 
         Args:
             path: the checkpoint; its format is found out.
@@ -102,18 +98,19 @@ class Canary:
                 written); by default the run's own, or 512 and 128.
             num_partitions: devices that one copy of the model is split over.
 
-        Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
+        Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
         """
-        given = {"vocabulary": vocabulary, "dtype": dtype, "lengths": lengths}
         settings = Settings.find(
             path,
             label_style=label_style,
             turn_separator=turn_separator,
+            vocabulary=vocabulary,
+            dtype=dtype,
+            lengths=lengths,
             batch_size=batch_size,
             num_partitions=num_partitions,
-            **given,
         )
-        return settings.opened(settings.session.open()[0])
+        return settings.open()
 
     @overload
     def chirp(self, dialogues: str | Sequence[str], **settings: Any) -> Chirp: ...
@@ -122,23 +119,24 @@ class Canary:
     def chirp(self, dialogues: Iterable[Sequence[str]], **settings: Any) -> list[Chirp]: ...
 
     def chirp(self, dialogues, *, rots: bool = True, seed: int = 0, **decoding: Any):
-        r"""The label and RoTs of one dialogue, or of many.
+        r"""Return the label and RoTs of one dialogue, or of many.
 
         Args:
-            dialogues: one of
-                - a string: ONE dialogue; line breaks, if any, separate its turns;
-                - a list of strings: ONE dialogue, its turns, oldest first;
-                - a list (or iterator) of lists of strings: a BATCH of dialogues.
+            dialogues: one of these.
+                - A string: ONE dialogue; line breaks, if any, separate its turns.
+                - A list of strings: ONE dialogue, its turns, oldest first.
+                - A list (or iterator) of lists of strings: a BATCH of dialogues.
                 (The published Canary took a list of strings as a batch: give it as
                 `[text.split("\\n") for text in texts]`.)
+
             rots: whether to write RoTs; without them labels come several times as fast.
             seed: of sampling; a sample depends on it and on the dialogue alone.
             decoding: fields of `DecodingConfig`, such as temperature, top_p, beam_size or
                 max_new_tokens; greedy without any.
 
         Returns a Chirp for one dialogue, and for a batch a list of them in its order. Raises
-        UserError, which names the place, for an empty turn or anything that is no dialogue, before
-        any is labelled.
+        UserError, which names the place, for an empty turn or anything that is no dialogue. It does
+        so before any is labelled.
         """
         one, many = _batch(dialogues)
         contexts = [self.context(turns) for turns in many]
@@ -148,21 +146,17 @@ class Canary:
     def chirp_per_turn(
         self, dialogues: Iterable[Sequence[str]], *, rots: bool = True, seed: int = 0, **decoding
     ) -> list[list[Chirp]]:
-        """For each dialogue of a batch, the Chirp after its first turn, after its second, ...
-
-        T5's encoder reads in both directions, so what it makes of a beginning is of no use for a
-        longer one: each beginning is encoded. What can be shared exactly is: an utterance is
-        tokenized once, beginnings that read alike (dialogues that start the same, or lose the same
-        oldest turns) are answered once, one encoder pass serves labels and RoTs, and beginnings of
-        all dialogues are batched by length.
-        """
+        """Return for each dialogue of a batch the Chirp after its first turn, its second, ..."""
+        # Each beginning is encoded anew, because T5's encoder reads in both directions. Shared are:
+        # an utterance's tokens, the answers to beginnings that read alike (dialogues that start the
+        # same, or lose the same oldest turns), and one encoder pass for label and RoTs.
         _, many = _batch(list(dialogues))
         contexts = [context for turns in many for context in self.contexts(turns)]
         found = iter(self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding)))
         return [[next(found) for _ in turns] for turns in many]
 
     def decoding(self, **settings: Any) -> DecodingConfig:
-        """Settings of generation: greedy unless given; raises UserError for one that is unknown."""
+        """Return settings of generation, greedy by default; UserError for an unknown one."""
         known = {field.name for field in dataclasses.fields(DecodingConfig)}
         unknown = sorted(settings.keys() - known)
         if unknown:
@@ -170,30 +164,28 @@ class Canary:
         return DecodingConfig(**{"max_new_tokens": self.session.lengths["targets"], **settings})
 
     def context(self, turns: Sequence[str]) -> datasets.Row:
-        """All of `turns` as the model reads them."""
+        """Return all of `turns` as the model reads them."""
         *_, last = self.contexts(turns, only_last=True)
         return last
 
     def contexts(self, turns: Sequence[str], *, only_last: bool = False) -> Iterator[datasets.Row]:
-        """Each beginning of `turns` as the model reads it.
+        """Yield each beginning of `turns` as the model reads it.
 
-        The oldest turns are left out, whole, until the rest fits; what even one turn cannot fit
-        loses its front. Separators are words of their own, so the tokens of the joined text are
-        those of its parts.
+        The oldest turns are left out, whole, until the rest fits. A last turn that is too long
+        alone loses its front.
         """
+        # Separators are words of their own, so the tokens of a joined text are those of its parts.
         encode, budget = self.session.vocabulary.encode, self.session.lengths["inputs"] - 1
         apart = encode(self.separator.strip())
         ids = [encode(turn) for turn in turns]
+        lengths = [len(apart) + len(turn) for turn in ids]
         for count in range(len(turns) if only_last else 1, len(turns) + 1):
-            first, size = count - 1, len(ids[count - 1])
-            while first > 0 and size + len(apart) + len(ids[first - 1]) <= budget:
-                first -= 1
-                size += len(apart) + len(ids[first])
+            first = formatting.first_turn_kept(lengths[:count], budget + len(apart))
             tokens = list(ids[first])
             for turn in ids[first + 1 : count]:
                 tokens += apart + turn
             text = safety.context(turns[first:count], self.separator)
-            # The text names the row: its sample is the same wherever it is answered.
+            # The text is the row's id, so that its sample is the same wherever it is answered.
             eos = self.session.vocabulary.eos_id
             yield datasets.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
 
@@ -206,9 +198,9 @@ class Canary:
         seed: int = 0,
         on_batch: Callable[[Counter[str]], None] = lambda counts: None,
     ) -> list[Chirp]:
-        """The Chirp of each context; equal ones are answered once.
+        """Return the Chirp of each context; equal ones are answered once.
 
-        `on_batch` is told of every finished batch, as by `infer.answer`.
+        `on_batch` is called after every batch, as by `infer.answer`.
         """
         rows = list(dict.fromkeys(contexts))
         answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
@@ -239,17 +231,15 @@ class Canary:
 
     @property
     def choices(self) -> list[list[int]]:
-        """The tokens of each label, in the order of `safety.LABELS`.
-
-        Without EOS: what is scored is that the answer begins with the label.
-        """
+        """Return the tokens of each label, in the order of `safety.LABELS`."""
+        # Without EOS, because RoTs may follow: an answer is scored for beginning with the label.
         encode = self.session.vocabulary.encode
         return [encode(safety.label_text(label, self.style)) for label in safety.LABELS]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that a Canary is opened with."""
+    """Settings of a Canary that is not loaded yet."""
 
     session: infer.SessionConfig
     style: safety.LabelStyle
@@ -264,27 +254,31 @@ class Settings:
         turn_separator: str | None = None,
         **session: Any,
     ) -> "Settings":
-        """The settings of a checkpoint; see `Canary.load`. Raises UserError."""
+        """Return the settings of a checkpoint; see `Canary.load`. Raises UserError."""
         config, saved = any_checkpoint.session_config(
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
         _check_task(path, saved)
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
         separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
-        formatting.Separators(turn=separator)
-        _check_labels(config.vocabulary, style)
+        formatting.Separators(turn=separator)  # raises for a separator that cannot be one
+        # Two pieces where the vocabulary has sentinels as user-defined symbols: SentencePiece puts
+        # its mark of a word's start before them. Training asks for one, T5's own.
+        safety.check_labels(config.vocabulary, style, max_sentinel_pieces=2)
         return cls(config, style, separator)
 
-    def opened(self, session: infer.Session) -> Canary:
-        """Canary over the session that `self.session.open()` gave."""
+    def open(self) -> Canary:
+        """Load the model."""
+        return self.with_session(self.session.open()[0])
+
+    def with_session(self, session: infer.Session) -> Canary:
+        """Return a Canary over the session that `self.session.open()` returned."""
         return Canary(session, self.style, self.separator)
 
 
 def _check_task(path: str, saved: saved_settings.Saved) -> None:
-    """Raise UserError if the run learnt a task of ours that has no labels.
-
-    It would be scored like any other, and its labels would mean nothing.
-    """
+    """Raise UserError if the run learnt a task of ours that has no labels."""
+    # Nobody would notice otherwise, because any model gives the five labels some likelihood.
     name = saved.macro("MIXTURE_OR_TASK_NAME", str)
     # A module of the user's own may have tasks with labels.
     if name is None or saved.macros.get(saved_settings.MODULE) or name in families.LABEL_NAMES:
@@ -296,22 +290,10 @@ def _check_task(path: str, saved: saved_settings.Saved) -> None:
     )
 
 
-def _check_labels(vocabulary: Vocabulary, style: safety.LabelStyle) -> None:
-    """Raise UserError if the vocabulary cannot spell the labels."""
-    for label in safety.LABELS:
-        text = safety.label_text(label, style)
-        pieces = vocabulary.encode(text)
-        if vocabulary.unk_id in pieces or (style == "sentinel" and len(pieces) > 2):
-            raise UserError(
-                f"vocabulary {vocabulary.path} has no pieces for the label {text}: give the "
-                "model's own vocabulary, or its label style (text or sentinel)"
-            )
-
-
 def chirp(answer: infer.Answer) -> Chirp:
-    """What an answer of `Canary.answers` says."""
+    """Return an answer of `Canary.answers` as a Chirp."""
     scores = label_scores(answer)
-    most = max(scores)
+    most = max(scores)  # subtracted, because exp of a log-likelihood underflows
     parts = [math.exp(score - most) for score in scores]
     probabilities = dict(zip(safety.LABELS, (p / sum(parts) for p in parts), strict=True))
     label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
@@ -320,12 +302,12 @@ def chirp(answer: infer.Answer) -> Chirp:
 
 
 def label_scores(answer: infer.Answer) -> tuple[float, ...]:
-    """The log-likelihoods (nats) of the labels, in the order of `safety.LABELS`."""
+    """Return the log-likelihoods (nats) of the labels, in the order of `safety.LABELS`."""
     return answer.scores if answer.choice is None else answer.choice_scores
 
 
 def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
-    """(whether it is one dialogue, the dialogues' turns). Raises UserError."""
+    """Return (whether it is one dialogue, the dialogues' turns). Raises UserError."""
     if isinstance(dialogues, str):
         turns = [line for line in dialogues.splitlines() if line.strip()]
         return True, [_turns(turns or [dialogues], "the dialogue")]

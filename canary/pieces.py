@@ -1,18 +1,20 @@
-"""Files cut into dialogues, without reading them whole: elements of a JSON list, neighbouring rows.
+"""Cut files into dialogues without reading them whole: elements of a JSON list, neighbouring rows.
 
-Each function is a `cosmo.engine.infer.lines.Cut`.
+Each function is a `cosmo.engine.infer.record_sources.Cut`. A streaming JSON parser would not do: a
+run resumes at a piece's byte offset. Nor may a damaged element end the rest of the list.
 """
 
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer.lines import Piece, by_line
+from cosmo.engine.infer.record_sources import Piece, by_line
+from cosmo.tasks import readers
 
-CHUNK = 1 << 16  # bytes of a JSON list read at a time
-LONGEST = 64 << 20  # bytes of one element: a list that is none would be read whole
+CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
+MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
 # A string, whose end may lie in the next chunk, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[\s,]*")
@@ -21,11 +23,11 @@ _SCALAR = re.compile(rb"[^,\]\s]*")
 
 
 def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
-    """The elements of a JSON list, as their bytes; one that breaks off is the rest of the file.
+    """Yield the elements of a JSON list as bytes; one that breaks off is the rest of the file.
 
-    Lists may follow each other, as in files that were joined; whatever else follows one is elements
-    too: whether an element is valid JSON is for the reader to find. Raises UserError for an element
-    longer than LONGEST.
+    Lists may follow each other, as in files that were joined. Anything else after a list is
+    elements too: the reader finds out whether they are valid JSON. Raises UserError for an element
+    longer than MAX_ELEMENT_BYTES.
     """
     window = _Window(file, start, line)
     if start == 0:
@@ -48,15 +50,15 @@ def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
 
 
 class _Window:
-    """The part of a file that is looked at: `data` begins at byte `start`, in line `line`."""
+    """The part of a file in memory: `data` begins at byte `start`, in line `line`."""
 
     def __init__(self, file: BinaryIO, start: int, line: int):
         self.file, self.start, self.line, self.data = file, start, line, b""
         self.more()
 
     def more(self) -> bool:
-        """Read on; whether there was anything."""
-        chunk = self.file.read(CHUNK)
+        """Append the next chunk; return whether there was one."""
+        chunk = self.file.read(CHUNK_BYTES)
         self.data += chunk
         return bool(chunk)
 
@@ -72,7 +74,7 @@ class _Window:
 
 
 def _element(window: _Window) -> int:
-    """The size of the element that the window begins with; it is then in the window whole."""
+    """Return the size of the element that the window begins with, once all of it is read."""
     place = depth = 0
     if window.data[:1] not in (b"[", b"{", b'"'):
         while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
@@ -83,10 +85,11 @@ def _element(window: _Window) -> int:
         open_string = token is not None and token[0][:1] == b'"' and _unended(token[0])
         if token is None or open_string:
             place = token.start() if token else len(window.data)
-            if len(window.data) > LONGEST:
+            if len(window.data) > MAX_ELEMENT_BYTES:
                 raise UserError(
-                    f"line {window.line + 1} begins an element of more than {LONGEST >> 20} MiB: "
-                    "no list of dialogues, or one that lacks a bracket"
+                    f"line {window.line + 1} begins an element of more than "
+                    f"{MAX_ELEMENT_BYTES >> 20} MiB: no list of dialogues, or one that lacks a "
+                    "bracket"
                 )
             if not window.more():
                 return len(window.data)
@@ -98,7 +101,7 @@ def _element(window: _Window) -> int:
 
 
 def _unended(string: bytes) -> bool:
-    """Whether a match of _TOKEN that begins with a quote lacks the one that ends it."""
+    """Return whether a match of _TOKEN that begins with a quote lacks the closing one."""
     body = string[1:]
     if not body.endswith(b'"'):
         return True
@@ -107,35 +110,35 @@ def _unended(string: bytes) -> bool:
 
 
 def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
-    """ProsocialDialog's hub rows, those of a dialogue together.
+    """Yield ProsocialDialog's hub rows, those of a dialogue together.
 
-    A dialogue ends where `dialogue_id` changes, where `response_id` does not rise (another one of
-    the same number: two samples were joined), after `episode_done`, and before and after a line
-    that says none of these. A blank line belongs to the rows before it.
+    A line that is no row stands alone. A blank line belongs to the row before it.
     """
-    begun, last = None, None
-    for piece in by_line(file, start, line):
-        (data,) = piece.lines
-        if begun is not None and not data.strip():
-            begun.lines.append(data)
-            continue
-        here = _position(data)
-        goes_on = last is not None and here is not None and not last[2]
-        if begun is not None and goes_on and here[0] == last[0] and here[1] > last[1]:
-            begun.lines.append(data)
-        else:
-            if begun is not None:
-                yield begun
-            begun = piece
-        last = here
-    if begun is not None:
-        yield begun
+
+    def rows() -> Iterator[Piece]:
+        row: Piece | None = None
+        for piece in by_line(file, start, line):
+            if row is not None and not piece.lines[0].strip():
+                row.lines.extend(piece.lines)
+                continue
+            if row is not None:
+                yield row
+            row = piece
+        if row is not None:
+            yield row
+
+    for group in readers.group_by_dialogue(rows(), lambda row: _position(row.lines[0])):
+        yield group[0]._replace(lines=[data for row in group for data in row.lines])
 
 
-def _position(data: bytes) -> tuple[Any, int, bool] | None:
-    """(dialogue_id, response_id, episode_done) of a row, if it has them."""
+def _position(data: bytes) -> readers.Position | None:
+    """Return the place of a row in its dialogue, None for a line that has none.
+
+    This is laxer than `readers.row_position`, because a row is checked when its dialogue is read.
+    """
     try:
         row = json.loads(data)
-        return row["dialogue_id"], int(row["response_id"]), bool(row.get("episode_done"))
+        done = bool(row.get("episode_done"))
+        return readers.Position(row["dialogue_id"], int(row["response_id"]), done)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-r"""Prompts that make a language model answer a dialogue, steered by Canary's rules of thumb (RoTs).
+r"""Write prompts for a language model that answers a dialogue, steered by rules of thumb (RoTs).
 
 Kim et al. 2022 ("ProsocialDialog"), appendix D.2, to the character: `\n` of the paper is a line
 break, and the spaces beside it are kept. The paper shows a context of one turn, and leaves open:
@@ -18,12 +18,12 @@ GUIDANCE = " Speaker 2 is trying to gently explain {rots}."
 
 
 def basic(turns: Sequence[str]) -> str:
-    """The paper's P_0: the model answers as Speaker 2. Raises UserError for an empty turn."""
+    """Return the paper's P_0: the model answers as Speaker 2. UserError for an empty turn."""
     return f"{OPENING} \n\n {_spoken(turns)} \n Speaker 2:"
 
 
 def guided(turns: Sequence[str], rots: Sequence[str]) -> str:
-    """The paper's P_r: the same with RoTs. Without any, as for a casual context, it is `basic`."""
+    """Return the paper's P_r: `basic` with RoTs. Without any, as for a casual context, `basic`."""
     kept = [rot.strip().rstrip(".").rstrip() for rot in rots]
     joined = ", ".join(rot for rot in kept if rot)
     guidance = GUIDANCE.format(rots=joined) if joined else ""

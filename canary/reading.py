@@ -1,20 +1,23 @@
-"""Dialogues from the files that Canary labels: which corpus a file is of, and its records.
+"""Read dialogues from the files that Canary labels: find a file's corpus, parse its records.
 
-A record that cannot be used is `shards.Rejected` with the reason; the others go on.
+A record that cannot be used becomes `record_sources.Rejected` with the reason; reading continues.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from canary import parquet, pieces
+from canary import pieces
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import lines, shards
-from cosmo.tasks import casual, dialogues, recognize, records
+from cosmo.engine.infer import record_sources
+from cosmo.tasks import casual, dialogues, readers, recognize
 from cosmo.tasks.dialogues import Place
 
-SNIFFED, LINE = 50, 1 << 20  # lines looked at to tell what a file is, and bytes of one
+MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
+PARQUET_COLUMNS = ("narrative", "dialogue", "speakers")
+PARQUET_ROWS = 1024  # held at a time
 EXPECTED = (
     "SODA rows or {turns} records (JSON lines; SODA in Parquet too), ProsocialDialog rows or its "
     "direct download, or DailyDialog's text"
@@ -23,39 +26,39 @@ EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """What was said, oldest first, at least one turn; no turn is empty."""
+    """An id and its turns, oldest first: at least one, none of them empty."""
 
     id: str
     turns: tuple[str, ...]
 
 
-Items = list[Dialogue | shards.Rejected]
+Items = list[Dialogue | record_sources.Rejected]
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How files of a corpus are cut into pieces, and what `read` makes of one.
+    """A corpus's file format: `cut` yields pieces of a file, `read` parses one piece.
 
-    `read(piece, its number, path, whole)`: `whole` asks for whole dialogues where a piece also
-    holds every context of one.
+    `read(piece, its number, path, whole)` returns a dialogue for each context of a dialogue, or
+    with `whole` the whole dialogue once.
     """
 
     name: str
-    cut: lines.Cut
-    read: Callable[[lines.Piece, int, str, bool], Items]
+    cut: record_sources.Cut
+    read: Callable[[record_sources.Piece, int, str, bool], Items]
 
 
-def source(path: str, *, whole: bool = False) -> shards.Source:
-    """The dialogues of a file, for `jobs.answer_source`.
+def source(path: str, *, whole: bool = False) -> record_sources.Source:
+    """Return the dialogues of a file, for `bulk.answer_source`.
 
-    A file of ProsocialDialog gives a dialogue for each row: all that was said up to the row's
-    `context`; with `whole` it gives all of it once. Raises UserError for a file that cannot be
-    read, or is of no corpus in FORMATS.
+    A file of ProsocialDialog has a dialogue for each row: all turns up to the row's `context`. With
+    `whole` each dialogue comes once. Raises UserError for a file that cannot be read, or is of no
+    corpus in FORMATS.
     """
     if path.endswith(".parquet"):
-        return parquet.source(path, _soda_row)
+        return _parquet_source(path)
     found = recognise(path)
-    return lines.source(
+    return record_sources.file_source(
         path,
         lambda piece, number: found.read(piece, number, path, whole),
         expected=EXPECTED,
@@ -65,11 +68,11 @@ def source(path: str, *, whole: bool = False) -> shards.Source:
 
 
 def recognise(path: str) -> Format:
-    """The format of a file, by its first records. Raises UserError if it is none of FORMATS."""
-    with lines.opened(path) as file:
+    """Return the format of a file, by its first records; UserError if it is none of FORMATS."""
+    with record_sources.open_input(path) as file:
         blank = True
-        for _ in range(SNIFFED):
-            line = file.readline(LINE)
+        for _ in range(MAX_LINES):
+            line = file.readline(MAX_LINE_BYTES)
             if not line:
                 break
             text = line.decode("utf-8-sig", errors="replace").strip()
@@ -101,7 +104,7 @@ def _of_object(text: str) -> str | None:
 
 
 def _is_download(path: str) -> bool:
-    with lines.opened(path) as file:
+    with record_sources.open_input(path) as file:
         first = next(pieces.elements(file), None)
     try:
         dialogue = json.loads(b"".join(first.lines)) if first else None
@@ -116,22 +119,21 @@ def _looks(path: str) -> str:
 
 
 def _object(data: bytes) -> Any:
-    """The JSON value of some bytes; raises ValueError that says what is wrong."""
+    """Return the JSON value of some bytes; ValueError that names the fault."""
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("not JSON: nested too deeply") from error
-    return value
 
 
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
-    """A `Format.read` for pieces of one record: `read` its text, or set it aside."""
+    """Return a `Format.read` for pieces of one record: it rejects what `read` refuses."""
 
-    def items(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
+    def items(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
         (data,) = piece.lines
         if not data.strip():
             return []
@@ -144,20 +146,82 @@ def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     return items
 
 
-def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> shards.Rejected:
+def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_sources.Rejected:
     reason = str(error).removeprefix(f"{place.file}:{place.line}: ")
-    return shards.Rejected(place.line, reason, lines.text_of(kept))
+    return record_sources.Rejected(place.line, reason, record_sources.text_of(kept))
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
-    return Dialogue(number, records.soda_dialogue(_object(data), place, number).dialogue)
+    return Dialogue(number, readers.soda_dialogue(_object(data), place, number).dialogue)
 
 
-def _soda_row(row: Any, place: Place, number: int) -> Dialogue | shards.Rejected:
+def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
     try:
-        return Dialogue(str(number), records.soda_dialogue(row, place, str(number)).dialogue)
+        return Dialogue(str(number), readers.soda_dialogue(row, place, str(number)).dialogue)
     except ValueError as error:
-        return _rejected(error, place, parquet.kept(row))
+        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return _rejected(error, place, [text])
+
+
+def _parquet_source(path: str) -> record_sources.Source:
+    """Return the dialogues of SODA in Parquet, as it ships; UserError for any other file."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(
+            f"{path}: reading Parquet needs pyarrow; install it (it is in the extra `seqio`), or "
+            "give JSON lines",
+            setting="input",
+        ) from None
+    try:
+        with record_sources.open_input(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found = pq.ParquetFile(file)
+            names = set(found.schema_arrow.names)
+            sizes = [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)]
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no whole Parquet file: {error}", setting="input") from error
+    if not set(PARQUET_COLUMNS) <= names:
+        raise UserError(
+            f"{path} has the columns {sorted(names)}; of Parquet files those of SODA are read "
+            f"({', '.join(PARQUET_COLUMNS)}): give other corpora as JSON lines",
+            setting="input",
+        )
+    if not sum(sizes):
+        raise UserError(f"{path} is empty", setting="input")
+
+    def rows(file: Any, start: int) -> Iterator[Any]:
+        # Row groups before `start` are skipped unread: only their sizes are known without reading.
+        group = passed = 0
+        while passed + sizes[group] <= start:
+            passed += sizes[group]
+            group += 1
+        batches = pq.ParquetFile(file).iter_batches(
+            batch_size=PARQUET_ROWS,
+            row_groups=range(group, len(sizes)),
+            columns=list(PARQUET_COLUMNS),
+        )
+        number = passed
+        for batch in batches:
+            if number + batch.num_rows > start:
+                yield from batch.slice(max(0, start - number)).to_pylist()
+            number += batch.num_rows
+
+    logged = record_sources.rejects_logger(path)
+
+    def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
+        with record_sources.open_input(path) as file:
+            position, following = -1, iter(())
+            for span in spans:
+                if span.start != position:
+                    following = rows(file, span.start)
+                position = span.stop
+                numbered = zip(range(span.start, span.stop), following, strict=False)
+                found = [_soda_row(row, Place(path, n + 1), n) for n, row in numbered]
+                yield list(logged(found))
+
+    return record_sources.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
 
 
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:
@@ -169,7 +233,7 @@ def _turns(data: bytes, place: Place, number: str) -> Dialogue:
 
 
 def checked(turns: Any) -> tuple[str, ...]:
-    """Turns without the white space around them; raises ValueError that says which is unusable."""
+    """Return turns without white space around them; ValueError names the first unusable one."""
     if not isinstance(turns, list | tuple) or not turns:
         raise ValueError("field 'turns': expected a list of at least one utterance")
     for place, turn in enumerate(turns):
@@ -192,8 +256,8 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
     return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
-def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
-    """Hub rows of one dialogue: a row is usable if all rows before it are there."""
+def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
+    """Read hub rows of one dialogue: a row is usable if all rows before it are there."""
 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
         for offset, data in enumerate(piece.lines):
@@ -201,20 +265,20 @@ def _prosocial(piece: lines.Piece, number: int, path: str, whole: bool) -> Items
                 yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        dialogue, response, _ = records.row_position(row, place)
+        dialogue, response, _ = readers.row_position(row, place)
         if response != expected:
             raise place.error(
                 "its dialogue's rows before it are missing",
                 f"response_id {response}",
                 f"response_id {expected}",
             )
-        return str(dialogue), str(response), records.prosocial_turn(row, place)
+        return str(dialogue), str(response), readers.prosocial_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 
 
-def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
-    """A dialogue of the direct download, which has no name but its number."""
+def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:
+    """Read a dialogue of the direct download, whose id is its number, because it has no other."""
     place = Place(path, piece.line + 1)
     try:
         dialogue = _object(b"".join(piece.lines))
@@ -229,13 +293,13 @@ def _download(piece: lines.Piece, number: int, path: str, whole: bool) -> Items:
             yield here, [json.dumps(row).encode()], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
-        return str(number), str(expected), records.direct_download_turn(row, place)
+        return str(number), str(expected), readers.direct_download_turn(row, place)
 
     return _contexts(rows(), turn, whole)
 
 
 def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
-    """A dialogue for each row, or one; after a row that cannot be used no later one can."""
+    """Return a dialogue for each row, or one; a row that cannot be used ends the dialogue."""
     items: Items = []
     turns: tuple[str, ...] = ()
     name, count, broken = "", 0, False
@@ -258,9 +322,9 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
 FORMATS = {
     found.name: found
     for found in (
-        Format("soda", lines.by_line, _one(_soda)),
-        Format("turns", lines.by_line, _one(_turns)),
-        Format("dailydialog", lines.by_line, _one(_daily)),
+        Format("soda", record_sources.by_line, _one(_soda)),
+        Format("turns", record_sources.by_line, _one(_turns)),
+        Format("dailydialog", record_sources.by_line, _one(_daily)),
         Format("prosocial", pieces.dialogues, _prosocial),
         Format("prosocial_download", pieces.elements, _download),
     )

@@ -1,6 +1,6 @@
-"""What a model's labels and rules of thumb are worth, in the terms of the paper's table 2.
+"""Measure a model's labels and rules of thumb, in the terms of the paper's table 2.
 
-`report` counts, `table` puts it into words beside the paper's rows. Kim et al. 2022
+`report` counts, `table` prints the numbers beside the paper's rows. Kim et al. 2022
 ("ProsocialDialog"), section 5.1.
 """
 
@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmo.engine.base.tables import text_table
 from cosmo.tasks.metrics import safety
-from cosmo.tasks.metrics.overlap import pair_bleu4, pair_f1
+from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
 from cosmo.tasks.safety import CLASSES, LABELS, rot_text, three_class
 
 # Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,
@@ -34,9 +35,9 @@ _LARGEST_NATS = 700.0  # exp of more is no float
 
 @dataclass(frozen=True)
 class Gold:
-    """What the corpus says of one context: its label (of cosmo.tasks.safety.LABELS) and its RoTs.
+    """The corpus's answer to one context: its label (of cosmo.tasks.safety.LABELS) and its RoTs.
 
-    RoTs as in the model's targets: a casual context has none, although some of the corpus do.
+    A casual context has no RoTs, as in the model's targets, although some of the corpus do.
     """
 
     label: str
@@ -45,11 +46,11 @@ class Gold:
 
 @dataclass(frozen=True)
 class Found:
-    """What a model says of it.
+    """A model's answer to one context.
 
-    `probabilities` has one of each of LABELS; `rot_text` is its RoTs as it wrote them, empty
+    `probabilities` has one of each of LABELS. `rot_text` is the model's own text of RoTs, empty
     where it wrote none. `rot_log_likelihood` is that of the gold RoTs (natural logarithm, summed
-    over their `rot_tokens` tokens), or None where nobody asked.
+    over their `rot_tokens` tokens), or None where it was not measured.
     """
 
     label: str
@@ -60,9 +61,9 @@ class Found:
 
 
 def most_frequent(golds: Sequence[Gold]) -> Gold:
-    """The label and the RoTs that occur most often: what who has learnt nothing would answer.
+    """Return the label and the RoTs that occur most often: the majority-class baseline.
 
-    Among equally frequent ones the first; no RoTs where `golds` have none.
+    Among equally frequent ones it takes the first. It has no RoTs where `golds` have none.
     """
     rots = Counter(gold.rots for gold in golds if gold.rots).most_common(1)
     return Gold(
@@ -73,16 +74,16 @@ def most_frequent(golds: Sequence[Gold]) -> Gold:
 def report(
     golds: Sequence[Gold], founds: Sequence[Found], baseline: Gold | None = None
 ) -> dict[str, Any]:
-    """Everything that is measured, as plain numbers, lists and dicts (JSON). Shares are 0 to 1.
+    """Return everything that is measured, as JSON values. Shares are 0 to 1.
 
     The three classes are those of the labels found, not of their summed probabilities. BLEU-4 and
-    F1 (means over examples; ParlAI's) and the perplexity exp(-sum of log likelihoods / tokens) are
-    of the examples whose gold has RoTs; None where there is none, and the perplexity too where it
-    exceeds what a float holds. `baseline` is an answer given to every example, for comparison:
-    `most_frequent` of the training examples.
+    F1 are ParlAI's, as means over the examples whose gold has RoTs; None where there is none. The
+    perplexity of those is exp(-sum of log likelihoods / tokens); None where no float holds it.
+    `baseline` is an answer given to every example, for comparison: `most_frequent` of the training
+    examples.
 
-    Raises ValueError, with the example's number from 0, for lists that do not match, a label that
-    is not of the five, and probabilities that are none.
+    Raises ValueError, with the example's number from 0, for lists that do not match, an unknown
+    label, and probabilities that do not sum to 1.
     """
     counts = safety.confusion([g.label for g in golds], [f.label for f in founds])
     counts_three = _three(golds, [f.label for f in founds])
@@ -185,7 +186,7 @@ def _perplexity(golds: Sequence[Gold], founds: Sequence[Found]) -> dict[str, Any
 
 
 def table(made: Mapping[str, Any], name: str = "this model") -> str:
-    """A `report` for reading, in percent: table 2 with `name`'s row, then label by label."""
+    """Return a `report` as text, in percent: table 2 with `name`'s row, then label by label."""
     rots, baseline = made["rots"], made["baseline"]
     rows = [["", "accuracy", "3 classes", "RoT BLEU-4", "RoT F1", "RoT perplexity"]]
     for model, valid, test, *others in PAPER:
@@ -198,7 +199,7 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
     shares = [five["accuracy"], three["accuracy"], rots["bleu4"], rots["f1"]]
     rows.append([name, *map(_percent, shares), _number(rots["perplexity"])])
     parts = [
-        aligned(rows),
+        text_table(rows),
         "Of the paper's models accuracy is validation / test, the rest test; a perplexity is per "
         f"token of\nthe model's own vocabulary. {name}: {made['examples']:,} examples; RoTs: "
         f"{rots['examples']:,} whose gold has some; perplexity:\n{rots['scored']:,} of these, "
@@ -221,25 +222,13 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of cells in columns: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 def _class_table(title: str, judged: Mapping[str, Any]) -> str:
     rows = [[title, "precision", "recall", "F1", "gold", "predicted"]]
     for label, row in judged["per_class"].items():
         shares = [_percent(row[key]) for key in ("precision", "recall", "f1")]
         rows.append([label, *shares, f"{row['gold']:,}", f"{row['predicted']:,}"])
     rows.append(["macro mean", "", "", _percent(judged["macro_f1"]), "", ""])
-    return aligned(rows)
+    return text_table(rows)
 
 
 def _confusion_table(judged: Mapping[str, Any]) -> str:
@@ -247,7 +236,7 @@ def _confusion_table(judged: Mapping[str, Any]) -> str:
     rows = [["gold (down), predicted (across)", *short]]
     for label, counts in zip(judged["labels"], judged["confusion"], strict=True):
         rows.append([label, *(f"{count:,}" for count in counts)])
-    return aligned(rows)
+    return text_table(rows)
 
 
 def _percent(share: float | None) -> str:

@@ -2,13 +2,13 @@
 
 import sys
 
-from cosmo import verbs
+from cosmo.cli.program import PROGRAM
 from cosmo.engine.base import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    return command_line.main(verbs.PROGRAM, argv)
+    return command_line.main(PROGRAM, argv)
 
 
 def command() -> None:

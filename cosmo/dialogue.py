@@ -1,4 +1,4 @@
-"""Load a model from any checkpoint in Python, then generate and score.
+"""Load a model from any checkpoint, then generate and score in Python.
 
 import cosmo
 
@@ -23,12 +23,12 @@ from cosmo.tasks import formatting, vocabularies
 # A record {turns, narrative?, instruction?, response?, id?}, its turns alone, or one utterance.
 Record = Mapping[str, Any] | Sequence[str] | str
 
-LENGTHS = {"inputs": 512, "targets": 128}  # Cosmo's; those of a run of ours are its own
+LENGTHS = {"inputs": 512, "targets": 128}  # of a checkpoint without settings of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer. Of several samples or beams `text` is the first; `texts` holds all of them.
+    """An answer: `text` is the first of `texts`, which holds all samples or beams.
 
     A score is the text's log-likelihood in nats (with beams, over the length penalty).
     """
@@ -134,7 +134,7 @@ def load(
         dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16.
         num_partitions: devices that one copy of the model is split over.
 
-    Raises UserError if there is no checkpoint, or nothing says what its token ids mean.
+    Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
     """
     config, saved = any_checkpoint.session_config(
         path,

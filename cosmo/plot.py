@@ -1,4 +1,4 @@
-"""Loss curves of a run as a PNG: `python -m cosmo.plot MODEL_DIR --output=loss.png`."""
+"""Draw the loss curves of a run as a PNG: `python -m cosmo.plot MODEL_DIR --output=loss.png`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl. Raises ValueError that names file and line."""
+    """Return the lines of a run's metrics.jsonl; ValueError that names file and line."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -22,7 +22,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | None = None) -> None:
-    """Training and validation loss (nats a token) over steps; `baseline` is drawn as a level."""
+    """Draw training and validation loss (nats a token) over steps, `baseline` as a level."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,7 +50,7 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Draw the curves; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cosmo.plot", description=__doc__)
     parser.add_argument("model_dir", type=pathlib.Path, help="a run's folder, with metrics.jsonl")
     parser.add_argument("--output", type=pathlib.Path, help="PNG; default MODEL_DIR/loss.png")

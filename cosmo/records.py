@@ -13,7 +13,7 @@ import numpy as np
 
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.datasets import Row
-from cosmo.engine.infer import lines, shards
+from cosmo.engine.infer import record_sources
 from cosmo.tasks import formatting
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class _Survey:
         self.unknown: Counter[str] = Counter()
         self.prefix = ""
 
-    def add(self, piece: lines.Piece) -> None:
+    def add(self, piece: record_sources.Piece) -> None:
         """Add one line to the survey."""
         try:
             record = json.loads(piece.lines[0])
@@ -118,7 +118,7 @@ class _Survey:
         pairs = [(order[i], order[i + 1]) for i in same]
         pairs.sort(key=lambda pair: pair[1])
         shown = []
-        with lines.opened(path) as file:
+        with record_sources.open_input(path) as file:
             for first, again in pairs[:DOUBLES_NAMED]:
                 file.seek(self.starts[again])
                 name = str(json.loads(file.readline())["id"])
@@ -138,8 +138,8 @@ def source(
     inputs_length: int,
     separators: formatting.Separators = formatting.Separators(),
     mode: str = "predict",
-) -> shards.Source:
-    """Return the records of a JSON lines file, compressed or not, for `jobs.answer_source`.
+) -> record_sources.Source:
+    """Return the records of a JSON lines file, compressed or not, for `bulk.answer_source`.
 
     The file is read once to count and to fingerprint it, and to name ids that are given twice. A
     record without an id gets its number, with a # before it if the file gives such ids. A line that
@@ -148,7 +148,7 @@ def source(
     """
     survey = _Survey()
 
-    def items(piece: lines.Piece, number: int) -> list[Row | shards.Rejected]:
+    def items(piece: record_sources.Piece, number: int) -> list[Row | record_sources.Rejected]:
         (line,) = piece.lines
         if not line.strip():
             return []
@@ -156,9 +156,13 @@ def source(
             name = f"{survey.prefix}{number}"
             return [_line_row(line, vocabulary, inputs_length, separators, mode, name)]
         except (ValueError, RecursionError) as error:
-            return [shards.Rejected(piece.line + 1, str(error), lines.text_of(piece.lines))]
+            return [
+                record_sources.Rejected(
+                    piece.line + 1, str(error), record_sources.text_of(piece.lines)
+                )
+            ]
 
-    found = lines.source(
+    found = record_sources.file_source(
         path,
         items,
         expected=f"JSON lines of {FIELDS}",

@@ -1,13 +1,16 @@
 """The verbs of `python -m data_pipeline`; each module of `co3.commands` has the flags of one."""
 
-from cosmo.engine.base.command_line import Program, Verb
+from cosmo.engine.base.command_line import Program, Verb, imported
 
 
 def _verb(name: str, text: str, **further) -> Verb:
     module = f"data_pipeline.co3.commands.{name}"
-    # Imported for the verb that is asked for: CO3's modules take a second to load.
+    # Imported when called, because CO3's modules take a second to load.
     return Verb(
-        help=text, run=f"{module}:run_{name}", add_arguments=f"{module}:add_arguments", **further
+        help=text,
+        run=imported(module, f"run_{name}"),
+        add_arguments=imported(module, "add_arguments"),
+        **further,
     )
 
 

@@ -1,50 +1,64 @@
-"""The tasks by name, and for each its corpus, its metrics and the mixture it is in.
+"""Name the tasks, and give each its corpus, its metrics and the mixture it is in.
 
-Two families: Cosmo's (dialogue responses) and Canary's (safety labels and rules of thumb), which
-`cosmo.tasks.mixtures.use` registers one at a time.
+Two families: Cosmo's (dialogue responses) and Canary's (safety labels and rules of thumb).
+`cosmo.tasks.mixtures.use` registers one of them at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cosmo.tasks import corpus_examples as corpora
-from cosmo.tasks import metrics
-from cosmo.tasks.corpus_examples import Corpus
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
+from cosmo.tasks import casual, metrics, norms
+from cosmo.tasks.files import (
+    RECORDS,
+    SPLITS,
+    TABLES,
+    all_files,
+    files_for_split,
+    splits_of,
+    splits_with,
+)
+from cosmo.tasks.formatting import Example, soda_examples
 from cosmo.tasks.norms import NORM_BANK
-from cosmo.tasks.safety import KINDS, STYLES, LabelStyle
+from cosmo.tasks.prosocial import prosocial_examples
+from cosmo.tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.safety import KINDS, STYLES, Kind, LabelStyle, canary_examples, lacks_rots
+
+_log = logging.getLogger(__name__)
 
 MISSING_ROTS = ("skip", "error")
 
 # Mixture -> task -> rate.
-#
-# cosmo: published sizes of the training splits, in examples: SODA has 1,191,582 dialogues of 7.6
-# utterances on average, every one but the first a target; ProsocialDialog has 120,236 responses.
-# Mixing at these rates reads every example equally often.
-# canary: four examples of ProsocialDialog to one of each casual corpus.
-# norm_bank: the published numbers of instances (the datasheet has them for all splits together).
 MIXTURES: dict[str, dict[str, float]] = {
+    # Published sizes of the training splits, in examples. SODA has 1,191,582 dialogues of 7.6
+    # utterances on average, every one but the first a target; ProsocialDialog has 120,236
+    # responses. These rates read every example equally often, as if the corpora were concatenated.
     "cosmo": {"soda": 1_191_582 * (7.6 - 1), "prosocial_dialog": 120_236.0},
+    # Four examples of ProsocialDialog to one of each casual corpus.
     "canary": {
         "canary_prosocial": 4.0,
         "canary_dailydialog": 1.0,
         "canary_empathetic": 1.0,
         "canary_blended": 1.0,
     },
+    # Published numbers of instances, of all splits together: the datasheet has no others.
     "norm_bank": {
         "norm_bank_free_form": 1_136_568.0,
         "norm_bank_yes_no": 477_514.0,
         "norm_bank_relative": 28_296.0,
     },
 }
+# Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
 _TEXT = (metrics.f1, metrics.bleu4)
 _LABEL = (metrics.label_accuracy,)
 
-# Task -> the metrics of its texts, by family.
+# Family: task -> the metrics of its texts.
 COSMO: dict[str, tuple[Callable[..., Any], ...]] = {
     "soda": _RESPONSE,
     "prosocial_dialog": _RESPONSE,
@@ -63,19 +77,93 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
 COSMO_NAMES = (*COSMO, "cosmo")
 CANARY_NAMES = (*CANARY, "canary", "norm_bank")
 NAMES = (*COSMO_NAMES, *CANARY_NAMES)
-# Tasks and mixtures whose targets begin with a safety label.
+# Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
+# because their labels would mean nothing.
 LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[name]), "canary")
 
 
 @dataclass(frozen=True)
-class CanaryData:
-    """Where the corpora of Canary's tasks lie, beside ProsocialDialog, and how labels are written.
+class Corpus:
+    """The source of a task's examples.
 
-    Paths are as in `cosmo.tasks.files.files_for_split`; `norm_bank_path` as in
+    `examples(split)` yields them, `files(split)` raises DataError if there are none to read, and
+    `splits()` returns the splits that have files.
+    """
+
+    # Functions, because naming a task must not touch its data: that may be on a bucket, or nowhere.
+
+    examples: Callable[[str], Iterator[Example]]
+    files: Callable[[str], Sequence[Any]]
+    splits: Callable[[], Sequence[str]]
+
+
+def soda_file_examples(path: Any, split: str) -> Iterator[Example]:
+    """Yield the examples of a split of SODA, in file order. Raises DataError, see `read_soda`."""
+    for dialogue in read_soda(path, split):
+        yield from soda_examples(dialogue)
+
+
+def prosocial_file_examples(path: Any, split: str, seed: int = 0) -> Iterator[Example]:
+    """Yield Cosmo's examples of a split of ProsocialDialog, in file order.
+
+    `seed` is of the drawn names. Raises DataError, see `read_prosocial`.
+    """
+    for dialogue in read_prosocial(path, split):
+        yield from prosocial_examples(dialogue, seed)
+
+
+def canary_file_examples(
+    path: Any,
+    split: str,
+    kind: Kind = "prosocial",
+    style: LabelStyle = "text",
+    missing_rots: str = "skip",
+) -> Iterator[Example]:
+    """Yield Canary's examples of a split of ProsocialDialog, in file order.
+
+    See `canary_examples` for `kind` and `style`. With `missing_rots` "error", an exchange whose
+    label needs rules of thumb and has none raises DataError. With "skip" it is left out, and a
+    warning counts these and names the first.
+    """
+    # "skip" exists because the published RoTs and labels are from different people: an exchange can
+    # have one without the other.
+    skipped, first = 0, ""
+    for dialogue in read_prosocial(path, split):
+        yield from canary_examples(dialogue, kind, style, strict=missing_rots == "error")
+        for turn in dialogue.turns if kind == "prosocial" else ():
+            if lacks_rots(turn):
+                skipped += 1
+                first = first or (f"{turn.place.file}:{turn.place.line}" if turn.place else "")
+    if skipped:
+        _log.warning(
+            "%s: split %r: %d exchanges are not used: their label needs rules of thumb, and field "
+            "'rots' is null or empty (the first: %s; gin: MISSING_ROTS)",
+            path,
+            split,
+            skipped,
+            first,
+        )
+
+
+def casual_file_examples(
+    read: Callable[[Any, str], Iterator[casual.CasualDialogue]],
+    path: Any,
+    split: str,
+    style: LabelStyle = "text",
+) -> Iterator[Example]:
+    """Yield the casual examples of a split of the corpus that `read` reads, in file order."""
+    for dialogue in read(path, split):
+        yield from casual.casual_examples(dialogue, style)
+
+
+@dataclass(frozen=True)
+class CanaryData:
+    """The paths of the corpora of Canary's tasks, beside ProsocialDialog, and the form of labels.
+
+    Paths are as in `cosmo.tasks.files.files_for_split`; `norm_bank_path` is as in
     `cosmo.tasks.norms.norm_bank_files`. `label_style` is "text" (`__casual__`) or "sentinel"
-    (`<extra_id_95>`); `missing_rots` is what happens to an exchange whose label needs rules of
-    thumb and that has none: "skip" (counted in a warning) or "error". Raises DataError for another
-    word.
+    (`<extra_id_95>`). `missing_rots` ("skip" or "error") is for an exchange whose label needs rules
+    of thumb and that has none: see `canary_file_examples`. Raises DataError for another word.
     """
 
     dailydialog_path: Any = "data/dailydialog"
@@ -95,36 +183,80 @@ class CanaryData:
 
 
 def cosmo_corpora(soda_path: Any, prosocial_path: Any, seed: int) -> dict[str, Corpus]:
-    """The corpora of Cosmo's tasks; `seed` is of the names drawn for ProsocialDialog."""
+    """Return the corpora of Cosmo's tasks; `seed` is of the names drawn for ProsocialDialog."""
     return {
-        "soda": corpora.soda(soda_path),
-        "prosocial_dialog": corpora.prosocial(prosocial_path, seed),
+        "soda": _by_split(soda_file_examples, soda_path),
+        "prosocial_dialog": _by_split(prosocial_file_examples, prosocial_path, seed=seed),
     }
 
 
 def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
-    """The corpora of Canary's tasks."""
-    style = data.label_style
+    """Return the corpora of Canary's tasks."""
+    style, missing = data.label_style, data.missing_rots
+    dailydialog, empathetic, blended = (
+        functools.partial(casual_file_examples, read)
+        for read in (casual.read_dailydialog, casual.read_empathetic, casual.read_blended)
+    )
+    daily_files = functools.partial(casual.dailydialog_files, data.dailydialog_path)
     return {
         **{
-            f"canary_{kind}": corpora.canary(prosocial_path, kind, style, data.missing_rots)
+            f"canary_{kind}": _by_split(
+                canary_file_examples, prosocial_path, kind=kind, style=style, missing_rots=missing
+            )
             for kind in KINDS
         },
-        "canary_dailydialog": corpora.dailydialog(data.dailydialog_path, style),
-        "canary_empathetic": corpora.empathetic(data.empathetic_path, style),
-        "canary_blended": corpora.blended(data.blended_path, style),
-        "social_chemistry": corpora.social_chemistry(data.social_chemistry_path),
-        "mic": corpora.mic(data.mic_path),
-        **{f"norm_bank_{task}": corpora.norm_bank(data.norm_bank_path, task) for task in NORM_BANK},
+        "canary_dailydialog": _by_files(
+            functools.partial(dailydialog, data.dailydialog_path, style=style), daily_files
+        ),
+        "canary_empathetic": _by_split(empathetic, data.empathetic_path, TABLES, style=style),
+        "canary_blended": _by_split(blended, data.blended_path, style=style),
+        "social_chemistry": _by_column(norms.social_chemistry_examples, data.social_chemistry_path),
+        "mic": _by_column(norms.mic_examples, data.mic_path),
+        **{
+            f"norm_bank_{task}": _by_files(
+                functools.partial(norms.norm_bank_examples, data.norm_bank_path, task),
+                functools.partial(norms.norm_bank_files, data.norm_bank_path, task),
+            )
+            for task in NORM_BANK
+        },
     }
+
+
+def _by_split(
+    read: Callable[..., Iterator[Example]],
+    path: Any,
+    endings: tuple[str, ...] = RECORDS,
+    **settings: Any,
+) -> Corpus:
+    """Return a corpus with files of its own for each split."""
+    return Corpus(
+        functools.partial(read, path, **settings),
+        lambda split: files_for_split(path, split, endings),
+        lambda: splits_of(path, endings),
+    )
+
+
+def _by_files(
+    examples: Callable[[str], Iterator[Example]], files: Callable[[str], Sequence[Any]]
+) -> Corpus:
+    """Return a corpus with a rule of its own for the files of a split."""
+    return Corpus(examples, files, lambda: splits_with(files))
+
+
+def _by_column(read: Callable[..., Iterator[Example]], path: Any) -> Corpus:
+    """Return a corpus whose records name their splits."""
+    return Corpus(
+        functools.partial(read, path), lambda split: all_files(path, split, TABLES), lambda: SPLITS
+    )
 
 
 def mixtures_for(
     name: str, given: Mapping[str, float] | None, names: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """The mixtures among `names`, `given` in place of rates of the mixture that `name` is or is in.
+    """Return the mixtures among `names`: mixture -> task -> rate.
 
-    Raises DataError for rates of other tasks, below 0, or all 0.
+    `given` rates replace those of the mixture that `name` is, or is in. Raises DataError for rates
+    of other tasks, below 0, or all 0.
     """
     mixtures = {key: dict(rates) for key, rates in MIXTURES.items() if key in names}
     for key, rates in mixtures.items():

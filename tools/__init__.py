@@ -1,1 +1,1 @@
-"""Command-line helpers: the sample corpus, its vocabulary and other build steps."""
+"""One-off commands and benchmarks: not installed, and nothing imports them."""

@@ -1,9 +1,9 @@
-"""Time and memory of converting a large checkpoint: `python -m tools.bench_convert`.
+"""Measure time and memory of converting a large checkpoint: `python -m tools.bench_convert`.
 
-Makes a T5X checkpoint of random numbers in the shape of a published T5 1.1 (xl: 2.85 billion
-parameters, 11 GB), and sends it through `python -m cosmo import` and `export` in every direction.
-Each command's peak resident memory stands beside the bound of 1.5 times the largest tensor of its
-source plus 1 GiB. Takes four times the checkpoint's size on disk, and removes it.
+Writes a T5X checkpoint of random numbers in the shape of a published T5 1.1 (xl: 2.85 billion
+parameters, 11 GB). Sends it through `python -m cosmo import` and `export` in every direction. Each
+command's peak resident memory stands beside the bound of 1.5 times the largest tensor of its source
+plus 1 GiB. Takes four times the checkpoint's size on disk, and removes it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STEP = 1_100_000
 
 
 def network(size: str) -> t5.T5Config:
-    """T5 1.1 of a published size."""
+    """Return T5 1.1 of a published size."""
     sizes = dict(SIZES[size])
     layers = sizes.pop("layers")
     depths = {"num_encoder_layers": layers, "num_decoder_layers": layers}
@@ -39,7 +39,7 @@ def network(size: str) -> t5.T5Config:
 
 
 def write_random(folder: str, config: t5.T5Config) -> int:
-    """Write a T5X checkpoint of random numbers; the bytes of its largest tensor."""
+    """Write a T5X checkpoint of random numbers; return the bytes of its largest tensor."""
     noise = np.random.default_rng(0).standard_normal(2**22).astype(np.float32)
     arrays, largest = {}, 0
     for parameter in names.parameters(config):
@@ -61,7 +61,7 @@ def write_random(folder: str, config: t5.T5Config) -> int:
 
 
 def measure(*arguments: str) -> tuple[float, int]:
-    """(seconds, peak resident bytes) of `python -m cosmo ARGUMENTS`."""
+    """Return (seconds, peak resident bytes) of `python -m cosmo ARGUMENTS`."""
     began = time.monotonic()
     command = [sys.executable, "-m", "cosmo", *arguments, "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -72,7 +72,7 @@ def measure(*arguments: str) -> tuple[float, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; exit code 1 if a conversion took more memory than the bound."""
+    """Convert in every direction; return 1 if a conversion took more memory than the bound."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench_convert",
         description=__doc__,

@@ -1,9 +1,7 @@
-"""Train steps of a large T5 on the accelerators that are here.
+"""Time train steps of a large T5 on the accelerators that are here.
 
-`python -m tools.bench train --model=t5_1_1_xl`: full rows of random pieces, bfloat16, Adafactor,
-all devices; what the settings leave open is chosen as `train` chooses it. Prints tokens/s, MFU (the
-least possible FLOPs over the chip's peak: recomputation does not count), peak memory, and rows/s
-beside the 50.4 sequences/s that NVIDIA published for T5X XL on an H100 (fp8, 512/128).
+`python -m tools.bench train --model=t5_1_1_xl` takes full rows of random pieces, bfloat16,
+Adafactor and all devices. Settings that are left open are chosen as `train` chooses them.
 """
 
 import argparse
@@ -11,11 +9,11 @@ import json
 import statistics
 import time
 
-NVIDIA_XL_H100 = 50.4  # sequences a second and GPU, 512/128, fp8
+NVIDIA_XL_H100 = 50.4  # sequences/s and GPU that NVIDIA published for T5X XL, 512/128, fp8
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Compile and run; seconds are of steps after the first two."""
+    """Compile and run the step. Return its figures."""
     import jax
     import numpy as np
 
@@ -39,8 +37,10 @@ def measure(args: argparse.Namespace) -> dict:
     batch = datasets.abstract_batch(dataset)
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
-    choice = sizing.choose_here(model, settings, partitioner, batch)
-    model, settings, partitioner = sizing.settle(model, settings, partitioner, choice)
+    choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
+    model, settings, partitioner = sizing.apply_device_settings(
+        model, settings, partitioner, choice
+    )
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict:
         model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
     )
     compiled = time.monotonic() - began
-    state = jax.jit(lambda: step.init_state(model, settings, 0), out_shardings=shardings)()
+    state = step.init_sharded_state(model, settings, 0, shardings)
 
     random = np.random.default_rng(0)
     rows = {
@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace) -> dict:
 
     devices = jax.devices()
     chip = chips.by_kind(devices[0].device_kind)
-    median = statistics.median(seconds[2:])
+    median = statistics.median(seconds[2:])  # the first steps also allocate
+    # MFU counts the least possible products, so that recomputation does not count as work.
     flops = sizing.minimum_matmul_flops(model, batch) / len(devices)
     peak = chip.matmul_flops if chip else None
     memory = devices[0].memory_stats() or {}
@@ -90,8 +91,8 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
-def show(found: dict) -> str:
-    """The figures as people read them."""
+def text_report(found: dict) -> str:
+    """Return the figures as people read them."""
     mfu, peak = found["mfu"], found["peak_bytes"]
     lines = [
         f"{found['model']}, {found['parameters']:,} parameters, {found['device']}, "
@@ -107,7 +108,7 @@ def show(found: dict) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `train --model`."""
+    """Add the flags of `train --model`."""
     one = parser.add_argument_group("train --model: large models on the accelerators that are here")
     one.add_argument("--model", metavar="NAME", help="a file of gin/models, such as t5_1_1_xl")
     one.add_argument("--batch_size", type=int, default=32, help="rows over all devices (32)")
@@ -121,8 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
-def main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Measure and print."""
     found = measure(args)
-    print(json.dumps(found) if args.json else show(found))
-    return 0
+    print(json.dumps(found) if args.json else text_report(found))

@@ -1,19 +1,19 @@
-"""How fast training examples come: SeqIO live, and the cache of packed rows.
+"""Time reading of training examples through SeqIO and from a cache of packed rows, in turn.
 
-Both are read by `reader.train_batches`, as training does, in turn, and examples are counted the
-same way: segments of the rows that came. The corpus is the sample corpus many times over.
+Both are read by `reader.train_batches`, as training does. Examples are the segments of the rows
+that came. The corpus is the sample corpus many times over.
 """
 
 import argparse
 import dataclasses
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 
-from cosmo.engine.data import cache, datasets, reader
+from cosmo.engine.data import cache_writing, datasets, reader
 from cosmo.tasks import mixtures, vocabularies
+from tools.bench_rates import rate_table
 
 COPIES = 8  # of the sample corpus
 ROWS = 128  # of a batch
@@ -22,13 +22,14 @@ VOCABULARY = "tasks/sample/vocabulary.model"
 
 
 def examples(batch: datasets.TrainBatch) -> int:
-    """Examples in a batch of packed rows."""
+    """Return the number of examples in a batch of packed rows."""
     return int(batch.arrays["encoder_segment_ids"].max(axis=1).sum())
 
 
 def rate(config: datasets.DatasetConfig, seconds: float) -> float:
-    """Examples a second, after as many batches as are read ahead."""
+    """Return the examples read a second."""
     batches = reader.train_batches(config)
+    # Not counted, because they were read ahead.
     for _ in range(8):
         next(batches)
     count, began = 0, time.monotonic()
@@ -39,7 +40,13 @@ def rate(config: datasets.DatasetConfig, seconds: float) -> float:
     return count / elapsed
 
 
-def main(args: argparse.Namespace) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `input`."""
+    parser.add_argument("--rounds", type=int, default=3, help="measurements a side, in turn (3)")
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
+
+
+def run(args: argparse.Namespace) -> None:
     """Measure both sides and print the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -60,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
 
         live = datasets.DatasetConfig(register, LENGTHS, batch_size=ROWS)
         began = time.monotonic()
-        settings = cache.CacheConfig(live, vocabularies.load(VOCABULARY))
-        made = cache.write_cache(settings, str(folder / "rows"))
+        settings = cache_writing.CacheConfig(live, vocabularies.load(VOCABULARY))
+        made = cache_writing.write_cache(settings, str(folder / "rows"))
         total, seconds = made.manifest["totals"]["examples"], time.monotonic() - began
         print(f"writing the cache: {total / seconds:.0f} examples/s, one process", file=sys.stderr)
         sides = {"live SeqIO": live}
@@ -72,10 +79,4 @@ def main(args: argparse.Namespace) -> None:
                 rates[side].append(rate(config, args.seconds))
                 print(f"round {number + 1}: {side} {rates[side][-1]:.0f}", file=sys.stderr)
     print(f"training examples read, batches of {ROWS} rows of 512/128 tokens")
-    median = {side: statistics.median(values) for side, values in rates.items()}
-    for side, values in rates.items():
-        ratio = f", {median[side] / median['live SeqIO']:.1f} x" if side == "cache" else ""
-        print(
-            f"  {side:<12} {median[side]:8.0f} examples/s (of {len(values)}: {min(values):.0f} to "
-            f"{max(values):.0f}){ratio}"
-        )
+    print(rate_table(rates, "examples/s", "live SeqIO"))

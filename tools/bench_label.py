@@ -1,30 +1,27 @@
-"""`python -m tools.bench label`: dialogues labelled a second, beside HuggingFace transformers.
+"""Time Canary's labels beside HuggingFace transformers.
 
-T5 1.0 small (60M parameters) with random weights, the same for both, contexts of 128 tokens,
-float32 as both do by default on a CPU, and with products in bfloat16. Ours scores the five labels
-exactly, from one pass of the encoder (what `canary label --no_rots` does); transformers generates
-greedily as many tokens as a label's text takes. A batch must be given the tokens of the longest
-label, for its rows go on with RoTs, not with EOS, after any label but the casual one; it ends after
-the casual label and EOS if all its rows are casual. Random weights write no labels of their own, so
-both lengths are timed (in bfloat16 the longest). Both sides are given token ids. That both have the
-same weights is checked: transformers' own log-likelihoods of the labels are compared with ours.
+Both have T5 1.0 small (60M parameters) with the same random weights, and contexts of 128 token ids.
+Both run in float32, the default on a CPU, and with products in bfloat16. Ours scores the five
+labels exactly, from one pass of the encoder, as `canary label --no_rots` does. Transformers
+generates greedily as many tokens as a label has. Its log-likelihoods of the labels are compared
+with ours, to check that the weights are the same.
 """
 
 import argparse
+import json
 import pathlib
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 
-from tools.bench_sides import timed
+from tools import bench_rates, bench_sides
+from tools.bench_rates import timed
 
 BATCH, CONTEXT = 32, 128
 VOCABULARIES = ("../shared/data/t5_cc_all.32000.100extra.model", "tasks/sample/vocabulary.model")
 
 
 def contexts() -> list[list[int]]:
-    """A batch of full rows of random pieces, each with EOS."""
+    """Return a batch of full rows of random pieces, each with EOS."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -32,18 +29,11 @@ def contexts() -> list[list[int]]:
     return [[*row, 1] for row in rows.tolist()]
 
 
-def write_weights(folder: str, vocabulary: str) -> None:
-    """Fresh weights of T5 1.0 small as a HuggingFace folder with its vocabulary."""
-    import jax
-    import numpy as np
-    from etils import epath
+def network():
+    """Return T5 1.0 small."""
+    from cosmo.engine.model import t5
 
-    from cosmo.engine.checkpoints import lazy
-    from cosmo.engine.checkpoints.description import flat
-    from cosmo.engine.checkpoints.interop import huggingface, tokenizer
-    from cosmo.engine.model import models, t5
-
-    network = t5.T5Config(
+    return t5.T5Config(
         vocab_size=32128,
         emb_dim=512,
         num_heads=8,
@@ -56,22 +46,17 @@ def write_weights(folder: str, vocabulary: str) -> None:
         dtype="float32",
         scan_layers=False,
     )
-    model = models.EncoderDecoderModel(network)
-    params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
-    out = epath.Path(folder)
-    out.mkdir()
-    huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)
-    tokenizer.write_tokenizer(out, vocabulary)
 
 
 def lengths(labels: list[list[int]]) -> dict[str, int]:
-    """Tokens to generate: of the longest label, and of the casual one (the first) with EOS."""
+    """Return the tokens to generate: of the longest label, and of the casual one with EOS."""
+    # Random weights write no labels, so both lengths are timed. A batch takes the tokens of the
+    # longest label, because RoTs follow any label but the casual one, which is the first.
     return {"any": max(map(len, labels)), "casual": len(labels[0]) + 1}
 
 
 def ours(args: argparse.Namespace) -> dict:
-    """Canary's labels alone."""
+    """Time Canary's labels without RoTs."""
     from canary import Canary, module
     from cosmo.engine.data import datasets
 
@@ -90,9 +75,7 @@ def ours(args: argparse.Namespace) -> dict:
 
 
 def huggingface(args: argparse.Namespace) -> dict:
-    """Generation of so many tokens by transformers, and its log-likelihoods of the labels."""
-    import json
-
+    """Time generation by transformers, and return its log-likelihoods of the labels."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
@@ -122,51 +105,50 @@ def huggingface(args: argparse.Namespace) -> dict:
 
 OURS = ("float32", "bfloat16")
 THEIRS = ("any", "casual", "any_bfloat16")
-SIDES = {"ours": ours, "huggingface": huggingface}
 
 
-def main(args: argparse.Namespace, measure: Callable) -> None:
-    """Measure both sides in turn and print the table."""
-    import json
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `label`."""
+    bench_rates.add_arguments(parser)
+    parser.add_argument("--vocabulary", metavar="FILE", help="T5's, if not in ../shared")
 
+
+def run(args: argparse.Namespace) -> None:
+    """Measure both sides in turn and print the table; with --side run one side."""
+    if args.side:
+        print(json.dumps({"ours": ours, "huggingface": huggingface}[args.side](args)))
+        return
     vocabulary = args.vocabulary or next(p for p in VOCABULARIES if pathlib.Path(p).exists())
+    rates: dict[str, list[float]] = {name: [] for name in (*OURS, *THEIRS)}
     with tempfile.TemporaryDirectory() as folder:
         args.weights = f"{folder}/weights"
-        write_weights(args.weights, vocabulary)
-        rates: dict[str, list[float]] = {name: [] for name in (*OURS, *THEIRS)}
+        bench_sides.write_weights(args.weights, network(), vocabulary)
         for number in range(args.rounds):
-            mine = measure("ours", sys.executable, args)
+            mine = bench_rates.run_side("label", "ours", args)
             (pathlib.Path(folder) / "labels.json").write_text(json.dumps(mine["labels"]))
-            for name in OURS:
-                rates[name] += [BATCH / s for s in mine[name]["seconds"]]
-            theirs = measure("huggingface", args.hf_python, args)
+            theirs = bench_rates.run_side("label", "huggingface", args)
             if theirs is None:
                 print("transformers is not installed here (see --hf_python)")
+            for name in OURS:
+                rates[name] += mine[name]["rates"]
             for name in THEIRS if theirs else ():
-                rates[name] += [BATCH / s for s in theirs[name]["seconds"]]
+                rates[name] += theirs[name]["rates"]
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     sizes, new = sorted(map(len, mine["labels"])), lengths(mine["labels"])
     print(
         f"T5 1.0 small, batch {BATCH}, contexts of {CONTEXT} tokens, {vocabulary}:\n"
-        f"labels of {sizes[0]} to {sizes[-1]} pieces, dialogues/s (median, range)"
+        f"labels of {sizes[0]} to {sizes[-1]} pieces"
     )
     names = {
-        "float32": "ours, five labels scored",
+        "float32": "ours",
         "bfloat16": "ours, --dtype=bfloat16",
         "any": f"transformers, any label ({new['any']} tokens)",
         "casual": f"transformers, all casual ({new['casual']} tokens)",
         "any_bfloat16": f"transformers in bfloat16, any label ({new['any']})",
     }
-    middle = {name: statistics.median(values) for name, values in rates.items() if values}
-    for name, value in middle.items():
-        span = f"{min(rates[name]):.1f} to {max(rates[name]):.1f}"
-        ratios = " and ".join(f"{middle[dtype] / value:.2f}" for dtype in OURS)
-        ratio = f", ours is {ratios} x as fast" if name in THEIRS else ""
-        print(f"  {names[name]:<45} {value:6.1f} ({span}){ratio}")
-    if theirs:
-        for dtype in OURS:
-            rows = zip(mine["scores"][dtype], theirs["scores"], strict=True)
-            most = max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
-            print(
-                f"  log-likelihoods of the labels, ours in {dtype}: at most {most:.1e} nats apart"
-            )
+    found = {names[name]: values for name, values in rates.items() if values}
+    print(bench_rates.rate_table(found, "dialogues/s", "ours", digits=1))
+    for dtype in OURS if theirs else ():
+        rows = zip(mine["scores"][dtype], theirs["scores"], strict=True)
+        most = max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
+        print(f"  log-likelihoods of the labels, ours in {dtype}: at most {most:.1e} nats apart")

@@ -1,14 +1,8 @@
-"""How fast CO3 is: `python -m tools.bench pipeline`.
+"""Time CO3: its post-processing on one core, and its calls to a language model.
 
-First its post-processing on one core: from a line of SODA's schema to the line that is written
-(reading, filters, names replaced, the key for duplicates, writing), counted in CPU seconds of the
-process, so that neighbours matter less. The dialogues are the sample corpus over and over, each
-time with another id, and so other names.
-
-Then its calls: a run against the scripted teacher in a process of its own, which takes 1 s for an
-answer, with 256 calls in flight. The rate is from 10% to 80% of the calls, as the teacher counts
-them: at the end fewer triples than places are left. The CPU time of a call is that of the run's
-process, which a busy machine changes less than the rate.
+Post-processing is all from a line of SODA's schema to the line that is written: reading, filters,
+names, the key for duplicates, writing. The calls go to the scripted teacher, which takes 1 s for an
+answer, with 256 calls in flight.
 """
 
 import argparse
@@ -30,8 +24,9 @@ from data_pipeline.co3 import postprocess, schema
 SAMPLE = "tasks/sample/soda/train.jsonl"
 
 
-def one(line: str, number: int, settings: postprocess.Settings) -> tuple[str, str] | None:
-    """What is written of a line, and its key; None if it is filtered out."""
+def clean_line(line: str, number: int, settings: postprocess.Settings) -> tuple[str, str] | None:
+    """Return the line that is written, and its key; None if it is filtered out."""
+    # Another id each time, so that names differ too.
     record = dataclasses.replace(schema.from_row(json.loads(line)), id=str(number))
     found = postprocess.postprocess(record, settings)
     if isinstance(found, Rejected):
@@ -40,17 +35,31 @@ def one(line: str, number: int, settings: postprocess.Settings) -> tuple[str, st
     return row, postprocess.duplicate_key(found)
 
 
-def postprocessing(args: argparse.Namespace) -> None:
-    """Three measurements of `args.seconds` each, and their median."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `pipeline`."""
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
+    parser.add_argument("--triples", help="a file of your own; made up without it")
+    parser.add_argument("--limit", type=int, default=1200, help="triples to ask about (1200)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure both and print the figures."""
+    time_postprocessing(args.seconds)
+    time_calls(args)
+
+
+def time_postprocessing(seconds: float) -> None:
+    """Print the median of three measurements of `seconds` each."""
     lines = pathlib.Path(SAMPLE).read_text(encoding="utf-8").splitlines()
     settings = postprocess.Settings()
-    one(lines[0], 0, settings)  # the list of names is read once
+    clean_line(lines[0], 0, settings)  # the list of names is read once
     rates, number, kept = [], 0, 0
     for _ in range(3):
+        # CPU seconds, because neighbours on the machine change them less than the clock.
         began, first = time.process_time(), number
-        while time.process_time() - began < args.seconds:
+        while time.process_time() - began < seconds:
             for line in lines:
-                kept += one(line, number, settings) is not None
+                kept += clean_line(line, number, settings) is not None
                 number += 1
         rates.append((number - first) / (time.process_time() - began))
     turns = statistics.mean(len(json.loads(line)["dialogue"]) for line in lines)
@@ -73,7 +82,7 @@ TAILS = {
 
 
 def write_triples(path: pathlib.Path) -> None:
-    """Some 1,400 triples, all different and all usable."""
+    """Write some 1,400 triples, all different and all usable."""
     ends = [(relation, tail) for relation, tails in TAILS.items() for tail in tails]
     with open(path, "w") as file:
         for head, place, (relation, tail) in itertools.product(HEADS, PLACES, ends):
@@ -81,8 +90,8 @@ def write_triples(path: pathlib.Path) -> None:
             file.write(json.dumps({**row, "tail": tail}) + "\n")
 
 
-def run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, float]:
-    """Make a corpus; return the calls a second in its midst, its calls, and its CPU seconds."""
+def time_run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, float]:
+    """Make a corpus; return (calls a second in its midst, calls, CPU seconds)."""
     command = [sys.executable, "-m", "data_pipeline", "co3", f"--triples={triples}", "--quiet"]
     command += [f"--base_url={url}", "--model=teacher", f"--output={output}", "--no_plots"]
     command += [f"--concurrency={CONCURRENCY}", f"--limit={limit}", "--no_parquet"]
@@ -98,6 +107,7 @@ def run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, fl
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     first, calls = points[0][1], points[-1][1] - points[0][1]
+    # Not the last calls, because fewer triples than places are left then.
     midst = [(t, n) for t, n in points if 0.1 * calls <= n - first <= 0.8 * calls]
     if len(midst) < 2:  # a run of few calls has no midst
         return 0.0, calls, cpu
@@ -105,7 +115,7 @@ def run(triples: str, url: str, output: str, limit: int) -> tuple[float, int, fl
     return statistics.linear_regression(*zip(*midst, strict=True)).slope, calls, cpu
 
 
-def calls(args: argparse.Namespace) -> None:
+def time_calls(args: argparse.Namespace) -> None:
     """Print the calls a second of a run, and the CPU time of a call."""
     with tempfile.TemporaryDirectory() as folder:
         triples = args.triples or f"{folder}/triples.jsonl"
@@ -116,8 +126,8 @@ def calls(args: argparse.Namespace) -> None:
         with subprocess.Popen(teacher, stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().split()[2].rstrip(",")
-                _, few, start = run(triples, url, f"{folder}/few", 1)
-                rate, many, cpu = run(triples, url, f"{folder}/many", args.limit)
+                _, few, start = time_run(triples, url, f"{folder}/few", 1)
+                rate, many, cpu = time_run(triples, url, f"{folder}/many", args.limit)
             finally:
                 process.terminate()
                 process.communicate()  # it prints at its end, so its pipe must be read
@@ -127,9 +137,3 @@ def calls(args: argparse.Namespace) -> None:
     print(f"  {rate:8.1f} calls/s, {rate / ideal:.1%} of it")
     each = 1000 * (cpu - start) / (many - few)
     print(f"  {each:8.2f} ms of CPU a call, beyond the {start:.1f} s of a run of one triple")
-
-
-def main(args: argparse.Namespace) -> None:
-    """Both, and print them."""
-    postprocessing(args)
-    calls(args)

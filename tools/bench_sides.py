@@ -1,15 +1,15 @@
-"""What `tools.bench` measures: one function for each library, run in a process of its own.
+"""Time train steps and generation: a function for each library, run in a process of its own.
 
-Every function imports its own library, so that it runs where the others are not installed. It
-returns {"seconds": of each repetition after the first, "tokens": in each}.
+A function imports its own library, so that it runs where the others are not installed. It returns
+{"rates": tokens a second of each repetition}.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import time
-from collections.abc import Callable
+
+from tools.bench_rates import timed
 
 SIZES = {"batch": 8, "inputs": 256, "targets": 64}
 VOCAB, EMB, HEADS, LAYERS, HEAD, MLP = 32128, 512, 6, 8, 64, 1024
@@ -17,7 +17,7 @@ PIECES = range(3, 2000)  # of the sample vocabulary, but for padding, EOS and un
 
 
 def random_batch() -> dict:
-    """Full rows of random pieces, as numpy."""
+    """Return full rows of random pieces, as NumPy arrays."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -27,38 +27,26 @@ def random_batch() -> dict:
     }
 
 
-def timed(run: Callable[[], object], steps: int, tokens: int) -> dict:
-    """Seconds of `steps` calls, after one that is not counted."""
-    seconds = []
-    for _ in range(steps + 1):
-        began = time.monotonic()
-        run()
-        seconds.append(time.monotonic() - began)
-    return {"seconds": seconds[1:], "tokens": tokens}
+def our_network(args: argparse.Namespace):
+    """Return T5 1.1 small in our engine."""
+    from cosmo.engine.model import t5
 
-
-def our_model(args: argparse.Namespace):
-    """T5 1.1 small in our engine."""
-    from cosmo.engine.model import models, t5
-
-    return models.EncoderDecoderModel(
-        t5.T5Config(
-            vocab_size=VOCAB,
-            emb_dim=EMB,
-            num_heads=HEADS,
-            num_encoder_layers=LAYERS,
-            num_decoder_layers=LAYERS,
-            head_dim=HEAD,
-            mlp_dim=MLP,
-            dtype="float32",
-            dropout_rate=args.dropout_rate,
-            scan_layers=args.scan_layers,
-        )
+    return t5.T5Config(
+        vocab_size=VOCAB,
+        emb_dim=EMB,
+        num_heads=HEADS,
+        num_encoder_layers=LAYERS,
+        num_decoder_layers=LAYERS,
+        head_dim=HEAD,
+        mlp_dim=MLP,
+        dtype="float32",
+        dropout_rate=args.dropout_rate,
+        scan_layers=args.scan_layers,
     )
 
 
-def write_weights(folder: str) -> None:
-    """Fresh weights of T5 1.1 small as a HuggingFace folder, for all sides of `decode`."""
+def write_weights(folder: str, network, vocabulary: str) -> None:
+    """Write fresh weights of a network as a HuggingFace folder with its vocabulary."""
     import jax
     import numpy as np
     from etils import epath
@@ -68,23 +56,24 @@ def write_weights(folder: str) -> None:
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models
 
-    model = our_model(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
+    model = models.EncoderDecoderModel(network)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
     arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
-    huggingface.write_folder(out, arrays, model.network, "float32", 10**10, lambda count: None)
-    tokenizer.write_tokenizer(out, "tasks/sample/vocabulary.model")
+    huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)
+    tokenizer.write_tokenizer(out, vocabulary)
 
 
 def ours_train(args: argparse.Namespace) -> dict:
-    """Our engine's train steps."""
+    """Time our engine's train steps."""
     import jax
     import numpy as np
 
-    from cosmo.engine.model import step
+    from cosmo.engine.model import models, step
 
-    model, settings, batch = our_model(args), step.StepConfig(), random_batch()
+    model = models.EncoderDecoderModel(our_network(args))
+    settings, batch = step.StepConfig(), random_batch()
     run = jax.jit(step.make_train_step(model, settings, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, settings, 0))()
     features = {
@@ -102,7 +91,7 @@ def ours_train(args: argparse.Namespace) -> dict:
 
 
 def ours_decode(args: argparse.Namespace) -> dict:
-    """Our engine's generation, with the tokens as `answer`."""
+    """Time our engine's generation; the tokens are the `answer`."""
     import jax
     import numpy as np
 
@@ -123,13 +112,14 @@ def ours_decode(args: argparse.Namespace) -> dict:
         out["tokens"] = np.asarray(run(session.params, inputs, keys).tokens)
 
     result = timed(one, args.steps, SIZES["batch"] * SIZES["targets"])
+    # A row that ended early computes less than the peers, which are made to write every token.
     if not out["tokens"][..., -1].all():
         raise SystemExit("a row ended before the last position: nothing to compare")
     return {**result, "answer": out["tokens"][:, 0].tolist()}
 
 
 def huggingface_train(args: argparse.Namespace) -> dict:
-    """Train steps of transformers on PyTorch."""
+    """Time train steps of transformers on PyTorch."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
     from transformers.optimization import Adafactor
@@ -163,7 +153,7 @@ def huggingface_train(args: argparse.Namespace) -> dict:
 
 
 def huggingface_decode(args: argparse.Namespace) -> dict:
-    """Generation by transformers, with the tokens as `answer`."""
+    """Time generation by transformers; the tokens are the `answer`."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
@@ -180,7 +170,7 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
 
 
 def ctranslate2_decode(args: argparse.Namespace) -> dict:
-    """Generation by CTranslate2, with the tokens as `answer`."""
+    """Time generation by CTranslate2; the tokens are the `answer`."""
     import ctranslate2
 
     folder = pathlib.Path(args.weights).with_name("ctranslate2")

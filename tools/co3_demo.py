@@ -1,9 +1,9 @@
-"""A corpus made and learnt from, offline: triples, teacher, filters, a small Cosmo, an answer.
+"""Make a corpus and train on it, offline: triples, teacher, filters, a small Cosmo, an answer.
 
-Each stage is the command that a user would type; `make co3-demo` runs this. The scripted teacher
-stands in for a language model. Exits with 1 if the pipeline keeps less than MUST_KEEP of the
-triples that can be used, or if the model has not learnt: its perplexity on held-out dialogues must
-end below that of a unigram model divided by MUST_BEAT.
+Each stage is a command that a user could type; `make co3-demo` runs this. The scripted teacher
+stands in for a language model. The exit code is 1 if the pipeline keeps less than MIN_KEPT_SHARE of
+the usable triples, or if the model has not learnt. Its perplexity on held-out dialogues must be
+below that of a unigram model divided by MIN_PERPLEXITY_RATIO.
 """
 
 import argparse
@@ -18,35 +18,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cosmo import plot
-from cosmo.engine.base import demo_folder
+from cosmo.cli.quickstart import exchange_text, loss_table, unigram_perplexity
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import UserError
-from cosmo.quickstart import shown, unigram_perplexity
+from cosmo.engine.base.demo import begin_folder, run_module
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks import vocabularies
-from cosmo.tasks.corpus_examples import soda_file_examples
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.formatting import Example
 
 TRIPLES = "data_pipeline/co3/sample/triples.jsonl"
 GIN_FILE = "gin/cosmo/tiny.gin"
 OUTPUT = "runs/co3_demo"
 VOCABULARY = "tasks/sample/vocabulary.model"
-MUST_KEEP = 0.5
-MUST_BEAT = 3.0
+MIN_KEPT_SHARE = 0.5
+MIN_PERPLEXITY_RATIO = 3.0
 BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be used
-
-
-def run(package: str, *arguments: str) -> None:
-    """Run `python -m package ...`, showing the command; exit with its code if it fails."""
-    print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
-    if code:
-        sys.exit(code)
 
 
 @contextlib.contextmanager
 def teacher() -> Iterator[str]:
-    """The base URL of a scripted teacher in a process of its own, on a free port."""
+    """Start a scripted teacher in a process of its own, on a free port; yield its base URL."""
     arguments = ["data_pipeline", "teacher", "--port=0"]
     print(f"\n$ python -m {' '.join(arguments)} &", flush=True)
     command = [sys.executable, "-m", *arguments]
@@ -59,15 +50,13 @@ def teacher() -> Iterator[str]:
             yield said.split()[2].rstrip(",")
         finally:
             process.terminate()
-            process.communicate()  # what it says at its end is read, or it could not say it
+            process.communicate()  # reads what it prints last, or it could not end
 
 
 def by_split(lines: Iterable[str]) -> dict[str, list[str]]:
-    """Lines of soda.jsonl by the split that each names.
-
-    Where the triples name none, it is a hash of the head: dialogues on one event share a split, so
-    that what is held out was not learnt under another relation.
-    """
+    """Return the lines of soda.jsonl by the split that each names."""
+    # CO3 takes a hash of the head where the triples name no split: dialogues on one event share a
+    # split, so that no held-out event was learnt under another relation.
     splits: dict[str, list[str]] = {}
     for line in lines:
         splits.setdefault(json.loads(line)["split"], []).append(line)
@@ -75,7 +64,7 @@ def by_split(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
-    """SODA as published, a file a split, of a run's soda.jsonl; the dialogues of each."""
+    """Write a run's soda.jsonl as a file a split, as SODA is published; return their sizes."""
     splits = by_split((corpus / "soda.jsonl").read_text(encoding="utf-8").splitlines())
     folder.mkdir()
     for name, lines in splits.items():
@@ -84,18 +73,18 @@ def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
 
 
 def kept_share(made: Mapping[str, Any]) -> float:
-    """Of a run's report.json: records, divided by the triples that could be asked about."""
+    """Return the records of a run (its report.json), divided by the usable triples."""
     unusable = sum(sum(made["rejected"].get(stage, {}).values()) for stage in BEFORE_ASKING)
     return made["records"] / max(made["triples"] - unusable, 1)
 
 
 def question(held_out: Sequence[Example]) -> Example:
-    """The first held-out example in the middle of a conversation, where only its story helps."""
+    """Return the first held-out example in the middle of a conversation."""
     return next((e for e in held_out if len(e.turns) == 2), held_out[0])
 
 
 def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
-    """Print the report and draw the curve; whether pipeline and model did what they must."""
+    """Print the report and draw the curve. Return whether pipeline and model pass."""
     made = json.loads((folder / "corpus/report.json").read_text())
     train = list(soda_file_examples(f"{folder}/soda", "train"))
     held_out = list(soda_file_examples(f"{folder}/soda", "validation"))
@@ -103,13 +92,12 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
     pieces = [piece for e in (*train, *held_out) for piece in vocabulary.encode(e.response)]
     unigram = unigram_perplexity(train, held_out, vocabulary)
     rows = plot.read_metrics(folder / "model/metrics.jsonl")
-    evaluations = [row for row in rows if "eval/all/loss" in row]
-    before, after = evaluations[0], evaluations[-1]
+    table, step, ratio = loss_table(rows, unigram)
     plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on a corpus of CO3", math.log(unigram))
     answer = json.loads((folder / "answer.jsonl").read_text())
 
     times = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
-    share, ratio = kept_share(made), unigram / after["eval/all/perplexity"]
+    share = kept_share(made)
     corpus = made["corpus"]
     print(f"\n{'=' * 78}\nCO3: {times}; {sum(seconds.values()):.0f} s in all\n")
     print(
@@ -120,15 +108,8 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
         f"{len(train)} examples to learn from, {len(held_out)} held out (other heads); "
         f"{pieces.count(vocabulary.unk_id)} of {len(pieces)} pieces unknown\n"
     )
-    heading = f"validation, {after['step']} steps"
-    print(f"{heading:<34}{'before':>12}{'after':>12}{'unigram model':>16}")
-    for name, key, other, places in (
-        ("loss (nats a token)", "loss", math.log(unigram), 3),
-        ("perplexity", "perplexity", unigram, 1),
-    ):
-        ours = before[f"eval/all/{key}"], after[f"eval/all/{key}"]
-        print(f"{name:<34}{ours[0]:>12.{places}f}{ours[1]:>12.{places}f}{other:>16.{places}f}")
-    print(f"\nOne exchange from the held-out dialogues:\n\n{shown(answer)}")
+    print(f"validation, {step} steps:\n{table}")
+    print(f"\nOne exchange from the held-out dialogues:\n\n{exchange_text(answer)}")
     print(f"""
 Files in {folder}:
   corpus/              soda.jsonl, rejected.jsonl, report.txt, report.png, README.md, journal/
@@ -140,12 +121,12 @@ Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}/model
 """)
     faults = []
-    if share < MUST_KEEP:
-        faults.append(f"{share:.0%} of the usable triples became records, not {MUST_KEEP:.0%}")
-    if ratio < MUST_BEAT:
+    if share < MIN_KEPT_SHARE:
+        faults.append(f"{share:.0%} of the usable triples became records, not {MIN_KEPT_SHARE:.0%}")
+    if ratio < MIN_PERPLEXITY_RATIO:
         faults.append(
-            f"the model did not learn: its perplexity must be below 1/{MUST_BEAT:.0f} of the "
-            f"unigram model's, and is 1/{ratio:.2f}"
+            "the model did not learn: its perplexity must be below "
+            f"1/{MIN_PERPLEXITY_RATIO:.0f} of the unigram model's, and is 1/{ratio:.2f}"
         )
     for fault in faults:
         print(f"FAILED: {fault}", file=sys.stderr)
@@ -153,7 +134,7 @@ Talk to it, from {pathlib.Path.cwd()}:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Run every stage; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
     parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
     parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")
@@ -162,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began = time.monotonic()
     try:
-        folder = demo_folder.begin(args.output, "co3 demo", OUTPUT)
+        folder = begin_folder(args.output, "co3 demo", OUTPUT)
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
@@ -171,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     with teacher() as url:
         named = (f"--triples={args.triples}", f"--limit={args.limit}", f"--output={corpus}")
         server = (f"--base_url={url}", "--model=teacher", "--concurrency=16")
-        run("data_pipeline", "co3", *named, *server)
+        run_module("data_pipeline", "co3", *named, *server)
     sizes = write_splits(corpus, folder / "soda")
     print(f"\n{folder}/soda: " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
     try:
@@ -181,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     seconds["corpus"] = time.monotonic() - began
 
-    run(
+    run_module(
         "cosmo",
         "train",
         f"--gin_file={GIN_FILE}",
@@ -199,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     } | {"response": asked.response}
     write_atomic(folder / "question.jsonl", json.dumps(record) + "\n")
     files = (f"--input={folder}/question.jsonl", f"--output={folder}/answer.jsonl")
-    run("cosmo", "infer", where, *files)
+    run_module("cosmo", "infer", where, *files)
     seconds["answer"] = time.monotonic() - began - sum(seconds.values())
     return 0 if report(folder, seconds) else 1
 

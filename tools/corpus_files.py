@@ -1,20 +1,31 @@
-"""The dialogues of corpus files, for counting them: a bad record is handed on, never raised.
+"""Read the dialogues of corpus files for counting: a bad record is yielded, never raised.
 
-Training refuses a corpus with a bad record; statistics say what is wrong with it and go on.
+Training refuses a corpus with a bad record; statistics report the fault and continue.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from cosmo.tasks import casual, raw
-from cosmo.tasks.dialogues import Place, ProsocialTurn
-from cosmo.tasks.errors import DataError, shown
-from cosmo.tasks.records import direct_download_turn, prosocial_turn, row_position, soda_dialogue
+from cosmo.engine.base.errors import DataError, shown
+from cosmo.tasks import casual
+from cosmo.tasks.dialogues import Place, ProsocialTurn, utterances
+from cosmo.tasks.readers import (
+    Position,
+    direct_download_turn,
+    group_by_dialogue,
+    prosocial_turn,
+    row_position,
+    soda_dialogue,
+)
+from cosmo.tasks.record_files import read_lines, read_records
 
+T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 
 # Parquet columns that are counted.
@@ -36,7 +47,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Read:
-    """A dialogue, or what there is of it: `lacks` says which part is missing, empty if none is."""
+    """A dialogue or a part of one: `lacks` names the missing part, empty if none is missing."""
 
     utterances: tuple[str, ...]
     rows: tuple[Labelled, ...] = ()
@@ -44,7 +55,7 @@ class Read:
 
 
 def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
-    """The dialogues of `files`, all of `corpus` (a key of READERS), in order.
+    """Yield the dialogues of `files`, all of `corpus` (a key of READERS), in order.
 
     A DataError in their place is a record that cannot be used.
     """
@@ -53,12 +64,12 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
 
 
 def records(file: Any) -> Iterator[Item | DataError]:
-    """JSON lines, a JSON list or Parquet. What breaks a list or a Parquet file ends it."""
+    """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
     try:
         if file.name.endswith(".parquet") or _is_list(file):
-            yield from raw.rows(file, COLUMNS)
+            yield from read_records(file, COLUMNS)
             return
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if not line.strip():
                 continue
             place = Place(str(file), number)
@@ -72,9 +83,9 @@ def records(file: Any) -> Iterator[Item | DataError]:
 
 
 def document(file: Any) -> Iterator[Item | DataError]:
-    """The entries of a file that is one JSON object."""
+    """Yield the entries of a file that is one JSON object."""
     try:
-        value = json.loads("".join(line for _, line in raw.lines(file)))
+        value = json.loads("".join(line for _, line in read_lines(file)))
         for name, entry in value.items():
             yield Place(str(file), 1, f"entry {name}"), entry
     except DataError as error:
@@ -84,9 +95,9 @@ def document(file: Any) -> Iterator[Item | DataError]:
 
 
 def lines(file: Any) -> Iterator[Item | DataError]:
-    """The lines of a text file that are not empty."""
+    """Yield the lines of a text file that are not empty."""
     try:
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if line.strip():
                 yield Place(str(file), number), line.rstrip("\r\n")
     except DataError as error:
@@ -94,7 +105,7 @@ def lines(file: Any) -> Iterator[Item | DataError]:
 
 
 def _is_list(file: Any) -> bool:
-    first = next((line for _, line in raw.lines(file) if line.strip()), "")
+    first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
 
 
@@ -103,14 +114,14 @@ def _ended(error: DataError) -> DataError:
 
 
 def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
-    """A dialogue of every item: `parse(value, place)` gives its utterances or raises DataError."""
+    """Yield a dialogue of every item; `parse(value, place)` returns its utterances."""
     for item in items:
         if isinstance(item, DataError):
             yield item
             continue
         place, value = item
         try:
-            yield Read(texts(parse(value, place), place))
+            yield Read(utterances(parse(value, place), place))
         except DataError as error:
             yield error
         except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
@@ -118,53 +129,46 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             yield place.error(problem, shown(value), "the fields of the format")
 
 
-def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
-    """Utterances, stripped. Raises DataError if there is none, or one is empty or no text.
-
-    A string in place of the list is an error too: its letters are no utterances.
-    """
-    if not isinstance(values, list | tuple):
-        raise place.error("the utterances are no list", shown(values), "a list of texts")
-    if not values:
-        raise place.error("a dialogue is empty", "no utterance", "at least one")
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, str) or not value.strip():
-            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
-    return tuple(value.strip() for value in values)
-
-
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows joined to dialogues. A row that is bad or missing leaves its dialogue incomplete."""
-    rows: list[Labelled] = []
-    dialogue_id, ended, done_known = None, True, False
+    """Join rows to dialogues; a row that is bad or missing leaves its dialogue incomplete."""
+    errors: list[DataError] = []
+
+    def parse(value: Any, place: Place) -> tuple[Position | None, Any, bool]:
+        if isinstance(value, list):
+            return None, list(_nested(value, place)), True
+        here = row_position(value, place)
+        row = Labelled(here.response_id + 1, prosocial_turn(value, place), value.get("source"))
+        # Without the field nothing is known of the end, so it does not count as lacking.
+        return here, row, here.episode_done or "episode_done" not in value
+
+    for group in group_by_dialogue(_parsed(items, parse, errors), operator.itemgetter(0)):
+        position, row, ended = group[-1]
+        if position is None:
+            yield from row
+        else:
+            yield _dialogue([row for _, row, _ in group], ended)
+        yield from errors
+        errors.clear()
+    yield from errors
+
+
+def _parsed(
+    items: Iterable[Item | DataError], parse: Callable[[Any, Place], T], errors: list[DataError]
+) -> Iterator[T]:
+    """Yield `parse(value, place)` of each item. Those that cannot be used go to `errors`."""
     for item in items:
         if isinstance(item, DataError):
-            yield item
+            errors.append(item)
             continue
         place, value = item
-        if isinstance(value, list):
-            if rows:
-                yield _dialogue(rows, ended or not done_known)
-            rows, ended = [], True
-            yield from _nested(value, place)
-            continue
         try:
-            this_id, response_id, done = row_position(value, place)
-            row = Labelled(response_id + 1, prosocial_turn(value, place), value.get("source"))
+            yield parse(value, place)
         except DataError as error:
-            yield error
-            continue
-        if rows and (ended or this_id != dialogue_id or row.turn <= rows[-1].turn):
-            yield _dialogue(rows, ended or not done_known)
-            rows = []
-        rows.append(row)
-        dialogue_id, ended, done_known = this_id, done, "episode_done" in value
-    if rows:
-        yield _dialogue(rows, ended or not done_known)
+            errors.append(error)
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
-    """A dialogue of the direct download: a list of rows."""
+    """Yield a dialogue of the direct download: a list of rows."""
     rows = []
     for turn, value in enumerate(values, 1):
         try:
@@ -214,36 +218,25 @@ def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
-    name, turns, numbers = None, [], []
-    for item in items:
-        if isinstance(item, DataError):
-            yield item
-            continue
-        place, line = item
-        if line.startswith("conv_id,"):
-            continue
-        try:
-            here, number, text = casual.empathetic_utterance(line, place)
-        except DataError as error:
-            yield error
-            continue
-        if here != name and turns:
-            yield _numbered(turns, numbers)
-            turns, numbers = [], []
-        name = here
-        turns.append(text)
-        numbers.append(number)
-    if turns:
-        yield _numbered(turns, numbers)
-
-
-def _numbered(turns: Sequence[str], numbers: Sequence[int]) -> Read:
-    whole = list(numbers) == list(range(1, len(numbers) + 1))
-    return Read(tuple(turns), lacks="" if whole else "beginning" if numbers[0] != 1 else "middle")
+    errors: list[DataError] = []
+    rows = (
+        item
+        for item in items
+        if isinstance(item, DataError) or not item[1].startswith("conv_id,")  # the header
+    )
+    parsed = _parsed(rows, casual.empathetic_utterance, errors)
+    for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
+        _, numbers, turns = zip(*group, strict=True)
+        whole = numbers == tuple(range(1, len(numbers) + 1))
+        lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
+        yield Read(turns, lacks=lacks)
+        yield from errors
+        errors.clear()
+    yield from errors
 
 
 def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Numbered lines; the number 1 begins a dialogue. ParlAI's __SILENCE__ is nobody's turn."""
+    """Join numbered lines: the number 1 begins a dialogue, __SILENCE__ (ParlAI's) is no turn."""
     turns: list[str] = []
     for item in items:
         if isinstance(item, DataError):

@@ -1,4 +1,4 @@
-"""The numbers that papers give of a corpus: sizes, lengths, diversity, rules of thumb, labels."""
+"""Compute the numbers that papers give of a corpus: sizes, lengths, diversity, RoTs, labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.metrics.diversity import mtld, words
 from cosmo.tasks.safety import LABELS, VOTES, aggregate, lacks_rots
 from tools.corpus_files import Labelled, Read
@@ -19,15 +19,15 @@ SHOWN = 5  # bad records that are quoted
 
 
 def alpha(counts: Any, level: str) -> float | None:
-    """Krippendorff's alpha of votes: `counts` is [units, values], how many annotators said what.
+    """Return Krippendorff's alpha of votes; `counts` [units, values] are numbers of annotators.
 
-    `level` is nominal or ordinal (values in their order). None where all votes are the same: alpha
-    is about telling things apart. Needs the extra `stats`.
+    `level` is nominal or ordinal (values in their order). None where all votes are the same, for
+    which alpha is undefined. Needs the extra `stats`.
     """
     import krippendorff
 
     counts = np.asarray(counts)
-    # A unit with one vote is paired with nothing and says nothing.
+    # Units with one vote are left out, because alpha compares pairs of votes.
     if (counts[counts.sum(1) > 1].sum(0) > 0).sum() < 2:
         return None
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement=level))
@@ -35,7 +35,7 @@ def alpha(counts: Any, level: str) -> float | None:
 
 @dataclass
 class Labels:
-    """What rows of ProsocialDialog say about safety. All counts."""
+    """Running counts of the safety labels, votes and sources in rows of ProsocialDialog."""
 
     rows: int = 0
     by_turn: Counter[tuple[int, str]] = field(default_factory=Counter)  # turn from 1, label
@@ -48,7 +48,7 @@ class Labels:
     casual_rots: int = 0  # casual rows that have some
 
     def add(self, rows: Sequence[Labelled]) -> list[DataError]:
-        """Counts the rows of one dialogue. Returns what is wrong with their votes."""
+        """Count the rows of one dialogue. Return the faults of their votes."""
         problems = []
         for row in rows:
             exchange = row.exchange
@@ -76,7 +76,7 @@ class Labels:
         return problems
 
     def result(self) -> dict[str, Any]:
-        """Everything, as plain numbers, lists and dicts. Rows and columns go by LABELS."""
+        """Return everything as JSON values; rows and columns are in the order of LABELS."""
         turns = sorted({turn for turn, _ in self.by_turn})
         counts = (
             np.array(list(self.votes), int)
@@ -129,11 +129,7 @@ class Corpus:
     labels: Labels = field(default_factory=Labels)
 
     def add(self, read: Read | DataError) -> None:
-        """Counts a dialogue or a bad record.
-
-        Of an incomplete dialogue only the rows count (labels, votes, RoTs): its length is not the
-        corpus's.
-        """
+        """Count a dialogue or a bad record."""
         if isinstance(read, DataError):
             self.bad += 1
             if len(self.quoted) < SHOWN:
@@ -146,7 +142,7 @@ class Corpus:
                 self.rots += len(row.exchange.rots)
                 self.rot_words += sum(len(rot.split()) for rot in row.exchange.rots)
                 self.different_rots.update(row.exchange.rots)
-        if read.lacks:
+        if read.lacks:  # its rows count, but its length is not the corpus's
             self.incomplete[read.lacks] += 1
             return
         self.dialogues += 1
@@ -158,7 +154,7 @@ class Corpus:
             self.mtld_dialogues += 1
 
     def result(self) -> dict[str, Any]:
-        """Everything, as plain numbers, lists and dicts; a mean of nothing is None."""
+        """Return everything as JSON values; a mean of nothing is None."""
         labelled = self.labels.rows > 0
         return {
             "dialogues": self.dialogues,
@@ -182,7 +178,7 @@ class Corpus:
 
 
 def all_transitions(safety: Mapping[str, Any]) -> np.ndarray:
-    """How often a context labelled i was followed by one labelled j, at any turn: int [5, 5]."""
+    """Return how often a context labelled i came before one labelled j, at any turn: int [5, 5]."""
     return np.sum([np.zeros((5, 5), int), *(x["counts"] for x in safety["transitions"])], axis=0)
 
 

@@ -1,18 +1,18 @@
-"""The numbers that the papers give of a corpus: `python -m tools.dataset_stats PATH...`.
+"""Print the numbers that the papers give of a corpus: `python -m tools.dataset_stats PATH...`.
 
-A PATH is a file, a folder or a glob of SODA, ProsocialDialog (the hub's rows or the direct
-download), DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat, PersonaChat, Wizard of
-Wikipedia, or lines {"turns": [...]}; which of them it is, is recognised. Each PATH is a row of one
-table, with the papers' row below it (of the whole corpus, or its training set). For
-ProsocialDialog also safety labels by turn, how they change, the annotators' agreement, sources;
-`--plot` or `--output` draws them.
+A PATH is a file, a folder or a glob of one corpus. Known are SODA, ProsocialDialog (the hub's rows
+or the direct download), DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat,
+PersonaChat, Wizard of Wikipedia, and lines {"turns": [...]}. Each PATH is a row of one table, with
+the papers' row below it (of the whole corpus, or its training set). For ProsocialDialog it also
+prints safety labels by turn, transitions, the annotators' agreement and sources. `--plot` or
+`--output` draws them.
 
 Turns are utterances. Words stand between spaces; DailyDialog's punctuation stands apart, and counts
 as words. MTLD is the mean over the dialogues in which a word occurs twice, of their words in lower
 case, not lemmatized.
 
-A record that cannot be used is counted and its reason shown. A dialogue of which rows are missing,
-at the edge of a sample for instance, counts for labels and RoTs only. Exit code 1 if there was no
+A record that cannot be used is counted and its reason shown. A dialogue that lacks rows, at the
+edge of a sample for instance, counts for labels and RoTs only. The exit code is 1 if there was no
 dialogue at all, or if anything was left out and `--strict` was given.
 """
 
@@ -27,11 +27,10 @@ import pathlib
 import sys
 from typing import Any
 
-from canary.report import aligned
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.tables import text_table
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions
@@ -53,12 +52,12 @@ COLUMNS = (
     *("RoTs", "unique", "words/RoT"),
 )
 _ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
-# What data_pipeline writes beside its dialogues.
+# Files that data_pipeline writes beside its dialogues.
 _NO_DIALOGUES = ("rejected.jsonl", "provenance.jsonl", "report.json")
 
 
 class _Watched:
-    """A file that knows how much of it has been read: for the time left."""
+    """A file that counts the bytes read, from which the time left is estimated."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.name, self.parent = path, path.name, path.parent
@@ -69,7 +68,7 @@ class _Watched:
         return self.stream
 
     def position(self) -> int:
-        """Bytes read so far."""
+        """Return the bytes read so far."""
         if self.stream is None:
             return 0
         return self.size if self.stream.closed else self.stream.tell()
@@ -79,7 +78,7 @@ class _Watched:
 
 
 def files_of(path: str) -> list[pathlib.Path]:
-    """The data files of a file, a folder or a glob, by name. Raises DataError if there is none."""
+    """Return the data files of a file, a folder or a glob, by name; DataError if there is none."""
     place = pathlib.Path(path).expanduser()
     if place.is_file():
         return [place]
@@ -114,10 +113,10 @@ class Found:
 
 
 def find(path: str) -> Found:
-    """Raises DataError unless `path` holds one corpus.
+    """Return the files of the one corpus that `path` holds; DataError for none or several.
 
-    Of a folder or a glob, what `data_pipeline` writes beside its dialogues is left out, and a file
-    that is there in another format too.
+    Files that `data_pipeline` writes beside its dialogues are left out of a folder or a glob. So is
+    a file that is there in another format too.
     """
     kinds = {file: looks_like(file) for file in files_of(path)}
     left_out = _twice(kinds)
@@ -147,7 +146,7 @@ def find(path: str) -> Found:
 
 
 def _twice(kinds: dict[pathlib.Path, str | None]) -> dict[pathlib.Path, str]:
-    """Files of a corpus that another one of the same folder and stem holds too, and why.
+    """Return {file: reason} of files that repeat one of the same folder, stem and corpus.
 
     The one kept is of the format that stands first in _ENDINGS, plain rather than compressed.
     """
@@ -172,7 +171,7 @@ def _unknown(file: pathlib.Path) -> str:
 
 
 def statistics(found: Found) -> dict[str, Any]:
-    """Reads all dialogues, with progress: numbers as plain dicts and lists (JSON)."""
+    """Read all dialogues, with progress. Return their statistics as JSON values."""
     corpus, files = Corpus(), [_Watched(file) for file in found.files]
     size = sum(file.size for file in files)
     progress = Progress(None, unit="dialogue", every_seconds=10)
@@ -194,7 +193,7 @@ def statistics(found: Found) -> dict[str, Any]:
 
 
 def table(made: list[dict[str, Any]]) -> str:
-    """A row for each corpus, and the papers'."""
+    """Return a table with a row for each corpus, and the papers'."""
     rows = [["", *COLUMNS]]
     for one in made:
         rots = one["rots"] or {}
@@ -211,11 +210,11 @@ def table(made: list[dict[str, Any]]) -> str:
         if one["corpus"] in PAPER:
             cells = PAPER[one["corpus"]]
             rows.append([f"  papers: {one['corpus']}", *cells, *["-"] * (8 - len(cells))])
-    return aligned(rows)
+    return text_table(rows)
 
 
 def notes(one: dict[str, Any]) -> list[str]:
-    """What was left out of a corpus and why."""
+    """Return lines about everything left out of a corpus, with the reasons."""
     lines = []
     missing = one["incomplete_dialogues"]
     if missing:
@@ -234,21 +233,21 @@ def notes(one: dict[str, Any]) -> list[str]:
 
 
 def safety_tables(one: dict[str, Any]) -> str:
-    """The labels of a ProsocialDialog corpus: their shares, changes, votes and sources."""
+    """Return tables of a ProsocialDialog corpus: labels, transitions, votes and sources."""
     safety = one["safety"]
     rows = [["label, % of rows", "all", *(f"turn {x['turn']}" for x in safety["by_turn"])]]
     columns = [safety["overall"], *(x["counts"] for x in safety["by_turn"])]
     for i, label in enumerate(safety["labels"]):
         rows.append([label, *(_share(c[i], sum(c)) for c in columns)])
     rows.append(["rows", *(f"{sum(c):,}" for c in columns)])
-    parts = [aligned(rows)]
+    parts = [text_table(rows)]
     counts = all_transitions(safety)
     short = [label.strip("_").removesuffix("_needs_caution") for label in safety["labels"]]
     rows = [["from (down) to the next turn's, %", *short, "rows"]]
     for i, label in enumerate(safety["labels"]):
         shares = [_share(int(c), int(counts[i].sum())) for c in counts[i]]
         rows.append([label, *shares, f"{counts[i].sum():,}"])
-    parts.append(aligned(rows))
+    parts.append(text_table(rows))
     votes = safety["votes"]
     lines = [
         f"votes: {votes['rows']:,} rows with three; Krippendorff's alpha "
@@ -269,7 +268,7 @@ def safety_tables(one: dict[str, Any]) -> str:
 
 
 def text(made: list[dict[str, Any]]) -> str:
-    """Everything for reading."""
+    """Return all tables and notes as text."""
     parts = [table(made)]
     for one in made:
         said = notes(one)
@@ -293,7 +292,7 @@ def _two(value: float | None) -> str:
 
 
 def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
-    """Raises ValueError for what would fail after all has been read."""
+    """Raise ValueError for a flag that would fail only after everything has been read."""
     labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
     if args.plot and len(labelled) != 1:
         raise ValueError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
@@ -306,7 +305,7 @@ def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
 
 
 def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib.Path]:
-    """What was asked for as files. Returns their paths. Raises UserError, OSError."""
+    """Write the files that were asked for, and return their paths. Raises UserError, OSError."""
     labelled = [one for one in made if one["safety"]]
     drawn = {args.plot: labelled[0]} if args.plot and labelled else {}
     written = []
@@ -326,7 +325,7 @@ def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Count every PATH and print; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.dataset_stats",
         description=__doc__,

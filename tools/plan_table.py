@@ -1,7 +1,7 @@
-"""The table of plans in docs/accelerators.md, as Markdown: `python -m tools.plan_table`.
+"""Print the table of plans in docs/accelerators.md as Markdown: `python -m tools.plan_table`.
 
-Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU, one after
-another (a minute or two each on two cores). Needs the extra `tpu`, but no TPU.
+Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU. Each
+takes a minute or two on two cores. Needs the extra `tpu`, but no TPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ step at least, s | days at half that speed | compiled in, s |
 
 
 def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
-    """The plan as JSON; None if there is none, with the reason on stderr."""
+    """Return the plan as JSON; None if there is none, with the reason on stderr."""
     command = [sys.executable, "-m", "cosmo", "plan", "--quiet", "--json"]
     command += [f"--gin_file=gin/cosmo/{recipe}.gin", f"--topology={topology}"]
     done = subprocess.run(
@@ -38,7 +38,7 @@ def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
 
 
 def row(recipe: str, made: dict) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     gib = [made[f"hbm_{kind}_bytes"] for kind in ("peak", "limit")]
     cells = [
         recipe,
@@ -63,7 +63,7 @@ def row(recipe: str, made: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
+    """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.plan_table",
         description=__doc__,

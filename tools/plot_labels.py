@@ -1,7 +1,7 @@
-"""ProsocialDialog's safety labels as a picture, like figure 4 of Kim et al. 2022.
+"""Draw ProsocialDialog's safety labels, like figure 4 of Kim et al. 2022.
 
-Left their shares among all contexts, in the middle turn by turn with what each became, right how
-often each was followed by which.
+On the left are their shares among all contexts. In the middle are those of each turn, with the flow
+to the next. On the right are the transitions as a matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from tools.corpus_stats import all_transitions
 
-# From calm to alarm; told apart in grey too, since they darken with severity.
+# From calm to alarm. They darken with severity, so that they differ in grey too.
 COLOURS = ("#a8d5ba", "#fbe7a1", "#f8bd6b", "#e8793a", "#a61e22")
 _NAMES = ("casual", "possibly\nneeds caution", "probably\nneeds caution", "needs\ncaution",
           "needs\nintervention")  # fmt: skip
@@ -25,7 +25,7 @@ _TURNS = 6  # drawn; published dialogues have three
 
 
 def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
-    """Draws `safety` (`corpus_stats.Labels.result`) to the PNG `output`. Needs the extra `plot`."""
+    """Draw `safety` (`corpus_stats.Labels.result`) to the PNG `output`; needs the extra `plot`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,7 +68,7 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
 
 
 def _bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
-    """A bar of height 1 for each list of counts (by label), its parts with their percentages."""
+    """Draw a bar of height 1 for each list of counts (by label), its parts with percentages."""
     for place, row in zip(places, counts, strict=True):
         bottom, total = 0.0, max(sum(row), 1)
         for label, count in enumerate(row):
@@ -82,10 +82,8 @@ def _bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> 
 
 
 def _flows(axes: Any, turns: Sequence[Mapping[str, Any]], steps: Mapping[int, Any]) -> None:
-    """Bands from each bar's parts to the next one's: as wide as their share of either bar.
-
-    What ends after a turn has no band on its right.
-    """
+    """Draw bands from each bar's parts to the next one's, as wide as their share of either bar."""
+    # Dialogues that end after a turn have no band on its right.
     smooth = np.linspace(0, 1, 40)
     curve = smooth * smooth * (3 - 2 * smooth)
     for place, (one, two) in enumerate(itertools.pairwise(turns)):
@@ -94,7 +92,7 @@ def _flows(axes: Any, turns: Sequence[Mapping[str, Any]], steps: Mapping[int, An
         counts = np.array(steps[one["turn"]])  # [from, to]
         heights = [np.array(x["counts"]) / max(sum(x["counts"]), 1) for x in (one, two)]
         left, right = (np.concatenate([[0], h.cumsum()[:-1]]) for h in heights)
-        # The first bar's parts go on from their lower end.
+        # Bands leave a part from its lower end upwards.
         for start in range(5):
             for end in range(5):
                 width = counts[start, end] / np.array([sum(one["counts"]), sum(two["counts"])])
@@ -109,7 +107,7 @@ def _flows(axes: Any, turns: Sequence[Mapping[str, Any]], steps: Mapping[int, An
 
 
 def _heat(axes: Any, counts: np.ndarray) -> None:
-    """Transitions: shares of each row, with the counts."""
+    """Draw transitions: shares of each row, with the counts."""
     totals = counts.sum(1)
     shares = counts / np.maximum(totals, 1)[:, None]
     axes.imshow(shares, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", origin="lower")
@@ -131,6 +129,7 @@ def _heat(axes: Any, counts: np.ndarray) -> None:
 
 
 def _ink(colour: str) -> str:
-    """Black or white, whichever reads better on `colour` (by its luma)."""
+    """Return black or white, whichever is easier to read on `colour`."""
+    # By the luma of ITU-R BT.601.
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"

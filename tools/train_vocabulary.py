@@ -7,64 +7,47 @@ read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pie
 from __future__ import annotations
 
 import argparse
-import gzip
 import io
-import json
 import string
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
 from cosmo.tasks.prosocial import prosocial_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.recognize import PROSOCIAL, looks_like
 
-# Whatever an English speaker types has pieces, even if the corpus never uses the character.
+# Pieces for all that an English speaker types, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
 
 
 def corpus_of(file: Any) -> str:
-    """Return "soda" or "prosocial", by the fields of the first record of `file`."""
-    if file.name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        with file.open("rb") as raw:
-            fields = set(pyarrow.parquet.read_schema(raw).names)
-    else:
-        with file.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
-            first = next((line for line in stream if line.strip()), b"").lstrip(b"\xef\xbb\xbf \t")
-        if first.startswith(b"["):
-            return "prosocial"  # only its direct download is a JSON list
-        try:
-            record = json.loads(first)
-        except ValueError:
-            record = None
-        fields = set(record) if isinstance(record, dict) else set()
-    if {"dialogue", "speakers"} <= fields:
+    """Return "soda" or "prosocial", by the fields of the first record of `file`; else DataError."""
+    found = looks_like(file)
+    if found == "SODA":
         return "soda"
-    if {"context", "response"} <= fields:
+    if found in PROSOCIAL:
         return "prosocial"
     raise DataError.at(
         file,
         None,
         "the corpus cannot be told from the first record",
-        got=f"the fields {sorted(fields)}",
-        expected="dialogue and speakers (SODA) or context and response (ProsocialDialog)",
+        got=found or "a file of no known corpus",
+        expected="SODA (narrative, dialogue, speakers) or ProsocialDialog (context, response, ...)",
         remedy="Give files of these corpora.",
     )
 
 
 def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
-    """Every text that a model reads or writes for `split` of `inputs`, each once per dialogue."""
+    """Yield every text that a model reads or writes for `split`, each once per dialogue."""
     for path in inputs:
-        # A file named on the command line is meant, whatever split its name tells.
+        # A file named on the command line is read, whatever split its name has.
         files = [resolve(path)] if resolve(path).is_file() else files_for_split(path, split)
         for file in files:
             if corpus_of(file) == "soda":
@@ -86,7 +69,7 @@ def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
 
 
 def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
-    """The model file of a unigram vocabulary of at most `size` pieces, learned from `texts`.
+    """Return the model file of a unigram vocabulary of at most `size` pieces.
 
     The same texts give the same bytes. Raises RuntimeError where SentencePiece refuses.
     """
@@ -116,7 +99,7 @@ def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
 
 
 def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
-    """(unknown pieces, all pieces) when the vocabulary encodes `texts`."""
+    """Return (unknown pieces, all pieces) of the encoded `texts`."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -167,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: train, write, and report the size and the share of unknown pieces."""
+    """Train and write a vocabulary, and print its size and its share of unknown pieces."""
     options = _parser().parse_args(arguments)
     try:
         texts = list(corpus_texts(options.input, options.split))
@@ -177,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         output = Path(options.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, model)
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have
             message = f"--vocab_size={options.vocab_size} is less than the characters need"

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from canary import demo, verbs
+from canary.cli import demo
+from canary.cli.program import PROGRAM
 from canary.evaluation import Case, cases
 from canary.report import Gold
-from cosmo.engine.base import command_line, demo_folder
+from cosmo.engine.base import command_line
+from cosmo.engine.base import demo as base_demo
+from cosmo.engine.base.demo import MARKER, begin_folder
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks.safety import LABELS
 
@@ -42,7 +45,7 @@ def a_folder(tmp_path, accuracy: float, f1: float):
 )
 def test_the_verdict(tmp_path, capsys, accuracy, f1, learnt):
     """Property: it fails loudly unless labels and RoTs both show learning."""
-    assert demo.summary(a_folder(tmp_path, accuracy, f1), 1.0, 2.0) is learnt
+    assert demo.report(a_folder(tmp_path, accuracy, f1), 1.0, 2.0) is learnt
     captured = capsys.readouterr()
     assert ("FAILED" in captured.err) is not learnt
     assert "Be kind." in captured.out and "0.200" in captured.out
@@ -53,7 +56,7 @@ def test_the_three_dialogues_are_of_three_kinds():
     """Property: their gold labels."""
     calming, emergency, small_talk = (
         [case.gold.label for case in dialogue]
-        for dialogue in demo.examples(cases(demo.SAMPLE, demo.SPLIT))
+        for dialogue in demo.examples(list(cases(demo.SAMPLE, demo.SPLIT)))
     )
     assert calming[0].endswith("caution__") and calming[-1] == "__casual__"
     assert set(emergency) == {"__needs_intervention__"}
@@ -74,7 +77,7 @@ def test_a_dialogue_is_shown_turn_by_turn():
         "d-0": {"probabilities": sure, "rot_text": "Be honest."},
         "d-1": {"probabilities": sure, "rot_text": ""},
     }
-    assert demo.shown(dialogue, lines) == (
+    assert demo.dialogue_text(dialogue, lines) == (
         "  A: I lied.\n"
         "       model:  __needs_caution__ 0.75, __probably_needs_caution__ 0.25\n"
         "               Be honest.\n"
@@ -94,16 +97,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         if settings:
             (tmp_path / "config.gin").write_text(settings)
         with pytest.raises(UserError, match="is no folder of a canary demo"):
-            demo.run_demo(command_line.parse(verbs.PROGRAM, ["demo", f"--output={tmp_path}"]))
+            demo.run(command_line.parse(PROGRAM, ["demo", f"--output={tmp_path}"]))
         assert (tmp_path / "precious").exists()
 
 
 def test_an_earlier_demo_makes_room(tmp_path):
     """Oracle: an empty folder, whatever a marked one held."""
-    folder = demo_folder.begin(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
+    folder = begin_folder(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
     (folder / "anything").write_text("x")
-    demo_folder.begin(str(folder), "canary demo", demo.OUTPUT)
-    assert [p.name for p in folder.iterdir()] == [demo_folder.MARKER]
+    begin_folder(str(folder), "canary demo", demo.OUTPUT)
+    assert [p.name for p in folder.iterdir()] == [MARKER]
 
 
 def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
@@ -118,12 +121,10 @@ def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):
         Ended.returncode = 3 if command[2] == "canary" else 0
         return Ended
 
-    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(base_demo.subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
-        demo.run_demo(
-            command_line.parse(
-                verbs.PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"]
-            )
+        demo.run(
+            command_line.parse(PROGRAM, ["demo", f"--output={tmp_path / 'new'}", "--train_steps=3"])
         )
     assert stop.value.code == 3
     assert [command[:2] for command in commands] == [["cosmo", "train"], ["canary", "eval"]]

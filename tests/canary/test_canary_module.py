@@ -40,7 +40,7 @@ def spelt(run) -> Canary:
 
 @pytest.mark.parametrize("style", ["canary", "spelt"])
 def test_probabilities_are_of_the_exact_log_likelihoods(request, style):
-    """Oracle: `infer.score` of every label after the context, and a softmax in numpy."""
+    """Oracle: `infer.scoring` of every label after the context, and a softmax in numpy."""
     canary = request.getfixturevalue(style)
     chirp = canary.chirp(DIALOGUES[1])
     context = canary.context(DIALOGUES[1])
@@ -48,7 +48,12 @@ def test_probabilities_are_of_the_exact_log_likelihoods(request, style):
         datasets.Row(label, context.inputs, context.input_ids, label, tuple(tokens))
         for label, tokens in zip(safety.LABELS, canary.choices, strict=True)
     ]
-    scores = np.array([found.scores[0] for found in infer.score(canary.session, rows)])
+    scores = np.array(
+        [
+            found.scores[0]
+            for found in infer.answer(canary.session, rows, infer.scoring(canary.session))
+        ]
+    )
     wanted = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     assert tuple(chirp.probabilities) == safety.LABELS
     np.testing.assert_allclose(list(chirp.probabilities.values()), wanted, atol=1e-5)
@@ -78,7 +83,10 @@ def test_text_is_what_the_label_is_continued_with(canary):
             datasets.Row(str(i), "", context.input_ids, "", (*prefix, *tokens, i))
             for i in range(1, canary.session.vocabulary.size)
         ]
-        scores = [found.scores[0] for found in infer.score(canary.session, candidates)]
+        scores = [
+            found.scores[0]
+            for found in infer.answer(canary.session, candidates, infer.scoring(canary.session))
+        ]
         tokens.append(1 + int(np.argmax(scores)))
     begun = canary.chirp(turns, max_new_tokens=2)
     assert begun.rot_text == canary.session.vocabulary.decode(tokens).strip()
@@ -158,13 +166,12 @@ def test_samples_depend_on_seed_and_dialogue_alone(canary):
 
 @pytest.mark.parametrize("count", [1, 2, 6, 20])
 def test_contexts_are_the_joined_text_without_the_oldest_turns(canary, count):
-    """Oracle: cosmo.tasks.safety.context with a budget, which encodes the joined text."""
+    """Oracle: the longest suffix whose joined text, encoded whole, fits with EOS."""
     vocabulary, budget = canary.session.vocabulary, canary.session.lengths["inputs"]
     turns = [f"This is what number {i} says, {'and more, ' * (i % 4)}ok?" for i in range(count)]
     for shown, row in enumerate(canary.contexts(turns), 1):
-        text = safety.context(
-            turns[:shown], budget=budget, count_tokens=lambda t: len(vocabulary.encode(t))
-        )
+        texts = [safety.context(turns[first:shown]) for first in range(shown)]
+        text = next(t for t in texts if len(vocabulary.encode(t)) < budget)
         assert row.inputs == text
         assert row.input_ids == (*vocabulary.encode(text), 1)
     endless = canary.context(["word " * 200 + "finally"])

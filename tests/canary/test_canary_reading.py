@@ -8,7 +8,7 @@ import pytest
 
 from canary import pieces, reading
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import lines, shards
+from cosmo.engine.infer import record_sources
 
 SODA = {"narrative": "n", "dialogue": ["Hi.", "Hello."], "speakers": ["A", "B"]}
 DAILY = "Hi . __eou__ Hello , you . __eou__"
@@ -31,9 +31,9 @@ def read(path, whole=False, spans=None):
     """(dialogues, rejects) of all of a file, or of some spans."""
     source = reading.source(str(path), whole=whole)
     spans = spans or [(0, source.count)]
-    items = [i for some in source.read([shards.Span(0, *s) for s in spans]) for i in some]
-    rejects = [item for item in items if isinstance(item, shards.Rejected)]
-    return [item for item in items if not isinstance(item, shards.Rejected)], rejects
+    items = [i for some in source.read([record_sources.Span(0, *s) for s in spans]) for i in some]
+    rejects = [item for item in items if isinstance(item, record_sources.Rejected)]
+    return [item for item in items if not isinstance(item, record_sources.Rejected)], rejects
 
 
 def write(path, *records):
@@ -186,7 +186,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
 def test_elements_of_a_list_are_found_whatever_the_chunks(monkeypatch, chunk):
     """Oracle: json.loads of the whole; strings hold brackets, quotes and backslashes."""
-    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     values = [[{"a": 'x]"} \\'}, [1, [2]]], {"b": "\\\\"}, "s,]t", 3, [], None, ["ü\n"]]
     for indent in (None, 1):
         text = json.dumps(values, indent=indent).encode()
@@ -222,7 +222,7 @@ def test_a_list_that_breaks_off_is_one_reject(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
     """Oracle: by hand, of `cat a.json b.json`; what is no list is a reject."""
-    monkeypatch.setattr(pieces, "CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
     path = tmp_path / "in.json"
     path.write_text(f"{json.dumps([[one], [one]])}\n{json.dumps([[one]], indent=1)}\n\n[] rest\n")
@@ -235,7 +235,7 @@ def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
 @pytest.mark.parametrize("every", [1, 4])
 def test_any_span_can_be_read(tmp_path, monkeypatch, every):
     """Oracle: the whole file, read at once."""
-    monkeypatch.setattr(lines, "INDEX_EVERY", every)
+    monkeypatch.setattr(record_sources, "INDEX_EVERY", every)
     hub = write(tmp_path / "hub", *(row(d, r) for d in range(9) for r in range(d % 3 + 1)))
     one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
     nested = write(tmp_path / "nested", json.dumps([[one] * (d % 3 + 1) for d in range(9)]))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from canary.report import Found, Gold, aligned, most_frequent, report, table
+from canary.report import Found, Gold, most_frequent, report, table
 from cosmo.tasks.safety import LABELS
 
 CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = LABELS
@@ -110,11 +110,6 @@ def test_the_baselines_label_and_rots_are_told_apart():
     wanted = f"Most frequent label: {CASUAL}; most frequent RoTs (for contexts that need some): "
     assert wanted + LIE in said
     assert wanted + "none" in table(report(GOLDS, FOUNDS, Gold(CASUAL, ())))
-
-
-def test_aligned():
-    """Oracle: by eye."""
-    assert aligned([["", "b"], ["long", "1"], ["x", "123"]]) == "        b\nlong    1\nx     123"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.data import reader
-from cosmo.engine.data.rows import MANIFEST, Cache
-from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
+from cosmo.engine.data.cache_reading import MANIFEST, Cache
+from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -85,10 +85,13 @@ def segments(cache, number, side="encoder", tokens="encoder_input_tokens"):
 
 
 def kill_when_under_way(command, folder):
-    """Start a command and kill it with SIGKILL when its first shard is finished."""
+    """Start a command and kill it with SIGKILL when its first shard is finished.
+
+    The file of a shard is put in place after its note.
+    """
     process = subprocess.Popen([sys.executable, "-m", "cosmo", *command], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list((folder / ".work").glob("done-*.json")):
+    while not list(folder.glob("rows-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -107,7 +110,7 @@ def test_killed_and_gone_on_gives_the_same_bytes(arguments, cached, tmp_path):
     folder, command = tmp_path / "rows", [*arguments, f"--output={tmp_path / 'rows'}"]
     kill_when_under_way([*command, "--processes=1"], folder)
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("rows-*")}
-    done = len(list((folder / ".work").glob("done-*.json")))
+    done = len(kept)
     assert 1 <= done < 4 and not (folder / MANIFEST).exists()
     assert main([*command, "--processes=1"]) == 0
     assert files(folder) == files(cached)
@@ -274,7 +277,7 @@ def test_errors_of_the_command_line(small, tmp_path, capsys):
     (tmp_path / "rows/.work").mkdir(parents=True)  # as a command that was stopped leaves it
     for arguments, said in (
         (["cache", out], "needs --gin_file"),
-        (["cache", *small, out, "--epochs=0"], "--epochs=0"),
+        (["cache", *small, out, "--epochs=0"], "epochs=0; it must be at least 1 (--epochs)"),
         (["cache", *small, out, "--split=nowhere"], "has a split 'nowhere'"),
         (["cache", *small, out, "--gin.SODA_PATH=/nowhere"], "/nowhere"),
         (["train", *small, f"--gin.MODEL_DIR={tmp_path}/m", "--gin.TRAIN_STEPS=1",

@@ -163,7 +163,7 @@ def test_infer_input_without_tensorflow(trained, tmp_path):
 
 def test_input_and_mixture_agree(trained, predictions, tmp_path):
     """Oracle: the SeqIO path. A record read without SeqIO has the same text, tokens and answer."""
-    from cosmo.tasks.corpus_examples import soda_file_examples
+    from cosmo.tasks.families import soda_file_examples
 
     examples = itertools.islice(soda_file_examples("tasks/sample/soda", "validation"), 9)
     records = tmp_path / "in.jsonl"

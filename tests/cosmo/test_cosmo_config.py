@@ -234,3 +234,10 @@ def test_errors_of_constructors_come_through_clean(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: T5Config.dtype='float16'")
     assert error.count("\n") == 1
+
+
+def test_a_required_value_is_named_where_it_is_bound():
+    """Oracle: by hand. The last macro of a chain, or the parameter itself."""
+    given = ["MODEL_DIR = 'x'", "MINE = %gin.REQUIRED", "BATCH_SIZE = %MINE"]
+    given += ["optimizer.AdamW.weight_decay = %gin.REQUIRED"]
+    assert "MINE, optimizer.AdamW.weight_decay must be given" in message([TINY], *given)

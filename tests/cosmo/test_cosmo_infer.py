@@ -12,7 +12,7 @@ import pytest
 
 from cosmo import records
 from cosmo.__main__ import main
-from cosmo.engine.infer import infer, shards
+from cosmo.engine.infer import infer, record_sources
 from cosmo.tasks import vocabularies
 
 # One shape to compile, for all commands of this file.
@@ -240,22 +240,22 @@ def test_every_line_is_answered_or_rejected(tmp_path):
     path.write_bytes(b"\n".join([good, *bad, b"  ", good + b"\r", null]))
     vocabulary = vocabularies.load("tasks/sample/vocabulary.model")
     source = records.source(str(path), vocabulary, 32)
-    (items,) = source.read([shards.Span(0, 0, source.count)])
-    rejects = [item for item in items if isinstance(item, shards.Rejected)]
+    (items,) = source.read([record_sources.Span(0, 0, source.count)])
+    rejects = [item for item in items if isinstance(item, record_sources.Rejected)]
     assert [reject.line for reject in rejects] == list(range(2, 2 + len(bad)))
     json.dumps([tuple(reject) for reject in rejects], ensure_ascii=False).encode()
-    rows = [item for item in items if not isinstance(item, shards.Rejected)]
+    rows = [item for item in items if not isinstance(item, record_sources.Rejected)]
     assert [row.id for row in rows] == ["same", "same", str(len(bad) + 3)]
 
 
 def test_any_span_can_be_read(tmp_path, monkeypatch):
     """Oracle: the lines themselves, however far apart their index is."""
-    monkeypatch.setattr("cosmo.engine.infer.lines.INDEX_EVERY", 4)
+    monkeypatch.setattr("cosmo.engine.infer.record_sources.INDEX_EVERY", 4)
     path = write_input(tmp_path / "in.jsonl", 30)
     vocabulary = vocabularies.load("tasks/sample/vocabulary.model")
     source = records.source(str(path), vocabulary, 32)
     for spans in ([(0, 3), (3, 9), (11, 12)], [(29, 30)], [(4, 8), (21, 27)]):
-        found = list(source.read([shards.Span(0, *span) for span in spans]))
+        found = list(source.read([record_sources.Span(0, *span) for span in spans]))
         assert [[int(row.id) for row in rows] for rows in found] == [list(range(*s)) for s in spans]
 
 

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from cosmo import plot, quickstart
+from cosmo import plot
 from cosmo.__main__ import main
-from cosmo.engine.base import demo_folder
+from cosmo.cli import quickstart
+from cosmo.engine.base import demo
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks import vocabularies
 from cosmo.tasks.formatting import Example
@@ -94,11 +95,11 @@ def test_the_default_folder_of_a_start_that_crashed_is_made_anew(tmp_path, monke
     folder.mkdir(parents=True)
     for name in left:
         (folder / name).write_text("x")
-    made = demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    assert [p.name for p in made.iterdir()] == [demo_folder.MARKER]
+    made = demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+    assert [p.name for p in made.iterdir()] == [demo.MARKER]
     (made / "notes.txt").write_text("x")  # in a folder of its own everything goes
-    demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    assert [p.name for p in made.iterdir()] == [demo_folder.MARKER]
+    demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+    assert [p.name for p in made.iterdir()] == [demo.MARKER]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
@@ -109,14 +110,14 @@ def test_a_default_folder_with_a_file_of_somebody_is_left_alone(tmp_path, monkey
     folder.mkdir(parents=True)
     (folder / name).write_text("x")
     with pytest.raises(UserError, match=f"holds {re.escape(name)}"):
-        demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+        demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
     assert (folder / name).exists()
 
 
 def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch):
     """Oracle: the lock that training holds."""
     monkeypatch.chdir(tmp_path)
-    folder = demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+    folder = demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
     (folder / "checkpoints").mkdir()
     code = "import sys, time, pathlib; from cosmo.engine.base.folders import only_writer\n"
     code += "with only_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -129,7 +130,7 @@ def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch):
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="is in use by process"):
-            demo_folder.begin(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+            demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
     finally:
         holder.kill()
         holder.wait()

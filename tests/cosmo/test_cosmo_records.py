@@ -11,7 +11,7 @@ import pytest
 
 from cosmo import records
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.infer import shards
+from cosmo.engine.infer import record_sources
 from cosmo.tasks import formatting, vocabularies
 
 
@@ -71,7 +71,7 @@ def source(path, rows, vocabulary):
     """The rows of a file of these records."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = records.source(str(path), vocabulary, 64)
-    (items,) = found.read([shards.Span(0, 0, found.count)])
+    (items,) = found.read([record_sources.Span(0, 0, found.count)])
     return items
 
 
@@ -128,7 +128,7 @@ def test_compression_and_byte_order_mark(tmp_path, vocabulary, kind, mark):
     path = tmp_path / "in.jsonl"
     path.write_bytes(packed)
     found = records.source(str(path), vocabulary, 64)
-    spans = [shards.Span(0, *span) for span in ((0, 2), (1500, 1502), (2999, 3000))]
+    spans = [record_sources.Span(0, *span) for span in ((0, 2), (1500, 1502), (2999, 3000))]
     names = [[row.id for row in rows] for rows in found.read(spans)]
     assert names == [["0", "1"], ["1500", "1501"], ["2999"]]
 

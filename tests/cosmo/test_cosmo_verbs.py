@@ -1,7 +1,6 @@
 """Help pages and flags of the verbs."""
 
 import dataclasses
-import importlib
 import pathlib
 import subprocess
 import sys
@@ -10,8 +9,10 @@ import tomllib
 import pytest
 
 import cosmo
-from cosmo import verbs
+import data_pipeline.verbs
+from canary.cli import program as canary_program
 from cosmo.__main__ import main
+from cosmo.cli.program import PROGRAM
 from cosmo.engine.base import command_line
 from cosmo.engine.base.errors import UserError
 
@@ -27,12 +28,12 @@ def test_the_list_of_verbs(capsys):
     """Property: every verb with its line."""
     code, text, _ = output(capsys, "--help")
     assert code == 0
-    for name, verb in verbs.VERBS.items():
+    for name, verb in PROGRAM.verbs.items():
         assert name in text
         assert verb.help.split()[0] in text
 
 
-@pytest.mark.parametrize("name", verbs.VERBS)
+@pytest.mark.parametrize("name", PROGRAM.verbs)
 def test_each_verb_has_a_page(capsys, name):
     """Property: examples that parse, the common flags, and no other verb's."""
     code, text, _ = output(capsys, name, "--help")
@@ -43,12 +44,12 @@ def test_each_verb_has_a_page(capsys, name):
     assert max(map(len, text.splitlines())) <= 100
     assert ("--num_shards" in text) == (name == "infer")
     assert ("--situation" in text) == (name == "chat")
-    examples = verbs.VERBS[name].examples.replace("\\\n", "").strip().splitlines()
+    examples = PROGRAM.verbs[name].examples.replace("\\\n", "").strip().splitlines()
     for example in examples:
         words = example.split()
         assert words[:4] == ["python", "-m", "cosmo", name]
         flags = [w for w in words[4:] if w.startswith("--") and not w.startswith("--gin.")]
-        assert command_line.parse(verbs.PROGRAM, [name, *flags]).verb == name
+        assert command_line.parse(PROGRAM, [name, *flags]).verb == name
 
 
 @pytest.mark.parametrize(
@@ -75,57 +76,66 @@ def test_mistakes_are_one_line(capsys, arguments, expected):
     assert "--help" in error
 
 
-def test_flags_are_bindings(monkeypatch):
+def with_infer(run, load_settings) -> command_line.Program:
+    """The program cosmo with another function of `infer`, and another loader of settings."""
+    infer = dataclasses.replace(PROGRAM.verbs["infer"], run=run)
+    changed = {"verbs": {**PROGRAM.verbs, "infer": infer}, "load_settings": load_settings}
+    return dataclasses.replace(PROGRAM, **changed)
+
+
+def test_flags_are_bindings():
     """Oracle: by hand. Only what is given, with its type; other flags are none."""
     seen = []
-    program = dataclasses.replace(
-        verbs.PROGRAM, load_settings=lambda args, bindings: seen.extend(bindings)
-    )
-    monkeypatch.setattr("cosmo.commands.run_infer", lambda args: None)
+    program = with_infer(lambda args: None, lambda args, verb, bindings: seen.extend(bindings))
     arguments = ["infer", "--top_k=3", "--temperature=1", "--mode=score", "--num_shards=4"]
     assert command_line.main(program, [*arguments, "--gin.EMB_DIM=3"]) == 0
     assert seen == ["EMB_DIM = 3", "MODE = 'score'", "TEMPERATURE = 1.0", "TOP_K = 3"]
 
 
-@pytest.mark.parametrize("package", ["cosmo", "canary", "data_pipeline"])
-def test_no_verb_prints_the_help(package, capsys):
+PROGRAMS = pytest.mark.parametrize(
+    "program",
+    [PROGRAM, canary_program.PROGRAM, data_pipeline.verbs.PROGRAM],
+    ids=["cosmo", "canary", "data_pipeline"],
+)
+
+
+@PROGRAMS
+def test_no_verb_prints_the_help(program, capsys):
     """Property: the verbs are listed; exit code 2, for nothing was run."""
-    program = importlib.import_module(f"{package}.verbs").PROGRAM
     assert command_line.main(program, []) == 2
     text = capsys.readouterr().out
     assert all(name in text for name in program.verbs)
 
 
-@pytest.mark.parametrize("package", ["cosmo", "canary", "data_pipeline"])
-def test_version(package, capsys):
+@PROGRAMS
+def test_version(program, capsys):
     """Oracle: pyproject.toml."""
     wanted = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["version"]
-    program = importlib.import_module(f"{package}.verbs").PROGRAM
     with pytest.raises(SystemExit) as stopped:
         command_line.main(program, ["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == f"{package} {wanted}\n"
+    assert capsys.readouterr().out == f"{program.name} {wanted}\n"
     assert cosmo.__version__ == wanted
 
 
-def test_an_error_names_the_flag_of_its_setting(capsys, monkeypatch):
+def test_an_error_names_the_flag_of_its_setting(capsys):
     """Oracle: by hand. A verb's own flag, else --gin.NAME, for an error that names a setting."""
 
     def fail(args):
         raise UserError("it is wrong", setting=("INFER_BATCH_SIZE", "window", "EMB_DIM"))
 
-    monkeypatch.setattr("cosmo.commands.run_infer", fail)
-    program = dataclasses.replace(verbs.PROGRAM, load_settings=lambda args, bindings: None)
+    program = with_infer(fail, lambda args, verb, bindings: None)
     assert command_line.main(program, ["infer"]) == 1
     expected = "error: it is wrong (--batch_size, --window, --gin.EMB_DIM)\n"
     assert capsys.readouterr().err == expected
 
 
-def test_help_loads_neither_jax_nor_tensorflow():
+@pytest.mark.parametrize(("package", "verb"), [("cosmo", "infer"), ("canary", "label")])
+def test_help_loads_neither_jax_nor_tensorflow(package, verb):
     """Property: a help page is there at once."""
     program = (
         "import sys; sys.modules['jax'] = sys.modules['tensorflow'] = None\n"
-        "from cosmo.__main__ import main\n"
-        "main(['infer', '--help'])"
+        f"from {package}.__main__ import main\n"
+        f"main(['{verb}', '--help'])"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

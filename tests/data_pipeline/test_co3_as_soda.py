@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.formatting import cosmo_input
 from cosmo.tasks.readers import read_soda
 from data_pipeline.co3 import schema

@@ -74,7 +74,7 @@ def settings(model_dir: str, options: dict) -> dict:
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, partitioning, step
     from cosmo.engine.model.optimizer import Adafactor, LearningRateSchedule
-    from cosmo.engine.train import early_stopping, evaluate, guard
+    from cosmo.engine.train import bad_steps, early_stopping, evaluate
     from tests.engine import tiny_network
 
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
@@ -101,7 +101,7 @@ def settings(model_dir: str, options: dict) -> dict:
             options["save_period"], options["keep"], save_timeout=options["save_timeout"]
         ),
         partitioner=partitioning.Partitioner(),
-        bad_steps=guard.GuardConfig(
+        bad_steps=bad_steps.BadStepConfig(
             options["policy"], options["spike_factor"], options["max_in_a_row"]
         ),
         early_stop=early_stopping.StoppingConfig(options["patience"]),
@@ -156,13 +156,13 @@ def patch(options: dict, put=setattr) -> None:
 
     if options["sleeps"] and options["sleeps"][0] == jax.process_index():
         if options["sleeps"][1] == "save":
-            from cosmo.engine.checkpoints import saving
+            from cosmo.engine.checkpoints import checkpoint_writer
 
-            put(saving.Saver, "save", lambda *args: time.sleep(1000))
+            put(checkpoint_writer.CheckpointWriter, "save", lambda *args: time.sleep(1000))
         else:
-            put(integrity, "write", lambda *args: time.sleep(1000))
+            put(integrity, "write_manifest", lambda *args: time.sleep(1000))
     if options["fail_write"] is not None:
-        write, start = integrity.write, run_checkpoints.start_saving
+        write, start = integrity.write_manifest, run_checkpoints.start_saving
         steps = []
 
         def starting(manager, step, *rest):
@@ -175,7 +175,7 @@ def patch(options: dict, put=setattr) -> None:
             write(*args)
 
         put(run_checkpoints, "start_saving", starting)
-        put(integrity, "write", failing)
+        put(integrity, "write_manifest", failing)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import numpy as np
 
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets
-from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.infer import bulk, infer, record_sources
 
 
 class Words:
@@ -26,12 +26,12 @@ def records(count, bad=()):
     for i in range(count):
         ids = tuple(random.integers(2, 40, random.integers(1, 48)).tolist())
         row = datasets.Row(str(i), " ".join(map(str, ids)), ids, "3 4", (3, 4, 5 + i % 9, 1))
-        items.append(shards.Rejected(i + 1, "bad", "…") if i in bad else row)
+        items.append(record_sources.Rejected(i + 1, "bad", "…") if i in bad else row)
 
     def read(spans):
         yield from (items[span.start : span.stop] for span in spans)
 
-    return shards.Source("records", count, {"count": count}, read)
+    return record_sources.Source("records", count, {"count": count}, read)
 
 
 def config(model, monkeypatch):
@@ -41,6 +41,6 @@ def config(model, monkeypatch):
     def make(batch_size=4, **changes):
         lengths = {"inputs": 48, "targets": 16}
         session = infer.SessionConfig(model, Words(), "/run", lengths, batch_size)
-        return jobs.InferConfig(session, **changes)
+        return bulk.InferConfig(session, **changes)
 
     return make

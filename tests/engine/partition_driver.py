@@ -1,6 +1,6 @@
 """Runs and answers on meshes of CPU devices, for test_engine_partitioning.py.
 
-    python -m tests.engine.partition_driver OUT [PORT PROCESS]
+    python -m tests.engine.partition_driver OUT MESH,MESH,... [PORT PROCESS]
 
 Writes OUT.json and OUT.npz; with PORT, as one of two processes.
 """
@@ -23,10 +23,11 @@ MESHES = {
     if parts <= count
 }
 STEPS = 10
-
-
+# Compiling for a mesh takes 10 s of a core, and no cache keeps it: `make test` compiles these, the
+# slow tests all.
+FAST = ("1x1", "2x4", "2x2")
 ANSWERING = ("1x1", "8x1", "2x4")  # meshes that generate and score too
-TWO = ("4x1", "2x2")  # meshes of two processes with two devices each
+TWO = ("2x2", "4x1")  # meshes of two processes with two devices each
 
 
 def setting():
@@ -131,8 +132,8 @@ def answers(setting, parts, devices):
     }
 
 
-def run_on_eight_devices(out: str) -> None:
-    """Ten steps on every mesh. Writes the losses, parameters and layouts that the tests read."""
+def run_on_eight_devices(out: str, meshes: str) -> None:
+    """Ten steps on each mesh. Writes the losses, parameters and layouts that the tests read."""
     import jax
 
     from cosmo.engine.model import models, step, t5
@@ -143,7 +144,8 @@ def run_on_eight_devices(out: str) -> None:
     report, arrays = {}, {}
     partitioning.Partitioner().mesh(jax.devices()[:1])
     report["cache"] = [jax.config.jax_enable_compilation_cache]
-    for name, (data, parts) in MESHES.items():
+    for name in meshes.split(","):
+        data, parts = MESHES[name]
         losses, rows, state = run_mesh(given, parts, jax.devices()[: data * parts])
         report[name] = {
             "losses": losses,
@@ -183,7 +185,7 @@ def run_on_eight_devices(out: str) -> None:
     Path(out + ".json").write_text(json.dumps(report))
 
 
-def run_as_one_of_two(out: str, port: str, process: str) -> None:
+def run_as_one_of_two(out: str, meshes: str, port: str, process: str) -> None:
     """The same on two devices of each of two processes; the first writes."""
     import jax
     from jax.experimental import multihost_utils
@@ -192,7 +194,7 @@ def run_as_one_of_two(out: str, port: str, process: str) -> None:
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     assert (len(jax.devices()), len(jax.local_devices())) == (4, 2)
     given, report, arrays = setting(), {}, {}
-    for name in TWO:
+    for name in meshes.split(","):
         losses, rows, state = run_mesh(given, MESHES[name][1], jax.devices())
         report[name] = {"losses": losses, "rows": rows}
         whole = multihost_utils.process_allgather(state.params, tiled=True)
@@ -203,4 +205,4 @@ def run_as_one_of_two(out: str, port: str, process: str) -> None:
 
 
 if __name__ == "__main__":
-    (run_as_one_of_two if len(sys.argv) > 2 else run_on_eight_devices)(*sys.argv[1:])
+    (run_as_one_of_two if len(sys.argv) > 3 else run_on_eight_devices)(*sys.argv[1:])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import cache, datasets, rows, slices
+from cosmo.engine.data import cache_reading, cache_writing, datasets, epoch_slices
 
 seqio = pytest.importorskip("seqio")
 
@@ -64,7 +64,9 @@ def mix(name, tasks):
 
 
 def settings(name, **changes):
-    return cache.CacheConfig(datasets.DatasetConfig(name, LENGTHS, seed=5, **changes), Words())
+    return cache_writing.CacheConfig(
+        datasets.DatasetConfig(name, LENGTHS, seed=5, **changes), Words()
+    )
 
 
 def examples_of(made, epoch=None):
@@ -97,7 +99,7 @@ def test_engine_cache_rows_are_seqio_s(tmp_path):
     SeqIO ends a row after every max(lengths) examples too, so there are fewer.
     """
     name = register("cache_a", 23)
-    made = cache.write_cache(settings(name, shuffle=False), str(tmp_path / "c"))
+    made = cache_writing.write_cache(settings(name, shuffle=False), str(tmp_path / "c"))
     dataset = seqio.get_dataset(
         name, LENGTHS, seqio.EncDecFeatureConverter(pack=True), shuffle=False, verbose=False
     )
@@ -112,7 +114,7 @@ def test_engine_cache_rows_are_seqio_s(tmp_path):
 def test_engine_cache_unpacked(tmp_path):
     """Oracle: SeqIO's converter without packing."""
     name = register("cache_a", 9)
-    made = cache.write_cache(settings(name, shuffle=False, pack=False), str(tmp_path / "c"))
+    made = cache_writing.write_cache(settings(name, shuffle=False, pack=False), str(tmp_path / "c"))
     converter = seqio.EncDecFeatureConverter(pack=False)
     dataset = seqio.get_dataset(name, LENGTHS, converter, shuffle=False, verbose=False)
     expected = list(dataset.as_numpy_iterator())
@@ -125,7 +127,9 @@ def test_engine_cache_unpacked(tmp_path):
 def test_engine_cache_every_example_once_an_epoch(tmp_path):
     """Oracle: SeqIO's own examples of the tasks, counted. Rates as the sizes: a concatenation."""
     name = mix("cache_m", [(register("cache_a", 40), 40), (register("cache_b", 10, first=100), 10)])
-    made = cache.write_cache(settings(name), str(tmp_path / "c"), epochs=2, shards_per_epoch=3)
+    made = cache_writing.write_cache(
+        settings(name), str(tmp_path / "c"), epochs=2, shards_per_epoch=3
+    )
     live = [
         (tuple(x["inputs"].tolist()), tuple(x["targets"].tolist()))
         for task in ("cache_a", "cache_b")
@@ -145,7 +149,9 @@ def test_engine_cache_every_example_once_an_epoch(tmp_path):
 def test_engine_cache_rates_read_a_task_more_often(tmp_path):
     """Rates 1:1 for 40 and 16 examples: 16 are read 2.5 times, everyone 5 times in two epochs."""
     name = mix("cache_m", [(register("cache_a", 40), 1), (register("cache_b", 16, first=100), 1)])
-    made = cache.write_cache(settings(name), str(tmp_path / "c"), epochs=2, shards_per_epoch=2)
+    made = cache_writing.write_cache(
+        settings(name), str(tmp_path / "c"), epochs=2, shards_per_epoch=2
+    )
     for epoch in (0, 1):
         read = Counter(targets[0] for _, targets in examples_of(made, epoch))
         assert all(read[10 + i] == 1 for i in range(40))
@@ -157,13 +163,16 @@ def test_engine_cache_rates_read_a_task_more_often(tmp_path):
 
 def test_engine_cache_times_an_epoch():
     """Oracle: by hand. Published rates are rounded: within 2% they mean a concatenation."""
-    times = slices.times_an_epoch({"a": 3.0, "b": 1.0}, {"a": 4188, "b": 1099})
+    times = epoch_slices.times_an_epoch({"a": 3.0, "b": 1.0}, {"a": 4188, "b": 1099})
     assert times == {"a": 1.0, "b": pytest.approx(1 / 1099 / (3 / 4188))}
     sizes = {"a": 7_800_000, "b": 120_236}
-    assert slices.times_an_epoch({"a": 7_864_441.2, "b": 120_236.0}, sizes) == {"a": 1.0, "b": 1.0}
+    assert epoch_slices.times_an_epoch({"a": 7_864_441.2, "b": 120_236.0}, sizes) == {
+        "a": 1.0,
+        "b": 1.0,
+    }
     for fraction in (0.01, 0.27, 0.5, 0.9):
         k = np.arange(1000.0)
-        chosen = np.array([slices.is_extra(k, epoch, fraction) for epoch in range(20)])
+        chosen = np.array([epoch_slices.is_extra(k, epoch, fraction) for epoch in range(20)])
         assert np.all(np.abs(chosen.sum(1) - 1000 * fraction) <= 3)  # of each epoch
         assert np.all(np.abs(chosen.sum(0) - 20 * fraction) <= 1)  # of each example
 
@@ -180,7 +189,7 @@ def test_engine_cache_preprocessors_that_multiply(tmp_path):
         "cache_m",
         [(register("cache_a", 20, steps=[twice]), 1), (register("cache_b", 40, first=100), 1)],
     )
-    made = cache.write_cache(settings(name), str(tmp_path / "c"))
+    made = cache_writing.write_cache(settings(name), str(tmp_path / "c"))
     assert {entry["times"] for entry in made.manifest["tasks"].values()} == {1.0}
     assert made.manifest["totals"]["examples"] == 80
 
@@ -189,7 +198,7 @@ def test_engine_cache_rate_zero_is_left_out(tmp_path, caplog):
     """Oracle: SeqIO's mixture, which never draws from such a task."""
     caplog.set_level("INFO", logger="cosmo")
     name = mix("cache_m", [(register("cache_a", 4), 1), (register("cache_b", 4), 0)])
-    made = cache.write_cache(settings(name), str(tmp_path / "c"))
+    made = cache_writing.write_cache(settings(name), str(tmp_path / "c"))
     assert list(made.manifest["tasks"]) == ["cache_a"] and "cache_b has rate 0" in caplog.text
 
 
@@ -200,9 +209,9 @@ def test_engine_cache_empty_task_is_named(tmp_path, how):
     empty = register("cache_empty", 0 if how == "source" else 5, steps=steps)
     name = mix("cache_m", [(register("cache_a", 4), 1), (empty, 1)])
     with pytest.raises(UserError, match="task 'cache_empty' has no examples in split 'train'"):
-        cache.write_cache(settings(name), str(tmp_path / "c"))
+        cache_writing.write_cache(settings(name), str(tmp_path / "c"))
     with pytest.raises(UserError, match="is not finished"):
-        rows.Cache(str(tmp_path / "c"))
+        cache_reading.Cache(str(tmp_path / "c"))
 
 
 def test_engine_cache_unknown_pieces(tmp_path):
@@ -210,12 +219,12 @@ def test_engine_cache_unknown_pieces(tmp_path):
     that stands in a separator does not count. Oracle: by hand."""
     name = register("cache_a", 20, unknown=1)
     with pytest.raises(UserError, match=r"of task 'cache_a' are unknown .*words.model"):
-        cache.write_cache(settings(name), str(tmp_path / "c"))
-    made = cache.write_cache(settings(name), str(tmp_path / "c"), allow_unknown=True)
+        cache_writing.write_cache(settings(name), str(tmp_path / "c"))
+    made = cache_writing.write_cache(settings(name), str(tmp_path / "c"), allow_unknown=True)
     pieces = sum(1 + i % 9 + 1 + 1 for i in range(20))  # words, unknown, target
     assert made.manifest["tasks"]["cache_a"]["unknown_share"] == pytest.approx(20 / pieces)
     apart = dataclasses.replace(settings(name), apart=("2",))
-    made = cache.write_cache(apart, str(tmp_path / "d"))
+    made = cache_writing.write_cache(apart, str(tmp_path / "d"))
     assert made.manifest["tasks"]["cache_a"]["unknown_share"] == 0
 
 
@@ -224,52 +233,67 @@ def test_engine_cache_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     without its file counts for nothing. Oracle: the bytes of a run that was not stopped."""
     name = register("cache_a", 60)
     whole = tmp_path / "whole"
-    cache.write_cache(settings(name), str(whole), epochs=2, shards_per_epoch=3)
+    cache_writing.write_cache(settings(name), str(whole), epochs=2, shards_per_epoch=3)
     stopped, written = tmp_path / "stopped", []
 
-    def write(config, folder, plan, shard, *rest):
+    def write(config, units, plan, processes, shard, report):
         if len(written) == limit:
             raise KeyboardInterrupt
         written.append(shard)
-        original(config, folder, plan, shard, *rest)
+        original(config, units, plan, processes, shard, report)
 
-    original, limit = cache._write_shard, 3
-    monkeypatch.setattr(cache, "_write_shard", write)
+    original, limit = cache_writing._write_shard, 3
+    monkeypatch.setattr(cache_writing, "_write_shard", write)
     with pytest.raises(KeyboardInterrupt, match="finished shards are kept"):
-        cache.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
+        cache_writing.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
     with pytest.raises(UserError, match="is not finished"):
-        rows.Cache(str(stopped))
-    (stopped / rows.shard_name(1, 6)).unlink()
-    (stopped / cache.WORK / "partial-123").write_text("half a shard")
+        cache_reading.Cache(str(stopped))
+    (stopped / cache_reading.shard_name(1, 6)).unlink()
+    (stopped / cache_reading.WORK / "partial-123").write_text("half a shard")
     limit = 99
-    cache.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
+    cache_writing.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
     assert written == [0, 1, 2, 1, 3, 4, 5]
     assert files(stopped) == files(whole)
-    damaged = stopped / rows.shard_name(4, 6)
+    damaged = stopped / cache_reading.shard_name(4, 6)
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    cache.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
+    cache_writing.write_cache(settings(name), str(stopped), epochs=2, shards_per_epoch=3)
     assert written[7:] == [4] and files(stopped) == files(whole)
-    assert not (stopped / cache.WORK).exists()
+    assert not (stopped / cache_reading.WORK).exists()
 
 
 def test_engine_cache_other_settings_and_occupied_folders(tmp_path):
     """Oracle: the setting that differs, with both values; a folder of other files stays whole."""
     name, folder = register("cache_a", 9), tmp_path / "c"
-    cache.write_cache(settings(name), str(folder), recipe="A = 1\nB = 2")
+    cache_writing.write_cache(settings(name), str(folder), recipe="A = 1\nB = 2")
     for said, changes in (
-        ("epochs is 1 there and 2 here", {"epochs": 2}),
-        ("recipe is 'B = 2' there and 'B = 3' here", {"recipe": "A = 1\nB = 3"}),
+        ("begun with epochs=1, this command has 2", {"epochs": 2}),
+        (
+            r"begun with recipe=\['B = 2'\], this command has \['B = 3'\]",
+            {"recipe": "A = 1\nB = 3"},
+        ),
     ):
         with pytest.raises(UserError, match=said):
-            cache.write_cache(settings(name), str(folder), **{"recipe": "A = 1\nB = 2", **changes})
-    cache.write_cache(settings(name), str(folder), epochs=2, overwrite=True)
-    assert json.loads((folder / rows.MANIFEST).read_text())["epochs"] == 2
+            cache_writing.write_cache(
+                settings(name), str(folder), **{"recipe": "A = 1\nB = 2", **changes}
+            )
+    cache_writing.write_cache(settings(name), str(folder), epochs=2, overwrite=True)
+    # Modules may be renamed, values may not.
+    recipes = [
+        f"from x import {module}\n{module}.Config.path = {path!r}\nb.c = @{module}.Config()"
+        for module, path in (("old", "a.txt"), ("new_name", "a.txt"), ("new_name", "b.txt"))
+    ]
+    again = {"overwrite": True, "epochs": 2}
+    cache_writing.write_cache(settings(name), str(folder), recipe=recipes[0], **again)
+    cache_writing.write_cache(settings(name), str(folder), recipe=recipes[1], epochs=2)
+    with pytest.raises(UserError, match=r"recipe=\[\"Config.path = 'a.txt'\"\], this command"):
+        cache_writing.write_cache(settings(name), str(folder), recipe=recipes[2], epochs=2)
+    assert json.loads((folder / cache_reading.MANIFEST).read_text())["epochs"] == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"holds thesis.txt and no cache"):
-        cache.write_cache(settings(name), str(tmp_path / "mine"))
-    cache.write_cache(settings(name), str(tmp_path / "mine"), overwrite=True)
+        cache_writing.write_cache(settings(name), str(tmp_path / "mine"))
+    cache_writing.write_cache(settings(name), str(tmp_path / "mine"), overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    assert not (tmp_path / "mine" / cache.WORK).exists()
-    with pytest.raises(UserError, match=r"cannot write .*give another --output"):
-        cache.write_cache(settings(name), str(tmp_path / "mine" / "thesis.txt"))
+    assert not (tmp_path / "mine" / cache_reading.WORK).exists()
+    with pytest.raises(UserError, match=r"cannot write .*give another output"):
+        cache_writing.write_cache(settings(name), str(tmp_path / "mine" / "thesis.txt"))

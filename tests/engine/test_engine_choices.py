@@ -10,7 +10,7 @@ import pytest
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
-from cosmo.engine.model import choices, decoding, generate, models, partitioning, t5
+from cosmo.engine.model import choice_tree, decoding, generate, models, partitioning, t5
 from cosmo.engine.model.decoding import DecodingConfig
 
 PAD, EOS = 0, 1
@@ -95,7 +95,7 @@ def test_score_choices_is_the_score_of_each_pair(model, make_params, unpacked, s
 
 def test_tree_reads_what_choices_share_once():
     """Oracle: by hand; seven tokens of `5 6 7`, `5 6`, `5 8` after four distinct prefixes."""
-    tree = choices.tree_of(((5, 6, 7), (5, 6), (5, 8)))
+    tree = choice_tree.build_tree(((5, 6, 7), (5, 6), (5, 8)))
     assert tree.tokens_N.tolist() == [PAD, 5, 6]
     assert tree.depths_N.tolist() == [0, 1, 2]
     assert tree.ancestors_NN.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -250,7 +250,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on, monkeypa
 def test_wrong_choices_are_named(wrong, words):
     """Oracle: DESIGN, habit 3."""
     with pytest.raises(UserError, match=words):
-        choices.checked(wrong, 40)
+        choice_tree.check_choices(wrong, 40)
 
 
 def test_products_in_bfloat16_stay_near_float32():

@@ -48,7 +48,7 @@ def test_evaluations_since_the_best(config, values, best_step, counts):
         ({"patience": 0}, "EARLY_STOPPING_PATIENCE=0"),
         ({"patience": 2, "mode": "low"}, "EARLY_STOPPING_MODE='low'"),
         ({"patience": 2, "min_delta": -1.0}, "EARLY_STOPPING_MIN_DELTA=-1.0"),
-        ({"patience": 2, "metric": "eval/all/z"}, "cannot be told by its name"),
+        ({"patience": 2, "metric": "eval/all/z"}, "its name does not show"),
     ],
 )
 def test_settings_that_cannot_be(fields, words):

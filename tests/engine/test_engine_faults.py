@@ -121,6 +121,7 @@ def test_ctrl_c_saves_too_and_says_which_step(tmp_path):
     assert [p.name for p in (folder / "checkpoints").iterdir()] == [str(step)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_leaves_earlier_checkpoints(tmp_path):
     """A limit on a file's size stands for a full disk: it needs no privileges. Oracle: one line
     that says what, where, how much; the earlier checkpoint goes on, to the bit."""
@@ -169,7 +170,7 @@ def test_a_full_file_system(tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("step", [4, 12])
+@pytest.mark.parametrize("step", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_write_that_fails_in_the_background_is_not_lost(tmp_path, step):
     """Property: raised by the next save, or at the end after the last; nothing of it stays."""
     log = faults.run(tmp_path / "run", code=1, total_steps=12, save_period=4, fail_write=step)
@@ -195,7 +196,8 @@ def two_processes(model_dir, **options):
     return processes
 
 
-@pytest.mark.parametrize("where", ["save", pytest.param("write", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["save", "write"])
 def test_a_process_that_does_not_save_is_named(tmp_path, where):
     """Two processes, the second of which sleeps instead of saving, or of writing in the background:
     the first ends within the timeout, and names it."""

@@ -65,7 +65,7 @@ def test_the_optimizer_state_comes_if_asked_for(state_of, folders, name):
 def test_a_huggingface_folder_has_no_optimizer_state(state_of, folders):
     """Oracle: DESIGN, habit 3: the error names the setting to leave out."""
     _, _, abstract, shardings = state_of
-    with pytest.raises(UserError, match=r"leave out --gin\.RESTORE_OPTIMIZER_STATE"):
+    with pytest.raises(UserError, match=r"leave out \(setting: RESTORE_OPTIMIZER_STATE"):
         InitialCheckpoint(folders["huggingface"], True).read(abstract, shardings, {})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import any_format, integrity, run_checkpoints, saving
+from cosmo.engine.checkpoints import any_format, checkpoint_writer, integrity, run_checkpoints
 from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
@@ -88,16 +88,16 @@ def test_no_flipped_bit_goes_unnoticed(copied):
     Orbax's note of when it wrote."""
     folder = copied / "checkpoints/8"
     unnoticed = []
-    assert integrity.problem(folder) is None
+    assert integrity.find_damage(folder) is None
     for seed, path in enumerate(files(folder)):
         content = path.read_bytes()
         flip(path, seed)
-        if integrity.problem(folder) is None:
+        if integrity.find_damage(folder) is None:
             unnoticed.append(path.name)
         path.write_bytes(content)
     assert set(unnoticed) <= {"_CHECKPOINT_METADATA", "commit_success.txt"}
     assert len(files(folder)) > 15
-    assert integrity.problem(folder) is None
+    assert integrity.find_damage(folder) is None
 
 
 def test_parts_of_a_checkpoint_are_checked_by_all(copied):
@@ -106,7 +106,7 @@ def test_parts_of_a_checkpoint_are_checked_by_all(copied):
     for path in files(folder)[:6]:
         content = path.read_bytes()
         flip(path)
-        found = [integrity.problem(folder, part, 3) for part in range(3)]
+        found = [integrity.find_damage(folder, part, 3) for part in range(3)]
         if not path.name.startswith("checksums"):
             assert sum(problem is not None for problem in found) == 1
         path.write_bytes(content)
@@ -167,7 +167,7 @@ def test_checksums_by_hand(tmp_path):
 )
 def test_who_lags_is_read_from_the_barriers_message(text, names):
     """Oracle: messages as the coordination service writes them."""
-    assert saving.lagging(text) == names
+    assert checkpoint_writer.late_processes(text) == names
 
 
 # States between devices.
@@ -177,7 +177,7 @@ import json, sys
 sys.path[:0] = ["."]
 import jax, numpy as np
 from tests.engine import fault_driver
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints, checkpoint_writer
 from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.model import partitioning
 from cosmo.engine.model.step import state_shardings
@@ -188,7 +188,7 @@ fault_driver.patch(fault_driver.OPTIONS)
 run = fault_driver.settings(folder, fault_driver.OPTIONS)
 mesh = partitioning.Partitioner().mesh()
 abstract, shardings = state_shardings(run["model"], run["step"], run["partitioner"], mesh)
-saver = saving.Saver(folder, run["checkpoint"])
+saver = checkpoint_writer.CheckpointWriter(folder, run["checkpoint"])
 if action == "save":
     rng = np.random.default_rng(0)
     fill = lambda a: rng.integers(1, 2**30, a.shape, np.int32).view(np.int32)
@@ -255,7 +255,7 @@ def test_an_imported_checkpoint_has_checksums(tmp_path):
     streaming.write_checkpoint(str(tmp_path), 3, state, {"network": "x"})
     folder = tmp_path / "checkpoints/3"
     named = json.loads((folder / "checksums.0.json").read_text())["files"]
-    assert len(named) > 3 and integrity.problem(folder) is None
+    assert len(named) > 3 and integrity.find_damage(folder) is None
     assert any_format.read_numpy(str(tmp_path))[1]["params"]["w"].tolist() == [
         [0, 1, 2],
         [3, 4, 5],

@@ -9,7 +9,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
-from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.infer import answer_files, bulk, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from tests.engine import job_settings
 from tests.engine.job_settings import records
@@ -32,9 +32,9 @@ def run(config, monkeypatch, tmp_path):
 
     def make(output, source, num_shards=1, settings=None, **sharding):
         answered.clear()
-        layout = shards.output_layout(str(output), num_shards)
-        cut = jobs.Sharding(num_shards, **{"window": 2, **sharding})
-        jobs.answer_source(settings or config(), source, layout, cut, lambda: (object(), 7))
+        layout = answer_files.output_files(str(output), num_shards)
+        cut = bulk.Sharding(num_shards, **{"part_size": 2, **sharding})
+        bulk.answer_source(settings or config(), source, layout, cut, lambda: (object(), 7))
         return list(answered)
 
     make.answered = answered
@@ -94,7 +94,7 @@ class Disk:
             self.event()
             return File(original_open(path, mode, **kwargs), self)
 
-        for name in ("replace", "unlink", "mkdir", "rmtree", "write_text"):
+        for name in ("replace", "unlink", "mkdir", "rmtree", "write_text", "write_bytes"):
             monkeypatch.setattr(kind, name, guarded(getattr(kind, name)))
         monkeypatch.setattr(kind, "open", opened)
 
@@ -187,7 +187,7 @@ def test_processes_may_take_shards_in_any_order(run, tmp_path):
 def test_the_same_shard_in_two_processes(run, tmp_path, monkeypatch):
     """Property: a command that finds its shard finished under its hands (parts gone) ends well."""
     source = records(6, bad=(2,))
-    write_part, calls = shards.write_part, []
+    write_part, calls = answer_files.write_part, []
 
     def slower(layout, span, *rest):
         write_part(layout, span, *rest)
@@ -196,7 +196,7 @@ def test_the_same_shard_in_two_processes(run, tmp_path, monkeypatch):
             run(tmp_path / "twice", source)  # the other process overtakes
 
     run(tmp_path / "once", source)
-    monkeypatch.setattr(shards, "write_part", slower)
+    monkeypatch.setattr(answer_files, "write_part", slower)
     run(tmp_path / "twice", source)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
     work = tmp_path / "twice/.predictions.work"
@@ -206,7 +206,7 @@ def test_the_same_shard_in_two_processes(run, tmp_path, monkeypatch):
 def test_a_resume_keeps_the_window_whatever_the_batch_size(run, config, tmp_path, monkeypatch):
     """Property: the manifest's window is used, so finished windows fit."""
     source = records(20)
-    original, written = shards.write_part, []
+    original, written = answer_files.write_part, []
 
     def stop_after_two(*rest):
         original(*rest)
@@ -214,12 +214,12 @@ def test_a_resume_keeps_the_window_whatever_the_batch_size(run, config, tmp_path
         if len(written) == 2:
             raise Killed
 
-    monkeypatch.setattr(infer, "WINDOW_BATCHES", 2)
-    monkeypatch.setattr(shards, "write_part", stop_after_two)
+    monkeypatch.setattr(bulk, "PART_BATCHES", 2)
+    monkeypatch.setattr(answer_files, "write_part", stop_after_two)
     with pytest.raises(Killed):
-        run(tmp_path, source, settings=config(batch_size=3), window=None)
-    monkeypatch.setattr(shards, "write_part", original)
-    again = run(tmp_path, source, settings=config(batch_size=5), window=None)
+        run(tmp_path, source, settings=config(batch_size=3), part_size=None)
+    monkeypatch.setattr(answer_files, "write_part", original)
+    again = run(tmp_path, source, settings=config(batch_size=5), part_size=None)
     assert again == [str(i) for i in range(12, 20)]
     assert ids(tmp_path) == [str(i) for i in range(20)]
 
@@ -284,7 +284,7 @@ def test_an_interrupt_says_how_to_go_on(run, tmp_path, monkeypatch):
         return answer(session, rows, *rest)
 
     monkeypatch.setattr(infer, "answer", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="2 of 5 windows were finished"):
+    with pytest.raises(KeyboardInterrupt, match="2 of 5 parts were finished"):
         run(tmp_path, records(10))
     monkeypatch.setattr(infer, "answer", answer)
     assert run(tmp_path, records(10)) == [str(i) for i in range(4, 10)]
@@ -292,19 +292,19 @@ def test_an_interrupt_says_how_to_go_on(run, tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_what_is_done(run, tmp_path, monkeypatch):
     """One line with the reason; what is finished is not done again."""
-    original, room = shards.write_part, [2]
+    original, room = answer_files.write_part, [2]
 
     def full(*rest):
         room[0] -= 1
         if room[0] < 0:
-            with shards.explained("/disk"):
+            with answer_files.explained("/disk"):
                 raise OSError(28, "No space left on device")
         original(*rest)
 
-    monkeypatch.setattr(shards, "write_part", full)
+    monkeypatch.setattr(answer_files, "write_part", full)
     with pytest.raises(UserError, match="No space left on device; what is finished is kept"):
         run(tmp_path, records(10))
-    monkeypatch.setattr(shards, "write_part", original)
+    monkeypatch.setattr(answer_files, "write_part", original)
     assert run(tmp_path, records(10)) == [str(i) for i in range(4, 10)]
 
 
@@ -312,15 +312,17 @@ def test_a_full_disk_keeps_what_is_done(run, tmp_path, monkeypatch):
 def test_bad_shards(text):
     """Out of range, backwards, or no number: the flag is named."""
     with pytest.raises(UserError, match="shards="):
-        jobs.Sharding(5, text)
+        bulk.Sharding(5, text)
 
 
 def test_shard_numbers():
     """Oracle: by hand."""
-    assert shards.parse("0-2,4", 5) == [0, 1, 2, 4]
-    assert shards.parse("4,1,1", 5) == [1, 4]
-    assert shards.parse(None, 3) == [0, 1, 2]
-    sizes = [sum(s.stop - s.start for s in shards.spans(11, 4, 2, [i])) for i in range(4)]
+    assert answer_files.parse_shards("0-2,4", 5) == [0, 1, 2, 4]
+    assert answer_files.parse_shards("4,1,1", 5) == [1, 4]
+    assert answer_files.parse_shards(None, 3) == [0, 1, 2]
+    sizes = [
+        sum(s.stop - s.start for s in answer_files.part_spans(11, 4, 2, [i])) for i in range(4)
+    ]
     assert sum(sizes) == 11
     assert max(sizes) - min(sizes) <= 1
 
@@ -328,7 +330,7 @@ def test_shard_numbers():
 def test_outputs_that_cannot_be(run, tmp_path):
     """A folder below a file, shards in one file, a folder named like a file."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*; give another output"):
+    with pytest.raises(UserError, match=r"cannot be written to .*; give another folder"):
         run(tmp_path / "file" / "out", records(3))
     with pytest.raises(UserError, match="num_shards=2 files do not fit"):
         run(tmp_path / "out.jsonl", records(3), 2)
@@ -355,7 +357,7 @@ def test_progress_counts_places_of_the_source(config, monkeypatch, tmp_path, per
     """Property: it rises to the source's count and never beyond, whatever a place holds."""
     seen = []
     monkeypatch.setattr(
-        jobs.Progress, "update", lambda bar, done, note="", **_: seen.append((done, bar.total))
+        bulk.Progress, "update", lambda bar, done, note="", **_: seen.append((done, bar.total))
     )
 
     def answer(session, rows, work, on_batch):
@@ -371,8 +373,8 @@ def test_progress_counts_places_of_the_source(config, monkeypatch, tmp_path, per
         for items in made.read(spans):
             yield [item for item in items for _ in range(per_place)]
 
-    layout = shards.output_layout(str(tmp_path / "out.jsonl"), 1)
-    cut = jobs.Sharding(window=2)
-    jobs.answer_source(config(), made._replace(read=several), layout, cut, lambda: (object(), 7))
+    layout = answer_files.output_files(str(tmp_path / "out.jsonl"), 1)
+    cut = bulk.Sharding(part_size=2)
+    bulk.answer_source(config(), made._replace(read=several), layout, cut, lambda: (object(), 7))
     assert [done for done, _ in seen[per_place * 2 - 1 :: per_place * 2]] == [2, 4, 6]
     assert all(done <= total == 6 for done, total in seen)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cosmo.engine.infer import infer, jobs, shards
+from cosmo.engine.infer import answer_files, bulk, infer, record_sources
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
 from tests.engine import job_settings
@@ -45,12 +45,12 @@ def test_answers_depend_on_neither_batch_size_nor_shards(config, network, tmp_pa
     found = {}
     for batch_size, num_shards in [(1, 1), (3, 1), (8, 1), (3, 2), (8, 5)]:
         folder = tmp_path / f"{batch_size}-{num_shards}"
-        layout = shards.output_layout(str(folder), num_shards)
-        jobs.answer_source(
+        layout = answer_files.output_files(str(folder), num_shards)
+        bulk.answer_source(
             config(batch_size, **WAYS[way]),
             records(13, bad=(4,)),
             layout,
-            jobs.Sharding(num_shards, window=7),
+            bulk.Sharding(num_shards, part_size=7),
             lambda batch_size=batch_size: (session(network, batch_size), 7),
         )
         files = sorted(folder.glob("predictions*"))
@@ -68,13 +68,18 @@ def test_answers_depend_on_neither_batch_size_nor_shards(config, network, tmp_pa
 def test_answers_come_back_in_order_and_do_not_depend_on_neighbours(network):
     """Oracle: each row answered alone; and padded to the full length, not to its bucket."""
     decoding = DecodingConfig(5)
-    (rows,) = records(20).read([shards.Span(0, 0, 20)])
-    together = list(infer.predict(session(network, 3), rows, decoding))
+    (rows,) = records(20).read([record_sources.Span(0, 0, 20)])
+
+    def generate(rows, **changes):
+        opened = session(network, 3, **changes)
+        return infer.answer(opened, rows, infer.generation(opened, decoding))
+
+    together = generate(rows)
     assert [answer.row for answer in together] == rows
     assert len({answer.predictions for answer in together}) > 5
     for answer, row in zip(together, rows, strict=True):
-        (alone,) = infer.predict(session(network, 3), [row], decoding)
+        (alone,) = generate([row])
         assert alone.predictions == answer.predictions
         assert alone.scores == pytest.approx(answer.scores, rel=2e-5)
-    full = infer.predict(session(network, 3, bucketed=False), rows, decoding)
+    full = generate(rows, bucketed=False)
     assert [a.predictions for a in full] == [a.predictions for a in together]

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmo.engine.data.cache_reading import RowFormat
 from cosmo.engine.data.packing import Packer
-from cosmo.engine.data.rows import RowFormat
 
 INPUTS, TARGETS = 12, 7
 

@@ -1,5 +1,6 @@
 """Sharding: eight CPU devices in a process of their own must compute what one does."""
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
-from tests.engine.partition_driver import ANSWERING, MESHES, STEPS, TWO
+from tests.engine.partition_driver import ANSWERING, FAST, MESHES, STEPS, TWO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,26 +51,49 @@ def results(out: str, processes: list[subprocess.Popen]):
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """Results of `partition_driver.run_on_eight_devices`."""
-    out = str(tmp_path_factory.mktemp("eight") / "run")
-    return results(out, [start(8, out)])
+def eight_devices(tmp_path_factory):
+    """`eight_devices(mesh)`: results of a `partition_driver.run_on_eight_devices` with `mesh`."""
+
+    @functools.cache
+    def run(*meshes):
+        out = str(tmp_path_factory.mktemp("eight") / "run")
+        return results(out, [start(8, out, ",".join(meshes))])
+
+    rest = [mesh for mesh in MESHES if mesh not in FAST]
+    return lambda mesh: run(*(FAST if mesh in FAST else ("1x1", *rest)))
+
+
+@pytest.fixture(scope="module")
+def eight(eight_devices):
+    """Results of the meshes of FAST."""
+    return eight_devices("1x1")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Results of `partition_driver.run_as_one_of_two`."""
-    out = str(tmp_path_factory.mktemp("two") / "run")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    return results(out, [start(2, out, port, str(process)) for process in range(2)])
+    """`two_processes(mesh)`: results of `partition_driver.run_as_one_of_two`."""
+
+    @functools.cache
+    def run(mesh):
+        out = str(tmp_path_factory.mktemp("two") / "run")
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        return results(out, [start(2, out, mesh, port, str(process)) for process in range(2)])
+
+    return run
 
 
-@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "1x1"])
-def test_engine_partitioning_computes_what_one_device_does(eight, mesh):
+def each(meshes):
+    """Parametrize a test by `meshes`; those that are not in FAST are slow tests."""
+    marked = [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in meshes]
+    return pytest.mark.parametrize("mesh", marked)
+
+
+@each(mesh for mesh in MESHES if mesh != "1x1")
+def test_engine_partitioning_computes_what_one_device_does(eight_devices, mesh):
     """Ten steps with dropout: losses and parameters. Oracle: the same on one device."""
-    report, arrays = eight
+    report, arrays = eight_devices(mesh)
     np.testing.assert_allclose(report[mesh]["losses"], report["1x1"]["losses"], rtol=1e-5)
     names = [name.removeprefix("1x1:") for name in arrays if name.startswith("1x1:")]
     assert len(names) == 29  # 1 + encoder 2 + 9 a stack, decoder 3 + 14 a stack
@@ -79,10 +103,11 @@ def test_engine_partitioning_computes_what_one_device_does(eight, mesh):
     assert len(set(report["1x1"]["losses"])) == STEPS
 
 
-@pytest.mark.parametrize("mesh", [mesh for mesh in ANSWERING if mesh != "1x1"])
-def test_engine_partitioning_answers_as_one_device_does(eight, mesh):
+@each(mesh for mesh in ANSWERING if mesh != "1x1")
+def test_engine_partitioning_answers_as_one_device_does(eight_devices, mesh):
     """Greedy tokens, scores, choices and what follows them. Oracle: the same on one device."""
-    one, many = eight[0]["1x1"], eight[0][mesh]
+    report, _ = eight_devices(mesh)
+    one, many = report["1x1"], report[mesh]
     assert many["said"] == one["said"]
     assert len({str(row) for row in one["said"]}) > 1
     np.testing.assert_allclose(many["scores"], one["scores"], rtol=1e-5)
@@ -96,10 +121,12 @@ def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight
     assert eight[0]["cache"] == [True, False]
 
 
-@pytest.mark.parametrize("mesh", TWO)
-def test_engine_partitioning_two_processes_compute_what_one_does(eight, two_processes, mesh):
+@each(TWO)
+def test_engine_partitioning_two_processes_compute_what_one_does(
+    eight_devices, two_processes, mesh
+):
     """Two processes, each fed its own rows only. Oracle: one process with all devices and rows."""
-    (one, one_arrays), (two, two_arrays) = eight, two_processes
+    (one, one_arrays), (two, two_arrays) = eight_devices(mesh), two_processes(mesh)
     np.testing.assert_allclose(two[mesh]["losses"], one[mesh]["losses"], rtol=1e-5)
     assert two[mesh]["rows"] == [8 // MESHES[mesh][0]] * 2
     names = [name for name in one_arrays if name.startswith(f"{mesh}:")]
@@ -132,10 +159,10 @@ SPLIT = {  # which axis `data` splits, which axis `model` splits
 }
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_engine_partitioning_parameters_are_sharded(eight, mesh):
+@each(MESHES)
+def test_engine_partitioning_parameters_are_sharded(eight_devices, mesh):
     """Every device holds its part of a parameter and no more. Oracle: shapes divided by hand."""
-    report, _ = eight
+    report, _ = eight_devices(mesh)
     data, parts = MESHES[mesh]
     for name, whole in WHOLE.items():
         by_data, by_model = SPLIT[name]
@@ -149,14 +176,14 @@ def test_engine_partitioning_parameters_are_sharded(eight, mesh):
 
 
 def test_engine_partitioning_second_moments_are_sharded(eight):
-    """Adafactor's row and column of wo [L, 24, 16] on 4 x 2 devices. Oracle: by hand.
+    """Adafactor's row and column of wo [L, 24, 16] on 2 x 2 devices. Oracle: by hand.
 
-    The row has lost the larger axis, mlp: [L, 16 / 4]; the column the smaller: [L, 24 / 2].
+    The row has lost the larger axis, mlp: [L, 16 / 2]; the column the smaller: [L, 24 / 2].
     """
-    shards = eight[0]["4x2"]["shards"]
+    shards = eight[0]["2x2"]["shards"]
     (row,) = {tuple(s[0]) for k, s in shards.items() if "decoder/layers/0/v_row/mlp/wo" in k}
     (column,) = {tuple(s[0]) for k, s in shards.items() if "decoder/layers/0/v_col/mlp/wo" in k}
-    assert (row, column) == ((2, 4), (2, 12))
+    assert (row, column) == ((2, 8), (2, 12))
 
 
 @pytest.mark.parametrize("optimizer, kinds", [("adamw", ("mu", "nu")), ("momentum", ("ema",))])

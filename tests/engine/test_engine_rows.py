@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import datasets, reader, rows
+from cosmo.engine.data import cache_reading, datasets, reader
+from cosmo.engine.data.cache_reading import Cache, RowFormat
 from cosmo.engine.data.packing import Counts, Packer, occurrences
-from cosmo.engine.data.rows import Cache, RowFormat
 
 FORM = RowFormat(inputs=24, targets=16, packed=True, dtype="uint16")
 
@@ -33,7 +33,7 @@ def write(folder, counts=(5, 0, 6), form=FORM):
     folder.mkdir()
     shards, number = [], 0
     for shard, count in enumerate(counts):
-        path = folder / rows.shard_name(shard, len(counts))
+        path = folder / cache_reading.shard_name(shard, len(counts))
         file = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
         for _ in range(count):
             row = np.zeros(form.width, np.int64)
@@ -46,7 +46,7 @@ def write(folder, counts=(5, 0, 6), form=FORM):
         size = path.stat().st_size
         shards.append({"file": path.name, "rows": count, "bytes": size, "sha256": f"{shard}"})
     manifest = {
-        "version": rows.VERSION,
+        "version": cache_reading.VERSION,
         "name": "numbers",
         "split": "train",
         "epochs": 1,
@@ -56,8 +56,8 @@ def write(folder, counts=(5, 0, 6), form=FORM):
         "totals": {"examples": number, "input_tokens": number, "target_tokens": number},
         "shards": shards,
     }
-    manifest["fingerprint"] = rows.fingerprint(manifest)
-    (folder / rows.MANIFEST).write_text(json.dumps(manifest))
+    manifest["fingerprint"] = cache_reading.fingerprint(manifest)
+    (folder / cache_reading.MANIFEST).write_text(json.dumps(manifest))
     return folder
 
 
@@ -122,7 +122,7 @@ def test_engine_rows_order_is_a_permutation_each_time():
     """Property: all rows once, another order each time and for each seed, one for the same."""
     for count in (1, 2, 11, 1000):
         orders = [
-            rows.row_numbers(epoch * count, (epoch + 1) * count, count, seed=seed)
+            cache_reading.row_numbers(epoch * count, (epoch + 1) * count, count, seed=seed)
             for seed in (0, 1)
             for epoch in (0, 1)
         ]
@@ -130,11 +130,11 @@ def test_engine_rows_order_is_a_permutation_each_time():
             assert sorted(order) == list(range(count))
         if count == 1000:
             assert len({order.tobytes() for order in orders}) == 4
-            again = rows.row_numbers(1000, 2000, count, seed=0)
+            again = cache_reading.row_numbers(1000, 2000, count, seed=0)
             np.testing.assert_array_equal(again, orders[1])
             # Neither sorted nor nearly: a uniform order has 1000^2/3 on average.
             assert 300_000 < np.abs(orders[0] - np.arange(1000)).sum() < 366_000
-    assert rows.row_numbers(9, 13, 11, seed=None).tolist() == [9, 10, 0, 1]
+    assert cache_reading.row_numbers(9, 13, 11, seed=None).tolist() == [9, 10, 0, 1]
 
 
 def take(settings, count, position, num_shards):
@@ -191,7 +191,7 @@ def test_engine_rows_says_what_it_reads(folder, caplog):
     next(reader.train_batches(config(folder), num_steps=11))
     said = "\n".join(caplog.messages)
     assert "11 rows of numbers, train (1 epoch, 1.00 examples a row, 95.0% padding)" in said
-    assert "the run needs 44 rows and the cache holds 11: it is read 4.0 times" in said
+    assert "the run needs 44 rows, the cache has 11: reading it 4.0 times" in said
 
 
 def test_engine_rows_position_of_another_cache_or_seed(folder, tmp_path, caplog):
@@ -203,7 +203,9 @@ def test_engine_rows_position_of_another_cache_or_seed(folder, tmp_path, caplog)
     assert seen == take(config(other), 1, None, 1)[0]
     _, after = take(config(folder, seed=4), 1, position, 1)
     assert "another RANDOM_SEED" in caplog.text and after["rows"] == 12
-    assert rows.starting_count(Cache(str(folder)), None, 3) == 0  # a run that read live SeqIO
+    assert (
+        cache_reading.starting_count(Cache(str(folder)), None, 3) == 0
+    )  # a run that read live SeqIO
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_engine_rows_position_of_another_cache_or_seed(folder, tmp_path, caplog)
 def test_engine_rows_refuses_another_cache_than_wanted(folder, changes, words, said):
     """Oracle: the words that each difference is to be named by."""
     with pytest.raises(UserError) as error:
-        rows.open_cache(dataclasses.replace(config(folder), **changes), words)
+        cache_reading.open_cache(dataclasses.replace(config(folder), **changes), words)
     assert all(word in str(error.value) for word in [*said, "CACHE_PATH"]), error.value
 
 
@@ -233,10 +235,10 @@ def test_engine_rows_missing_or_unfinished(tmp_path):
     (tmp_path / ".work").mkdir()
     with pytest.raises(UserError, match="is not finished"):
         Cache(str(tmp_path))
-    (tmp_path / rows.MANIFEST).write_text('{"version": 99}')
+    (tmp_path / cache_reading.MANIFEST).write_text('{"version": 99}')
     with pytest.raises(UserError, match="format 99"):
         Cache(str(tmp_path))
-    (tmp_path / rows.MANIFEST).write_text('{"ver')
+    (tmp_path / cache_reading.MANIFEST).write_text('{"ver')
     with pytest.raises(UserError, match="cannot read"):
         Cache(str(tmp_path))
     with pytest.raises(UserError, match="local or mounted"):
@@ -265,7 +267,7 @@ def test_engine_rows_damage_names_the_shard(folder, tmp_path, harm, said):
     cache is opened, records when they are read."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    path = copy / rows.shard_name(2, 3)
+    path = copy / cache_reading.shard_name(2, 3)
     harm(path)
     with pytest.raises(UserError) as error:
         next(reader.train_batches(config(copy, batch_size=12)))

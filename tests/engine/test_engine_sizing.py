@@ -81,7 +81,7 @@ def test_engine_sizing_kept_activations_shrink_with_the_policy():
 
 
 def choose(network, devices, hbm, parts=None, local=8, **settings):
-    return sizing.choose(
+    return sizing.choose_device_settings(
         models.EncoderDecoderModel(network),
         step.StepConfig(**settings),
         BATCH,
@@ -105,7 +105,7 @@ def test_engine_sizing_what_is_said_stays_said():
     """Property: a given setting is never changed, only the open ones follow from it."""
     network = dataclasses.replace(XL, remat_policy="full")
     chosen = choose(network, 32, 15.48 * 2**30, parts=4, num_microbatches=2)
-    assert chosen == sizing.Choice(4, "full", 2)
+    assert chosen == sizing.DeviceSettings(4, "full", 2)
 
 
 def test_engine_sizing_less_memory_means_thriftier_settings():
@@ -125,14 +125,14 @@ def test_engine_sizing_less_memory_means_thriftier_settings():
 def test_engine_sizing_unknown_memory_recomputes_nothing(count):
     """On a CPU, however many microbatches are asked for. Oracle: the documented default."""
     chosen = choose(XL, 1, None, num_microbatches=None if count == 1 else count)
-    assert chosen == sizing.Choice(1, "none", count)
+    assert chosen == sizing.DeviceSettings(1, "none", count)
 
 
 @pytest.mark.parametrize("count", [4, 8, 16])
 def test_engine_sizing_asked_microbatches_do_not_ask_for_recomputation(count):
     """With memory to spare. Property: what fits with 1 microbatch fits with more."""
     chosen = choose(XL, 8, 80 * 2**30, parts=1, num_microbatches=count)
-    assert chosen == sizing.Choice(1, "minimal", count)
+    assert chosen == sizing.DeviceSettings(1, "minimal", count)
 
 
 def test_engine_sizing_a_given_policy_gets_the_microbatches_that_it_needs():
@@ -145,7 +145,7 @@ def test_engine_sizing_a_given_policy_gets_the_microbatches_that_it_needs():
 @pytest.mark.parametrize("parts, gathered, reduced", [(1, 11.14, 5.74), (2, 5.57, 8.18)])
 def test_engine_sizing_traffic_is_what_the_tpu_compiler_sends(parts, gathered, reduced):
     """GB on a v3-32. Oracle: counted from the program that libtpu 0.0.42 compiled, to 5%."""
-    choice = sizing.Choice(parts, "minimal", 1)
+    choice = sizing.DeviceSettings(parts, "minimal", 1)
     found = sizing.traffic_estimate(models.EncoderDecoderModel(XL), BATCH, 32, choice)
     assert found["all-gather"] / 1e9 == pytest.approx(gathered, rel=0.05)
     assert found["all-reduce"] / 1e9 == pytest.approx(reduced, rel=0.05)
@@ -161,7 +161,7 @@ def test_engine_sizing_memory_is_about_what_the_tpu_compiler_takes(parts, policy
         step.StepConfig(),
         BATCH,
         32,
-        sizing.Choice(parts, policy, count),
+        sizing.DeviceSettings(parts, policy, count),
     )
     assert sum(found.values()) / 2**30 == pytest.approx(gib, rel=0.2)
 

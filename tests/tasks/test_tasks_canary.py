@@ -8,10 +8,11 @@ import logging
 import numpy as np
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families, metrics, mixtures, safety
 from cosmo.tasks.casual import read_dailydialog
-from cosmo.tasks.corpus_examples import canary_file_examples, casual_file_examples
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import canary_file_examples, casual_file_examples
+from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.vocabularies import load
 from tests.tasks.tasks_samples import prosocial_row, write_lines
 
@@ -102,7 +103,8 @@ def test_ids_equal_the_pure_text_of_real_rows(shared, tmp_path, t5_vocabulary, s
         rows, examples = _rows(name, lengths), list(examples)
         assert [row["id"].decode() for row in rows] == [example.id for example in examples]
         for row, example in zip(rows, examples, strict=True):
-            text = safety.context(example.turns, budget=inputs, count_tokens=count)
+            kept = drop_oldest_turns("", "", example.turns, inputs, count, safety.SEPARATORS)
+            text = safety.context(kept)
             assert row["inputs_pretokenized"].decode() == text
             ids = vocabulary.encode(text)[-(inputs - 1) :]
             assert row["inputs"].tolist() == [*ids, vocabulary.eos_id]

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import files
-from cosmo.tasks.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve, splits_of
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cosmo.tasks.dialogues import SodaDialogue
 from cosmo.tasks.formatting import (
     Separators,
     cosmo_input,
@@ -11,7 +12,7 @@ from cosmo.tasks.formatting import (
     instruction,
     soda_examples,
 )
-from cosmo.tasks.readers import SodaDialogue, read_soda
+from cosmo.tasks.readers import read_soda
 from cosmo.tasks.vocabularies import load
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_light_modules_load_neither_tensorflow_nor_seqio():
     """Chatting, exporting and training from a cache must start without TensorFlow."""
-    names = "errors formatting prosocial records readers files corpus_examples vocabularies metrics"
+    names = "formatting prosocial readers files families vocabularies metrics"
     modules = ", ".join(f"cosmo.tasks.{name}" for name in [*names.split(), "mixtures"])
     code = (
         f"import sys, {modules}\n"

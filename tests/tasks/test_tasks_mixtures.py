@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import mixtures
-from cosmo.tasks.corpus_examples import prosocial_file_examples, soda_file_examples
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 from cosmo.tasks.formatting import Separators, cosmo_input, drop_oldest_turns
 from cosmo.tasks.vocabularies import load
 from tests.tasks.tasks_samples import prosocial_row, soda_row, train_vocabulary, write_lines

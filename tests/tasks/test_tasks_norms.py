@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.norms import NORM_BANK, mic_examples, norm_bank_examples, social_chemistry_examples
 from cosmo.tasks.vocabularies import load
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.prosocial import draw_names, first_names, prosocial_examples, situation
-from cosmo.tasks.readers import ProsocialDialogue, ProsocialTurn, read_prosocial
+from cosmo.tasks.readers import read_prosocial
 
 
 def test_situation_of_the_paper():

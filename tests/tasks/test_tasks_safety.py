@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks import safety
 from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
-from cosmo.tasks.errors import DataError
+from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.readers import read_prosocial
-from cosmo.tasks.records import SAFETY_LABELS
 from cosmo.tasks.vocabularies import load
 
 CASUAL, CAUTION, INTERVENTION = safety.VOTES
@@ -59,8 +59,14 @@ def test_other_votes_are_refused(votes, words):
 
 
 def test_labels_and_their_three_classes():
-    """Oracle: the records' labels; Kim et al. 2022, section 3.3: three grades of caution."""
-    assert safety.LABELS == SAFETY_LABELS
+    """Oracle: Kim et al. 2022, section 3.3: five labels, three grades of caution."""
+    assert safety.LABELS == (
+        "__casual__",
+        "__possibly_needs_caution__",
+        "__probably_needs_caution__",
+        "__needs_caution__",
+        "__needs_intervention__",
+    )
     classes = [safety.three_class(label) for label in safety.LABELS]
     assert classes == ["casual", *["needs caution"] * 3, "needs intervention"]
     assert set(classes) == set(safety.CLASSES)
@@ -89,12 +95,12 @@ def test_parse_takes_a_target_apart(style):
     for label in safety.LABELS:
         text = safety.target(label, ["It's rude.", "B"], style)
         rots = "" if label == "__casual__" else "It's rude., B"
-        assert safety.parse(f" {text} ", style) == (label, rots)
-        assert safety.parse(safety.label_text(label, style), style) == (label, "")
-    assert safety.parse("It's rude.", style) == (None, "It's rude.")
-    assert safety.parse("", style) == (None, "")
+        assert safety.parse_answer(f" {text} ", style) == (label, rots)
+        assert safety.parse_answer(safety.label_text(label, style), style) == (label, "")
+    assert safety.parse_answer("It's rude.", style) == (None, "It's rude.")
+    assert safety.parse_answer("", style) == (None, "")
     glued = safety.label_text("__casual__", style) + "x"
-    assert safety.parse(glued, style) == (None, glued)
+    assert safety.parse_answer(glued, style) == (None, glued)
 
 
 @pytest.mark.parametrize("style", safety.STYLES)
@@ -146,10 +152,13 @@ def test_the_separator_is_one_piece_that_decodes_back(t5_vocabulary):
 def test_a_long_context_loses_its_oldest_turns():
     """Oracle: words counted by hand: "c // d" is 3 and EOS."""
     turns = ["a", "b", "c", "d"]
-    kept = [safety.context(turns, " // ", n, lambda text: len(text.split())) for n in (1, 4, 8)]
+    kept = [
+        safety.context(
+            drop_oldest_turns("", "", turns, n, lambda t: len(t.split()), safety.SEPARATORS)
+        )
+        for n in (1, 4, 8)
+    ]
     assert kept == ["d", "c // d", "a // b // c // d"]
-    with pytest.raises(DataError, match="count_tokens"):
-        safety.context(turns, budget=3)
 
 
 def dialogue(*labels_and_rots, votes=None):

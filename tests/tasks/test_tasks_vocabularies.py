@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cosmo.tasks.errors import DataError
+from cosmo.engine.base.errors import DataError
 from cosmo.tasks.vocabularies import load, seqio_vocabulary
 from tests.tasks.tasks_samples import train_vocabulary
 

@@ -10,31 +10,33 @@ from cosmo.engine.base.files import is_remote, resolve
 
 
 @contextlib.contextmanager
-def replacing(path: Any, partial: Any = None) -> Iterator[Any]:
+def replacing(path: Any, partial: Any = None, remedy: str = "") -> Iterator[Any]:
     """Yield a path to write to, which replaces `path` when the block succeeds.
 
     It is `partial`, by default .NAME.partial beside `path`: only one process may write it. It is
-    removed when the block fails. Raises UserError if the file system refuses.
+    removed when the block fails. Raises UserError with the `remedy` if the file system refuses.
     """
     path = resolve(path)
-    if is_remote(path):
+    if partial is None and is_remote(path):
         partial = path  # an object store shows an object when it is whole
     elif partial is None:
         # A fixed name: what a kill leaves behind is overwritten by the next try.
         partial = path.parent / f".{path.name}.partial"
     try:
         yield partial
-        if partial != path:
+        if not is_remote(path):
             # Else a power cut could leave the new name without the bytes.
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
+        if partial != path:
             partial.replace(path)
     except BaseException as error:
         if partial != path:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            reason = f"cannot write {path}: {error.strerror or error}"
+            raise UserError(f"{reason}; {remedy}" if remedy else reason) from error
         raise
 
 

@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cosmo.engine.base.errors import UserError
@@ -25,30 +25,26 @@ from cosmo.engine.base.version import version
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
 
-AddArguments = Callable[[argparse.ArgumentParser], None]
-
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """One verb: its help page, and what runs it.
+    """One verb: its help page, its flags and the function that runs it.
 
-    `run` is "module:function" of the parsed arguments, imported only when it is called. So is
-    `add_arguments` where it is text. `environment` names a function of the arguments that returns
-    variables to set before JAX is loaded. What follows a lone `--` is `args.rest` if the verb
-    `takes_rest`.
+    `run` returns an exit code, or None for 0. `environment` returns variables to set before JAX is
+    loaded. What follows a lone `--` is `args.rest` if the verb `takes_rest`.
 
     A verb with a `gin_file`, which holds its defaults, takes settings: --gin_file and
-    --gin.NAME=VALUE. `takes_settings` says whether it does so with these flags. A verb with
-    `saved_settings` reads them from MODEL_DIR where no --gin_file is given; `reads_tasks` says
+    --gin.NAME=VALUE. `takes_settings` returns whether it does so with these flags. A verb with
+    `saved_settings` reads them from MODEL_DIR where no --gin_file is given. `reads_tasks` returns
     whether it then reads the run's SeqIO tasks. `bindings` come before the user's own.
     """
 
     help: str
-    run: str
+    run: Callable[[argparse.Namespace], int | None]
     description: str = ""
     examples: str = ""
-    add_arguments: AddArguments | str = lambda parser: None
-    environment: str | None = None
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    environment: Callable[[argparse.Namespace], Mapping[str, str]] = lambda args: {}
     takes_rest: bool = False
     gin_file: str | None = None
     takes_settings: Callable[[argparse.Namespace], bool] = lambda args: True
@@ -62,7 +58,8 @@ class Program:
     """A command line: `name` is that of its package, "cosmo".
 
     `loggers` are logged. `flags` spells settings that have a flag of another name. A program that
-    `uses_jax` sets it up first. `load_settings(args, bindings)` runs for verbs with a gin_file.
+    `uses_jax` sets it up first. `load_settings(args, verb, bindings)` runs for verbs with a
+    gin_file.
     """
 
     name: str
@@ -71,7 +68,7 @@ class Program:
     loggers: tuple[str, ...]
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     uses_jax: bool = True
-    load_settings: Callable[[argparse.Namespace, list[str]], None] = lambda args, bindings: None
+    load_settings: Callable[[argparse.Namespace, Verb, list[str]], None] = lambda *args: None
     epilog: str = ""
 
 
@@ -90,25 +87,23 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
 
 def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) -> int | None:
     if not argv:
-        parser(program, argv)[0].print_help()
+        parser(program)[0].print_help()
         return 2  # nothing was run: a script that forgot its verb has to notice
     arguments, bindings = split_arguments(argv)
     args = parse(program, arguments)
-    args.command_line = argv
     parsed.append(args)
     verb = program.verbs[args.verb]
     set_up_logging(args.quiet, program.loggers)
     if bindings and verb.gin_file is None:
         name = bindings[0].partition(" = ")[0]
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
-    if verb.environment is not None:
-        os.environ.update(function(verb.environment)(args))
+    os.environ.update(verb.environment(args))
     if program.uses_jax:
         set_up_jax(args.distributed)
     if verb.gin_file is not None and verb.takes_settings(args):
         macros = [f"{k} = {v!r}" for k, v in vars(args).items() if k.isupper() and v is not None]
-        program.load_settings(args, [*verb.bindings, *bindings, *macros])
-    return function(verb.run)(args)
+        program.load_settings(args, verb, [*verb.bindings, *bindings, *macros])
+    return verb.run(args)
 
 
 def guarded(
@@ -178,10 +173,13 @@ def _leave(code: int) -> int:
     return code
 
 
-def function(place: str) -> Callable[..., Any]:
-    """Return the function at "module:name", imported."""
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
+def imported(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that imports `module` and calls its function `name`."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return call
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -300,11 +298,11 @@ settings:
 
 
 def parser(
-    program: Program, argv: Sequence[str] = ()
+    program: Program, verbs: Collection[str] = ()
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of a program, but for --gin.NAME=VALUE, and the parser of each verb.
 
-    Flags that a verb has to import are added only if `argv` begins with the verb.
+    Only the parsers of the `verbs` named get flags, because some verbs import code for theirs.
     """
     top = Parser(
         prog=f"python -m {program.name}",
@@ -328,12 +326,10 @@ def parser(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if callable(verb.add_arguments):
+        if name in verbs:
             verb.add_arguments(sub)
-        elif argv and argv[0] == name:
-            function(verb.add_arguments)(sub)
-        if verb.gin_file:
-            _add_settings(sub, verb)
+            if verb.gin_file:
+                _add_settings(sub, verb)
         sub.set_defaults(distributed=False, rest=[])
         sub.add_argument("--quiet", action="store_true", help="log warnings and errors only")
         by_verb[name] = sub
@@ -361,7 +357,7 @@ def _add_settings(parser: argparse.ArgumentParser, verb: Verb) -> None:
 
 def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
     """Return the parsed command line; a mistake is one line on stderr and exit code 2."""
-    top, by_verb = parser(program, arguments)
+    top, by_verb = parser(program, arguments[:1])
     verb = program.verbs.get(arguments[0]) if arguments else None
     ours, rest = arguments, []
     if verb is not None and verb.takes_rest and "--" in arguments:
@@ -369,15 +365,14 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
         ours, rest = arguments[:place], arguments[place + 1 :]
     args, unknown = top.parse_known_args(ours)
     if unknown:
-        by_verb[args.verb].error(_complaint(program, args.verb, by_verb, unknown[0]))
+        by_verb[args.verb].error(_complaint(program, args.verb, unknown[0]))
     args.rest = rest
     return args
 
 
-def _complaint(
-    program: Program, verb: str, by_verb: Mapping[str, argparse.ArgumentParser], unknown: str
-) -> str:
+def _complaint(program: Program, verb: str, unknown: str) -> str:
     """Return what is wrong with a flag that a verb does not know, and what was probably meant."""
+    _, by_verb = parser(program, program.verbs)
     flag, equals, value = unknown.partition("=")
     complaint = f"{verb} does not know {flag}"
     macro = flag.lstrip("-").upper()
@@ -394,6 +389,14 @@ def _macros(gin_file: str) -> set[str]:
     from cosmo.engine.base import config  # gin: only where a command line is wrong
 
     return config.macros_of(gin_file)
+
+
+def add_macros(
+    group: argparse._ActionsContainer, table: Iterable[tuple[str, str, type, str, str]]
+) -> None:
+    """Add flags that are gin macros: rows of flag, macro, type, name of the value, help."""
+    for flag, macro, kind, value, text in table:
+        group.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
 
 
 def sharding_arguments(group: Any, unit: str, usual_window: str) -> None:

@@ -66,7 +66,6 @@ def load(
         gin.add_config_file_search_path(str(path))
     texts: dict[str, str] = {}
     _read(run_file, paths, texts)
-    needed = _references("".join(texts.values()))
     for file in gin_files:
         _read(str(file), paths, texts)
     _check_macros(texts, bindings)
@@ -84,7 +83,7 @@ def load(
         text = f"{imports}\n{binding}\n"
         _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
-    _check_required(run_file, needed)
+    _check_required(run_file)
     _check_types()
 
 
@@ -224,12 +223,6 @@ def call(function: Callable[..., Any], **given: Any) -> Any:
     except UserError as error:
         # gin appends to the text where the call stood, which does not help to change a setting.
         raise UserError(error.message, setting=error.settings) from error
-    except (RuntimeError, ValueError, TypeError) as error:
-        missing = re.search(r"Required bindings for `(.+?)` not provided.*?\[(.*?)\]", str(error))
-        if missing:
-            name, what = missing.group(1), missing.group(2).replace("'", "")
-            raise UserError(f"{name} needs a value for {what}", setting=f"{name}.{what}") from error
-        raise
 
 
 def registration(function: Callable[..., str]) -> Callable[[], str]:
@@ -345,19 +338,8 @@ def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
                 )
 
 
-def _check_required(run_file: str, needed: Sequence[str]) -> None:
-    in_use = _macros_in_use()
-    missing = []
-    for name in dict.fromkeys(needed):
-        if name in in_use and "gin.REQUIRED" in repr(gin.query_parameter(f"%{name}")):
-            missing.append(name)
-    if missing:
-        flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
-        raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
-
-
-def _macros_in_use() -> set[str]:
-    """Return the macros that parameters refer to. A value in a scope, as config.gin has, counts."""
+def _check_required(run_file: str) -> None:
+    """Raise UserError for values that parameters refer to and that still have to be given."""
     config = gin_internals._CONFIG
     scoped = {
         (selector, parameter)
@@ -365,14 +347,26 @@ def _macros_in_use() -> set[str]:
         for parameter in parameters
         if scope
     }
-    return {
-        reference.scopes[-1]
-        for (scope, selector), parameters in config.items()
-        for parameter, value in parameters.items()
-        if scope or (selector, parameter) not in scoped
-        for reference in gin_internals.iterate_references(value)
-        if reference.selector == "gin.macro"
-    }
+    missing: dict[str, None] = {}  # ordered, unlike a set
+    for (scope, selector), parameters in config.items():
+        for parameter, value in parameters.items():
+            # A value in a scope, as config.gin has, counts instead of the one without. A macro
+            # counts where a parameter refers to it.
+            if selector != "gin.macro" and (scope or (selector, parameter) not in scoped):
+                missing |= dict.fromkeys(_required(f"{_short(selector)}.{parameter}", value))
+    if missing:
+        flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
+        raise UserError(f"{', '.join(missing)} must be given ({run_file} needs it): {flags}")
+
+
+def _required(name: str, value: Any) -> Iterator[str]:
+    """Yield the names of the macros or the parameter behind `value` that are %gin.REQUIRED."""
+    for reference in gin_internals.iterate_references(value):
+        place = reference.scopes[-1] if reference.scopes else ""
+        if reference.selector == "gin.constant" and place == "gin.REQUIRED":
+            yield name
+        elif reference.selector == "gin.macro":
+            yield from _required(place, gin.query_parameter(f"%{place}"))
 
 
 def _parse(parse: Callable[[], Any], where: str, texts: Mapping[str, str], binding="") -> None:

@@ -1,6 +1,9 @@
-"""The one exception that means: the user can fix this, and the message says how."""
+"""The errors that the user can fix. The message gives the value, the rule and the remedy."""
 
 from collections.abc import Sequence
+from typing import Any
+
+MAX_SHOWN_CHARS = 120  # of a value in an error: enough to recognise it in the file
 
 
 class UserError(Exception):
@@ -22,3 +25,34 @@ class UserError(Exception):
         """Return the message with the bare settings, for Python, T5X and TensorFlow's reports."""
         names = f" (setting: {', '.join(self.settings)})" if self.settings else ""
         return f"{self.message}{names}"
+
+
+class DataError(UserError, ValueError):
+    """Bad data, or a path to data, that the user can correct.
+
+    The text always reads `FILE:LINE: problem: got ..., expected .... Remedy.` A file without lines
+    (Parquet) gives the row instead, and a missing file gives no line.
+    """
+
+    @classmethod
+    def at(
+        cls,
+        file: Any,
+        line: int | None,
+        problem: str,
+        *,
+        got: str,
+        expected: str,
+        remedy: str,
+        setting: str | Sequence[str] = (),
+    ) -> "DataError":
+        """Return the error for a line (from 1; None if there is none) of a file."""
+        place = f"{file}:{line}" if line is not None else str(file)
+        text = f"{place}: {problem}: got {got}, expected {expected}. {remedy}"
+        return cls(text, setting=setting)
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value, shortened, for an error's text."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."

@@ -17,6 +17,8 @@ MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which Notepad and PowerShell 
 ENDINGS = ("gz", "bz2", "xz", "zst")  # the usual names of compressed files
 # What reading a compressed file that is cut short or damaged raises; bz2 and zstd raise OSError.
 CORRUPT = (EOFError, zlib.error, lzma.LZMAError, OSError)
+# The remedy of an error in resumable work.
+KEPT = "what is finished is kept, and the same command continues"
 
 
 def is_remote(path: Any) -> bool:
@@ -113,11 +115,7 @@ class _Zstd(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def explained(
-    path: Any,
-    remedy: str = "what is finished is kept, and the same command goes on from there",
-    setting: str | Sequence[str] = (),
-) -> Iterator[None]:
+def explained(path: Any, remedy: str = KEPT, setting: str | Sequence[str] = ()) -> Iterator[None]:
     """Turn an error of the file system into one line that says how to go on."""
     try:
         yield

@@ -1,11 +1,16 @@
 """The vocabulary that the engine works with, as a protocol: it knows no tokenizer library."""
 
-from collections.abc import Iterable
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+# A T5 sentinel, with or without SentencePiece's mark of a word's start.
+SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
 
 
 class Vocabulary(Protocol):
-    """What the engine asks of a vocabulary; `cosmo.tasks.vocabularies` has one."""
+    """The attributes that the engine reads of a vocabulary; `cosmo.tasks.vocabularies` has one."""
 
     path: str
     size: int
@@ -18,3 +23,13 @@ class Vocabulary(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first EOS, without padding."""
+
+
+def fingerprint_of(pieces: Sequence[str]) -> str:
+    """Return the SHA-256 of a vocabulary's pieces, in the order of their ids."""
+    size = len(pieces)
+    # Sentinels at the end do not count, because HuggingFace's copy of T5's vocabulary has none in
+    # its file. Every other id means the same there.
+    while size and SENTINEL.fullmatch(pieces[size - 1]):
+        size -= 1
+    return hashlib.sha256("\n".join(pieces[:size]).encode()).hexdigest()

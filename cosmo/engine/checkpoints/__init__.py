@@ -1,1 +1,1 @@
-"""Saving, checking and opening checkpoints: ours, T5X's and HuggingFace's."""
+"""Save, check and open checkpoints: ours, T5X's and HuggingFace's."""

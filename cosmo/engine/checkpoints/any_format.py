@@ -1,4 +1,4 @@
-"""Any checkpoint (ours, T5X's, HuggingFace's): locate it, open it, restore it to the devices.
+"""Locate, open and restore any checkpoint: ours, T5X's, HuggingFace's.
 
 `locate` finds the format, `open_source` gives lazy arrays under our names, and the functions
 `restore_*` load them, each device reading only its own part.
@@ -31,7 +31,7 @@ from cosmo.engine.model import models, t5
 log = logging.getLogger(__name__)
 
 FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
-# Threads overlap waiting for a bucket. Few of them: each holds a parameter in memory.
+# Threads overlap their waits for a bucket. Only a few: each holds a parameter in memory.
 READ_THREADS = 4
 
 
@@ -157,6 +157,7 @@ def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
     found = locate(path)
     if found.format != "cosmo":
         raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
+    # TensorStore alone reads it: no device need exist.
     arrays, _ = streaming.read_checkpoint(found.folder, found.step)
     return found.step, nested({path: array.whole() for path, array in arrays.items()})
 
@@ -174,7 +175,7 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     source = open_source(path)
     _check(source, abstract, description)
     log.info("%s: converted to our names", source)
-    leaves = [source.params[path] for path in flat(abstract)]
+    leaves = [source.params[path] for path in flat(abstract)]  # in JAX's order
     arrays = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     return step, _load(arrays, abstract, shardings)
 
@@ -182,24 +183,33 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
 def restore_adafactor(
     path: str, abstract_params: Any, abstract: Any, shardings: Any, description: dict[str, Any]
 ) -> Any:
-    """Return the optimizer state of a T5X checkpoint, shaped as `abstract` (ours).
+    """Return the optimizer state of a T5X checkpoint on the devices, shaped as `abstract` (ours).
 
     Raises UserError if it is no T5X checkpoint, or its Adafactor differs from ours.
     """
     source = open_source(path)
     _check(source, abstract_params, description)
+    return _load(read_adafactor(source, abstract), abstract, shardings)
+
+
+def read_adafactor(source: Source, abstract: Any) -> Any:
+    """Return the optimizer state of a T5X checkpoint as LazyArrays, shaped as `abstract` (ours).
+
+    Raises UserError if it is no T5X checkpoint, or its Adafactor differs from ours.
+    """
     if source.format != "t5x":
         raise UserError(
-            f"{source} has no optimizer state to go on with", setting="RESTORE_OPTIMIZER_STATE"
+            f"{source} has no optimizer state: leave out",
+            setting=("RESTORE_OPTIMIZER_STATE", "optimizer_state"),
         )
-    states = t5x_adafactor.read_state(
+    return t5x_adafactor.read_state(
         source.path, source.others, source.network, source.step, abstract
     )
-    return _load(states, abstract, shardings)
 
 
 def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     """Raise UserError if a foreign checkpoint is of another model or vocabulary."""
+    # Shapes first: their error is clearer than that of a field of the network.
     found = {path: array.shape for path, array in source.params.items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
     check_shapes(str(source), found, wanted)

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints between formats, piece by piece, whatever the size of the model."""
+"""Convert checkpoints between formats, piece by piece, so that a model may exceed memory."""
 
 import contextlib
 import logging
@@ -17,10 +17,10 @@ from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import describe, nested
+from cosmo.engine.checkpoints.description import check_vocabulary, describe, nested
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
-from cosmo.engine.model.step import StepConfig, TrainState
+from cosmo.engine.model.step import StepConfig, TrainState, init_state
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ def import_checkpoint(
     source = any_format.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
+    # HuggingFace stores no step, so a user may know better than the file.
     step = source.step if step is None else step
     if step < 0:
         raise UserError(f"step={step}; a checkpoint's step is 0 or above")
     description = describe(models.EncoderDecoderModel(source.network), vocabulary)
     if vocabulary is not None:
-        log.info(check_vocabulary(source, vocabulary))
+        log.info(describe_vocabulary_fit(source, vocabulary))
         any_format.check_own_vocabulary(source, description["vocabulary"])
     description["imported_from"] = {
         "format": source.format,
@@ -70,31 +71,21 @@ def import_checkpoint(
     }
     state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": nested(source.params)}
     if optimizer_state:
-        state = TrainState(state["step"], state["params"], _optimizer_state(source))
+        model = models.EncoderDecoderModel(source.network)
+        # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
+        abstract = jax.eval_shape(lambda: init_state(model, StepConfig(), 0).opt_state)
+        opt_state = any_format.read_adafactor(source, abstract)
+        state = TrainState(state["step"], state["params"], opt_state)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with _progress(total) as on_piece:
         # Errors of single arrays are UserErrors already, and name the array: they pass through.
         try:
             streaming.write_checkpoint(output, step, state, description, on_piece)
             if vocabulary is not None:
-                run_checkpoints.keep_vocabulary(output, vocabulary.path)
+                run_checkpoints.copy_vocabulary(output, vocabulary.path)
         except OSError as error:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return source
-
-
-def _optimizer_state(source: Source) -> Any:
-    """Return the Adafactor state of a T5X checkpoint, as lazy arrays shaped as ours."""
-    if source.format != "t5x":
-        raise UserError(f"{source} has no optimizer state; import it without")
-    model = models.EncoderDecoderModel(source.network)
-    # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
-    abstract = jax.eval_shape(
-        lambda: StepConfig().transformation().init(models.init(model, jax.random.key(0)))
-    )
-    return t5x_adafactor.read_state(
-        source.path, source.others, source.network, source.step, abstract
-    )
 
 
 def export_checkpoint(
@@ -146,7 +137,7 @@ def export_checkpoint(
                 folder, source.step, source.params, source.network, states, on_piece
             )
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
-                run_checkpoints.keep_vocabulary(str(target.parent), vocabulary_path)
+                run_checkpoints.copy_vocabulary(str(target.parent), vocabulary_path)
         else:
             # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:
@@ -158,17 +149,13 @@ def export_checkpoint(
     return source
 
 
-def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
+def describe_vocabulary_fit(source: Source, vocabulary: Vocabulary) -> str:
     """Return how a vocabulary fits a checkpoint's embedding, as a sentence.
 
     Raises UserError if it has more pieces than the embedding has rows.
     """
     rows, pieces = source.network.vocab_size, vocabulary.size
-    if pieces > rows:
-        raise UserError(
-            f"vocabulary {vocabulary.path} has {pieces} pieces, {source}'s embedding {rows} rows: "
-            "it belongs to another model"
-        )
+    check_vocabulary(models.EncoderDecoderModel(source.network), vocabulary)
     if pieces == rows:
         return f"{pieces:,} pieces, a row of the embedding each"
     # Models pad their embedding to a round size, for the hardware's sake.
@@ -185,7 +172,7 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
     Raises UserError if `target` exists and is not empty, or cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give another --output, or remove it")
+        raise UserError(f"{target} exists already: give another, or remove it", setting="output")
     # In an object store files appear whole, and folders cannot be renamed.
     remote = is_remote(target)
     partial = target if remote else target.parent / f".{target.name}.partial"

@@ -1,8 +1,10 @@
-"""The description in every checkpoint (network and vocabulary, as JSON), and comparing it.
+"""Describe network and vocabulary as JSON in every checkpoint, and compare such descriptions.
 
-Each check raises a UserError that names the first difference. Without them another model's
-checkpoint would end in a stack trace, or load and compute nonsense.
+Each check raises a UserError that names the first difference.
 """
+
+# Without these checks another model's checkpoint would end in a stack trace, or load and compute
+# nonsense.
 
 import dataclasses
 import json

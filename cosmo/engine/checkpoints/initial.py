@@ -1,23 +1,22 @@
-"""The checkpoint that a new run starts from, of any format, as one object.
+"""Start a new run from a checkpoint of any format.
 
-Training knows only `run_checkpoints.StartingPoint`. The gin file binds this one, so that the
-training loop depends on no other system's format.
+Training knows only `run_checkpoints.StartingPoint`. The gin file binds InitialCheckpoint, so that
+the training loop depends on no other system's format.
 """
 
 import dataclasses
 import logging
 from typing import Any
 
-from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, run_checkpoints
-from cosmo.engine.checkpoints.run_checkpoints import Start
+from cosmo.engine.checkpoints.run_checkpoints import Start, StartingPoint
 from cosmo.engine.model.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class InitialCheckpoint:
+class InitialCheckpoint(StartingPoint):
     """A run's MODEL_DIR or one of its checkpoints, a T5X checkpoint, or a HuggingFace folder.
 
     Training takes its parameters and its step, and its optimizer state if
@@ -59,21 +58,17 @@ class InitialCheckpoint:
     def _read_with_optimizer(self, abstract, shardings, description) -> Start:
         folder, step, format = any_format.locate(self.path)
         log.info("starting from %s, step %d, with its optimizer state", self.path, step)
-        if format == "huggingface":
-            raise UserError(
-                f"{self.path} is a HuggingFace folder, which holds no optimizer state: leave "
-                "out --gin.RESTORE_OPTIMIZER_STATE"
-            )
         # One reading of the whole state, as a run that resumes does it.
         if format == "cosmo":
             wanted = run_checkpoints.abstract_like(abstract, shardings)
             with run_checkpoints.manager(folder, read_only=True) as source:
-                state = run_checkpoints.restore(source, step, wanted, description)
+                state = run_checkpoints.restore_state(source, step, wanted, description)
             return Start(step, state.params, state.opt_state)
-        _, params = any_format.restore_params(
-            self.path, abstract.params, shardings.params, description
-        )
+        # First the part that a HuggingFace folder has not.
         opt_state = any_format.restore_adafactor(
             self.path, abstract.params, abstract.opt_state, shardings.opt_state, description
+        )
+        _, params = any_format.restore_params(
+            self.path, abstract.params, shardings.params, description
         )
         return Start(step, params, opt_state)

@@ -1,4 +1,4 @@
-"""Arrays that are read in pieces, so that a conversion never holds a whole model in memory."""
+"""Read arrays in pieces, so that a conversion never holds a whole model in memory."""
 
 import dataclasses
 import math
@@ -22,12 +22,12 @@ class LazyArray:
 
     @property
     def size(self) -> int:
-        """Return the number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the whole array."""
+        """The bytes of the whole array."""
         return self.size * self.dtype.itemsize
 
     def whole(self) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""A run's own checkpoints: MODEL_DIR/checkpoints/STEP, written and read with Orbax.
+"""Read and write a run's own checkpoints, MODEL_DIR/checkpoints/STEP, with Orbax.
 
 A checkpoint holds the state's arrays ("state"), a description of network and vocabulary, and the
 run's progress (position in the data, bad steps) as JSON.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,12 +32,12 @@ from cosmo.engine.model.step import TrainState
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"  # in MODEL_DIR; the others of this list are named beside it
+FOLDER = "checkpoints"  # in MODEL_DIR, as are BEST and VOCABULARY
 BEST = "best"  # a text file with the best step's number, of a run with early stopping
 VOCABULARY = "vocabulary.model"  # the SentencePiece model that token ids refer to
 COMMITTED = "commit_success.txt"  # in a checkpoint: Orbax's mark that it is finished
 
-# A conversion can read one layer without the rest of its stack: chunks hold at most a few layers.
+# Chunks hold at most a few layers, so that a conversion can read one without the rest of its stack.
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -46,36 +49,24 @@ class Start(NamedTuple):
     opt_state: Any | None
 
 
-class StartingPoint(Protocol):
-    """The checkpoint that a new run starts from; `initial.InitialCheckpoint` is one.
+class StartingPoint:
+    """The checkpoint that a new run starts from. This class is none: fresh parameters at step 0.
 
-    Training knows this interface alone, so it depends on no other system's format.
+    `initial.InitialCheckpoint` is one. Training knows this interface alone, so it depends on no
+    other system's format.
     """
 
-    path: str | None
+    path: str | None = None
 
     def step(self) -> int:
         """Return the checkpoint's step, 0 if there is no checkpoint."""
+        return 0
 
     def read(
         self, abstract: TrainState, shardings: TrainState, description: dict[str, Any]
     ) -> Start | None:
         """Return the checkpoint's arrays on the devices, None if there is no checkpoint."""
-
-
-class FreshStart:
-    """The starting point of a run without an initial checkpoint: fresh parameters at step 0."""
-
-    path = None
-
-    def step(self) -> int:
-        """Return 0."""
-        return 0
-
-    def read(
-        self, abstract: TrainState, shardings: TrainState, description: dict[str, Any]
-    ) -> None:
-        """Return None: there are no arrays to read."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +75,12 @@ class CheckpointConfig:
 
     `save_period` is in steps; None saves at every evaluation. `keep` is the number of newest
     checkpoints kept; None keeps all. Early stopping keeps its best one besides. A save that takes
-    more than `save_timeout` seconds is an error (see `saving.Saver`).
+    more than `save_timeout` seconds is an error.
     """
 
     save_period: int | None = None
     keep: int | None = 3
-    restore: StartingPoint = FreshStart()
+    restore: StartingPoint = StartingPoint()
     save_timeout: int = 1200
 
     def __post_init__(self):
@@ -146,7 +137,7 @@ def manager(
 def start_saving(manager, step: int, state: Any, description: Any, progress: Any) -> None:
     """Start to write `state` in the background.
 
-    `saving.Saver` calls this and reports errors of the writing threads.
+    `CheckpointWriter` calls this and reports errors of the writing threads.
     """
     import orbax.checkpoint as ocp
 
@@ -167,14 +158,15 @@ def start_saving(manager, step: int, state: Any, description: Any, progress: Any
     )
 
 
-def progress(saver, step: int) -> dict[str, Any]:
+def read_progress(saver, step: int) -> dict[str, Any]:
     """Return the progress saved at `step`; empty in an imported checkpoint, which has none."""
+    # Orbax raises an error for an item that is not there.
     if not (epath.Path(saver.directory) / str(step) / "progress").exists():
         return {}
     return _read_json(saver, step, "progress")
 
 
-def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any:
+def restore_state(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any:
     """Return the state saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings).
 
     Raises UserError if it has another vocabulary, network or shape, or cannot be read.
@@ -184,7 +176,8 @@ def restore(saver, step: int, abstract: Any, description: dict[str, Any]) -> Any
     # Compare first: Orbax's own errors about other shapes are a page of tree.
     _check(saver, step, abstract, description)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return _explained(saver, step, lambda: saver.restore(step, args=args))["state"]
+    with one_line_errors(f"checkpoint {saver.directory}/{step} cannot be read"):
+        return saver.restore(step, args=args)["state"]
 
 
 def restore_params(
@@ -192,7 +185,7 @@ def restore_params(
 ) -> Any:
     """Return the parameters alone of the checkpoint at `step`, laid out by `shardings`.
 
-    Raises UserError as `restore` does.
+    Raises UserError as `restore_state` does.
     """
     import orbax.checkpoint as ocp
 
@@ -206,8 +199,9 @@ def restore_params(
         partial_restore=True,
     )
     target = epath.Path(saver.directory) / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        return _explained(saver, step, lambda: reader.restore(target, args=args))["params"]
+    problem = f"checkpoint {saver.directory}/{step} cannot be read"
+    with ocp.PyTreeCheckpointer() as reader, one_line_errors(problem):
+        return reader.restore(target, args=args)["params"]
 
 
 def locate(path: epath.PathLike) -> tuple[str, int] | None:
@@ -217,6 +211,7 @@ def locate(path: epath.PathLike) -> tuple[str, int] | None:
     MODEL_DIR/best. Raises UserError if the named checkpoint, or every one of a run, is damaged.
     """
     folder = epath.Path(path)
+    # Early stopping moves `best` by writing a number: a link would not work in a bucket.
     if folder.name == BEST and folder.exists() and not folder.is_dir():
         folder = folder.parent / FOLDER / folder.read_text().strip()
         if not folder.exists():
@@ -234,7 +229,7 @@ def locate(path: epath.PathLike) -> tuple[str, int] | None:
         damage = _damage(folder / FOLDER / str(step))
         if not damage:
             return str(path), step
-        # A reader moves nothing: the run itself sets damaged checkpoints aside when it goes on.
+        # A reader moves nothing: the run itself moves damaged checkpoints when it resumes.
         where = f"{path}/{FOLDER}/{step}"
         log.warning("checkpoint %s is damaged and not used: %s", where, damage)
         damages.append(damage)
@@ -255,7 +250,7 @@ def _damage(folder: epath.Path) -> str | None:
 # Checksums read every byte, and one command locates its checkpoint several times.
 @functools.lru_cache(maxsize=64)
 def _damage_of(folder: str, *_files: tuple[str, int]) -> str | None:
-    return integrity.problem(folder)
+    return integrity.find_damage(folder)
 
 
 def completed_steps(model_dir: epath.PathLike) -> list[int]:
@@ -263,17 +258,18 @@ def completed_steps(model_dir: epath.PathLike) -> list[int]:
     folder = epath.Path(model_dir) / FOLDER
     if not folder.exists():
         return []
+    # Not by Orbax's manager, which takes seconds to import, and lists unfinished ones too.
     return sorted(
         int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()
     )
 
 
-def keep_vocabulary(model_dir: str, path: str) -> None:
+def copy_vocabulary(model_dir: str, path: str) -> None:
     """Copy the vocabulary's file into MODEL_DIR, so that the folder is all a user needs."""
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
-    if not source.exists() or source == target:
-        return
-    write_atomic(target, source.read_bytes())
+    # The vocabulary of a resumed run is often the copy that its first start made.
+    if source.exists() and source != target:
+        write_atomic(target, source.read_bytes())
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:
@@ -299,7 +295,7 @@ def _check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None
     check_shapes(where, found, wanted)
 
 
-def unreadable(model_dir: epath.PathLike, step: int) -> str | None:
+def find_unreadable(model_dir: epath.PathLike, step: int) -> str | None:
     """Return why the arrays of a checkpoint without checksums cannot be read, or None.
 
     Reads every array once, one at a time, so that memory holds the largest of them.
@@ -319,7 +315,8 @@ def unreadable(model_dir: epath.PathLike, step: int) -> str | None:
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             args = ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True)
             try:
-                _explained(saver, step, lambda args=args: reader.restore(target, args=args))
+                with one_line_errors(f"checkpoint {saver.directory}/{step} cannot be read"):
+                    reader.restore(target, args=args)
             except UserError as error:
                 return str(error)
     return None
@@ -341,10 +338,38 @@ def _read_json(saver, step: int, item: str) -> dict[str, Any]:
     return saver.restore(step, args=args)[item] or {}  # Orbax returns None for an empty dict
 
 
-def _explained(saver, step: int, read: Callable[[], Any]) -> Any:
-    """Return `read()`. Turn its errors, which print whole trees, into one line."""
+@contextlib.contextmanager
+def one_line_errors(problem: str) -> Iterator[None]:
+    """Turn errors of Orbax, TensorStore and the system into a UserError "`problem`: first line"."""
+    # Their texts print whole trees of arrays, or stacks of C++.
     try:
-        return read()
+        yield
     except (ValueError, OSError, KeyError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"checkpoint {saver.directory}/{step} cannot be read: {first}") from error
+        raise UserError(f"{problem}: {first}") from error
+
+
+def remove_unfinished(folder: epath.Path) -> None:
+    """Remove the checkpoints in `folder` that a failed or killed save has left."""
+    for partial in folder.glob(f"*{integrity.PARTIAL}*"):
+        partial.rmtree()
+
+
+def quiet_orbax() -> None:
+    """Suppress the stacks that threads of Orbax print for errors that are raised here too."""
+    for name in ("absl", "concurrent.futures", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_orbax)
+    sys.unraisablehook = _show_unraisable
+
+
+def _show_unraisable(report, show=sys.unraisablehook) -> None:
+    # When one write of TensorStore's has failed, its other writes return to a loop that is closed.
+    if str(report.exc_value) != "Event loop is closed":
+        show(report)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    if record.name == "absl":
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+    text = record.getMessage()
+    return "exception calling callback" not in text and "never retrieved" not in text

@@ -1,15 +1,14 @@
-"""Our checkpoints as lazy arrays, read and written piece by piece.
+"""Read and write our checkpoints piece by piece, as lazy arrays.
 
 Training saves and restores whole states (`run_checkpoints`). Conversions read and write here, so
 that a model larger than memory can pass through.
 """
 
-import contextlib
 import json
 import logging
 import pathlib
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
 from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.lazy import LazyArray
+from cosmo.engine.checkpoints.run_checkpoints import one_line_errors
 
 # Orbax warns of its own plans for its API, which our users can do nothing about.
 logging.getLogger("orbax").setLevel(logging.ERROR)
@@ -63,8 +63,8 @@ def write_checkpoint(
     # Any step counts: a run in `output` would take a foreign checkpoint for its own latest one.
     if there:
         raise UserError(
-            f"{output} has a checkpoint already (step {there[-1]}): give another --output, or "
-            "remove it"
+            f"{output} has a checkpoint already (step {there[-1]}): give another, or remove it",
+            setting="output",
         )
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
@@ -75,25 +75,20 @@ def write_checkpoint(
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), description=ocp.args.JsonSave(description)
     )
-    # Orbax's threads would print the stack of an error that is raised here too.
-    level = logging.getLogger("absl").level
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    run_checkpoints.quiet_orbax()
     try:
         with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as saver:
             saver.save(step, args=args, force=True)
     except BaseException:
         # In a bucket Orbax writes into the final folder; there its missing mark shows the failure.
         if not is_remote(folder):
-            for partial in folder.glob(f"{step}{integrity.PARTIAL}*"):
-                partial.rmtree()
+            run_checkpoints.remove_unfinished(folder)
         raise
-    finally:
-        logging.getLogger("absl").setLevel(level)
     if step not in run_checkpoints.completed_steps(output):
         raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
     # If a kill comes before this, the checkpoint has no checksums, and can be read nevertheless.
     with one_line_errors("cannot write checksums"):
-        integrity.write(folder / str(step))
+        integrity.write_manifest(folder / str(step))
 
 
 def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:
@@ -129,15 +124,6 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
 def chunk_cache(max_bytes: int) -> ts.Context:
     """Return a TensorStore context that keeps `max_bytes` of decoded chunks for further reads."""
     return ts.Context({"cache_pool": {"total_bytes_limit": max_bytes}})
-
-
-@contextlib.contextmanager
-def one_line_errors(problem: str) -> Iterator[None]:
-    """Turn errors of TensorStore and the system into a UserError "`problem`: first line"."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(f"{problem}: {str(error).splitlines()[0]}") from error
 
 
 def open_array(

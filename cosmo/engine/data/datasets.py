@@ -1,9 +1,10 @@
-"""The settings and types of what is read: packed batches for training, rows for evaluation.
+"""Settings and types of data: packed batches for training, rows for evaluation.
 
-Nothing here reads data: `reader` does, from SeqIO tasks or a cache of packed rows.
+`reader` reads them, from SeqIO tasks or from a cache of packed rows.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ class DatasetConfig:
 
     `mixture_or_task_name` is a name in SeqIO's registry, or a function that registers tasks and
     returns a name. The reader process calls that function, so it must pickle. `module` is imported
-    first. With `cache_path`, training reads the packed rows of a cache there (see `rows`).
+    first. With `cache_path`, training reads a cache of packed rows (see `cache_reading`).
     """
 
     mixture_or_task_name: str | Callable[[], str]
@@ -44,15 +45,15 @@ class DatasetConfig:
     cache_path: str | None = None
 
     def __post_init__(self):
-        check_lengths(self.task_feature_lengths)
+        check_lengths(self.task_feature_lengths)  # gin gives any value
 
 
 class TrainBatch(NamedTuple):
     """A training batch: this process's rows, and the reading position after it.
 
-    `position` is JSON from which `reader.train_batches` continues behind this batch. It is the same
-    on every process, and None for live SeqIO. `rows` are the numbers of the rows of the whole batch
-    (all processes) in their cache, or None.
+    `position` is JSON from which `reader.train_batches` continues after this batch. It is the same
+    on every process, and None if SeqIO reads the data. `rows` are the numbers in their cache of the
+    whole batch's rows, of all processes, or None.
     """
 
     arrays: HostBatch
@@ -62,7 +63,7 @@ class TrainBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example: its text, and the tokens that a model reads."""
+    """An example: its text, and the tokens that a model reads."""
 
     id: str
     inputs: str
@@ -85,11 +86,12 @@ def check_lengths(lengths: Any) -> None:
 def make_batch(
     rows: list[Row], batch_size: int, inputs_length: int, targets_length: int | None
 ) -> HostBatch:
-    """Rows one by one, padded with zeros to [batch_size, length]; missing rows are all zeros.
+    """Return a batch of unpacked rows, int32 [batch_size, length], padded with zeros.
 
-    `targets_length=None` leaves the decoder's side out (generation).
+    Missing rows are all zeros. With `targets_length=None` the decoder's side is left out.
     """
 
+    # Decoder inputs and weights are as SeqIO's EncDecFeatureConverter makes them without packing.
     def matrix(sequences, length):
         out = np.zeros((batch_size, length), np.int32)
         for i, ids in enumerate(sequences):
@@ -107,24 +109,20 @@ def make_batch(
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """`array` with zero rows added up to `rows`."""
+    """Return `array` with rows of zeros added up to `rows` rows."""
     return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Consecutive lists of `size` items; the last may be shorter."""
-    group = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+    """Yield consecutive lists of `size` items; the last may be shorter."""
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
         yield group
 
 
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a whole training batch, known before any data is read."""
+    """Return the shapes of a whole training batch, known before any data is read."""
+    # Known without data, so that compilation overlaps with the reader's start.
     names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
     sides = {"encoder": "inputs", "decoder": "targets"}
     return {
@@ -136,5 +134,5 @@ def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def process_shard() -> dict[str, int]:
-    """This process's share of the rows: keyword arguments for `train_batches`."""
+    """Return this process's share of the rows, as keyword arguments of `train_batches`."""
     return {"shard": jax.process_index(), "num_shards": jax.process_count()}

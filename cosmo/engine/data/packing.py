@@ -1,4 +1,4 @@
-"""Several examples in one row, as SeqIO packs them, and counts of what went in."""
+"""Pack several examples into one row, as SeqIO does, and count their tokens."""
 
 import dataclasses
 from collections import Counter
@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data.rows import RowFormat
+from cosmo.engine.data.cache_reading import RowFormat
 
 
 @dataclasses.dataclass
 class Packer:
-    """Fills rows with examples in the order they come; a row ends where the next does not fit.
+    """Fill rows with examples in the order they come; a row ends where the next does not fit.
 
-    These are SeqIO's rows, except that SeqIO also ends one after every `max(lengths)` examples.
     Without packing every example has a row of its own.
     """
+
+    # The rows are SeqIO's (`seqio.utils.trim_and_pack_dataset`), except that SeqIO also ends one
+    # after every `max(lengths)` examples, for no reason of the model's.
 
     format: RowFormat
 
@@ -47,7 +49,7 @@ class Packer:
         if not self.examples:
             return
         form = self.format
-        row = np.zeros(form.width, np.int64)
+        row = np.zeros(form.width, np.int64)  # 0 is padding, as token and as segment
         starts = np.cumsum([0, form.inputs, form.targets, form.inputs])
         for side, tokens_at, segments_at in ((0, starts[0], starts[2]), (1, starts[1], starts[3])):
             place = 0
@@ -63,14 +65,15 @@ class Packer:
 
 @dataclasses.dataclass
 class Counts:
-    """Examples, tokens and unknown pieces of each of `tasks`, in the order of their numbers.
+    """Counts of the examples, tokens and unknown pieces of `tasks`, in the order of their numbers.
 
-    `apart` are token sequences that neither count as text nor as unknown: separators may be
-    unknown to a vocabulary, everywhere, and say nothing of the text. Nor does EOS count.
+    Token sequences `apart` and EOS count neither as text nor as unknown.
     """
 
+    # Separators are kept apart because they may be unknown pieces in every example, such as T5's
+    # `<`: they would hide whether the vocabulary knows the text.
     tasks: Sequence[str]
-    limit: int  # ids from here on cannot be stored
+    limit: int  # ids from here on do not fit a row's integers
     eos_id: int
     unk_id: int
     apart: Sequence[Sequence[int]] = ()
@@ -100,17 +103,18 @@ class Counts:
     def _by_task(self, whose: np.ndarray) -> np.ndarray:
         return np.bincount(whose, minlength=len(self.tasks))
 
-    def _sum(self, what: str, numbers: np.ndarray) -> None:
+    def _sum(self, kind: str, numbers: np.ndarray) -> None:
         for name, number in zip(self.tasks, numbers.tolist(), strict=True):
-            self.sums[name][what] += number
+            self.sums[name][kind] += number
 
 
 def occurrences(tokens: np.ndarray, sequence: Sequence[int]) -> np.ndarray:
-    """Where `sequence` stands in `tokens`, bool [N]: True at each of its positions."""
+    """Return bool [N]: True at every position of `tokens` that belongs to a `sequence` in it."""
     found = np.zeros(len(tokens), bool)
     starts = len(tokens) - len(sequence) + 1
     if not len(sequence) or starts < 1:
         return found
+    # An offset at a time over the whole batch: a loop over tokens in Python would be far slower.
     match = np.ones(starts, bool)
     for offset, token in enumerate(sequence):
         match &= tokens[offset : offset + starts] == token

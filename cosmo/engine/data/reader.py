@@ -1,46 +1,47 @@
-"""Reading data for training and evaluation, with SeqIO and TensorFlow in a process of their own.
+"""Read data for training and evaluation, with SeqIO and TensorFlow in a process of their own.
 
-The reader process starts once, at the first call, and serves training and evaluation until the
-training process ends. Its imports and its filling of shuffle buffers overlap with compilation.
-Requests and replies go over a pipe, in order; training batches are requested ahead, so that no
-thread of the training process reads. `seqio_reader.Requests` has the functions that it answers.
+The reader process starts at the first call and serves training and evaluation until the training
+process ends. Requests and replies go over a pipe, in order. `seqio_reader.Requests` has the
+functions that it answers.
 """
+
+# A process, because importing SeqIO is unsafe beside JAX (see `seqio_reader`). One, because its
+# imports and its filling of shuffle buffers then overlap with compilation. Training batches are
+# requested ahead, so that no thread of the training process reads.
 
 import atexit
 import collections
-import contextlib
 import dataclasses
 import logging
 import multiprocessing
-import os
-import pickle
 import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from cosmo.engine.base import command_line
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.data import rows
+from cosmo.engine.base.worker_processes import set_up_worker
+from cosmo.engine.data import cache_reading
 from cosmo.engine.data.datasets import DatasetConfig, HostBatch, Row, TrainBatch
 
 log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 4  # training batches requested before they are needed
 QUIET_SECONDS = 10  # a longer wait for a reply is logged
-EXIT_SECONDS = 0.5  # at the end, the reader process gets so long to leave by itself
+EXIT_SECONDS = 0.5  # given to the reader process to exit by itself, before it is killed
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTask:
-    """A SeqIO task's rows. Its metric functions stay in the reader process, see `measure`."""
+    """A SeqIO task's rows. Its metric functions stay in the reader process: see `measure`."""
 
     name: str
     rows: list[Row]
     has_predict_metrics: bool
     has_score_metrics: bool
-    number: int  # the reader's
+    number: int  # of the task, in the reader process
 
 
 def train_batches(
@@ -54,21 +55,18 @@ def train_batches(
 ) -> Iterator[TrainBatch]:
     """Yield endless packed batches of this shard's rows, int32, with SeqIO's feature names.
 
-    A cache continues at `position`, which came with an earlier batch. Live SeqIO has no position:
-    there the order is a function of (seed, start_step). `num_steps`, the batches that will be
-    wanted, is only for the log. Reading of live SeqIO begins with this call, not with the first
-    batch.
+    Args:
+        config: the dataset.
+        start_step: with the seed, it decides the order of SeqIO, which has no position.
+        num_steps: the batches that will be read, for the log.
+        position: where a cache continues; it came with an earlier batch.
+        shard, num_shards: this process's number and the number of all.
+
+    SeqIO begins to read with this call, not with the first batch.
     """
     if config.cache_path is not None:
-        return _cached(config, position, num_steps, shard, num_shards)
+        return cache_reading.batches(config, position, num_steps, shard, num_shards)
     return _Stream(_process(), (config, start_step, shard, num_shards))
-
-
-def _cached(config: DatasetConfig, position: Any, num_steps: int | None, *shards: int):
-    found = rows.batches(config, position, num_steps, *shards)
-    with contextlib.closing(found):
-        for item in found:
-            yield TrainBatch(*item)
 
 
 def would_wait(batches: Iterator[TrainBatch]) -> bool:
@@ -91,10 +89,8 @@ def eval_batches(
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
     """Return every task of the mixture that has the split, with its rows in memory."""
-    process = _process()
     doing = f"reading split {config.split!r}"
-    opened = process.call("open_tasks", process.tasks, config, num_examples, doing=doing)
-    process.tasks += len(opened)
+    opened = _process().call("open_tasks", config, num_examples, doing=doing)
     return [EvalTask(name, rows, *kinds, number) for number, name, rows, *kinds in opened]
 
 
@@ -114,56 +110,45 @@ def start() -> None:
     _process()
 
 
-class _Reply:
-    """The reply to one request, once it has arrived."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-        self.error: BaseException | None = None
-        self.value: Any = None
-
-
 class _Reader:
     """The reader process as the training process sees it: requests out, replies in, in order."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads' locks
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks of JAX's threads
         self._pipe, theirs = context.Pipe()
-        level = logging.getLogger("cosmo").getEffectiveLevel()
+        quiet = logging.getLogger("cosmo").getEffectiveLevel() > logging.INFO
         self._process = context.Process(
-            target=_serve, args=(theirs, level), name="cosmo-reader", daemon=True
+            target=_serve, args=(theirs, quiet), name="cosmo-reader", daemon=True
         )
         self._process.start()
-        theirs.close()  # else no end of file would tell that the process is gone
-        self._pending: collections.deque[_Reply] = collections.deque()
-        self.streams = self.tasks = 0  # numbers given out
+        theirs.close()  # else the pipe would have no end of file when the process is gone
+        self._pending: collections.deque[Future] = collections.deque()
+        self.streams = 0  # opened so far: the number of the next one
         self.closed = False
+        # At exit Python would send SIGTERM, which the reader ignores, and then wait for its end.
         atexit.register(self.close)
         self.request("load")
 
-    def request(self, name: str, *args: Any) -> _Reply:
-        """Send a request that is small: a pipe holds 64 KiB while the other side is busy."""
-        reply = _Reply()
+    def request(self, name: str, *args: Any) -> Future:
+        """Send a small request: a pipe holds 64 KiB while the other side is busy."""
         try:
             self._pipe.send((name, args))
         except OSError:
             raise self._gone() from None
-        self._pending.append(reply)
-        return reply
+        self._pending.append(Future())
+        return self._pending[-1]
 
     def call(self, name: str, *args: Any, doing: str) -> Any:
         """Return the reply to a request of any size. `doing` is logged while the caller waits."""
-        while self._pending:  # both sides sending at once would block each other for ever
+        while self._pending:  # if both sides sent at once, they would block each other for ever
             self._receive(doing)
         return self.result(self.request(name, *args), doing)
 
-    def result(self, reply: _Reply, doing: str) -> Any:
+    def result(self, reply: Future, doing: str) -> Any:
         """Return the value of a reply, or raise its error."""
-        while not reply.arrived:
+        while not reply.done():
             self._receive(doing)
-        if reply.error is not None:
-            raise reply.error
-        return reply.value
+        return reply.result()
 
     def receive_ready(self) -> None:
         """Take the replies that have arrived already."""
@@ -189,15 +174,14 @@ class _Reader:
         except (OSError, EOFError):
             raise self._gone() from None
         except BaseException:
-            # An interrupt may have left half a reply in the pipe: what follows is unreadable.
+            # An interrupt may have left half a reply in the pipe: the rest is unreadable.
             self.close()
             raise
         reply = self._pending.popleft()
-        reply.arrived = True
         if good:
-            reply.value = value
+            reply.set_result(value)
         else:
-            reply.error = value
+            reply.set_exception(value)
 
     def _gone(self) -> UserError:
         self._process.join(EXIT_SECONDS)
@@ -206,14 +190,14 @@ class _Reader:
         how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
         memory = " (out of memory?)" if code == -signal.SIGKILL else ""
         return UserError(
-            f"the process that reads the data {how}{memory}; its own message stands above. The "
-            "same command continues from the last checkpoint. A script of yours that trains must "
-            'do so below `if __name__ == "__main__":`, for this process imports it'
+            f"the process that reads the data {how}{memory}; its own message is above. The same "
+            "command continues from the last checkpoint. A script of yours must train below "
+            '`if __name__ == "__main__":`, because the reader process imports the script'
         )
 
 
 class _Stream:
-    """Training batches of the reader process; BATCHES_AHEAD of them are always requested."""
+    """Training batches from the reader process; BATCHES_AHEAD of them are always requested."""
 
     def __init__(self, reader: _Reader, args: tuple[Any, ...]):
         self._reader = reader
@@ -222,7 +206,7 @@ class _Stream:
         self._opened = reader.request("open_stream", self._number, *args)
         self._ahead = collections.deque(self._ask() for _ in range(BATCHES_AHEAD))
 
-    def _ask(self) -> _Reply:
+    def _ask(self) -> Future:
         return self._reader.request("next_batch", self._number)
 
     def __iter__(self) -> "_Stream":
@@ -240,7 +224,7 @@ class _Stream:
     def has_batch(self) -> bool:
         """Return whether a batch has arrived already."""
         self._reader.receive_ready()
-        return self._ahead[0].arrived
+        return self._ahead[0].done()
 
     def close(self) -> None:
         """Free the stream's buffers in the reader process."""
@@ -260,14 +244,13 @@ def _process() -> _Reader:
     return _reader
 
 
-def _serve(pipe: Any, log_level: int) -> None:
+def _serve(pipe: Any, quiet: bool) -> None:
     """Answer requests until the training process closes the pipe or dies."""
-    # Ctrl-C and a SIGTERM to the whole process group are the training process's to handle: it may
-    # need batches until the running step is saved.
+    # The training process handles Ctrl-C and a SIGTERM to the whole process group: it may need
+    # batches until the running step is saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # SeqIO may import JAX; the devices are the trainer's
-    command_line.set_up_logging(quiet=log_level > logging.INFO)
+    set_up_worker(quiet)
     from cosmo.engine.data import seqio_reader
 
     requests = seqio_reader.Requests()
@@ -288,7 +271,6 @@ def _serve(pipe: Any, log_level: int) -> None:
 
 def _portable(error: Exception) -> Exception:
     """Return an error of ours as it is, any other one as text: not every exception pickles."""
-    if type(error).__module__.split(".")[0] == __name__.split(".")[0]:
-        with contextlib.suppress(Exception):
-            return pickle.loads(pickle.dumps(error))
+    if isinstance(error, UserError):
+        return error
     return RuntimeError("in the reader process:\n" + "".join(traceback.format_exception(error)))

@@ -1,6 +1,6 @@
-"""Answers of a model, as pure functions of (model, params, inputs): generated, or chosen of a set.
+"""Generate answers, or score a closed set of them, as pure functions of (model, params, inputs).
 
-One encoder pass serves all of them; `decoding` has the loop, `choices` the tree of a closed set.
+One encoder pass serves all of them. `decoding` has the loop, `choice_tree` the tree of a set.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.model import decoding, models
-from cosmo.engine.model.choices import Tree, checked, tree_of
+from cosmo.engine.model.choice_tree import ChoiceTree, build_tree, check_choices
 
 
 def predict(
@@ -22,11 +22,12 @@ def predict(
     config: decoding.DecodingConfig,
     row_keys: jax.Array | None = None,
 ) -> decoding.Decoded:
-    """Generate for each row of `encoder_input_tokens` [B, S]; see `decoding.decode`.
+    """Return the tokens generated for each row of `encoder_input_tokens` [B, S].
 
-    `row_keys` [B] are one random key a row, so that an answer does not depend on its batch.
+    `row_keys` [B] are one random key a row, so that an answer does not depend on its batch. See
+    `decoding.decode`.
     """
-    # Cast and unstack once: inside the loop either would be paid for every token.
+    # Cast and unstack once: inside the loop both would run for every token.
     module = models.bind(model, _cast(params, model.network.dtype))
     weights = module.decoder_weights()
     cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
@@ -43,19 +44,21 @@ def score_choices(
     encoder_input_tokens: jax.Array,
     choices: Sequence[Sequence[int]],
 ) -> jax.Array:
-    """The log-likelihood in nats of each of C choices after each input [B, S]: float32 [B, C].
+    """Return the log-likelihood in nats of each of C choices after each input: float32 [B, C].
 
-    Exact, as `score` gives it for targets of exactly these tokens: a choice that is to be all of an
-    answer ends in EOS. `choices` are known when this is compiled: tokens, padded with 0 or not. An
-    input is encoded once, and what choices share at their beginning is decoded once.
+    It equals `models.score` for targets of exactly these tokens, so a choice that is a whole answer
+    must end in EOS. `choices` are constants of the compiled function: tokens, padded with 0 or not.
+    Raises UserError as `check_choices` does.
     """
-    tree = tree_of(checked(choices, model.network.vocab_size))
+    # An input is encoded once, and beginnings that choices share are decoded once.
+    tree = build_tree(check_choices(choices, model.network.vocab_size))
     module = models.bind(model, params)
     hidden_BNM, _ = module.read_tree(encoder_input_tokens, tree)
     return _choice_scores(module, hidden_BNM, tree)
 
 
-def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: Tree) -> jax.Array:
+def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: ChoiceTree) -> jax.Array:
+    # A choice's score is a sum over its edges; an edge is scored once for all choices that have it.
     logits_BNV = module.logits(hidden_BNM)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     edges_BE = logits_BNV[:, tree.parents_E, tree.tokens_E] - log_z_BN[:, tree.parents_E]
@@ -65,8 +68,8 @@ def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: Tree) -> jax
 class Chosen(NamedTuple):
     """A choice and the text after it.
 
-    `scores` float32 [B, C] are those of the choices in nats; `choice` int32 [B] is the one taken;
-    the scores of `continuation` are of its own tokens alone.
+    `scores` float32 [B, C] are the choices' log-likelihoods in nats; `choice` int32 [B] is the best
+    one. The scores of `continuation` count its own tokens alone.
     """
 
     scores: jax.Array
@@ -83,13 +86,13 @@ def choose_and_continue(
     row_keys: jax.Array | None = None,
     continues: Sequence[bool] | None = None,
 ) -> Chosen:
-    """Score the choices as `score_choices`, take the best one, and generate what follows it.
+    """Score the choices as `score_choices` does, take the best one, and generate the text after it.
 
-    All from one encoder pass; a choice's tokens are not decoded again. After a choice whose
-    `continues` is False (by default: that ends in EOS) nothing is generated: the text is empty, its
-    score 0.
+    After a choice whose `continues` is False (by default: one that ends in EOS) the text is empty
+    and its score 0.
     """
-    tree = tree_of(checked(choices, model.network.vocab_size))
+    tree = build_tree(check_choices(choices, model.network.vocab_size))
+    # EOS ends an answer, so nothing can follow it.
     if continues is None:
         continues = tree.last_C != decoding.EOS
     elif len(continues) != len(tree.last_C):
@@ -102,6 +105,7 @@ def choose_and_continue(
         jnp.asarray(tree.path_CD)[choice_B],
         jnp.asarray(tree.in_path_CD)[choice_B],
     )
+    # The path of the choice becomes the cache, so its tokens are not decoded again.
     cache = module.resume(layers, encoder_input_tokens, path_BD, in_path_BD, config.max_new_tokens)
     weights, begin = module.decoder_weights(), path_BD.shape[1]
 
@@ -126,7 +130,7 @@ def _likeliest(scores_BC: jax.Array) -> jax.Array:
 
 
 def _cast(params: models.Params, dtype: str) -> models.Params:
-    """Parameters in the compute type, but for the relative bias: it is added in float32."""
+    """Return parameters in the compute type, but the relative bias, which is added in float32."""
 
     def cast(path, array):
         keep = any(getattr(entry, "key", None) == "relpos_bias" for entry in path)

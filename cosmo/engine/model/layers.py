@@ -1,7 +1,6 @@
-"""The building blocks of a T5: norm, attention, feed-forward, relative position bias, dropout.
+"""Compute the building blocks of a T5: norm, attention, feed-forward, relative bias, dropout.
 
-Every kernel is stored as a matrix, heads joined: `[M, H*K]`, as in T5X's minimal T5. Adafactor
-factors matrices, so the stored shape is part of the optimizer's behaviour, not only a layout.
+Every kernel is stored as a matrix, heads joined: `[M, H*K]`, as in T5X's minimal T5.
 
 Shape suffixes: B batch, T and S query and key positions, M model, H heads, K head size,
 F feed-forward, J = H*K joined heads.
@@ -17,6 +16,8 @@ from flax import nnx
 
 from cosmo.engine.model import partitioning
 
+# Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
+NORM_EPSILON = 1e-6  # T5's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -29,46 +30,42 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]):
-    """A float32 parameter that carries the logical name of each of its axes."""
+    """Return a float32 parameter that carries the logical name of each of its axes."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax.Array:
-    """A parameter as a product wants it: in the compute type, gathered if it lies over devices."""
+    """Return a parameter for a product: in the compute type, gathered if it lies over devices."""
     return partitioning.gather(kernel[...].astype(dtype), kernel.get_metadata("axes"), called)
 
 
 def product(
     x: jax.Array, kernel: nnx.Param, dtype: str | None = None, called: str = partitioning.GATHERED
 ) -> jax.Array:
-    """X [..., M] times a kernel [M, N], in x's type; `dtype`: factors are rounded to it first."""
+    """Return x [..., M] times a kernel [M, N], in x's type; factors are rounded to `dtype`."""
     dtype = dtype or x.dtype
     return jnp.matmul(
         x.astype(dtype), weight(kernel, dtype, called), preferred_element_type=x.dtype
     )
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, axis: int | None = -2):
-    """Inverted dropout; the mask is shared along `axis` (T5X shares it along the sequence).
-
-    `key=None` or `rate=0` returns `x` itself: inference is the absence of a key.
-    """
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Return `x` [..., T, M] under inverted dropout; without a key or a rate, `x` itself."""
     if key is None or rate == 0.0:
         return x
-    shape = list(x.shape)
-    if axis is not None:
-        shape[axis] = 1
-    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape))
+    # As in T5X, one mask for all positions: a position has no randomness of its own.
+    shape = (*x.shape[:-2], 1, x.shape[-1])
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` keys from one, or `count` Nones from None."""
+    """Return `count` keys from one, or `count` Nones from None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 class RMSNorm(nnx.Module):
-    """T5's layer norm: root mean square, no mean, no bias, in float32. [..., M] -> [..., M]."""
+    """T5's layer norm, by the root mean square: [..., M] to [..., M]."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
@@ -78,10 +75,14 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...])
 
 
-def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1, epsilon: float = 1e-6) -> jax.Array:
-    """X over its root mean square along `axis` (0 or the last), times `scale_M`; in float32."""
+def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1) -> jax.Array:
+    """Return x over its root mean square along `axis` (0 or the last), times `scale_M`.
+
+    It is computed in float32 and returned in x's type.
+    """
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + epsilon)
+    # Unlike the usual layer norm, T5's subtracts no mean and adds no bias.
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axis, keepdims=True) + NORM_EPSILON)
     scale = scale_M.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else scale_M
     return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
@@ -93,11 +94,10 @@ def relative_position_bucket(
     num_buckets: int = 32,
     max_distance: int = 128,
 ) -> jax.Array:
-    """Bucket of (key position - query position) in tokens: int32, same shape.
+    """Return the bucket of (key position - query position), in tokens: int32, same shape.
 
-    Half of the buckets hold exact distances, half grow logarithmically up to `max_distance`; a
-    decoder sees only the past, so it spends no buckets on the future. Raffel et al. 2020, section
-    2.1.
+    Half of the buckets hold exact distances, half grow logarithmically up to `max_distance`
+    (Raffel et al. 2020, section 2.1).
     """
     distance = -jnp.asarray(relative_position)
     offset = jnp.zeros_like(distance)
@@ -106,6 +106,7 @@ def relative_position_bucket(
         offset = jnp.where(distance < 0, num_buckets, 0)
         distance = jnp.abs(distance)
     else:
+        # A decoder sees only the past, so no bucket is spent on the future.
         distance = jnp.maximum(distance, 0)
     exact = num_buckets // 2
     # The epsilon keeps log finite at 0 and lies well under one bucket's width elsewhere.
@@ -118,28 +119,35 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nnx.Module):
-    """One learned scalar per head and bucket, shared by all layers of a stack."""
+    """One learned scalar per head and bucket, of one layer or shared by all layers of a stack."""
 
-    def __init__(self, num_heads: int, num_buckets: int = 32, *, rngs: nnx.Rngs):
-        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+    def __init__(
+        self,
+        num_heads: int,
+        num_buckets: int,
+        max_distance: int,
+        *,
+        bidirectional: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.max_distance, self.bidirectional = max_distance, bidirectional
+        init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # as T5X
         self.rel_embedding = param(rngs, init, (num_heads, num_buckets), ("heads", "buckets"))
 
-    def __call__(
-        self, query_T: jax.Array, key_S: jax.Array, *, bidirectional: bool, max_distance: int
-    ) -> jax.Array:
-        """Bias to add to attention logits: float32 [1, H, T, S], from positions [T] and [S]."""
+    def __call__(self, positions_T: jax.Array) -> jax.Array:
+        """Return the bias of attention logits between all positions: float32 [1, H, T, T]."""
         table_HN = self.rel_embedding[...]
-        buckets_TS = relative_position_bucket(
-            key_S[None, :] - query_T[:, None],
-            bidirectional=bidirectional,
+        buckets_TT = relative_position_bucket(
+            positions_T[None, :] - positions_T[:, None],
+            bidirectional=self.bidirectional,
             num_buckets=table_HN.shape[1],
-            max_distance=max_distance,
+            max_distance=self.max_distance,
         )
-        return table_HN[:, buckets_TS][None].astype(jnp.float32)
+        return table_HN[:, buckets_TT][None].astype(jnp.float32)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without biases; queries are not scaled (the initialiser is)."""
+    """Multi-head attention without biases, and without a scale of the logits."""
 
     def __init__(
         self,
@@ -164,17 +172,15 @@ class Attention(nnx.Module):
         self.out = param(rngs, fan_in, (joined, emb_dim), ("joined_kv", "embed"))
 
     def heads(self, x_BTM: jax.Array, kernel: nnx.Param) -> jax.Array:
-        """Project and split into heads: [B, T, M] -> [B, H, T, K].
-
-        Heads come before positions so that every later product is over adjacent matrices, which
-        XLA's CPU backend runs up to five times as fast; a TPU's compiler chooses layouts itself.
-        """
+        """Return x [B, T, M] projected by `kernel` and split into heads: [B, H, T, K]."""
+        # Heads come before positions, so that every later product is over adjacent matrices: XLA's
+        # CPU backend runs them up to five times as fast. A TPU's compiler chooses layouts itself.
         x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
     def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values, each [B, H, S, K]."""
+        """Return keys and values of x, each [B, H, S, K]."""
         return self.heads(x_BSM, self.key), self.heads(x_BSM, self.value)
 
     def __call__(
@@ -188,11 +194,12 @@ class Attention(nnx.Module):
         rate: float = 0.0,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Attend and project back: [B, T, M].
+        """Return the attention's output, projected back: [B, T, M].
 
         `relative_bias` [1, H, T, S] is learned; `mask_bias` broadcasts to [B, H, T, S] and is not.
-        Both are float32, as is the softmax.
+        Both are float32, as is the softmax. `rate` is dropout's, on the attention's weights.
         """
+        # No scale of the logits: T5 has it in the query's initial weights.
         q_BHTK = self.heads(q_BTM, self.query)
         logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
         if relative_bias is not None:
@@ -206,10 +213,8 @@ class Attention(nnx.Module):
 
 @jax.custom_vjp
 def add_over_batch(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """X [B, ...] + bias [1, ...], whose gradient is summed over B as a product with ones.
-
-    The sum that JAX would write is a strided reduction, on a CPU the costliest step of attention.
-    """
+    """Return x [B, ...] + bias [1, ...], whose gradient is summed over B as a product with ones."""
+    # The sum that JAX would write is a strided reduction: on a CPU the costliest step of attention.
     return x + bias
 
 
@@ -219,6 +224,7 @@ def _add_forward(x, bias):
 
 def _add_backward(_, grad):
     ones = jnp.ones((1, grad.shape[0]), grad.dtype)
+    # Full precision, because the bias is a float32 sum over the whole batch.
     summed = jax.lax.dot_general(
         ones, grad, (((1,), (0,)), ((), ())), precision=jax.lax.Precision.HIGHEST
     )
@@ -241,6 +247,7 @@ class MLP(nnx.Module):
         product_dtype: str | None = None,
     ):
         self.activations, self.product_dtype = activations, product_dtype
+        # T5X's names, so that its checkpoints map one to one.
         gated = len(activations) > 1
         for i in range(len(activations)):
             name = f"wi_{i}" if gated else "wi"
@@ -248,7 +255,7 @@ class MLP(nnx.Module):
         self.wo = param(rngs, fan_in, (mlp_dim, emb_dim), ("mlp", "embed"))
 
     def kernels(self) -> list[nnx.Param]:
-        """The kernel of each activation's branch."""
+        """Return the kernel of each activation's branch."""
         return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
 
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
@@ -259,17 +266,20 @@ class MLP(nnx.Module):
 
 
 def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:
-    """The product of every branch under its activation."""
+    """Return the product of every branch under its activation."""
     parts = [ACTIVATIONS[n](branch) for n, branch in zip(activations, branches, strict=True)]
     return math.prod(parts[1:], start=parts[0])
 
 
 def segment_mask(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
-    """Who may look at whom in a packed row: bool [B, 1, T, S]; segment 0 is padding."""
+    """Return which key each query may attend to in packed rows: bool [B, 1, T, S].
+
+    Both are of the same segment; segment 0 is padding.
+    """
     same = query_BT[:, :, None] == key_BS[:, None, :]
     return (same & (key_BS > 0)[:, None, :])[:, None]
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:
-    """0 where `mask` holds, else a number that softmax turns into 0; float32."""
+    """Return float32 0 where `mask` holds, else a number that softmax turns into 0."""
     return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)

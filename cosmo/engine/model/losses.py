@@ -1,7 +1,6 @@
-"""The loss: cross entropy on devices, and the numbers made of its sums on the host.
+"""Compute the cross entropy on devices, and means from its sums on the host.
 
-Devices return sums and weights. Only the host divides them, once: averages of averages would weigh
-a token by its batch.
+Devices return sums and weights, and only the host divides them, once.
 """
 
 import math
@@ -13,6 +12,9 @@ import numpy as np
 
 from cosmo.engine.base.errors import UserError
 
+# Why division waits for the host: averages of averages would weigh a token by its batch.
+
+# T5X's SpecialLossNormalizingFactor.
 NORMALIZATIONS = (
     "NUM_REAL_TARGET_TOKENS",
     "NUM_TOTAL_TARGET_TOKENS",
@@ -27,12 +29,10 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Per-token loss and its z-loss part, both float32 [B, T], in nats.
+    """Return the loss of each token and its z-loss part, both float32 [B, T], in nats.
 
-    Label smoothing moves that much probability to the other tokens, evenly; the entropy of the
-    smoothed target is taken off, so that a perfect prediction costs 0. The z-loss is
-    `z_loss * log(Z) ** 2` and keeps logits from drifting. As T5X's
-    `compute_weighted_cross_entropy`.
+    Label smoothing moves that much probability to the other tokens, evenly. The z-loss is
+    `z_loss * log(Z) ** 2`. Source: T5X's `compute_weighted_cross_entropy`.
     """
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
@@ -40,30 +40,33 @@ def cross_entropy(
         vocab = logits_BTV.shape[-1]
         high, low = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
         expected_BT = (high - low) * target_BT + low * jnp.sum(logits_BTV, axis=-1)
+        # The entropy of the smoothed target is subtracted, so that a perfect prediction costs 0.
         entropy = -(high * jnp.log(high) + (vocab - 1) * low * jnp.log(low + 1e-20))
         loss_BT = log_z_BT - expected_BT - entropy
     else:
         loss_BT = log_z_BT - target_BT
+    # Keeps logits from drifting to where bfloat16 rounds them coarsely.
     z_BT = z_loss * jnp.square(log_z_BT)
     return loss_BT + z_BT, z_BT
 
 
 def is_constant(normalization: str | float | None) -> bool:
-    """Whether the divisor is a number that does not depend on the batch."""
+    """Return whether the divisor is a number that does not depend on the batch."""
     return normalization is None or isinstance(normalization, int | float)
 
 
 def loss_weights(
     normalization: str | float | None, weights_BT: jax.Array, segments_BT: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Token weights [B, T] and the weight of the batch that its loss is to be divided by.
+    """Return (token weights [B, T], the divisor of the batch's loss).
 
     None: the plain sum. A number: divide by it. NUM_REAL_TARGET_TOKENS: the mean over target
     tokens. NUM_TOTAL_TARGET_TOKENS: over all positions, padding too. AVERAGE_PER_SEQUENCE: the mean
-    over sequences (segments, where rows are packed) of each one's mean. T5X's
-    `SpecialLossNormalizingFactor`. A divisor that is not constant is a sum over tokens, so
-    microbatches may add theirs and divide once.
+    over sequences (segments, where rows are packed) of each one's mean. Raises UserError for any
+    other value. Source: T5X's `SpecialLossNormalizingFactor`.
     """
+    # A divisor that is not constant is a sum over tokens, so microbatches add theirs and divide
+    # once.
     if normalization is None:
         return weights_BT, jnp.float32(1.0)
     if normalization == "NUM_REAL_TARGET_TOKENS":
@@ -75,6 +78,7 @@ def loss_weights(
             segments_BT = jnp.ones(weights_BT.shape, jnp.int32)
         same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
         tokens_BT = jnp.einsum("BTU,BU->BT", same_BTT.astype(weights_BT.dtype), weights_BT)
+        # Padding and sequences without a target weigh nothing, and must not divide by zero.
         share_BT = jnp.where(weights_BT > 0, weights_BT / jnp.maximum(tokens_BT, 1e-9), 0.0)
         return share_BT, jnp.sum(share_BT)
     if isinstance(normalization, int | float):

@@ -1,4 +1,4 @@
-"""What a model computes, as pure functions of (model, params, batch).
+"""Compute a model's loss and scores, as pure functions of (model, params, batch).
 
 A batch has SeqIO's feature names: `encoder_input_tokens` [B, S], `decoder_input_tokens`,
 `decoder_target_tokens`, `decoder_loss_weights` [B, T], and for packed rows `*_segment_ids`.
@@ -20,7 +20,7 @@ Batch = dict[str, jax.Array]
 
 
 class NetworkConfig(Protocol):
-    """Anything that builds a network; `t5.T5Config` is one."""
+    """Settings that build a network; `t5.T5Config` is one."""
 
     vocab_size: int
     dtype: str
@@ -35,29 +35,31 @@ class EncoderDecoderModel:
     """A network and how its loss is measured. Field names are T5X's `EncoderDecoderModel`'s."""
 
     network: NetworkConfig
-    z_loss: float = 0.0001
+    z_loss: float = 0.0001  # of T5X's T5 recipes
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
 
 
+# Cached, because most functions below need it, and tracing the constructor takes time.
 @functools.lru_cache(maxsize=16)
 def _abstract(network: NetworkConfig):
+    """Return (graph definition, abstract state) of a network."""
     module = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     return nnx.split(module)
 
 
 def init(model: EncoderDecoderModel, key: jax.Array) -> Params:
-    """Fresh parameters: a nested dict of float32 arrays. Safe to call under `jax.jit`."""
+    """Return fresh parameters: a nested dict of float32 arrays. Works under `jax.jit`."""
     return nnx.to_pure_dict(nnx.state(model.network.build(nnx.Rngs(params=key)), nnx.Param))
 
 
 def abstract_params(model: EncoderDecoderModel) -> Params:
-    """Shapes and types of the parameters, computed without memory: `jax.ShapeDtypeStruct`s."""
+    """Return shapes and types of the parameters, as `jax.ShapeDtypeStruct`s."""
     return nnx.to_pure_dict(_abstract(model.network)[1])
 
 
 def logical_axes(model: EncoderDecoderModel) -> Params:
-    """The name of every axis of every parameter, as tuples; a stacked one starts with "layers"."""
+    """Return the names of every parameter's axes, as tuples; a stack's start with "layers"."""
     _, state = _abstract(model.network)
 
     def names(path, variable):
@@ -69,14 +71,14 @@ def logical_axes(model: EncoderDecoderModel) -> Params:
 
 
 def bind(model: EncoderDecoderModel, params: Params) -> nnx.Module:
-    """The network as a module over `params`."""
+    """Return the network as a module over `params`."""
     return nnx.merge(_abstract(model.network)[0], params)
 
 
 def logits(
     model: EncoderDecoderModel, params: Params, batch: Batch, key: jax.Array | None = None
 ) -> jax.Array:
-    """Teacher-forced logits, float32 [B, T, V]; `key` turns dropout on."""
+    """Return teacher-forced logits, float32 [B, T, V]; `key` turns dropout on."""
     return bind(model, params)(
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
@@ -88,7 +90,8 @@ def logits(
 
 
 def token_weights(batch: Batch) -> jax.Array:
-    """float32 [B, T]: 1 where a target token counts."""
+    """Return float32 [B, T]: 1 where a target token counts."""
+    # SeqIO's converter writes weights. Batches of inference have none: there padding alone is 0.
     weights = batch.get("decoder_loss_weights")
     if weights is None:
         weights = batch["decoder_target_tokens"] > 0
@@ -98,7 +101,7 @@ def token_weights(batch: Batch) -> jax.Array:
 def loss(
     model: EncoderDecoderModel, params: Params, batch: Batch, key: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted loss summed over the batch, and the sums that a caller divides.
+    """Return (weighted loss summed over the batch, the sums that a caller divides).
 
     The sums: `loss_weight` (divide the loss by it, after adding up microbatches), `cross_entropy`
     (nats, no z-loss), `z_loss`, `num_tokens`, `num_correct` (target tokens).
@@ -115,6 +118,7 @@ def loss(
     correct_BT = _is_best(logits_BTV, targets_BT) * real_BT
     sums = {
         "loss_weight": total,
+        # Unweighted by the normalization, so that perplexity means the same in every recipe.
         "cross_entropy": jnp.sum((per_token_BT - z_BT) * real_BT),
         "z_loss": jnp.sum(z_BT * real_BT),
         "num_tokens": jnp.sum(real_BT),
@@ -124,13 +128,17 @@ def loss(
 
 
 def _is_best(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Whether no token scores above the target: bool [B, T]. (Cheaper than an argmax.)."""
+    """Return whether no token scores above the target: bool [B, T]."""
+    # Cheaper than an argmax. If tokens tie, each of them counts as the best.
     target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     return target_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)
 
 
 def score(model: EncoderDecoderModel, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Per row: `score` (log-likelihood of the targets in nats), `num_tokens`, `num_correct` [B]."""
+    """Return {"score", "num_tokens", "num_correct"}, each float32 [B].
+
+    A score is the log-likelihood of a row's targets in nats, as T5X's `score_batch`.
+    """
     logits_BTV = logits(model, params, batch)
     targets_BT = batch["decoder_target_tokens"]
     weights_BT = token_weights(batch)

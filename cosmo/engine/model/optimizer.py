@@ -1,8 +1,7 @@
-"""Optimizers as optax transformations of unit learning rate, and the schedule of that rate.
+"""Build optimizers as optax transformations of learning rate 1, and the schedule of that rate."""
 
-The train step multiplies the update by the schedule's rate, so the rate depends on the step alone
-and no second step counter hides in the optimizer's state.
-"""
+# Why rate 1: the train step multiplies the update by the schedule's rate. So the rate depends on
+# the step alone, and no second step counter hides in the optimizer's state.
 
 import dataclasses
 import difflib
@@ -21,11 +20,12 @@ class Adafactor:
     """Adafactor (Shazeer and Stern 2018) with T5X's defaults and field names.
 
     Matrices with both sides of at least `min_dim_size_to_factor` keep their second moments as a row
-    and a column. The rate is relative to each parameter's root mean square. Two things differ from
-    T5X where they are used: `weight_decay_rate` is multiplied by the learning rate, and `beta1`
-    averages updates before the rate. T5X's `step_offset` is not needed: the decay counts the steps
-    of the optimizer's state, which starts fresh, or goes on, with that state.
+    and a column. The rate is relative to each parameter's root mean square. Unlike in T5X,
+    `weight_decay_rate` is multiplied by the learning rate, and `beta1` averages updates before the
+    rate.
     """
+
+    # T5X's `step_offset` is not needed: the decay counts the steps of the optimizer's state.
 
     decay_rate: float = 0.8
     clipping_threshold: float | None = 1.0
@@ -35,7 +35,7 @@ class Adafactor:
     weight_decay_rate: float | None = None
 
     def build(self) -> optax.GradientTransformation:
-        """The optax transformation at learning rate 1 (updates are to be added)."""
+        """Return the optax transformation at learning rate 1, whose updates are to be added."""
         return optax.adafactor(
             learning_rate=1.0,
             min_dim_size_to_factor=self.min_dim_size_to_factor,
@@ -57,18 +57,19 @@ class AdamW:
     weight_decay: float = 0.0
 
     def build(self) -> optax.GradientTransformation:
-        """The optax transformation at learning rate 1 (updates are to be added)."""
+        """Return the optax transformation at learning rate 1, whose updates are to be added."""
         return optax.adamw(
             1.0, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
         )
 
 
 def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Apply `inner` to each layer of a stacked subtree on its own, and to the rest as one.
+    """Return `inner` applied to each layer of a stacked subtree on its own, and to the rest as one.
 
-    Adafactor's factoring, clipping and parameter scale are per tensor: mapped over the stacked axis
-    they see the tensors that an unstacked network has, so stacking changes no number.
+    The state is {"rest": state, "stacks": {"a/layers": state with a leading axis of layers}}.
     """
+    # Adafactor's factoring, clipping and parameter scale are per tensor. Mapped over the stacked
+    # axis they see the tensors of an unstacked network, so stacking changes no number.
 
     def init(params):
         rest, stacks = _split(params)
@@ -80,6 +81,7 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
     def update(updates, state, params):
         rest, stacks = _split(params)
         rest_updates, stack_updates = _split(updates)
+        # vmap over the axis of layers: each layer keeps a count of its own, all of them equal.
         new_rest, rest_state = inner.update(rest_updates, state["rest"], rest)
         new_stacks, stack_states = {}, {}
         for path, stack in stacks.items():
@@ -94,7 +96,7 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
 def build(
     config: Adafactor | AdamW, max_grad_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """The whole optimizer: clip the global norm (over all layers) if asked, then `config`."""
+    """Return the whole optimizer: clip the norm over all layers if asked, then apply `config`."""
     if max_grad_norm is not None and max_grad_norm <= 0:
         raise UserError(f"max_grad_norm={max_grad_norm}; give a positive norm or None")
     inner = per_layer(config.build())
@@ -111,7 +113,7 @@ def build(
 
 
 def _split(tree: dict, path: tuple[str, ...] = ()) -> tuple[dict, dict]:
-    """(tree without its stacked subtrees, {"a/layers": subtree})."""
+    """Return (tree without its stacked subtrees, {"a/layers": subtree})."""
     rest, stacks = {}, {}
     for name, value in tree.items():
         here = (*path, name)
@@ -126,8 +128,8 @@ def _split(tree: dict, path: tuple[str, ...] = ()) -> tuple[dict, dict]:
 
 
 def _join(rest: dict, stacks: dict) -> dict:
-    """The inverse of `_split`; the key order is the sorted one that jax keeps for dicts."""
-    tree = jax.tree.map(lambda x: x, rest)
+    """Return the tree that `_split` has taken apart."""
+    tree = jax.tree.map(lambda x: x, rest)  # a copy, whose dicts may be changed
     for path, stack in stacks.items():
         *parents, name = path.split("/")
         node = tree
@@ -150,7 +152,7 @@ FACTORS = (
 
 @dataclasses.dataclass(frozen=True)
 class LearningRateSchedule:
-    """The product of named factors; the fields are T5X's `create_learning_rate_scheduler`'s.
+    """The product of named factors; the fields are those of T5X's `create_learning_rate_scheduler`.
 
     constant: base_learning_rate. linear_warmup: min(1, step / warmup_steps). linear_decay: warms up
     to base_learning_rate, then falls by `decay_factor` a step (it includes the two factors before).
@@ -169,6 +171,7 @@ class LearningRateSchedule:
     min_learning_rate: float = 1e-8
 
     def __post_init__(self):
+        # At the start, not at the first step: a typo must not cost a compilation.
         for name in self.names:
             if name not in FACTORS:
                 near = difflib.get_close_matches(name, FACTORS, 1)
@@ -180,13 +183,13 @@ class LearningRateSchedule:
 
     @property
     def names(self) -> list[str]:
-        """The factors, in order."""
+        """The factors' names, in order."""
         return [name.strip() for name in self.factors.split("*")]
 
     def __call__(self, step: jax.Array) -> jax.Array:
-        """Learning rate at `step` (0 is the first): float32 scalar."""
+        """Return the learning rate at `step` (0 is the first): float32 scalar."""
         step = jnp.maximum(0, step - self.step_offset).astype(jnp.float32)
-        warm = max(self.warmup_steps, 1)
+        warm = max(self.warmup_steps, 1)  # 0 steps of warmup must not divide by zero
         value = jnp.float32(1.0)
         for name in self.names:
             if name == "constant":
@@ -194,6 +197,7 @@ class LearningRateSchedule:
             elif name == "linear_warmup":
                 value *= jnp.minimum(1.0, step / warm)
             elif name == "linear_decay":
+                # T5X's meaning: it includes warmup and base rate, unlike the other decays.
                 rising = step / warm
                 falling = 1.0 + self.decay_factor * (warm - step)
                 value *= self.base_learning_rate * jnp.minimum(rising, falling)
@@ -206,4 +210,5 @@ class LearningRateSchedule:
             elif name == "cosine_decay":
                 cycle = jnp.maximum(0.0, (step - self.warmup_steps) / self.steps_per_cycle)
                 value *= 0.5 * (1.0 + jnp.cos(jnp.pi * (cycle % 1.0)))
+        # As T5X's: never 0, where a linear decay or a cosine ends.
         return jnp.maximum(value, self.min_learning_rate)

@@ -1,7 +1,7 @@
-"""One mesh of devices, and which axis of which array lies along which of its sides.
+"""Lay arrays over one mesh of devices: which axis lies along which side of the mesh.
 
-The mesh has two sides: `data` splits the batch and, fully sharded (FSDP), the parameters and the
-optimizer's state; `model` splits heads, feed-forward and vocabulary (tensor parallelism).
+The mesh has two sides. `data` splits the batch and, fully sharded (FSDP), the parameters and the
+optimizer's state. `model` splits heads, feed-forward and vocabulary (tensor parallelism).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from cosmo.engine.base.errors import UserError
 AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("batch", "data"),
     ("embed", "data"),
-    ("norm", None),  # a vector is too small to be worth gathering
+    ("norm", None),  # gathering a vector costs more than holding it
     ("vocab", "model"),
     ("mlp", "model"),
     ("joined_kv", "model"),
@@ -44,29 +44,27 @@ GATHERED_ATTENTION = "gathered_attention"
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How to lay a run over its devices; `num_partitions` (T5X's) is how many share a layer.
+    """How to lay a run over its devices; `num_partitions` (T5X's) of them share a layer.
 
-    None: training chooses (`sizing.choose`), all else takes 1.
+    With None training chooses (`sizing.choose_device_settings`), and all other commands take 1.
     """
 
     num_partitions: int | None = None
     axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES
 
+    def __post_init__(self):
+        # gin gives lists, which cannot be keys of the functions that are cached by their settings.
+        object.__setattr__(self, "axis_rules", tuple(map(tuple, self.axis_rules)))
+
     def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
-        """The mesh over `devices` (all of them by default)."""
+        """Return the mesh over `devices` (all of them by default).
+
+        Raises UserError if `num_partitions` does not divide them, or those of each host.
+        """
         devices = jax.devices() if devices is None else devices
         parts = 1 if self.num_partitions is None else self.num_partitions
-        if parts < 1 or len(devices) % parts:
-            raise UserError(
-                f"num_partitions={parts} does not divide {len(devices)} devices",
-                setting="NUM_PARTITIONS",
-            )
-        if jax.process_count() > 1 and jax.local_device_count() % parts:
-            raise UserError(
-                f"num_partitions={parts} must divide the {jax.local_device_count()} "
-                "devices of each host: hosts feed rows of their own",
-                setting="NUM_PARTITIONS",
-            )
+        several = jax.process_count() > 1
+        check_partitions(parts, len(devices), jax.local_device_count() if several else len(devices))
         if len(devices) > 1 and devices[0].platform == "cpu":
             _forgo_compilation_cache()
         # A host's devices stand together, so that it owns one run of the batch's rows.
@@ -75,13 +73,26 @@ class Partitioner:
         return Mesh(grid, ("data", "model"), axis_types=AXIS_TYPES)
 
     def layout(self, mesh: Mesh) -> "Layout":
-        """The rules, applied to `mesh`."""
-        return Layout(mesh, tuple(map(tuple, self.axis_rules)))  # hashable, as gin's lists are not
+        """Return the axis rules on `mesh`."""
+        return Layout(mesh, self.axis_rules)
 
     def param_shardings(self, mesh: Mesh, abstract: Any, axes: Any) -> Any:
-        """A sharding for every parameter: `axes` are its logical names, see models.logical_axes."""
+        """Return a sharding for every parameter of `abstract`, from `models.logical_axes`."""
         layout = self.layout(mesh)
         return jax.tree.map(lambda leaf, names: layout.sharding(leaf.shape, names), abstract, axes)
+
+
+def check_partitions(parts: int, devices: int, host_devices: int) -> None:
+    """Raise UserError unless `parts` divides all devices, and those of each host."""
+    problem = None
+    if parts < 1 or devices % parts:
+        problem = f"does not divide {devices} devices"
+    elif host_devices % parts:
+        problem = (
+            f"must divide the {host_devices} devices of each host: hosts feed rows of their own"
+        )
+    if problem:
+        raise UserError(f"num_partitions={parts} {problem}", setting="NUM_PARTITIONS")
 
 
 def abstract_mesh(data: int, model: int) -> AbstractMesh:
@@ -90,19 +101,17 @@ def abstract_mesh(data: int, model: int) -> AbstractMesh:
 
 
 def _forgo_compilation_cache() -> None:
-    """Compile anew from here on: XLA's CPU programs lose the order of their collectives on disk.
-
-    Read back from the persistent cache, independent all-reduces start in whatever order, each
-    device waits in another one, and the run hangs (jaxlib 0.10).
-    """
+    """Turn off the compilation cache of this process, for programs of several CPU devices."""
+    # Read back from disk, XLA's CPU programs have lost the order of their collectives: all-reduces
+    # start in any order, each device waits in another one, and the run hangs (jaxlib 0.10).
     if jax.config.jax_enable_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # which otherwise remembers that it was in use
+        compilation_cache.reset_cache()  # else it remembers that it was in use
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Axis rules on a mesh. Under `with layout.active():` the network lays out what it computes."""
+    """Axis rules on a mesh. Under `with layout.active():` the network lays out its activations."""
 
     mesh: Mesh
     axis_rules: tuple[tuple[str, str | None], ...] = AXIS_RULES
@@ -110,11 +119,12 @@ class Layout:
     def sharding(
         self, shape: tuple[int, ...], names: tuple[str | None, ...], without: str | None = None
     ) -> NamedSharding:
-        """Where an array of `shape` lies whose axes have these logical names.
+        """Return the sharding of an array of `shape` whose axes have these logical names.
 
-        An axis that does not divide, whose side is taken by an axis before it, or whose side is
-        `without`, stays whole.
+        An axis stays whole if it does not divide, if an axis before it has taken its side, or if
+        its side is `without`.
         """
+        # One side cannot split two axes of an array: the first that fits takes it.
         rules = dict(self.axis_rules)
         spec: list[str | None] = []
         for size, name in zip(shape, names, strict=True):
@@ -125,7 +135,10 @@ class Layout:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """To be entered inside the function that is jitted, so that it is part of what it is."""
+        """Make this layout current for `gather` and `constrain`.
+
+        Enter it inside the jitted function, so that tracing sees it.
+        """
         token = _ACTIVE.set(self)
         try:
             yield
@@ -133,7 +146,7 @@ class Layout:
             _ACTIVE.reset(token)
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, jitted under this layout; its results are whole on every device."""
+        """Return `function`, jitted under this layout; its results are whole on every device."""
 
         @functools.wraps(function)
         def laid_out(*args):
@@ -147,28 +160,23 @@ _ACTIVE: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x`, laid out by the active layout's rules for these logical axes; as it is without one."""
+    """Return `x` laid out by the active layout for these logical axes; `x` itself without one."""
     layout = _ACTIVE.get()
     if layout is None or layout.mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, names))
 
 
-def constrain_tree(tree: Any, axes: Any) -> Any:
-    """`constrain` of every array of `tree`, by its tuple of names in `axes`."""
-    return jax.tree.map(lambda x, names: constrain(x, *names), tree, axes)
-
-
 def gathers() -> bool:
-    """Whether parameters lie over several devices along `data`, in the active layout."""
+    """Return whether parameters lie over several devices along `data` in the active layout."""
     layout = _ACTIVE.get()
     return layout is not None and layout.mesh.shape["data"] > 1
 
 
 def gather(weight: jax.Array, names: tuple[str, ...], called: str = GATHERED) -> jax.Array:
-    """A parameter made whole along `data` for one use; its gradient is scattered as it is summed.
+    """Return a parameter made whole along `data` for one use, or itself without an active layout.
 
-    What lies along `model` stays there. Without an active layout, `weight` itself. Policies of
+    Axes along `model` stay there. The gradient is scattered as it is summed. Policies of
     rematerialization know the result by the name `called`.
     """
     if not gathers():
@@ -179,6 +187,8 @@ def gather(weight: jax.Array, names: tuple[str, ...], called: str = GATHERED) ->
     return checkpoint_name(_gather(weight, stored, whole), called)
 
 
+# A gradient rule of our own, which scatters: left alone, XLA kept whole activations and needed
+# 80 GiB for cosmo_3b on a v3.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight, stored: NamedSharding, whole: NamedSharding):
     # The first constraint keeps a cast to the compute type on this side of the collective.
@@ -193,10 +203,10 @@ _gather.defvjp(
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any, params: Any, shardings: Any) -> Any:
-    """Shardings of an optimizer's state, which mirrors the parameters in whole or in part.
+    """Return shardings of an optimizer's state, which mirrors the parameters in whole or in part.
 
-    A leaf whose path ends like a parameter's is laid out like it; Adafactor's rows and columns lack
-    one of its axes and lose that axis of the layout; all else (counters) is replicated.
+    A leaf whose path ends like a parameter's is laid out like it. Adafactor's rows and columns lack
+    one of its axes and lose that axis of the layout. All other leaves (counters) are replicated.
     """
     known = {}
     for (path, leaf), sharding in zip(
@@ -220,7 +230,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any, params: Any, shardings: Any
 
 
 def _names(path) -> tuple[str, ...]:
-    """A path as words; a key such as "encoder/layers" counts as two."""
+    """Return the names in a path; a key such as "encoder/layers" counts as two."""
     words: list[str] = []
     for entry in path:
         key = getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))
@@ -229,10 +239,12 @@ def _names(path) -> tuple[str, ...]:
 
 
 def _project(shape, param_shape, spec, lost_first: bool) -> PartitionSpec:
+    """Return a parameter's spec without the axis that `shape` lacks."""
     sides = (*spec, *[None] * (len(param_shape) - len(spec)))
     if shape == param_shape:
         return PartitionSpec(*sides)
     axes = range(len(param_shape))
+    # Both axes of a square matrix fit, and the order of the search decides.
     for lost in axes if lost_first else reversed(axes):
         if shape == param_shape[:lost] + param_shape[lost + 1 :]:
             return PartitionSpec(*sides[:lost], *sides[lost + 1 :])
@@ -240,17 +252,18 @@ def _project(shape, param_shape, spec, lost_first: bool) -> PartitionSpec:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch along `data`."""
+    """Return the sharding of a batch: rows along `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: str) -> None:
     """Raise UserError unless `batch_size` divides over data shards times microbatches."""
+    # Processes count too: each feeds whole rows of its own.
     shards = math.lcm(mesh.shape["data"], jax.process_count())
     if batch_size < 1 or batch_size % (shards * num_microbatches):
         parts = f"{shards} data shard{'s' if shards > 1 else ''}"
@@ -260,6 +273,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: s
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host rows (this process's share of the batch) to global arrays on the mesh."""
+    """Return global arrays on the mesh from this process's rows of the batch."""
     sharding = batch_sharding(mesh)
+    # Each process has its own rows: none sees the whole batch.
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

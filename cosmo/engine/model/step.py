@@ -1,7 +1,8 @@
-"""One training step: loss, gradients, update. Built here once, for whoever runs or plans it."""
+"""Build one training step: loss, gradients, update. `train` runs it, and `plan` counts its cost."""
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ Sums = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes, and everything that a checkpoint holds."""
+    """The arrays that a step changes, which are those of a checkpoint."""
 
     step: jax.Array  # int32 scalar: steps done
     params: models.Params
@@ -36,8 +37,8 @@ class TrainState(NamedTuple):
 class StepConfig:
     """How a step turns gradients into an update.
 
-    `num_microbatches` is T5X's: parts of a batch whose gradients are added up one after another, to
-    save memory (None: as few as fit, or 1 outside of training).
+    `num_microbatches` (T5X's) parts of a batch add up their gradients one after another, to save
+    memory. None takes as few as fit, or 1 outside of training.
     """
 
     optimizer: Adafactor | AdamW = Adafactor()
@@ -50,23 +51,40 @@ class StepConfig:
             raise UserError(f"num_microbatches={self.num_microbatches}; it must be at least 1")
 
     def transformation(self) -> optax.GradientTransformation:
-        """The optimizer as optax sees it, at learning rate 1."""
+        """Return the optimizer as an optax transformation at learning rate 1."""
         return build_optimizer(self.optimizer, self.max_grad_norm)
 
 
 def init_state(model: models.EncoderDecoderModel, config: StepConfig, seed: int) -> TrainState:
-    """A fresh state from `seed`; run under `jax.jit` with `out_shardings` it is built in place."""
+    """Return a fresh state from `seed`."""
     params = models.init(model, jax.random.key(seed))
     return TrainState(jnp.int32(0), params, config.transformation().init(params))
 
 
+def init_sharded_state(
+    model: models.EncoderDecoderModel, config: StepConfig, seed: int, shardings: TrainState
+) -> TrainState:
+    """Return `init_state`'s state, built in place: no host holds all of it."""
+    leaves, tree = jax.tree.flatten(shardings)
+    return _jitted_init(model, config, seed, tuple(leaves), tree)()
+
+
+# Tracing and lowering take seconds. A process that trains again with equal settings (a notebook, a
+# sweep, a test) gets the jitted function of the first time, with what JAX caches by its identity.
+@functools.lru_cache(maxsize=8)
+def _jitted_init(model, config, seed, leaves, tree):
+    out_shardings = jax.tree.unflatten(tree, leaves)
+    return jax.jit(lambda: init_state(model, config, seed), out_shardings=out_shardings)
+
+
+@functools.lru_cache(maxsize=8)
 def state_shardings(
     model: models.EncoderDecoderModel,
     config: StepConfig,
     partitioner: partitioning.Partitioner,
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
-    """(abstract state, the sharding of each of its arrays)."""
+    """Return (abstract state, the sharding of each of its arrays)."""
     abstract = jax.eval_shape(lambda: init_state(model, config, 0))
     params = partitioner.param_shardings(mesh, abstract.params, models.logical_axes(model))
     opt_state = partitioning.state_shardings(mesh, abstract.opt_state, abstract.params, params)
@@ -74,7 +92,7 @@ def state_shardings(
 
 
 def check_bad_step_policy(policy: str) -> None:
-    """Raise UserError unless `policy` is "stop", or "skip", with which the step has a branch."""
+    """Raise UserError unless `policy` is "stop" or "skip"."""
     if policy not in ("stop", "skip"):
         raise UserError(f"BAD_STEP_POLICY={policy!r}; it is 'stop' or 'skip'")
 
@@ -85,21 +103,20 @@ def make_train_step(
     seed: int,
     layout: partitioning.Layout | None = None,
 ) -> Callable[..., tuple[TrainState, Sums]]:
-    """A pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
+    """Return a pure `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
-    The batch's rows are split into microbatches, whose gradients add up before one update, so the
-    result is that of the whole batch. Dropout's randomness is a function of (seed, step,
-    microbatch) alone. Sums are those of `models.loss`, with `loss` (to be divided by
-    `loss_weight`), `grad_norm` and `learning_rate`. On several devices `layout` says what lies
-    where; parameters are gathered layer by layer, gradients scattered.
+    Sums are those of `models.loss`, with `loss` (to be divided by `loss_weight`), `grad_norm` and
+    `learning_rate`. The gradients of microbatches add up before one update, so the result is that
+    of the whole batch. On several devices `layout` lays out activations; parameters are gathered
+    layer by layer, gradients scattered.
 
-    `step(state, batch, limit)` is a step that may be skipped: if the loss or the gradient's norm is
-    not finite, or the norm above `limit`, only the step counter goes on. The compiler fuses the two
-    kinds of step differently, so their numbers agree to rounding.
+    `step(state, batch, limit)` may be skipped. If the loss or the gradient's norm is not finite, or
+    the norm is above `limit`, only the step counter advances.
     """
     num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
 
+    # The loss here is a sum, not a mean: gradients of microbatches add up before one division.
     def gradients(params, batch, key):
         def loss(params):
             return models.loss(model, params, batch, key)
@@ -116,6 +133,7 @@ def make_train_step(
             rows = array.reshape(-1, num_microbatches, *array.shape[1:])
             return partitioning.constrain(rows.swapaxes(0, 1), None, "batch", None)
 
+        # Dropout's randomness is a function of (seed, step, microbatch) alone.
         def body(carry, inputs):
             index, microbatch = inputs
             micro_key = None if key is None else jax.random.fold_in(key, index)
@@ -124,10 +142,13 @@ def make_train_step(
         microbatches = jax.tree.map(split, batch)
         shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda m: m[0], microbatches), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        zeros = (partitioning.constrain_tree(zeros[0], models.logical_axes(model)), zeros[1])
+        # Without this constraint every device would hold the whole sum of the gradients.
+        axes = models.logical_axes(model)
+        zeros = (jax.tree.map(lambda z, a: partitioning.constrain(z, *a), zeros[0], axes), zeros[1])
         indices = jnp.arange(num_microbatches)
         grads, sums = jax.lax.scan(body, zeros, (indices, microbatches))[0]
-        if losses.is_constant(model.loss_normalizing_factor):  # it was added up N times
+        # A constant divisor was added up once for every microbatch.
+        if losses.is_constant(model.loss_normalizing_factor):
             sums = {**sums, "loss_weight": sums["loss_weight"] / num_microbatches}
         return grads, sums
 
@@ -138,13 +159,15 @@ def make_train_step(
             return laid_out_step(state, batch, limit)
 
     def laid_out_step(state, batch, limit) -> tuple[TrainState, Sums]:
+        # Without dropout no key: then the compiled step has no random numbers at all.
         key = None
         if model.network.dropout_rate > 0.0:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, sums = accumulate(state.params, batch, key)
-        # A batch without a target would divide by zero.
+        # One division, after all gradients are added; never by 0, as a batch may have no target.
         weight = jnp.maximum(sums["loss_weight"], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        # The schedule reads the state's step: the optimizer itself has learning rate 1.
         rate = config.learning_rate(state.step)
         norm = optax.global_norm(grads)
         sums = {**sums, "grad_norm": norm, "learning_rate": rate}
@@ -157,7 +180,9 @@ def make_train_step(
             params, opt_state = update(state.params, state.opt_state)
         else:
             good = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & (norm <= limit)
-            # A branch, not a choice between two states: no second state is in memory for it.
+            # A branch, not `where` between two states, which would hold a second one: 62 MB more
+            # temporary memory for 138 MB of AdamW's state, the branch 4 MB. XLA fuses the two kinds
+            # of step differently, so they agree to rounding. Under "stop" nothing is added.
             params, opt_state = jax.lax.cond(
                 good, update, lambda *same: same, state.params, state.opt_state
             )
@@ -176,22 +201,18 @@ def compile_step(
     seed: int,
     skips: bool = False,
 ) -> jax.stages.Compiled:
-    """Return the train step, compiled before there is a state or a batch; it donates the old state.
+    """Return the compiled train step, which donates the old state.
 
-    `batch` and `abstract` are shapes. If `skips`, the step takes a third argument, the limit of the
-    gradient's norm.
+    `batch` and `abstract` are shapes: no state or batch need exist. If `skips`, the step takes a
+    third argument, the limit of the gradient's norm (float32 scalar).
     """
     mesh = layout.mesh
-    everywhere = partitioning.replicated(mesh)
-    limit = ((jax.ShapeDtypeStruct((), np.float32), everywhere),) if skips else ()
-    jitted = jax.jit(
-        make_train_step(model, config, seed, layout),
-        in_shardings=(shardings, partitioning.batch_sharding(mesh), *(s for _, s in limit)),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
+    leaves, tree = jax.tree.flatten(shardings)
+    limit = (jax.ShapeDtypeStruct((), np.float32),) if skips else ()
+    # Ahead of time: `train` reads data meanwhile, and `plan` counts the compiled text.
     began = time.monotonic()
-    compiled = jitted.lower(abstract, batch, *(shape for shape, _ in limit)).compile()
+    jitted = _jitted_step(model, config, seed, layout, skips, tuple(leaves), tree)
+    compiled = jitted.lower(abstract, batch, *limit).compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
@@ -201,3 +222,15 @@ def compile_step(
         time.monotonic() - began,
     )
     return compiled
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_step(model, config, seed, layout, skips, leaves, tree):
+    shardings, everywhere = jax.tree.unflatten(tree, leaves), partitioning.replicated(layout.mesh)
+    limit = (everywhere,) if skips else ()
+    return jax.jit(
+        make_train_step(model, config, seed, layout),
+        in_shardings=(shardings, partitioning.batch_sharding(layout.mesh), *limit),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )

@@ -1,1 +1,1 @@
-"""Arithmetic about a step before it runs: memory, traffic, defaults, plans."""
+"""Estimate a step before it runs: memory, traffic, defaults, plans."""

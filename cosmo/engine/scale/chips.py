@@ -1,4 +1,4 @@
-"""What accelerators can do: the one table of their peak numbers, with its sources."""
+"""List the peak numbers of accelerators in one table, with its sources."""
 
 import dataclasses
 
@@ -9,11 +9,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them; peaks that nothing exceeds.
+    """The peak numbers of one device as JAX counts devices; None: not known.
 
-    `hbm_bytes` is what a program can use: of a TPU, what its compiler names when a program needs
-    more. `link_bytes_per_second` is all that a device can receive from its neighbours at once: a
-    TPU's interconnect, a GPU's NVLink. None: not known.
+    `hbm_bytes` can be used by a program. `link_bytes_per_second` is received from all neighbours
+    together: over a TPU's interconnect, a GPU's NVLink.
     """
 
     name: str
@@ -29,7 +28,8 @@ class Chip:
 # chips are two devices. v4 and v5p chips are one device of two cores ("megacore"). Interconnect:
 # half of the documented bidirectional bandwidth; v2 and v3, 4 links of 496 and 656 Gbit/s a
 # direction (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural
-# networks"), v4, 6 links of 50 GB/s (Jouppi et al. 2023, "TPU v4"). HBM: libtpu 0.0.42.
+# networks"), v4, 6 links of 50 GB/s (Jouppi et al. 2023, "TPU v4"). HBM: libtpu 0.0.42,
+# as its compiler names it when a program needs more.
 # GPUs: NVIDIA's data sheets of A100 SXM 80 GB, H100 SXM and H200 SXM; NVLink, one direction; of
 # their memory, a tenth is left to the driver, the runtime and fragmentation.
 CHIPS = {
@@ -49,20 +49,23 @@ GPUS = ("a100", "h100", "h200")
 
 
 def by_kind(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`, if the table has it."""
+    """Return the chip that JAX calls `device_kind`, None if the table has it not."""
     return next((chip for chip in CHIPS.values() if chip.device_kind == device_kind), None)
 
 
 def parse_topology(text: str) -> tuple[str, str]:
-    """("v3", "4x4") from "v3:4x4", ("h100", "8") from "h100:8". Raises UserError with examples."""
+    """Return (chip, shape): ("v3", "4x4") for "v3:4x4". Raises UserError with examples."""
     name, _, shape = text.partition(":")
     numbers = shape.split("x")
     if name not in CHIPS or not all(n.isdigit() and int(n) > 0 for n in numbers):
         raise UserError(
-            f"--topology={text}: give a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, "
+            f"topology {text}: give a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, "
             f"v5p:2x2x2, v6e:2x4), GPUs (h100:8) or CPU devices (cpu:8); known are "
-            f"{', '.join(CHIPS)}"
+            f"{', '.join(CHIPS)}",
+            setting="topology",
         )
     if name not in TPUS and len(numbers) != 1:
-        raise UserError(f"--topology={text}: give a number of devices, such as {name}:8")
+        raise UserError(
+            f"topology {text}: give a number of devices, such as {name}:8", setting="topology"
+        )
     return name, shape

@@ -1,9 +1,11 @@
-"""What one execution of a compiled program costs, counted from its HLO text.
+"""Count the cost of one execution of a compiled program from its HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as it runs. All
-numbers are for one device.
+All numbers are for one device.
 """
 
+# Why not XLA's own `cost_analysis`: it counts the body of a loop once, however often it runs.
+
+import collections
 import dataclasses
 import functools
 import math
@@ -22,7 +24,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# Nothing is computed or moved by these.
+# These compute and move nothing; a `while` is counted by its body.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 
 
@@ -30,48 +32,62 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 class Cost:
     """Sums over one execution on one device.
 
-    Bytes of a collective are the larger of its operands and its results.
+    `collectives` maps (kind, participating devices) to bytes: the larger of operands and results.
     """
 
     matmul_flops: float = 0.0
     hbm_bytes: float = 0.0
-    # kind -> (participating devices -> bytes)
-    collectives: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
+    collectives: collections.Counter[tuple[str, int]] = dataclasses.field(
+        default_factory=collections.Counter
+    )
 
     def collective_bytes(self) -> dict[str, float]:
-        """Kind -> bytes, over all group sizes."""
-        return {kind: sum(by_size.values()) for kind, by_size in self.collectives.items()}
+        """Return the bytes of each kind of collective, over all group sizes."""
+        total: collections.Counter[str] = collections.Counter()
+        for (kind, _), size in self.collectives.items():
+            total[kind] += size
+        return dict(total)
+
+    def plus(self, more: "Cost", times: int = 1) -> "Cost":
+        """Return this cost with `more` added `times` times."""
+        repeated = {key: times * size for key, size in more.collectives.items()}
+        return Cost(
+            self.matmul_flops + times * more.matmul_flops,
+            self.hbm_bytes + times * more.hbm_bytes,
+            self.collectives + collections.Counter(repeated),
+        )
 
 
 def cost(program: hlo.Program) -> Cost:
-    """The cost of running `program` once. Raises ValueError for a loop of unknown length."""
+    """Return the cost of running `program` once. Raises ValueError for a loop of unknown length."""
 
     @functools.cache
     def of(name: str, fused: bool) -> Cost:
         body, total, channels = program.computations[name], Cost(), set()
         for instruction in body.values():
-            total = _add(total, _own_cost(program, body, instruction, fused))
+            total = total.plus(_own_cost(program, body, instruction, fused))
             if instruction.opcode == "fusion" and not fused:
-                # A collective that products hide stands in several fusions: its start, the steps
-                # that it runs beside, its end. Its channel tells that it is one.
+                # A collective hidden behind products stands in several fusions: its start, the
+                # steps that it runs beside, its end. It has one channel, and is counted once.
                 for channel, one in _hidden_collectives(program, instruction).items():
                     if channel not in channels:
                         channels.add(channel)
-                        total = _add(total, one)
+                        total = total.plus(one)
+            # A conditional counts all its branches: for the step of "skip", both.
             times = 1
             if instruction.opcode == "while":
                 times = hlo.trip_count(program, body, instruction)
             for called in instruction.called():
                 if called in program.computations:
                     inside = fused or instruction.opcode == "fusion"
-                    total = _add(total, of(called, inside), times)
+                    total = total.plus(of(called, inside), times)
         return total
 
     return of(program.entry, False)
 
 
 def _hidden_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str, Cost]:
-    """Channel -> cost of the collectives inside a fusion, and inside those within it."""
+    """Return {channel: cost} of the collectives inside a fusion, and in fusions within it."""
     found = {}
     for name in fusion.called():
         body = program.computations.get(name, {})
@@ -89,33 +105,40 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if kind in COLLECTIVES and fused:
-        return Cost()  # see _hidden_collectives
+        return Cost()  # `_hidden_collectives` counts it
     if kind in COLLECTIVES:
         size = _collective_bytes(body, instruction, started=opcode != kind)
         group = _group_size(instruction.attributes, program.num_partitions)
-        return Cost(hbm_bytes=2.0 * size, collectives={kind: {group: size}})
+        moved = 2.0 * size  # read and written
+        return Cost(hbm_bytes=moved, collectives=collections.Counter({(kind, group): size}))
     flops = 0.0
     if opcode in ("dot", "convolution"):
         operands = [body[name].shape for name in instruction.operands[:2]]
         count = _dot_flops if opcode == "dot" else _convolution_flops
         flops = count(instruction, *operands)
+    # Inside a fusion values stay in registers: only the fusion's own operands and results move.
     moved = 0.0
+    # The `-start` of an asynchronous operation has counted for its `-done` too.
     if not fused and opcode not in _FREE and not opcode.endswith("-done"):
         moved = _moved_bytes(program, body, instruction)
     return Cost(matmul_flops=flops, hbm_bytes=moved)
 
 
 def _collective_bytes(body, instruction: hlo.Instruction, started: bool) -> float:
-    """The larger of operands and result; the result of a `-start` is a tuple that holds both."""
+    """Return the larger of the operands' bytes and the result's."""
+    # libtpu writes a reduce-scatter as an all-reduce of which each device keeps its part (v3, v4),
+    # or as a loop of permutations beside the product (v5e): an all-reduce's bytes count once.
     given = sum(hlo.shape_bytes(body[name].shape) for name in instruction.operands)
     result = hlo.shape_bytes(instruction.shape)
+    # The result of a `-start` is a tuple that holds the operands too.
     if started and instruction.opcode != "all-reduce-start":
         result -= given
     return float(max(given, result))
 
 
 def _group_size(attributes: str, everyone: int) -> int:
-    """Devices of one group: replica_groups={{0,1},{2,3}}, [16,2]<=[32] or a mesh's named axes."""
+    """Return the devices of one group, from any of the three forms that XLA writes."""
+    # replica_groups={{0,1},{2,3}}, [16,2]<=[32], or the named axes of a mesh.
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return listed.group(1).count(",") + 1
@@ -131,6 +154,7 @@ def _group_size(attributes: str, everyone: int) -> int:
 
 
 def _dot_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> float:
+    # Each element of the result is a sum over the contracted axes: a multiply-add counts as two.
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     dims = hlo.dims(lhs)
     indices = [int(i) for i in contracted.group(1).split(",") if i] if contracted else []
@@ -138,11 +162,9 @@ def _dot_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> float:
 
 
 def _convolution_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> float:
-    """Multiply-adds of a convolution, as which a TPU's compiler writes every product.
-
-    Batch dimensions appear as spatial ones with padding and dilation: only places where a window
-    meets the input count.
-    """
+    """Return the operations of a convolution, a multiply-add counted as two."""
+    # A TPU's compiler writes every product as a convolution. Batch dimensions appear as spatial
+    # ones with padding and dilation: only places where a window meets the input count.
     text = instruction.attributes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text).groups()
     given, kernel, out = (
@@ -164,6 +186,7 @@ def _convolution_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> floa
             int(numbers(name, "1")[axis]) for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
         label = str(axis)
+        # The places of the (dilated, padded) input that each window of the kernel meets.
         places = np.arange(out[label])[:, None] * stride - low
         places = places + np.arange(kernel[label]) * rhs_dilate
         inside = (places >= 0) & (places <= (given[label] - 1) * lhs_dilate)
@@ -178,14 +201,16 @@ def _convolution_flops(instruction: hlo.Instruction, lhs: str, rhs: str) -> floa
 
 
 def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
-    """Bytes read and written in main memory; of a slice of an array only the slice counts."""
+    """Return the bytes read and written in main memory."""
+    # A slice of an array, or an update in place, touches only the slice.
+    size = functools.partial(hlo.shape_bytes, main_memory=True)
     opcode = instruction.opcode
-    result = hlo.main_memory_bytes(instruction.shape)
+    result = size(instruction.shape)
     if opcode in ("dynamic-slice", "slice", "gather"):
-        return 2.0 * result
+        return 2.0 * result  # read and written
     if opcode == "dynamic-update-slice":
-        return 2.0 * hlo.main_memory_bytes(body[instruction.operands[1]].shape)
-    reads = [hlo.main_memory_bytes(body[name].shape) for name in instruction.operands]
+        return 2.0 * size(body[instruction.operands[1]].shape)
+    reads = [size(body[name].shape) for name in instruction.operands]
     called = instruction.called()
     if opcode == "fusion" and called and called[0] in program.computations:
         inner = program.computations[called[0]]
@@ -193,20 +218,17 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
             part = _part_read(program, inner, number)
             if part is not None:
                 reads[number] = min(reads[number], part)
-        updates = [i for i in inner.values() if i.opcode == "dynamic-update-slice"]
-        for update in updates:  # written in place: the array around it is not touched
-            whole, part = (
-                hlo.shape_bytes(update.shape),
-                hlo.shape_bytes(inner[update.operands[1]].shape),
-            )
-            result = max(result - whole + part, part)
+        for update in inner.values():
+            if update.opcode == "dynamic-update-slice":
+                part = hlo.shape_bytes(inner[update.operands[1]].shape)
+                result = max(result - hlo.shape_bytes(update.shape) + part, part)
     return float(sum(reads) + result)
 
 
 def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: int) -> int | None:
-    """Bytes that a fusion reads of operand `number`, if it only slices it, or updates it in place.
+    """Return the bytes that a fusion reads of operand `number`, None if it reads all of it.
 
-    None: it reads all of it. Fusions hold fusions, so slices may lie deeper.
+    A fusion may only slice an operand, or update it in place. Fusions within it are followed.
     """
     own = [
         i
@@ -219,6 +241,7 @@ def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: 
         if not places:
             continue
         called = user.called()
+        # A bitcast is the same memory under another shape, so its users count too.
         if user.opcode == "bitcast":
             names.add(user.name)
         elif user.opcode in ("dynamic-slice", "slice") and places == [0]:
@@ -234,16 +257,3 @@ def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: 
         else:
             return None
     return total
-
-
-def _add(total: Cost, more: Cost, times: int = 1) -> Cost:
-    collectives = {kind: dict(by_size) for kind, by_size in total.collectives.items()}
-    for kind, by_size in more.collectives.items():
-        mine = collectives.setdefault(kind, {})
-        for size, count in by_size.items():
-            mine[size] = mine.get(size, 0.0) + times * count
-    return Cost(
-        total.matmul_flops + times * more.matmul_flops,
-        total.hbm_bytes + times * more.hbm_bytes,
-        collectives,
-    )

@@ -1,9 +1,10 @@
-"""A training step on devices that are not there: does it fit, what it costs, how fast it can be.
+"""Plan a training step on absent devices: does it fit, its cost, its greatest speed.
 
-The step is the one that `train` runs (`step.compile_step`). For a TPU slice libtpu compiles it,
-for CPU devices XLA does; for GPUs, whose compiler needs the GPU, all is arithmetic.
+The step is the one that `train` runs (`step.compile_step`). For a TPU slice libtpu compiles it, for
+CPU devices XLA does. For GPUs, whose compiler needs the GPU, all numbers are arithmetic.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -11,11 +12,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning
@@ -27,13 +28,13 @@ from cosmo.engine.model.step import (
 )
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
 
-_GPUS_A_HOST = 8  # as DGX and cloud machines have
-_TIMES = {"all-reduce": 2.0}  # how often a byte of a collective's result crosses a link; else once
+_GPUS_A_HOST = 8  # of DGX and cloud machines
+_LINK_CROSSINGS = {"all-reduce": 2.0}  # of a byte of a collective's result; others once
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to run: the settings of `train` that shape its step."""
+class PlannedRun:
+    """The settings of `train` that shape its step."""
 
     model: models.EncoderDecoderModel
     dataset: datasets.DatasetConfig
@@ -48,9 +49,9 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All numbers are of one device and one step; bytes, seconds, floating-point operations.
+    """The cost of one step on one device, in bytes, seconds and floating-point operations.
 
-    None: not known. `estimated`: by arithmetic, nothing was compiled.
+    None: not known. `estimated`: by arithmetic, nothing was compiled. "bound": no run is faster.
     """
 
     topology: str
@@ -81,41 +82,49 @@ class Plan:
     compile_seconds: float | None
 
     def flags(self) -> str:
-        """The settings that repeat this plan."""
+        """Return the flags that repeat this plan."""
         return (
             f"--gin.NUM_PARTITIONS={self.mesh['model']} --gin.REMAT_POLICY={self.remat_policy} "
             f"--gin.NUM_MICROBATCHES={self.num_microbatches}"
         )
 
 
-def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None = None) -> Plan:
-    """Plan `job` on `topology`; the compiled text goes to `hlo_path`.
+def plan_step(
+    job: PlannedRun, topology: str, *, start_step: int = 0, hlo_path: str | None = None
+) -> Plan:
+    """Return the plan of `job` on `topology`; write the compiled text to `hlo_path`, if given.
 
     Raises UserError for settings that do not suit the devices.
     """
     if job.total_steps and not 0 <= start_step < job.total_steps:
-        raise UserError(f"--start_step={start_step} is not below TRAIN_STEPS={job.total_steps}")
+        raise UserError(
+            f"start step {start_step} is not below TRAIN_STEPS={job.total_steps}",
+            setting="start_step",
+        )
     name, shape = chips.parse_topology(topology)
     chip = chips.CHIPS[name]
     batch = datasets.abstract_batch(job.dataset)
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
-    limit = chip.hbm_bytes or _host_memory() // count
-    local = min(count, _GPUS_A_HOST) if devices is None else _per_host(devices)
-    bound = chip.hbm_bytes if name != "cpu" else None
-    settings = job.model, job.step, job.partitioner
-    choice = sizing.choose(job.model, job.step, batch, job.partitioner, count, local, bound)
-    if count > local and choice.num_partitions > 0 and local % choice.num_partitions:
-        raise UserError(
-            f"num_partitions={choice.num_partitions} must divide the {local} devices of each host: "
-            "hosts feed rows of their own",
-            setting="NUM_PARTITIONS",
-        )
-    model, config, partitioner = sizing.settle(*settings, choice)
+    # CPU devices share the memory of their host.
+    limit = chip.hbm_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+    local = min(count, _GPUS_A_HOST)
+    if devices is not None:  # libtpu's description names the process that would own each device
+        local = sum(device.process_index == devices[0].process_index for device in devices)
+    choice = sizing.choose_device_settings(
+        job.model, job.step, batch, job.partitioner, count, local, chip.hbm_bytes
+    )
+    parts = choice.num_partitions
+    partitioning.check_partitions(parts, count, local)
+    model, config, partitioner = sizing.apply_device_settings(
+        job.model, job.step, job.partitioner, choice
+    )
     if devices is None:
-        mesh = _mesh(choice.num_partitions, count)
+        mesh = partitioning.abstract_mesh(count // parts, parts)
         if hlo_path:
-            raise UserError(f"--hlo: nothing is compiled for {topology}, so there is no text")
+            raise UserError(
+                f"nothing is compiled for {topology}, so there is no text to write", setting="hlo"
+            )
     else:
         mesh = partitioner.mesh(devices)
     rows, microbatches = job.dataset.batch_size, choice.num_microbatches
@@ -124,26 +133,29 @@ def make(job: Job, topology: str, *, start_step: int = 0, hlo_path: str | None =
         found = _by_arithmetic(model, config, batch, count, choice)
     else:
         found = _compiled(model, config, job, partitioner, partitioner.layout(mesh), hlo_path)
-    mesh_shape = dict(mesh.shape)
-    return _finish(job, topology, chip, mesh_shape, choice, found, limit, batch, start_step)
+    return _finish(job, topology, chip, dict(mesh.shape), choice, found, limit, batch, start_step)
 
 
 def sweep(
-    job: Job, topology: str, choices: list[sizing.Choice], start_step: int = 0
-) -> Iterator[tuple[sizing.Choice, Plan | UserError]]:
-    """A plan for each of `choices`, or the error that says why it does not suit the devices."""
+    job: PlannedRun, topology: str, choices: list[sizing.DeviceSettings], start_step: int = 0
+) -> Iterator[tuple[sizing.DeviceSettings, Plan | UserError]]:
+    """Yield (choice, its plan, or the error if it does not suit the devices)."""
     for choice in choices:
-        model, config, partitioner = sizing.settle(job.model, job.step, job.partitioner, choice)
+        model, config, partitioner = sizing.apply_device_settings(
+            job.model, job.step, job.partitioner, choice
+        )
+        # An error of one choice must not end the sweep.
         asked = dataclasses.replace(job, model=model, step=config, partitioner=partitioner)
         try:
-            yield choice, make(asked, topology, start_step=start_step)
+            yield choice, plan_step(asked, topology, start_step=start_step)
         except UserError as error:
             yield choice, error
 
 
 def rank(plans: list[Plan]) -> list[Plan]:
-    """Those that fit, the fastest bound first; where bounds are equal, the least total work."""
+    """Return the plans that fit, the fastest bound first; of equal ones, the least total work."""
 
+    # Bounds are often equal, as the same resource limits several settings.
     def key(plan: Plan):
         parts = [seconds or 0.0 for seconds in plan.roofline_seconds.values()]
         return plan.step_seconds_bound or 0.0, sum(parts), plan.hbm_peak_bytes or 0
@@ -151,11 +163,12 @@ def rank(plans: list[Plan]) -> list[Plan]:
     return sorted((plan for plan in plans if plan.fits), key=key)
 
 
-def remedy(job: Job, plan: Plan, start_step: int = 0) -> Plan | None:
-    """The first of some thriftier settings that fits where `plan` does not."""
+def remedy(job: PlannedRun, plan: Plan, start_step: int = 0) -> Plan | None:
+    """Return the first plan that fits, of settings that need less memory than `plan`, or None."""
     parts, given = plan.mesh["model"], plan.num_microbatches
+    # From the cheapest remedy on: more microbatches, then less kept, then more partitions.
     choices = [
-        sizing.Choice(*one)
+        sizing.DeviceSettings(*one)
         for one in itertools.product((parts, 2 * parts), ("minimal", "full"), (given, 2 * given))
         if one != (parts, plan.remat_policy, given)
     ]
@@ -163,18 +176,17 @@ def remedy(job: Job, plan: Plan, start_step: int = 0) -> Plan | None:
     return next((found for found in plans if isinstance(found, Plan) and found.fits), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What compiling, or arithmetic, has found."""
+class _Found(NamedTuple):
+    """The result of compiling, or of arithmetic."""
 
-    arguments: int
+    arguments: int  # bytes, as are temporaries
     temporaries: int | None
-    cost: hlo_cost.Cost | None
-    estimated: bool
-    seconds: float | None
+    cost: hlo_cost.Cost | None = None
+    estimated: bool = False
+    seconds: float | None = None
 
 
-def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
+def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> _Found:
     abstract, shardings = state_shardings(model, config, partitioner, layout.mesh)
     began = time.monotonic()
     try:
@@ -182,6 +194,7 @@ def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
         skips = job.bad_step_policy == "skip"
         compiled = compile_step(model, config, batch, layout, abstract, shardings, 0, skips)
     except jax.errors.JaxRuntimeError as error:
+        # A program too large for the device is an answer too: libtpu's error names its memory.
         needed = re.search(
             r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", str(error)
         )
@@ -189,36 +202,38 @@ def _compiled(model, config, job: Job, partitioner, layout, hlo_path) -> _Found:
             raise UserError(f"the compiler failed: {str(error).splitlines()[0]}") from error
         number, unit = [group for group in needed.groups() if group is not None]
         temporaries = int(float(number) * 1024 ** " KMGT".index(unit or " "))
-        return _Found(_shard_bytes(abstract, shardings), temporaries, None, False, None)
+        shards = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+        sizes = [a.dtype.itemsize * math.prod(s.shard_shape(a.shape)) for a, s in shards]
+        return _Found(sum(sizes), temporaries)
     seconds = time.monotonic() - began
     text = compiled.as_text()
     if hlo_path:
-        try:
-            with open(hlo_path, "w") as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(f"--hlo={hlo_path} cannot be written: {error.strerror}") from error
+        write_atomic(hlo_path, text)
     try:
         cost = hlo_cost.cost(hlo.parse(text))
     except ValueError as error:
         raise UserError(
-            f"the compiled program cannot be counted: {error}; --hlo=FILE writes it down"
+            f"the compiled program cannot be counted: {error}; write it to a file to see why",
+            setting="hlo",
         ) from error
     memory = compiled.memory_analysis()
     arguments = memory.argument_size_in_bytes
-    # The new state takes the old one's place; what does not, the program, and all temporaries.
+    # The donated state's memory holds the new one. Besides: results that do not alias it, the
+    # program, all temporaries.
     others = memory.output_size_in_bytes - memory.alias_size_in_bytes
     others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
-    return _Found(arguments, others, cost, False, seconds)
+    return _Found(arguments, others, cost, seconds=seconds)
 
 
-def _by_arithmetic(model, config, batch, count: int, choice: sizing.Choice) -> _Found:
+def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettings) -> _Found:
     memory = sizing.memory_estimate(model, config, batch, count, choice)
     kinds = sizing.traffic_estimate(model, batch, count, choice)
+    # A gather runs over the devices along `data`; a sum counts as one over all devices.
     flops = sizing.matmul_flops(model, batch) / count
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
-    cost = hlo_cost.Cost(flops, 0.0, {kind: {sizes[kind]: size} for kind, size in kinds.items()})
-    return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, True, None)
+    moved = collections.Counter({(kind, sizes[kind]): size for kind, size in kinds.items()})
+    cost = hlo_cost.Cost(flops, 0.0, moved)
+    return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, estimated=True)
 
 
 def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begin) -> Plan:
@@ -233,8 +248,11 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
             "hbm": _over(traffic, chip.hbm_bytes_per_second),
             "interconnect": _over(_link_bytes(cost), chip.link_bytes_per_second),
         }
+    # A roofline: the three overlap at best, so the slowest of them bounds the step.
     known = [seconds for seconds in roofline.values() if seconds is not None]
+    # Without the peak of products the others alone would be a bound that means little.
     bound = max(known) if known and roofline["compute"] is not None else None
+    # Padding counts too: rows have a fixed length, and devices compute all of it.
     tokens = sum(
         batch[name].shape[0] * batch[name].shape[1]
         for name in ("encoder_input_tokens", "decoder_target_tokens")
@@ -253,12 +271,14 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         batch_size=job.dataset.batch_size,
         tokens_per_step=tokens,
         parameters=sum(leaf.size for leaf in params),
+        # Without a cost the compiler has refused the program.
         fits=peak is not None and peak <= limit and cost is not None,
         hbm_arguments_bytes=found.arguments,
         hbm_temporaries_bytes=found.temporaries,
         hbm_peak_bytes=peak,
         hbm_limit_bytes=limit,
         matmul_flops=cost and cost.matmul_flops,
+        # Without recomputation: the ratio of the two shows how much the settings recompute.
         matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
         hbm_traffic_bytes=traffic,
         collective_bytes=cost and cost.collective_bytes(),
@@ -273,22 +293,23 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
 
 
 def _link_bytes(cost: hlo_cost.Cost) -> float:
-    """Bytes that a device must receive: of what is gathered, all but its own part."""
+    """Return the bytes that a device must receive: of gathered arrays, all but its own part."""
     return sum(
-        size * _TIMES.get(kind, 1.0) * (group - 1) / group
-        for kind, by_group in cost.collectives.items()
-        for group, size in by_group.items()
+        size * _LINK_CROSSINGS.get(kind, 1.0) * (group - 1) / group
+        for (kind, group), size in cost.collectives.items()
     )
 
 
 def _devices(name: str, shape: str) -> list[Any] | None:
-    """The devices to compile for; None where that needs the device itself."""
+    """Return the devices to compile for; None if that needs the device itself."""
     if name in chips.GPUS:
-        return None
+        return None  # XLA's GPU compiler needs the GPU
     if name == "cpu":
         devices = jax.devices("cpu")
         if len(devices) < int(shape):
-            raise UserError(f"--topology=cpu:{shape}: JAX was started with {len(devices)} devices")
+            raise UserError(
+                f"cpu:{shape}: JAX was started with {len(devices)} devices", setting="topology"
+            )
         return devices[: int(shape)]
     from jax.experimental import topologies
 
@@ -302,22 +323,15 @@ def _devices(name: str, shape: str) -> list[Any] | None:
     except Exception as error:  # jaxlib raises several kinds
         if "TPU support not installed" in str(error) or isinstance(error, ImportError):
             raise UserError(
-                f"--topology={name}:{shape} needs the TPU's compiler, libtpu, though no TPU: "
-                "pip install -e '.[tpu]'"
+                f"{name}:{shape} needs the TPU's compiler, libtpu, though no TPU: "
+                "pip install -e '.[tpu]'",
+                setting="topology",
             ) from error
         raise UserError(
-            f"--topology={name}:{shape} is no slice that libtpu knows: {str(error).splitlines()[0]}"
+            f"{name}:{shape} is no slice that libtpu knows: {str(error).splitlines()[0]}",
+            setting="topology",
         ) from error
     return list(description.devices)
-
-
-def _mesh(parts: int, count: int) -> AbstractMesh:
-    """The mesh of `count` devices that are not even described."""
-    if parts < 1 or count % parts:
-        raise UserError(
-            f"num_partitions={parts} does not divide {count} devices", setting="NUM_PARTITIONS"
-        )
-    return partitioning.abstract_mesh(count // parts, parts)
 
 
 def _shard_bytes(abstract: Any, shardings: Any) -> int:
@@ -327,15 +341,6 @@ def _shard_bytes(abstract: Any, shardings: Any) -> int:
             jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True
         )
     )
-
-
-def _per_host(devices: list[Any]) -> int:
-    first = devices[0].process_index
-    return sum(device.process_index == first for device in devices)
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _over(amount: float | None, rate: float | None) -> float | None:

@@ -1,7 +1,6 @@
-"""Arithmetic about a training step before it is compiled: products, memory, traffic, defaults.
+"""Estimate a training step before it is compiled: products, memory, traffic; choose defaults.
 
-Everything is read from the abstract loss itself (shapes and its jaxpr), so that it holds for any
-network.
+All numbers come from the abstract loss itself (shapes and its jaxpr), so they hold for any network.
 """
 
 import dataclasses
@@ -23,14 +22,15 @@ from cosmo.engine.scale import chips
 
 log = logging.getLogger(__name__)
 
-_SLACK = 1.35
-_FULL = 0.92  # of a device's memory: an estimate is to leave room
-_CLOSE = 1.02  # of two layouts whose costs are this close, the one of fewer partitions is taken
+# Room for memory that XLA needs beside the arrays of the layer at work.
+_WORKING_MEMORY_FACTOR = 1.35
+_MAX_MEMORY_SHARE = 0.92  # of a device's memory: an estimate must leave room
+_EQUAL_COST_RATIO = 1.02  # of layouts whose costs are this close, the fewest partitions are taken
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """What a run may leave to us."""
+class DeviceSettings:
+    """The settings that depend on the devices, and that a run may leave open."""
 
     num_partitions: int
     remat_policy: str
@@ -38,15 +38,16 @@ class Choice:
 
 
 def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
-    """Floating-point operations in the matrix products of one step over all devices.
+    """Return the operations in the matrix products of one step over all devices.
 
-    Loss and gradients without recomputation, a multiply-add counted as two; `batch` is abstract.
+    They are those of loss and gradients without recomputation; a multiply-add counts as two.
+    `batch` is abstract.
     """
     return matmul_flops(_with_policy(model, "none"), batch)
 
 
 def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
-    """As `minimum_matmul_flops`, with what the model's own remat_policy computes again."""
+    """Return the same number, with the products that the model's remat_policy recomputes."""
 
     def gradients(params, batch):
         return jax.value_and_grad(lambda p: models.loss(model, p, batch), has_aux=True)(params)
@@ -57,11 +58,11 @@ def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> floa
 def kept_activations(
     model: models.EncoderDecoderModel, batch: models.Batch, remat_policy: str
 ) -> list[jax.ShapeDtypeStruct]:
-    """Arrays that the forward pass of the whole batch leaves to the backward one."""
+    """Return the arrays that the forward pass of the whole batch keeps for the backward pass."""
     return _kept(_with_policy(model, remat_policy), tuple(sorted(batch.items())))
 
 
-@functools.lru_cache(maxsize=64)  # several estimates ask for the same
+@functools.lru_cache(maxsize=64)  # a trace takes seconds, and several estimates need the same
 def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtypeStruct]:
     params = models.abstract_params(model)
     # On two abstract devices, so that gathered weights are not counted among what is kept.
@@ -72,10 +73,11 @@ def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtyp
             return jax.vjp(lambda p: models.loss(model, p, batch, key), params, has_aux=True)[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.network.dropout_rate else None
+    # The backward pass reads parameters too, but they are in memory anyway.
     own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
     kept = []
     for leaf in jax.tree.leaves(jax.eval_shape(forward, params, dict(batch), key)):
-        if (leaf.shape, leaf.dtype) in own:  # a parameter, which is there anyway
+        if (leaf.shape, leaf.dtype) in own:
             own.remove((leaf.shape, leaf.dtype))
         elif not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             kept.append(leaf)
@@ -87,9 +89,9 @@ def memory_estimate(
     step: StepConfig,
     batch: models.Batch,
     devices: int,
-    choice: Choice,
+    choice: DeviceSettings,
 ) -> dict[str, float]:
-    """Bytes on each device by arithmetic: `arguments` (the state) and `temporaries`."""
+    """Return estimated bytes on each device: {"arguments" (the state), "temporaries"}."""
     data, parts = devices // choice.num_partitions, choice.num_partitions
     params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
     opt_state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
@@ -111,23 +113,28 @@ def memory_estimate(
         return total
 
     stacks = _size(network, "num_encoder_layers"), _size(network, "num_decoder_layers")
+    # Recomputation brings back one layer's activations at a time, and gathers its weights.
     at_work = share("none") / max(*stacks, 1)
     gathered = 2 * 2 * params / (max(sum(stacks), 1) * parts)  # a layer's weights and gradients
+    # Float32. Microbatches add up theirs in a second copy.
     gradients = 4 * params / devices * (2 if choice.num_microbatches > 1 else 1)
-    training = share(choice.remat_policy) + _SLACK * (at_work + gathered) + gradients
+    training = (
+        share(choice.remat_policy) + _WORKING_MEMORY_FACTOR * (at_work + gathered) + gradients
+    )
     # Generation, as evaluations do, gathers the decoder's weights: less than all of them.
     return {"arguments": state / devices, "temporaries": max(training, 2 * params / parts)}
 
 
 def traffic_estimate(
-    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: Choice
+    model: models.EncoderDecoderModel, batch: models.Batch, devices: int, choice: DeviceSettings
 ) -> dict[str, float]:
-    """Bytes of collectives on each device and step by arithmetic: `all-gather`, `all-reduce`.
+    """Return estimated bytes of collectives on each device and step, by kind.
 
-    Weights are gathered forward and backward and their gradients summed, in the compute type; with
-    partitions, the output of each attention and feed-forward and the gradient of its input are
-    summed over them.
+    The kinds are "all-gather" and "all-reduce".
     """
+    # Weights are gathered forward and backward and their gradients summed, in the compute type.
+    # With partitions, the output of each attention and feed-forward and the gradient of its input
+    # are summed over them.
     network, parts = model.network, choice.num_partitions
     data = devices // parts
     size = jnp.dtype(network.dtype).itemsize
@@ -147,12 +154,14 @@ def traffic_estimate(
         target = batch["decoder_input_tokens"].shape[1]
         encoder = _size(network, "num_encoder_layers")
         decoder = _size(network, "num_decoder_layers")
+        # Sums forward and backward: an encoder layer has 2 sublayers, a decoder layer 3, and
+        # cross-attention's keys and values send a gradient to the encoder's output.
         positions = 4 * encoder * source + 6 * decoder * target + decoder * source
         reduced += size * rows * positions * _size(network, "emb_dim")
     return {"all-gather": gathered, "all-reduce": reduced}
 
 
-def choose(
+def choose_device_settings(
     model: models.EncoderDecoderModel,
     step: StepConfig,
     batch: models.Batch,
@@ -160,76 +169,81 @@ def choose(
     devices: int,
     local_devices: int,
     hbm_bytes: float | None,
-) -> Choice:
-    """Fill in what the settings leave open (None, "auto").
+) -> DeviceSettings:
+    """Return the settings with open ones (None, "auto") chosen.
 
-    For `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
-    Partitions: those with the least collective traffic, an all-reduce counted twice, as it takes
-    twice the time. Then the cheapest rematerialization and microbatches whose estimated memory
-    fits into `hbm_bytes`; where that is not known, as on a CPU, nothing is recomputed.
+    They are for `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
+    None means not known, as on a CPU: then nothing is recomputed. The partitions are those with
+    the least collective traffic. Then the cheapest rematerialization and microbatches are taken
+    whose estimated memory fits.
     """
     policy, count = _policy(model), step.num_microbatches
-    if devices == 1 and not hbm_bytes:
-        # One device of unknown memory, a laptop's processor: nothing to compare, so nothing is
-        # traced, which would take seconds at every start.
-        return Choice(partitioner.num_partitions or 1, policy or "none", count or 1)
     rows = batch["encoder_input_tokens"].shape[0]
 
     def cost(parts: int) -> float:
-        traffic = traffic_estimate(model, batch, devices, Choice(parts, "full", 1))
+        # A byte of an all-reduce crosses the links twice.
+        traffic = traffic_estimate(model, batch, devices, DeviceSettings(parts, "full", 1))
         return traffic["all-gather"] + 2 * traffic["all-reduce"]
 
     parts = partitioner.num_partitions
     if parts is None:
         heads, mlp = _size(model.network, "num_heads"), _size(model.network, "mlp_dim")
+        # A partition must not leave its host, nor cut a head, nor leave devices without rows.
         able = [
             n
             for n in range(1, local_devices + 1)
             if not any(size % n for size in (devices, local_devices, heads, mlp))
             and rows % (devices // n) == 0
         ] or [1]
-        least = min(map(cost, able))
-        parts = next(n for n in able if cost(n) <= _CLOSE * least)
+        parts = able[0]
+        # Costs trace the loss, which takes seconds: not where there is nothing to compare.
+        if len(able) > 1:
+            least = min(map(cost, able))
+            parts = next(n for n in able if cost(n) <= _EQUAL_COST_RATIO * least)
     policies = [policy] if policy else ["minimal", "none", "full"] if hbm_bytes else ["none"]
     counts = [count] if count else [1, 2, 4, 8, 16]
     options = sorted(
-        (Choice(parts, *option) for option in itertools.product(policies, counts)), key=_cost
+        (DeviceSettings(parts, *option) for option in itertools.product(policies, counts)),
+        key=_cost,
     )
     if parts < 1 or devices % parts:
-        return options[0]  # which is an error elsewhere
+        return options[0]  # an error of `Partitioner.mesh`, which names the setting
     shards = devices // parts
     options = [o for o in options if rows % (shards * o.num_microbatches) == 0] or options
     if not hbm_bytes:
         return options[0]
-    for option in options:
+    # From the cheapest on; the last one is taken whether it fits or not, so it is not traced.
+    for option in options[:-1]:
         memory = memory_estimate(model, step, batch, devices, option)
-        if sum(memory.values()) <= _FULL * hbm_bytes:
+        if sum(memory.values()) <= _MAX_MEMORY_SHARE * hbm_bytes:
             return option
     return options[-1]
 
 
-def choose_here(
+def choose_for_this_run(
     model: models.EncoderDecoderModel,
     step: StepConfig,
     partitioner: partitioning.Partitioner,
     batch: models.Batch,
-) -> Choice:
-    """`choose` for the devices of this process, and say what was chosen."""
+) -> DeviceSettings:
+    """Return the settings for the devices of this run, and log those that were open."""
     device = jax.local_devices()[0]
     chip = chips.by_kind(device.device_kind)
     stats = device.memory_stats() or {}
     hbm_bytes = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
-    if hbm_bytes and jax.process_count() > 1:  # all must choose alike
-        told = multihost_utils.process_allgather(np.float32(hbm_bytes))
-        hbm_bytes = float(np.min(told))
+    # Processes must choose alike, and their devices may report different limits.
+    if hbm_bytes and jax.process_count() > 1:
+        hbm_bytes = float(np.min(multihost_utils.process_allgather(np.float32(hbm_bytes))))
     local = jax.local_device_count()
-    choice = choose(model, step, batch, partitioner, jax.device_count(), local, hbm_bytes)
+    choice = choose_device_settings(
+        model, step, batch, partitioner, jax.device_count(), local, hbm_bytes
+    )
     given = (partitioner.num_partitions, _policy(model), step.num_microbatches)
     names = ("NUM_PARTITIONS", "REMAT_POLICY", "NUM_MICROBATCHES")
     settings = [
         f"{name}={value}"
-        for name, value, said in zip(names, dataclasses.astuple(choice), given, strict=True)
-        if said is None
+        for name, value, setting in zip(names, dataclasses.astuple(choice), given, strict=True)
+        if setting is None
     ]
     if settings:
         where = f"{jax.device_count()} x {device.device_kind}"
@@ -237,13 +251,13 @@ def choose_here(
     return choice
 
 
-def settle(
+def apply_device_settings(
     model: models.EncoderDecoderModel,
     step: StepConfig,
     partitioner: partitioning.Partitioner,
-    choice: Choice,
+    choice: DeviceSettings,
 ) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
-    """The settings with nothing left open."""
+    """Return model, step and partitioner with the settings of `choice`."""
     return (
         _with_policy(model, choice.remat_policy),
         dataclasses.replace(step, num_microbatches=choice.num_microbatches),
@@ -252,7 +266,7 @@ def settle(
 
 
 def _dot_flops(jaxpr: Any) -> float:
-    """Of all products in a jaxpr, a scan's as often as it runs."""
+    """Return the operations of all products in a jaxpr, a scan's as often as it runs."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -268,24 +282,22 @@ def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
     return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
 
 
-def _cost(choice: Choice) -> float:
-    """Return a relative cost, by which settings are tried in order.
-
-    Microbatches gather all weights again, and full rematerialization computes a third more. Keeping
-    everything ("none") costs more memory traffic than computing attention again costs time.
-    """
+def _cost(choice: DeviceSettings) -> float:
+    """Return a relative cost, by which settings are tried in order."""
+    # Microbatches gather all weights again, and full rematerialization computes a third more.
+    # Keeping everything ("none") costs more memory traffic than computing attention again.
     policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
     return choice.num_microbatches + policy[choice.remat_policy]
 
 
 def _policy(model: models.EncoderDecoderModel) -> str | None:
-    """The remat_policy, or None where it is left open."""
+    """Return the remat_policy, None if it is left open."""
     policy = getattr(model.network, "remat_policy", "none")
     return None if policy == "auto" else policy
 
 
 def _with_policy(model: models.EncoderDecoderModel, policy: str) -> models.EncoderDecoderModel:
-    """The model with another remat_policy, if its network has such a thing."""
+    """Return the model with another remat_policy, if its network has one."""
     if not hasattr(model.network, "remat_policy"):
         return model
     network = dataclasses.replace(model.network, remat_policy=policy)
@@ -293,5 +305,5 @@ def _with_policy(model: models.EncoderDecoderModel, policy: str) -> models.Encod
 
 
 def _size(network: Any, name: str) -> int:
-    """A size that T5 has; 0 for a network that does not know it."""
+    """Return a size of T5's; 0 for a network without it."""
     return getattr(network, name, 0)

@@ -1,1 +1,1 @@
-"""The training loop, evaluation, and what ends or guards a run."""
+"""Train and evaluate; handle bad steps, early stopping and preemption."""

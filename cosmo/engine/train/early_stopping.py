@@ -1,4 +1,4 @@
-"""Early stopping: end a run whose evaluations no longer improve, and keep its best checkpoint."""
+"""End a run early whose evaluations no longer improve, and keep its best checkpoint."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ from etils import epath
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints
+from cosmo.engine.checkpoints.checkpoint_writer import CheckpointWriter
 from cosmo.engine.train import metric_files
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class StoppingConfig:
         known = self.mode or re.search(f"{SMALLER_IS_BETTER}|{LARGER_IS_BETTER}", self.metric)
         if self.patience is not None and not known:
             raise UserError(
-                f"EARLY_STOPPING_METRIC={self.metric!r}: whether smaller is better cannot be told "
-                "by its name; give EARLY_STOPPING_MODE, 'min' or 'max'"
+                f"EARLY_STOPPING_METRIC={self.metric!r}: its name does not show whether smaller is "
+                "better; give EARLY_STOPPING_MODE, 'min' or 'max'"
             )
 
     def gain(self, value: float, best: float) -> float:
@@ -91,6 +92,7 @@ def after_evaluation(
 
     A value of None (not measured), NaN or infinity is no improvement.
     """
+    # A run that diverges has NaN: never the best, however NaN compares.
     finite = value is not None and math.isfinite(value)
     first = history.best_step is None
     if finite and (first or config.gain(value, history.best) > config.min_delta):
@@ -100,8 +102,8 @@ def after_evaluation(
 
 def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> History:
     """Return the history of a run up to a step, from the evaluations in its metrics.jsonl."""
-    # Not from its checkpoint: a step is saved before it is evaluated. The file drops what a resumed
-    # run does again, so that run stops where an uninterrupted one would.
+    # Not from its checkpoint: a step is saved before it is evaluated. The file drops the lines of
+    # steps that a resumed run repeats, so that run stops where an uninterrupted one would.
     history = History()
     for text in metric_files.read_lines(model_dir):
         # Evaluations are few among the lines of training: do not parse the others twice.
@@ -112,7 +114,7 @@ def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> His
 
 
 def is_over(config: StoppingConfig, history: History) -> bool:
-    """Return whether a run with this history is to stop."""
+    """Return whether a run with this history must stop."""
     return config.patience is not None and history.since >= config.patience
 
 
@@ -120,16 +122,17 @@ class Stopping:
     """Follows a run's evaluations. Without a patience it does nothing.
 
     MODEL_DIR/best names the step of the best evaluation (see `run_checkpoints.locate`), and `saver`
-    keeps its checkpoint. `start_step` is the step that the run resumes at, 0 if it is new. All
-    processes decide alike; only one may be `enabled` to write.
+    keeps its checkpoint. `start_step` is the step that the run resumes at, 0 if it is new. Only one
+    process may be `enabled` to write.
     """
 
+    # All processes measure the same metrics, so they decide alike without talking to each other.
     def __init__(
         self,
         config: StoppingConfig,
         model_dir: str,
         start_step: int,
-        saver: saving.Saver,
+        saver: CheckpointWriter,
         *,
         enabled: bool = True,
     ):
@@ -153,6 +156,7 @@ class Stopping:
         """
         if self.config.patience is None:
             return results
+        # At the first evaluation already, not after `patience` of them.
         if self.config.metric not in results:
             raise UserError(
                 f"EARLY_STOPPING_METRIC={self.config.metric!r} is not measured; the evaluation at "
@@ -161,11 +165,12 @@ class Stopping:
         value = results[self.config.metric]
         self.history = after_evaluation(self.config, self.history, step, value)
         if self.history.best_step == step:
-            self.saver.wait()  # until the checkpoint that `best` will name is complete
+            # The checkpoint that `best` will name must be complete first.
+            self.saver.wait()
             self._keep_best()
         return {**results, COUNT: float(self.history.since)}
 
-    def say(self, step: int) -> None:
+    def log_result(self, step: int) -> None:
         """Log whether a run that ends at `step` stopped early, and its best evaluation."""
         if self.config.patience is None:
             return
@@ -174,8 +179,8 @@ class Stopping:
             best = "it was never finite"
         if self.finished:
             log.info(
-                "stopped early at step %d: %s has not improved for %d evaluations (%s); more "
-                "EARLY_STOPPING_PATIENCE goes on",
+                "stopped early at step %d: %s has not improved for %d evaluations (%s); a larger "
+                "EARLY_STOPPING_PATIENCE continues the run",
                 step,
                 self.config.metric,
                 self.history.since,

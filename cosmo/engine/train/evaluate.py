@@ -1,4 +1,4 @@
-"""Measuring a model: teacher-forced over packed batches, and task by task as SeqIO defines it."""
+"""Measure a model: teacher-forced over packed batches, and task by task as SeqIO defines it."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated while training, every `period` steps (T5X's EVAL_PERIOD; None: never).
+    """Evaluation while training, every `period` steps (T5X's EVAL_PERIOD; None: never).
 
     `packed` is teacher-forced for at most `steps` batches a task (EVAL_STEPS; None: all of them).
     `generated` is scored and answered example by example, `num_examples` a task
@@ -52,6 +52,7 @@ class EvalConfig:
         return Evaluator(self, model, vocabulary, layout, seed)
 
     def __post_init__(self):
+        # Checked here: a period of 0 would be a division by zero after the first step.
         for name, gin_name in (
             ("period", "EVAL_PERIOD"),
             ("steps", "EVAL_STEPS"),
@@ -64,6 +65,7 @@ class EvalConfig:
                 )
 
 
+# Cached by model and layout, because a new function would be compiled again at every evaluation.
 @functools.lru_cache(maxsize=8)
 def _loss_sums_fn(model: models.EncoderDecoderModel, layout: partitioning.Layout):
     return layout.jit(lambda params, batch: models.loss(model, params, batch)[1])
@@ -75,8 +77,12 @@ def teacher_forced(
     batches: dict[str, list[datasets.HostBatch]],
     layout: partitioning.Layout,
 ) -> dict[str, dict[str, float]]:
-    """{task: loss (nats a token), perplexity, accuracy}, and "all" over the tokens of all tasks."""
+    """Return {task: {"loss" (nats a token), "perplexity", "accuracy"}} on `batches` by task.
+
+    The task "all" covers the tokens of all tasks.
+    """
     run = _loss_sums_fn(model, layout)
+    # Sums are added over batches and divided at the end: batches differ in their real tokens.
     progress = Progress(sum(map(len, batches.values())), unit="batch", every_seconds=10)
     sums, done = {}, 0
     for task, many in batches.items():
@@ -98,11 +104,15 @@ def judge(
     seed: int = 0,
     keep: dict[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """{task: {metric: value}} by the tasks' own metric functions; `keep` receives the answers."""
+    """Return {task: {metric: value}} by the tasks' own metric functions.
+
+    If `keep` is given, it receives the answers of each task as JSON records.
+    """
     results = {}
     for task in tasks:
         scores = predictions = None
         counts: dict[str, list[int]] = {}
+        # Two passes, because scores are teacher-forced on the targets and predictions are not.
         if task.has_score_metrics:
             scored = _answered(session, task, infer.scoring(session), "scoring")
             scores = [answer.scores[0] for answer in scored]
@@ -110,12 +120,14 @@ def judge(
                 "num_tokens": [answer.num_tokens for answer in scored],
                 "num_correct": [answer.num_correct for answer in scored],
             }
+        # As in SeqIO, a task whose metrics read no predictions generates none.
         if task.has_predict_metrics:
             work = infer.generation(session, decoding, seed)
             answers = _answered(session, task, work, "generating")
             predictions = [answer.predictions[0] for answer in answers]
             if keep is not None:
                 keep[task.name] = [infer.record(answer, "predict") for answer in answers]
+        # In the reader's process, because the metric functions belong to SeqIO's tasks.
         results[task.name] = reader.measure(task, predictions, scores, counts)
     return results
 
@@ -137,26 +149,30 @@ def _answered(
     return answers
 
 
+@dataclasses.dataclass
 class Evaluator:
     """Evaluates parameters while training. Reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, layout, seed):
-        self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.layout, self.seed = layout, seed
-        self.packed: dict[str, list[datasets.HostBatch]] | None = None
-        self.tasks: list[reader.EvalTask] | None = None
+    config: EvalConfig
+    model: models.EncoderDecoderModel
+    vocabulary: Vocabulary
+    layout: partitioning.Layout
+    seed: int
+    # Read at the first evaluation: a run that never gets there need not wait for them.
+    packed: dict[str, list[datasets.HostBatch]] | None = None
+    tasks: list[reader.EvalTask] | None = None
 
     def check(self) -> None:
-        """Raise UserError if a validation set does not exist: at the start, not after hours."""
+        """Raise UserError if a validation set does not exist."""
         for dataset in (self.config.packed, self.config.generated):
             if dataset is not None:
                 reader.check_split(dataset)
 
     def run(self, params, step: int) -> dict[str, float]:
-        """Metrics by name, also logged, a line a task.
+        """Return metrics by name, and log them, a line a task.
 
-        "eval/TASK/..." is teacher-forced over the packed validation set, "infer_eval/TASK/..." is
-        measured on its first `num_examples` examples one by one.
+        "eval/TASK/..." is teacher-forced over the packed validation set. "infer_eval/TASK/..." is
+        measured on its first `num_examples` examples one by one. The names are T5X's.
         """
         config = self.config
         results: dict[str, dict[str, dict[str, float]]] = {}
@@ -167,8 +183,10 @@ class Evaluator:
                 )
             results["eval"] = teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
+            # Kept as the packed sets are, so that each evaluation asks the same.
             if self.tasks is None:
                 self.tasks = reader.eval_tasks(config.generated, config.num_examples)
+            # The parameters that are being trained, on the devices where they are.
             session = infer.Session(
                 self.model,
                 params,
@@ -193,13 +211,15 @@ class Evaluator:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Results as text: a row a metric, a column a task."""
+    """Return results as text: a row for each metric, a column for each task."""
+    # In order of appearance, without repetition.
     names = list(dict.fromkeys(metric for values in results.values() for metric in values))
     width = max([len(name) for name in names] + [6])
     columns = [max(len(task), 10) for task in results]
     head = " " * width + "".join(f"  {t:>{w}}" for t, w in zip(results, columns, strict=True))
     lines = [head]
     for name in names:
+        # A task may lack a metric that another has.
         cells = (
             f"  {values[name]:>{w}.4f}" if name in values else f"  {'':>{w}}"
             for values, w in zip(results.values(), columns, strict=True)
@@ -217,17 +237,16 @@ def evaluate(
     num_examples: int | None = None,
     random_seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a checkpoint on every task of a mixture; print a table.
+    """Evaluate a checkpoint on every task of a mixture, print a table, and return the metrics.
 
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
-    folder), and returns the metrics.
+    folder).
     """
     output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)
-    counts = ", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks)
-    log.info("%s", counts)
+    log.info(", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks))
     answers: dict[str, list[dict[str, Any]]] = {}
     results = judge(opened, tasks, decoding, random_seed, keep=answers)
     if jax.process_index() == 0:
@@ -235,6 +254,7 @@ def evaluate(
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(epath.Path(folder) / f"{task}-predictions.jsonl", text)
         report = {"step": step, "checkpoint": str(session.checkpoint_path), "metrics": results}
+        # Last: a folder with metrics.json is a finished evaluation.
         write_atomic(epath.Path(folder) / "metrics.json", json.dumps(report, indent=1) + "\n")
         print(table(results))
         print(f"written to {folder}")

@@ -1,4 +1,4 @@
-"""The metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
+"""Write the metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
 
 import json
 import logging
@@ -37,6 +37,7 @@ class Lines:
     def add(self, line: str) -> None:
         """Append one line. Raises UserError if it cannot be written."""
         self.lines.append(line)
+        # Elsewhere append, so that a failed write cannot damage older lines.
         if self.remote:
             self._write_all()
             return
@@ -82,7 +83,7 @@ class MetricWriter:
             self.board.close()
 
 
-def has(model_dir: str, step: int, part: str) -> bool:
+def has_metric(model_dir: str, step: int, part: str) -> bool:
     """Return whether metrics.jsonl has a metric of `step` with `part` in its name."""
     lines = read_lines(model_dir)
     return any(step_of(x) == step and any(part in name for name in json.loads(x)) for x in lines)
@@ -104,6 +105,7 @@ def step_of(line: str) -> float:
 
 def _tensorboard(model_dir: str, start_step: int) -> Any:
     """Return a writer of TensorBoard event files, None if it cannot be had."""
+    # tensorboardX, because it needs no TensorFlow: the training process never loads that.
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

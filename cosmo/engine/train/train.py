@@ -1,12 +1,13 @@
-"""The training run: data in, steps, evaluations and checkpoints out. Reads top to bottom."""
+"""Train: read batches, run steps, evaluate, save. Reads top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,19 +18,21 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import only_writer, prepare_folder
 from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.checkpoints import run_checkpoints, saving
+from cosmo.engine.checkpoints import run_checkpoints
+from cosmo.engine.checkpoints.checkpoint_writer import CheckpointWriter, any_process
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
-from cosmo.engine.data import datasets, reader, rows
+from cosmo.engine.data import cache_reading, datasets, reader
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
     StepConfig,
     TrainState,
     compile_step,
-    init_state,
+    init_sharded_state,
     state_shardings,
 )
 from cosmo.engine.scale import sizing
-from cosmo.engine.train import early_stopping, guard, metric_files, preemption
+from cosmo.engine.train import early_stopping, metric_files, preemption
+from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def train(
     evaluation: Evaluation | None = None,
     checkpoint: run_checkpoints.CheckpointConfig = run_checkpoints.CheckpointConfig(),
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
-    bad_steps: guard.GuardConfig = guard.GuardConfig(),
+    bad_steps: BadStepConfig = BadStepConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
@@ -92,56 +95,66 @@ def train(
 
     Raises UserError for settings that do not fit together, before anything is compiled.
     """
+    # 1. Settings: what can be wrong with them is an error before anything takes long.
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
-    chosen = sizing.choose_here(model, step, partitioner, datasets.abstract_batch(dataset))
-    model, step, partitioner = sizing.settle(model, step, partitioner, chosen)
+    batch_shapes = datasets.abstract_batch(dataset)
+    chosen = sizing.choose_for_this_run(model, step, partitioner, batch_shapes)
+    model, step, partitioner = sizing.apply_device_settings(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = describe(model, vocabulary)
     if dataset.cache_path is not None:
-        rows.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
-    evaluating = evaluation is not None and evaluation.period is not None
-    if evaluating and importlib.util.find_spec("seqio") is None:
+        cache_reading.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
+    if evaluation is not None and evaluation.period is None:
+        evaluation = None
+    if evaluation is not None and importlib.util.find_spec("seqio") is None:
         raise UserError(
-            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or give "
-            "--gin.EVAL_PERIOD=None (and a CACHE_PATH)"
+            "evaluation reads its split through SeqIO: pip install -e '.[seqio]', or train from a "
+            "CACHE_PATH and turn evaluation off with None",
+            setting="EVAL_PERIOD",
         )
-    if evaluating or dataset.cache_path is None:
+    if evaluation is not None or dataset.cache_path is None:
         reader.start()  # its imports take seconds: they overlap with all that follows
-    save_period = checkpoint.save_period or (evaluation.period if evaluating else total_steps)
-    early_stop.check(evaluation.period if evaluating else None, save_period)
-    evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluating else None
+    save_period = checkpoint.save_period or (evaluation.period if evaluation else total_steps)
+    early_stop.check(evaluation.period if evaluation else None, save_period)
+    evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluation else None
     first_process = jax.process_index() == 0
+
+    def is_evaluated(number: int) -> bool:
+        return evaluation is not None and (number % evaluation.period == 0 or number == total_steps)
+
     with contextlib.ExitStack() as closing:
         if first_process:
-            closing.enter_context(only_writer(folder))
+            closing.enter_context(only_writer(folder))  # two runs would mix their checkpoints
+        # 2. The step to start from, and whether there is anything left to do.
         notice = closing.enter_context(preemption.listen())
-        saver = saving.Saver(model_dir, checkpoint)
+        saver = CheckpointWriter(model_dir, checkpoint)
         closing.callback(saver.close)  # waits for a save in progress
         closing.enter_context(_interrupt_names_kept_step(saver))
         notice.leave_at_once(lambda: f"stopped by SIGTERM before a step was done: {saver.kept()}")
         resuming = saver.newest is not None
         done = saver.newest if resuming else checkpoint.restore.step()
         # The last run saved this step but stopped before its evaluation finished: evaluate first.
+        # One process may see an older file than another: if any has the evaluation, none repeats it
         evaluate_first = (
             resuming
-            and evaluating
-            and (done % evaluation.period == 0 or done == total_steps)
-            and not saving.anywhere(metric_files.has(model_dir, done, "eval/"))
+            and is_evaluated(done)
+            and not any_process(metric_files.has_metric(model_dir, done, "eval/"))
         )
-        start_step = done if resuming else 0
+        # Files of an attempt that left no checkpoint start anew, as its steps are done again.
+        resumed_step = done if resuming else 0
         stopping = early_stopping.Stopping(
-            early_stop, model_dir, start_step, saver, enabled=first_process
+            early_stop, model_dir, resumed_step, saver, enabled=first_process
         )
         if resuming and (done == total_steps or stopping.finished) and not evaluate_first:
             if done == total_steps:
                 log.info("%s is finished: it is at step %d, which is TRAIN_STEPS", model_dir, done)
-            stopping.say(done)
+            stopping.log_result(done)
             wanted = run_checkpoints.abstract_like(*state_shardings(model, step, partitioner, mesh))
             return saver.restore(wanted, description)
         if done > total_steps or (done == total_steps and not resuming):
@@ -150,88 +163,74 @@ def train(
                 f"{whose} is at step {done} and TRAIN_STEPS={total_steps}: nothing to do"
             )
 
-        # Reading starts now: importing TensorFlow and filling buffers overlaps with compilation.
-        saved, left = saver.progress(), total_steps - done
+        # 3. Data, the compiled step and the state. Reading starts first: importing TensorFlow and
+        # filling buffers overlap with compilation.
+        saved, left = saver.read_progress(), total_steps - done
         start = {"start_step": done, "num_steps": left, "position": saved.get("data")}
         batches = reader.train_batches(dataset, **start, **datasets.process_shard())
         closing.callback(batches.close)
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         with heartbeat("compiling the train step"):
             run_step = compile_step(
-                model,
-                step,
-                datasets.abstract_batch(dataset),
-                layout,
-                abstract,
-                shardings,
-                random_seed,
-                bad_steps.skips,
+                model, step, batch_shapes, layout, abstract, shardings, random_seed, bad_steps.skips
             )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
         )
+        batch = _on_device(next(batches), mesh)
+        # Only now are files written: every setting has been used, so none of them is wrong.
         if first_process:
-            run_checkpoints.keep_vocabulary(model_dir, vocabulary.path)
-        first = _on_device(next(batches), mesh)  # now all settings have been read
-        if summarize_config is not None and first_process:
-            for name, text in summarize_config().items():
+            run_checkpoints.copy_vocabulary(model_dir, vocabulary.path)
+            for name, text in summarize_config().items() if summarize_config is not None else ():
                 write_atomic(folder / name, text)
-
-        begun = done if resuming else 0  # files of an attempt that left no checkpoint start anew
-        board = metric_files.MetricWriter(model_dir, begun, enabled=first_process)
+        board = metric_files.MetricWriter(model_dir, resumed_step, enabled=first_process)
         closing.callback(board.close)
-        guarding = guard.Guard(
+        monitor = BadStepMonitor(
             bad_steps,
             model_dir,
-            begun,
-            saved.get("guard"),
+            resumed_step,
+            saved.get("guard"),  # the name in the checkpoints of every version
             kept=functools.partial(saver.kept, wait=True),
             enabled=first_process,
         )
         progress = Progress(total_steps, done)
         closing.callback(progress.finish)
-        if evaluating:
-            evaluator.check()
+        if evaluator is not None:
+            evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
                 results = evaluator.run(state.params, done)
                 board.write(done, stopping.add(done, results) if evaluate_first else results)
-        notice.leave_at_once(None)
+        notice.leave_at_once(None)  # from here on there are steps to save
 
-        def keep(batch: _DeviceBatch) -> None:
+        def save() -> None:
+            # Before the checkpoint: a resumed run writes no older step again.
             board.flush()
-            remember = {"data": batch.host.position, "guard": guarding.progress()}
+            # A checkpoint written on SIGTERM also stores the metric sums since the last report, so
+            # the next report equals an uninterrupted run's.
+            remember = {"data": batch.host.position, "guard": monitor.progress()}
             saver.save(done, state, description, remember)
 
-        tokens, steps, since = 0, 0, time.monotonic()
-        batch, waited = first, 0.0
+        # 4. The loop.
+        rates = _Rates()
         while done < total_steps and not stopping.finished:
-            tokens += batch.tokens
-            steps += 1
-            limit = guarding.limit(done + 1)
-            further = (limit,) if bad_steps.skips else ()
-            state, sums = run_step(state, batch.arrays, *further)
+            rates.tokens += batch.tokens
+            rates.steps += 1
+            limit = monitor.limit(done + 1)
+            state, sums = run_step(state, batch.arrays, *((limit,) if bad_steps.skips else ()))
             done += 1
             # The sums are on the device still, so that steps queue up.
-            guarding.add(done, sums, batch.host, limit)
+            monitor.add(done, sums, batch.host, limit)
             last = done == total_steps
             stop = not last and notice.reached(done)
             save_now = done % save_period == 0 or last
-            evaluate_now = evaluating and (done % evaluation.period == 0 or last)
+            evaluate_now = is_evaluated(done)
             if done % stats_period == 0 or save_now or evaluate_now:
-                values = guarding.report()
-                elapsed = time.monotonic() - since
-                values["tokens_per_second"] = tokens * jax.process_count() / elapsed
-                values["steps_per_second"] = steps / elapsed
-                values["input_wait"] = waited / elapsed
+                values = {**monitor.report(), **rates.report()}
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
-                note = f"loss {values.get('loss', math.nan):.4f}, "
-                note += f"{values['tokens_per_second']:.0f} tokens/s,"
-                if values["input_wait"] > MIN_INPUT_WAIT_SHOWN:
-                    note += f" {values['input_wait']:.0%} waiting for input,"
-                progress.update(done, note, force=last)
-                tokens, steps, waited, since = 0, 0, 0.0, time.monotonic()
-            if save_now:  # before evaluation: whatever happens there, the steps are kept
-                keep(batch)
+                progress.update(done, _note(values), force=last)
+                rates = _Rates()
+            if save_now:  # before evaluation: its failure then costs no step
+                save()
             if evaluate_now and not stop:
                 progress.finish()
                 try:
@@ -241,27 +240,58 @@ def train(
                 except preemption.Stopped:
                     stop = True  # the next start evaluates
             if stop and not save_now:
-                keep(batch)
+                save()
             if save_now or evaluate_now:
-                since = time.monotonic()  # a rate is of training alone
+                rates = _Rates()  # a rate counts training alone
+            # Here, not in the loop's condition: the last step needs no further batch.
             if last or stop or stopping.finished:
                 break
+            # The devices may be busy still. Only time that they spend idle is waiting for input.
             if reader.would_wait(batches):
-                jax.block_until_ready(sums)  # time that the devices still compute is no waiting
+                jax.block_until_ready(sums)
             asked = time.monotonic()
             host_batch = next(batches)
-            waited += time.monotonic() - asked
+            rates.waited += time.monotonic() - asked
             batch = _on_device(host_batch, mesh)
         saver.wait()  # a save that failed in the background is an error here
+        # Saved like SIGTERM; then Ctrl-C ends the command as its user expects.
         if notice.interrupted:
             raise KeyboardInterrupt
         if done == total_steps or stopping.finished:
-            stopping.say(done)
+            stopping.log_result(done)
     return state
 
 
+@dataclasses.dataclass
+class _Rates:
+    """Counts of this process since `since`, seconds on the monotonic clock."""
+
+    tokens: int = 0
+    steps: int = 0
+    waited: float = 0.0  # seconds for input
+    since: float = dataclasses.field(default_factory=time.monotonic)
+
+    def report(self) -> dict[str, float]:
+        """Return tokens (of all processes) and steps a second, and the share of time waited."""
+        elapsed = time.monotonic() - self.since
+        return {
+            "tokens_per_second": self.tokens * jax.process_count() / elapsed,
+            "steps_per_second": self.steps / elapsed,
+            "input_wait": self.waited / elapsed,
+        }
+
+
+def _note(values: dict[str, float]) -> str:
+    """Return the part of the progress line that shows training metrics."""
+    # A window of nothing but skipped steps has no loss.
+    note = f"loss {values.get('loss', math.nan):.4f}, {values['tokens_per_second']:.0f} tokens/s,"
+    if values["input_wait"] > MIN_INPUT_WAIT_SHOWN:
+        note += f" {values['input_wait']:.0%} waiting for input,"
+    return note
+
+
 class _DeviceBatch(NamedTuple):
-    """A `datasets.TrainBatch` on the devices; `tokens` are those of this process's rows."""
+    """A `datasets.TrainBatch` on the devices; `tokens` counts those of this process's rows."""
 
     arrays: dict[str, jax.Array]
     host: datasets.TrainBatch
@@ -270,12 +300,13 @@ class _DeviceBatch(NamedTuple):
 
 def _on_device(batch: datasets.TrainBatch, mesh: jax.sharding.Mesh) -> _DeviceBatch:
     """Start the transfer of a batch to the devices; the next step does not wait for it."""
+    # Padding is 0, so this counts real tokens. It is numpy's work, before the device has the rows.
     tokens = sum(np.count_nonzero(batch.arrays[name]) for name in TOKEN_FEATURES)
     return _DeviceBatch(partitioning.put_batch(batch.arrays, mesh), batch, tokens)
 
 
 def _start_state(
-    saver: saving.Saver,
+    saver: CheckpointWriter,
     initial: run_checkpoints.StartingPoint,
     model: models.EncoderDecoderModel,
     step: StepConfig,
@@ -291,8 +322,7 @@ def _start_state(
     start = initial.read(abstract, shardings, description)
     if start is None:
         log.info("starting from fresh parameters (seed %d)", seed)
-        # Built under jit, each device makes its own part: no host holds the whole state.
-        return jax.jit(lambda: init_state(model, step, seed), out_shardings=shardings)()
+        return init_sharded_state(model, step, seed, shardings)
     opt_state = start.opt_state
     if opt_state is None:
         init = jax.jit(step.transformation().init, out_shardings=shardings.opt_state)
@@ -302,10 +332,10 @@ def _start_state(
 
 
 @contextlib.contextmanager
-def _interrupt_names_kept_step(saver: saving.Saver):
+def _interrupt_names_kept_step(saver: CheckpointWriter) -> Iterator[None]:
     """Add the newest saved step to the message of Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         kept = saver.kept(wait=True)
-        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
+        raise KeyboardInterrupt(f"{kept}; the same command continues from there") from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tensorflow_datasets as tfds
 
-from cosmo.tasks.corpus_examples import soda_file_examples
+from cosmo.tasks.families import soda_file_examples
 from cosmo.tasks.tfds_builders import examples
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads `allenai/soda`'s files with the readers that training from files uses."""
+    """Read `allenai/soda`'s files with the readers that training from files uses."""
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = examples.INSTRUCTIONS.format(name="soda")

@@ -1,1 +1,1 @@
-"""Checkpoints of other systems, in and out: T5X and HuggingFace."""
+"""Read and write checkpoints of other systems: T5X and HuggingFace."""

@@ -1,4 +1,4 @@
-"""HuggingFace T5 folders: `config.json` and safetensors files, single or sharded."""
+"""Read and write HuggingFace T5 folders: `config.json` and safetensors files, single or sharded."""
 
 import json
 import struct
@@ -44,6 +44,8 @@ FIXED = {
     "decoder_start_token_id": 0,
 }
 ACTIVATIONS = {"gelu_new": "gelu", "relu": "relu", "silu": "silu"}  # theirs: ours
+
+# transformers' `T5Config` and `T5ForConditionalGeneration` are the reference for all of these.
 
 # Copies of the embedding that older files carry, and a table that T5 never reads.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -124,6 +126,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     for name, value in FIXED.items():
         if settings[name] not in (value, [value]):  # eos_token_id may be a list
             raise UserError(f"{where}: {name}={settings[name]!r}, expected {value!r}")
+    # As in transformers: a decoder as deep as the encoder.
     if settings.get("num_decoder_layers") is None:
         settings["num_decoder_layers"] = settings.get("num_layers")
     sizes = {}
@@ -146,7 +149,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     if untied and tied:
         untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
-        raise UserError(f"{where} says tie_word_embeddings=false, and there is no lm_head.weight")
+        raise UserError(f"{where} has tie_word_embeddings=false, and there is no lm_head.weight")
     return t5.T5Config(
         **sizes,
         mlp_activations=(ACTIVATIONS[activation], *(("linear",) if gated else ())),

@@ -1,4 +1,4 @@
-"""Our parameters' names in T5X and HuggingFace, as tables.
+"""Map our parameters' names to those of T5X and HuggingFace, as tables.
 
 The names are those of `t5x.examples.t5.network` and of `transformers`' T5. Matrices are [in, out]
 in our checkpoints and in T5X, [out, in] in HuggingFace's files.
@@ -29,7 +29,7 @@ class Name(NamedTuple):
 
     @property
     def t5x(self) -> str:
-        """T5X's name."""
+        """The parameter's name in T5X."""
         return self.ours + self.t5x_suffix
 
 
@@ -83,7 +83,7 @@ OUTSIDE = (
 
 
 class Parameter(NamedTuple):
-    """A parameter of a network. Of a stack, shape and axes are those of one layer."""
+    """A parameter of a network. In a stack, shape and axes are those of one layer."""
 
     path: Path  # in our tree
     name: Name  # in a stack: without the side and the layer

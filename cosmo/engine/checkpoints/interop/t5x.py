@@ -1,7 +1,8 @@
-"""T5X checkpoints: a msgpack index with the small arrays, one zarr array for each parameter.
+"""Read and write T5X checkpoints: a msgpack index, and one zarr array for each parameter.
 
-The networks are upstream's `t5x.examples.t5` and its scanned twin `scalable_t5`. The latter stacks
-its layers on axis 1, keeps heads on an axis of their own and has a relative bias in every layer.
+The index holds the small arrays. The networks are upstream's `t5x.examples.t5` and its scanned twin
+`scalable_t5`. The latter stacks its layers on axis 1, keeps heads on an axis of their own and has a
+relative bias in every layer.
 """
 
 import functools
@@ -21,12 +22,8 @@ from cosmo.engine.checkpoints.description import Path, nested
 from cosmo.engine.checkpoints.interop import names
 from cosmo.engine.checkpoints.interop.names import Parameter
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
-from cosmo.engine.checkpoints.streaming import (
-    chunk_cache,
-    one_line_errors,
-    open_array,
-    tensorstore_url,
-)
+from cosmo.engine.checkpoints.run_checkpoints import one_line_errors
+from cosmo.engine.checkpoints.streaming import chunk_cache, open_array, tensorstore_url
 from cosmo.engine.model import t5
 
 INDEX = "checkpoint"  # the msgpack file's name
@@ -131,7 +128,10 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
         # Plain T5X joins heads in its kernels. Only the bias table shows their number.
         heads, buckets = shape("encoder/relpos_bias/rel_embedding")
         head_dim = shape(f"{first}/attention/query/kernel")[1] // heads
-        layers = [_count_layers(target, side) for side in SIDES]
+        layers = [
+            len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
+            for side in SIDES
+        ]
     # The distance of the last bucket leaves no trace: T5X's models all have the default.
     vocab_size, emb_dim = shape("token_embedder/embedding")
     return t5.T5Config(
@@ -154,10 +154,6 @@ def _target(arrays: dict[str, LazyArray]) -> dict[str, LazyArray]:
     return {k.removeprefix(TARGET): a for k, a in arrays.items() if k.startswith(TARGET)}
 
 
-def _count_layers(target: dict[str, LazyArray], side: str) -> int:
-    return len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
-
-
 def stacks(parameter_names: Iterable[str]) -> dict[str | None, str | None]:
     """Return the scanned stack's name of each side; None where layers are apart.
 
@@ -165,8 +161,7 @@ def stacks(parameter_names: Iterable[str]) -> dict[str | None, str | None]:
     """
     found: dict[str | None, str | None] = dict.fromkeys((None, *SIDES))
     for side in SIDES:
-        for pattern in STACKS:
-            prefix = pattern.format(side=side)
+        for prefix in (pattern.format(side=side) for pattern in STACKS):
             if any(name.startswith(f"{prefix}/") for name in parameter_names):
                 found[side] = prefix
                 break

@@ -1,4 +1,4 @@
-"""The state of T5X's Adafactor as the state of ours, and back.
+"""Convert the state of T5X's Adafactor to that of ours, and back.
 
 Both keep, for each tensor, the mean squares of its gradient along rows and columns (`v_row`,
 `v_col`), or all of them (`v`). An array of one element stands in place of an unused one. Plain T5X

@@ -1,16 +1,14 @@
-"""A SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
+"""Write a SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
 
 import base64
-import hashlib
 import json
-import re
 from typing import Any
 
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.vocabulary import SENTINEL, fingerprint_of
 
-SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
 SPIECE = "spiece.model"
 FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabulary
 
@@ -41,14 +39,7 @@ def fingerprint(path: str) -> str:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
-    return _fingerprint_of([model.id_to_piece(i) for i in range(model.get_piece_size())])
-
-
-def _fingerprint_of(pieces: list[str]) -> str:
-    # HuggingFace's copy of T5's vocabulary has no sentinels at its end, and means the same.
-    while SENTINEL.fullmatch(pieces[-1]):
-        pieces.pop()
-    return hashlib.sha256("\n".join(pieces).encode()).hexdigest()
+    return fingerprint_of([model.id_to_piece(i) for i in range(model.get_piece_size())])
 
 
 def _tokenizer(data: bytes, path: str) -> tuple[dict[str, Any], list[str]]:

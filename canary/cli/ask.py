@@ -1,0 +1,39 @@
+"""`python -m canary ask`."""
+
+import argparse
+
+from canary.cli import flags
+from cosmo.engine.base.command_line import Verb
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the label and the rules of thumb of one dialogue."""
+    canary = flags.model_settings(args, batch_size=1).open()
+    turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
+    wanted = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    chirp = canary.chirp(turns, rots=args.rots, **wanted)
+    print(chirp.label + (" (a person should see this)" if chirp.needs_human else ""))
+    for name, probability in chirp.probabilities.items():
+        print(f"  {probability:6.1%}  {name}")
+    for rot in chirp.rots:
+        print(f"- {rot}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `ask`."""
+    parser.add_argument("dialogue", nargs="+", metavar="TURN", help="what was said, oldest first")
+    parser.add_argument("--no_rots", dest="rots", action="store_false", help="the label alone")
+    flags.add_model(parser)
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest RoTs")
+
+
+VERB = Verb(
+    help="label one dialogue",
+    description="Label one dialogue, given as its turns (or one text whose lines they are).",
+    examples="""\
+  python -m canary ask --checkpoint=/tmp/canary "I want to scare my kids."
+  python -m canary ask --checkpoint=/tmp/canary "Hi!" "Hello, how are you?" "I feel awful."
+""",
+    run=run,
+    add_arguments=add_arguments,
+)

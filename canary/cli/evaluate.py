@@ -1,0 +1,113 @@
+"""`python -m canary eval`."""
+
+import argparse
+import json
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from canary.cli import flags
+from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.errors import UserError
+
+if TYPE_CHECKING:
+    from canary.report import Gold
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table; write metrics.json and predictions.jsonl into a folder."""
+    from canary import evaluation, report
+    from cosmo.engine.base.atomic import write_atomic
+    from cosmo.engine.base.folders import prepare_folder
+    from cosmo.engine.base.progress import Progress
+    from cosmo.engine.checkpoints import any_format
+
+    cases = list(islice(evaluation.cases(args.input, args.split), args.num_examples))
+    if not cases:
+        raise UserError(
+            f"{args.input}, split {args.split}: nothing to measure: no dialogue has all its rows, "
+            "or --num_examples is 0",
+            setting="input",
+        )
+    settings = flags.model_settings(args, args.batch_size)
+    output = args.output or any_format.results_folder(args.checkpoint, "canary_eval", "output")
+    # Before the model is loaded, because a folder that cannot be written to costs no evaluation.
+    folder = prepare_folder(output, "output")
+    canary = settings.open()
+    decoding = flags.decoding_config(args, settings)
+    golds = [case.gold for case in cases]
+    # Rows with gold RoTs are answered twice: once to label, once to score the RoTs.
+    progress = Progress(len(cases) + sum(bool(gold.rots) for gold in golds), unit="row")
+    done = 0
+
+    def on_batch(counts: Counter[str]) -> None:
+        nonlocal done
+        done += counts["records"]
+        progress.update(done)
+
+    try:
+        founds = evaluation.measure(canary, cases, decoding, args.seed, on_batch)
+    finally:
+        progress.finish()
+    made = report.report(golds, founds, _baseline(args))
+    about = {
+        "checkpoint": args.checkpoint,
+        "input": args.input,
+        "split": args.split,
+        "label_style": settings.style,
+        "turn_separator": settings.separator,
+        "task_feature_lengths": dict(settings.session.task_feature_lengths),
+    }
+    write_atomic(folder / "metrics.json", json.dumps({**about, **made}, indent=1))
+    lines = map(evaluation.line, cases, founds)
+    write_atomic(
+        folder / "predictions.jsonl",
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+    )
+    print(report.table(made))
+    print(f"{folder}: metrics.json, predictions.jsonl")
+
+
+def _baseline(args: argparse.Namespace) -> "Gold | None":
+    """Return the most frequent answer of the training split; None if --input has no such split."""
+    from canary import evaluation, report
+    from cosmo.tasks.files import resolve, splits_of
+
+    if args.split == "train" or "train" not in splits_of(args.input):
+        return None
+    if not resolve(args.input).is_dir():
+        return None  # one file serves every split: its training split is what is evaluated
+    return report.most_frequent([case.gold for case in evaluation.cases(args.input, "train")])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `eval`."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="ProsocialDialog: a file, or a folder with train*, validation* and test* files",
+    )
+    parser.add_argument("--split", default="test", help="which split of a folder (test)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="gets metrics.json and predictions.jsonl (default: canary_eval/ in the run's folder)",
+    )
+    parser.add_argument("--num_examples", type=int, metavar="N", help="only so many (all)")
+    flags.add_model(parser)
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
+    flags.add_generation(parser)
+
+
+VERB = Verb(
+    help="measure a checkpoint on ProsocialDialog",
+    description="Measure labels and rules of thumb on every row of ProsocialDialog, with the "
+    "paper's rows beside: prints a table, writes metrics.json and predictions.jsonl.",
+    examples="""\
+  python -m canary eval --checkpoint=/tmp/canary --input=data/prosocial_dialog --split=test
+  python -m canary eval --checkpoint=/tmp/canary --input=test.jsonl --num_examples=100
+""",
+    run=run,
+    add_arguments=add_arguments,
+)

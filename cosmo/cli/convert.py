@@ -1,0 +1,149 @@
+"""`python -m cosmo import` and `export`: convert checkpoints from and to other formats."""
+
+import argparse
+
+from cosmo.engine.base.command_line import Verb
+
+FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # {on the command line: in the engine}
+
+
+def run_import(args: argparse.Namespace) -> None:
+    """Write another system's checkpoint as one of ours, and print where it is."""
+    from cosmo.engine.checkpoints import any_format, convert
+    from cosmo.tasks import vocabularies
+
+    path = args.vocabulary or any_format.open_source(args.source).vocabulary_path
+    source = convert.import_checkpoint(
+        args.source,
+        args.output,
+        format=FORMATS.get(args.format),
+        vocabulary=vocabularies.load(path) if path else None,
+        optimizer_state=args.optimizer_state,
+        step=args.step,
+    )
+    step = source.step if args.step is None else args.step
+    count = any_format.parameter_count(source.network)
+    output = args.output.rstrip("/")
+    print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
+    if path is None:
+        print(
+            "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
+            "HuggingFace model, its spiece.model)"
+        )
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write a checkpoint in HuggingFace's or T5X's format, and print where it is."""
+    from cosmo.engine.checkpoints import any_format, convert
+    from cosmo.tasks import vocabularies
+
+    path = args.vocabulary or any_format.open_source(args.checkpoint).vocabulary_path
+    path = vocabularies.load(path).path if path else None  # a name in the package becomes a path
+    source = convert.export_checkpoint(
+        args.checkpoint,
+        args.output,
+        format=FORMATS[args.format],
+        dtype=args.dtype,
+        max_shard_gb=args.max_shard_gb,
+        vocabulary_path=path,
+    )
+    count = any_format.parameter_count(source.network)
+    where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
+    print(f"{source}: {count:,} parameters, now {where}")
+    if args.format == "hf" and path is None:
+        print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")
+
+
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `import`."""
+    parser.add_argument(
+        "--format", choices=["t5x", "hf"], help="format of --source (default: found out)"
+    )
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="PATH",
+        help="a T5X checkpoint (checkpoint_STEP, or the folder over several: the latest), local or "
+        "gs://, or a HuggingFace folder",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="CKPT",
+        help="folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="its SentencePiece model, to be kept with it; a HuggingFace folder's own if not given",
+    )
+    parser.add_argument(
+        "--optimizer_state",
+        action="store_true",
+        help="take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True",
+    )
+    parser.add_argument(
+        "--step", type=int, help="the step to count from, if not the checkpoint's own (hf: 0)"
+    )
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `export`."""
+    parser.add_argument("--format", choices=["t5x", "hf"], required=True, help="what to write")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="CKPT",
+        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, or MODEL_DIR/"
+        "best of early stopping; T5X's and HuggingFace's are read too",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="hf: the folder to make; t5x: the folder to make checkpoint_STEP in",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        help="hf: of the weights; float16 is refused, with the reason (default float32)",
+    )
+    parser.add_argument(
+        "--max_shard_gb", type=float, default=5.0, help="hf: size of a weights file (default 5)"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="hf: the SentencePiece model for the tokenizer files, if not the one that the "
+        "checkpoint was trained with",
+    )
+
+
+IMPORT = Verb(
+    help="turn a T5X checkpoint or a HuggingFace folder into one of ours",
+    description="Turn a T5X checkpoint or a HuggingFace T5 folder into one of ours, "
+    "tensor by tensor. The network is read from it; no gin file is needed. Memory does not "
+    "grow with the model. (Training and inference also take such paths as they are.)",
+    examples="""\
+  python -m cosmo import --format=t5x --output=/tmp/t5_xl_lm \\
+    --source=gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xl/checkpoint_1100000
+  python -m cosmo import --format=hf --source=/data/cosmo-xl --output=/tmp/cosmo_xl
+""",
+    run=run_import,
+    add_arguments=add_import_arguments,
+)
+
+
+EXPORT = Verb(
+    help="write a checkpoint as a HuggingFace folder, or as T5X restores it",
+    description="Write a checkpoint as a HuggingFace folder, which AutoTokenizer and "
+    "AutoModelForSeq2SeqLM load, or as a T5X checkpoint, with Adafactor's state where there "
+    "is one. Memory does not grow with the model.",
+    examples="""\
+  python -m cosmo export --format=hf --checkpoint=/tmp/run --output=/tmp/cosmo-hf
+  python -m cosmo export --format=t5x --checkpoint=/tmp/run/checkpoints/600 --output=/tmp/t5x
+""",
+    run=run_export,
+    add_arguments=add_export_arguments,
+)

@@ -1,0 +1,104 @@
+"""`python -m cosmo infer`."""
+
+import argparse
+
+from cosmo.cli import settings
+from cosmo.engine.base import command_line
+from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.errors import UserError
+
+# Flags that are gin macros: flag, macro, type, name of the value, help with the default.
+GENERATION = (
+    ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
+    ("--temperature", "TEMPERATURE", float, "T", "above 0, sample (0.0: the likeliest token)"),
+    ("--top_k", "TOP_K", int, "K", "sample from the K likeliest tokens (0: from all)"),
+    ("--top_p", "TOP_P", float, "P", "sample from the likeliest tokens of mass P (1.0)"),
+    ("--num_samples", "NUM_SAMPLES", int, "N", "sampled answers to each record (1)"),
+    ("--beam_size", "BEAM_SIZE", int, "N", "above 1, search with so many beams (1)"),
+    ("--length_penalty", "LENGTH_PENALTY", float, "A", "above 0, beams favour length (0.6)"),
+    ("--seed", "RANDOM_SEED", int, "N", "a sample depends on it and on the record's id (0)"),
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer the records of --input, or a SeqIO mixture; print a report for each output."""
+    import jax
+
+    from cosmo import records
+    from cosmo.engine.base import config
+    from cosmo.engine.infer import answer_files, bulk
+    from cosmo.tasks import formatting
+
+    sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
+    if not args.input:
+        given = {"output": args.output} if args.output else {}
+        settings.check_tasks(config.query("INFER_SPLIT"))
+        reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
+    else:
+        if not args.output:
+            raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
+        layout = answer_files.output_files(args.output, args.num_shards)
+        asked = config.call(bulk.InferConfig)
+        source = records.source(
+            args.input,
+            asked.session.vocabulary,
+            asked.session.task_feature_lengths["inputs"],
+            config.call(formatting.Separators),
+            asked.mode,
+        )
+        reports = {args.output: bulk.answer_source(asked, source, layout, sharding)}
+        if reports[args.output].rejected and jax.process_index() == 0:
+            print(f"rejected records, with reasons: {layout.rejected}")
+    for where, report in reports.items():
+        if jax.process_index() == 0:
+            print(f"{where}: {report}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `infer`."""
+    what = parser.add_argument_group("what is answered, and where the answers go")
+    what.add_argument(
+        "--input",
+        metavar="FILE",
+        help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
+        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples "
+        "are answered",
+    )
+    what.add_argument(
+        "--output",
+        metavar="PATH",
+        help="FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and "
+        "rejected.jsonl; without --input a folder (default: inferences/ in the run's folder)",
+    )
+    text = "predict (default), or score: the log-likelihood of the responses"
+    command_line.add_macros(what, [("--mode", "MODE", str, "MODE", text)])
+
+    work = parser.add_argument_group("how the work is cut")
+    command_line.sharding_arguments(work, "records", "64 batches")
+    command_line.add_macros(
+        work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")]
+    )
+    work.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove what an earlier run left at --output, and start anew",
+    )
+    command_line.add_macros(parser.add_argument_group("generation (greedy by default)"), GENERATION)
+
+
+VERB = Verb(
+    help="answer records (--input), or a SeqIO mixture's examples, as JSON lines",
+    description="Answer records, or score their responses. A command that was stopped, even "
+    "killed, continues when it is given again; a finished one prints its report again.",
+    examples="""\
+  python -m cosmo infer --gin.MODEL_DIR=/tmp/run --input=records.jsonl --output=answers.jsonl
+  python -m cosmo infer --gin.MODEL_DIR=/tmp/run --input=records.jsonl.gz --output=answers \\
+    --num_shards=8 --shards=0-3 --batch_size=64 --temperature=1.0 --top_p=0.95 --seed=1
+  python -m cosmo infer --gin.MODEL_DIR=/tmp/run --mode=score
+""",
+    run=run,
+    add_arguments=add_arguments,
+    gin_file="gin/runs/infer.gin",
+    saved_settings=True,
+    reads_tasks=lambda args: not args.input,
+)

@@ -1,0 +1,27 @@
+"""All verbs of `python -m cosmo`.
+
+A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.THAT_MACRO=VALUE`,
+after all files.
+"""
+
+from cosmo.cli import cache, chat, convert, evaluate, infer, plan, quickstart, settings, train
+from cosmo.engine.base.command_line import Program
+
+PROGRAM = Program(
+    name="cosmo",
+    description="Train, evaluate and question dialogue models.",
+    verbs={
+        "quickstart": quickstart.VERB,
+        "train": train.VERB,
+        "cache": cache.VERB,
+        "eval": evaluate.VERB,
+        "infer": infer.VERB,
+        "chat": chat.VERB,
+        "plan": plan.VERB,
+        "import": convert.IMPORT,
+        "export": convert.EXPORT,
+    },
+    loggers=("cosmo", "tasks"),
+    flags={"MODEL": "--gin_file"},
+    load_settings=settings.load,
+)

@@ -1,0 +1,67 @@
+"""Run a demo: its stages are commands, its output folder is made anew each time."""
+
+import fnmatch
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.folders import only_writer, prepare_folder
+
+MARKER = ".made_by_demo"
+# Names that a run or a demo leaves, however early it ended: a first start that crashed may have
+# left no marker.
+LEFTOVERS = {
+    *("checkpoints", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
+    *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
+    *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
+    *(".lock", MARKER),
+}
+PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of `prepare_folder`
+
+
+def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
+    """Return the empty folder `path`, marked as the one of `demo`.
+
+    What an earlier start left there, complete or not, is removed. A folder without the marker is
+    removed only if it is the demo's `default` and holds nothing but what a run leaves. Raises
+    UserError for any other folder, or one that another process is writing to.
+    """
+    folder = pathlib.Path(path)
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file: give another folder", setting="output")
+        entries = [entry.name for entry in folder.iterdir()]
+        marker = folder / MARKER
+        marked = marker.exists() and marker.read_text().strip() == demo
+        others = entries
+        if folder == pathlib.Path(default):
+            others = [name for name in entries if not _is_leftover(name)]
+        if others and not marked:
+            raise UserError(
+                f"{folder} holds {others[0]} and is no folder of a {demo}: give another folder",
+                setting="output",
+            )
+        with only_writer(folder, "output"):  # a demo that still runs must not lose its files
+            pass
+        if entries:
+            print(f"removing what an earlier {demo} left in {folder} (--output=FOLDER keeps it)")
+        shutil.rmtree(folder)
+    prepare_folder(str(folder), "output")
+    write_atomic(folder / MARKER, f"{demo}\n")
+    return folder
+
+
+def run_module(package: str, *arguments: str) -> None:
+    """Print and run `python -m package arguments`; exit with its code if it fails."""
+    print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
+    if code:
+        sys.exit(code)
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether a run or a demo of ours leaves a file or folder of this name."""
+    return name in LEFTOVERS or any(fnmatch.fnmatch(name, pattern) for pattern in PARTIALS)

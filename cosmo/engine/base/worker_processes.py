@@ -1,0 +1,109 @@
+"""Jobs spread over worker processes of one machine."""
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from cosmo.engine.base import command_line
+from cosmo.engine.base.errors import UserError
+
+REPORT_SECONDS = 0.5
+
+# `do(job, report)` does one job. It calls `report` with the units of work done since the last call.
+Report = Callable[[int], None]
+Do = Callable[[Any, Report], None]
+
+
+def run(do: Do, jobs: Sequence[Any], processes: int, report: Report, *, kept: str) -> None:
+    """Do the jobs in at most `processes` processes at once. `do` and the jobs are pickled.
+
+    Raises the first error of a job and ends the other workers at once. Raises UserError, which
+    names what is `kept`, if a worker is killed.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+    # One count a job, written by the worker that does it: no lock that a killed worker could keep.
+    counts = context.RawArray("q", len(jobs))
+    # No worker holds the writing end, so its closing, or our death, ends them all. An executor
+    # alone would leave them waiting for ever for a parent that was killed.
+    alive, stop = context.Pipe(duplex=False)
+    quiet = logging.getLogger("cosmo").getEffectiveLevel() > logging.INFO
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(processes, len(jobs)), context, _start_worker, (do, counts, alive, quiet)
+    )
+    reported, finished = 0, False
+    try:
+        with _interrupts_ignored():
+            waiting = {pool.submit(_do_job, place, job) for place, job in enumerate(jobs)}
+        while waiting:
+            done, waiting = concurrent.futures.wait(
+                waiting, REPORT_SECONDS, concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                future.result()
+            total = sum(counts)
+            if total > reported:
+                report(total - reported)
+                reported = total
+        finished = True
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process was killed or could not start (out of memory?); {kept}, and the "
+            "same command continues; fewer processes need less memory",
+            setting="processes",
+        ) from error
+    finally:
+        if not finished:  # jobs under way are lost anyway: there is nothing to wait for
+            stop.close()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Have processes that start in this block ignore Ctrl-C: their parent ends them."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, from the first import on
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def set_up_worker(quiet: bool) -> None:
+    """Set up logging in a worker process, and keep JAX off the devices: they are the parent's."""
+    command_line.set_up_logging(quiet=quiet)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # imported with the function to call: it has read the variable
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+_worker: tuple[Do, Any]  # in a worker: the function, and the counts of all jobs
+
+
+def _start_worker(do: Do, counts: Any, alive: Any, quiet: bool) -> None:
+    global _worker
+    _worker = do, counts
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+    os.dup2(2, 1)  # libraries print, and standard output is the command's result
+    set_up_worker(quiet)
+
+
+def _end_with_parent(alive: Any) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        alive.recv()
+    os._exit(1)
+
+
+def _do_job(place: int, job: Any) -> None:
+    do, counts = _worker
+
+    def report(number: int) -> None:
+        counts[place] += number
+
+    do(job, report)

@@ -1,0 +1,64 @@
+"""Measure rates of several sides in turn, and print their medians beside each other."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from cosmo.engine.base.command_line import HUGE_PAGES
+from cosmo.engine.base.tables import text_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of benchmarks whose sides run in processes of their own."""
+    parser.add_argument("--steps", type=int, default=4, help="measured repetitions a process (4)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turn (3)")
+    parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+
+
+def timed(run: Callable[[], object], steps: int, units: int) -> dict:
+    """Return {"rates": units a second of `steps` calls}, after a call that is not counted."""
+    seconds = []
+    for _ in range(steps + 1):  # the first call compiles
+        began = time.monotonic()
+        run()
+        seconds.append(time.monotonic() - began)
+    return {"rates": [units / s for s in seconds[1:]]}
+
+
+def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dict | None:
+    """Return a side's result; None if its libraries are not installed there."""
+    # In a process of its own, because two frameworks in one share threads and memory; ours with
+    # huge pages, as `python -m cosmo` starts itself.
+    python = sys.executable if side == "ours" else args.hf_python
+    command = [python, "-m", "tools.bench", verb, f"--side={side}", f"--steps={args.steps}"]
+    tuned = {"GLIBC_TUNABLES": HUGE_PAGES} if side == "ours" else {}
+    done = subprocess.run(
+        [*command, f"--weights={args.weights}", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **tuned},
+    )
+    if done.returncode:
+        if "ModuleNotFoundError" in done.stderr:
+            return None
+        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rate_table(rates: Mapping[str, Sequence[float]], unit: str, baseline: str, digits=0) -> str:
+    """Return a row for each side: median, number, range, and ratio to the median of `baseline`."""
+    rows = [["", unit, "of", "least", "most", f"x {baseline}"]]
+    # Medians and ranges, because neighbours on a shared machine slow single repetitions down.
+    median = {side: statistics.median(values) for side, values in rates.items()}
+    for side, values in rates.items():
+        numbers = [f"{x:,.{digits}f}" for x in (median[side], min(values), max(values))]
+        ratio = f"{median[side] / median[baseline]:.2f}" if baseline in median else "-"
+        rows.append([side, numbers[0], str(len(values)), *numbers[1:], ratio])
+    return text_table(rows, indent=2)
