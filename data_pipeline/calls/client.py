@@ -196,7 +196,7 @@ class Client:
             import httpx2
             import openai
         except ImportError as error:
-            raise UserError(f"{error}; install what CO3 needs: pip install -e '.[co3]'") from error
+            raise UserError(f"{error}: pip install -e '.[co3]'") from error
         self.server = server
         # `limits` bounds the calls, so the pools must not: a call that waits in a pool would use up
         # its timeout there. Keeping every connection saves a handshake for each call.
@@ -245,7 +245,7 @@ class Client:
             return Reply(0, f"{type(error).__name__}: {error}".rstrip(": "))
         finally:
             self._in_flight[index] -= 1
-        # An error page need not be UTF-8, but what it says is written into UTF-8 files.
+        # An error page need not be UTF-8, but its text goes into UTF-8 files.
         text = got.content.decode("utf-8", "replace")
         wait = retry_after(got.headers) if got.status_code != 200 else None
         return Reply(got.status_code, text, wait)

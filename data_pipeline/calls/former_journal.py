@@ -48,7 +48,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
         damaged = 0
         while place < len(data):
             body = _body(data, place)
-            # Behind a damaged stretch reading goes on at the next whole frame.
+            # After a damaged stretch, continue at the next whole frame.
             after = place + 1 if body is None else place + _HEADER.size + len(body)
             found = data.find(_MAGIC, after)
             following = len(data) if found < 0 else found

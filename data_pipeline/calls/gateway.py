@@ -67,7 +67,7 @@ class Gateway:
         self.servers = {"model": (post, server)}
         if moderation:
             self.servers["moderation"] = moderation
-        # Of this start: calls, answers from the journal, retries by reason; answers by stage.
+        # This start's calls, answers from the journal and retries by reason; answers by stage.
         self.counts: Counter = Counter()
         self.stages: Counter = Counter()
         self._failed_in_a_row = 0

@@ -169,7 +169,7 @@ class Journal:
             log.warning("%s: read %d answers; others are asked again", damaged, len(self))
         for fields in former_journal.entries(self.folder):
             entry = Entry(**fields)
-            # What the damaged database had taken over already is not counted twice.
+            # The damaged database had copied these already, so they are not counted twice.
             if not damaged or (entry.kind == "answer" and self.get(entry.key) is None):
                 self._database.execute(_INSERT, (None, *_row(entry)))
         self._database.execute("PRAGMA user_version = 1")

@@ -105,7 +105,7 @@ class Concurrency:
 
     def overloaded(self, number: int) -> None:
         """Allow half as many calls: the server refused the call `number` as one too many."""
-        # Calls that were sent before the last decrease say nothing of the limit since then. Without
+        # Calls that were sent before the last decrease do not show the limit since then. Without
         # this rule one overload, which refuses many calls at once, would end at one call.
         if number > self._decreased_at and self.allowed > 1:
             self.allowed = max(1.0, self.allowed / 2)

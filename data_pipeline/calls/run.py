@@ -1,7 +1,7 @@
 """Run many records at once: each is a generator that yields requests and is sent the answers.
 
-The output depends on the input, the seed and the answers alone: each stage gets its own answers,
-and `outputs` puts the results back in order.
+Each stage gets its own answers, and `outputs` restores the order. So the output depends on the
+input, the seed and the answers alone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TICK_SECONDS = 0.5
 class Work:
     """One record to make.
 
-    It has an id, a position in the input, a generator that makes the record, and a function from
-    that record to the lines to write.
+    `position` counts the input. `start` returns the generator that makes the record, and `result`
+    the lines to write of it.
     """
 
     id: str

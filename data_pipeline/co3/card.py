@@ -1,4 +1,4 @@
-"""The dataset's card: a README.md as dataset hubs show it, with the columns of tables 2 and 3."""
+"""Make the dataset card: a README.md for dataset hubs, with the columns of tables 2 and 3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.co3.reasons import explained
 
-# What is said of the settings of a run; the server's address is nobody else's concern.
+# The settings of a run that the card shows. Not the server's address, which may be internal.
 _SETTINGS = {
     "triples": "triples",
     "critic": "kept by ATOMIC-10X's critic at",
@@ -28,7 +28,7 @@ _SETTINGS = {
     "canary": "Canary's labels",
     "moderation": "moderation service",
 }
-_IDLE = {"critic": None, "sample": None, "shard": "0/1", "body": "{}"}  # not worth a line
+_IDLE = {"critic": None, "sample": None, "shard": "0/1", "body": "{}"}  # defaults, not shown
 
 _FIELDS = """| field | |
 | --- | --- |
@@ -44,7 +44,7 @@ model's Yes, No or Unknown; empty: not asked |
 
 
 def card(report: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> str:
-    """The card of a run's report (`report.build`); `example` is a row of soda.jsonl to show."""
+    """Return the card of a run's report (`report.build`); `example` is a row of soda.jsonl."""
     about, corpus = report["about"], report["corpus"]
     splits = ", ".join(f"{name} {number:,}" for name, number in corpus["splits"].items())
     asked_of = "triples" if "triples" in about else "records"
@@ -120,7 +120,7 @@ def _safety(about: Mapping[str, Any]) -> str:
     if filters:
         return f"Unsafe dialogues were taken out by: {', '.join(filters)}."
     if "moderation" not in about:
-        return ""  # records of before: their card says it
+        return ""  # `postprocess` over earlier records: their own card has this line
     return "**No safety filter was used**: neither Canary nor a moderation service was asked."
 
 
@@ -131,7 +131,7 @@ def _settings(about: Mapping[str, Any]) -> list[tuple[str, str]]:
             value = about[name]
             if value is None or isinstance(value, bool):
                 value = {None: "none", True: "yes", False: "no"}[value]
-            # Of a file of labels the name is enough: its folder is of one machine.
+            # The name of a labels' file without its folder, which may be private.
             rows.append((said, str(value).rsplit("/", 1)[-1] if name == "canary" else str(value)))
     return rows
 

@@ -5,27 +5,28 @@ Both executors apply `postprocess.process_chunk` to the same chunks, and both le
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
+import pathlib
+import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from cosmo.engine.base import worker_processes
 from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
-from data_pipeline.calls.outputs import FILES, Result
+from cosmo.engine.base.progress import SharedProgress
+from data_pipeline.calls.outputs import FILES
 from data_pipeline.co3 import labels, postprocess
 from data_pipeline.co3.postprocess import Chunk, Settings, chunks
 from data_pipeline.co3.statistics import Statistics
 
-ROWS_PER_CHUNK = 200  # small, so that few results wait for those before them
-WAITING_CHUNKS_PER_PROCESS = 4  # enough that no process waits for the writer
+ROWS_PER_CHUNK = 1000  # a fraction of a second of work, so that processes end at about one time
 
 # Writes the files FILES of `folder`, processed from the paths.
 Executor = Callable[[Sequence[Any], Settings, Any], None]
@@ -41,7 +42,7 @@ def clean(
 ) -> tuple[Statistics, Counter]:
     """Write soda, provenance and rejected.jsonl to `output`; return their numbers.
 
-    Of duplicates the first in the input stays. Raises UserError if no record can be used; then
+    The first of duplicates in the input stays. Raises UserError if no record can be used; then
     earlier files in `output` stay.
     """
     if canary_labels:
@@ -64,7 +65,7 @@ def clean(
             )
         numbers = Statistics()
         rows = chunks([partial["soda"]], ROWS_PER_CHUNK)
-        for part in ordered_map(count_chunk, rows, processes):
+        for part in results_in_order(count_chunk, rows, processes):
             numbers.merge(part)
     return numbers, reasons
 
@@ -96,53 +97,47 @@ def in_processes(
 ) -> None:
     """Process `paths` in this many processes of this machine; write the files `places`."""
     keys: set[bytes] = set()
+    process = functools.partial(postprocess.process_chunk, settings=settings)
+    work = chunks(paths, ROWS_PER_CHUNK)
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(path.open("wb")) for name, path in places.items()}
-        work = chunks(paths, ROWS_PER_CHUNK)
-        for results in ordered_map(_process_chunk, work, processes, settings):
+        for results in results_in_order(process, work, processes):
             for result in results:
                 for name, line in result.keep_first(keys).items():
                     files[name].write(line.encode() + b"\n")
 
 
-def ordered_map(
-    function: Callable[[Any], Any],
-    items: Iterable[Any],
-    processes: int,
-    settings: Settings | None = None,
+def results_in_order(
+    function: Callable[[Chunk], Any], work: Iterable[Chunk], processes: int
 ) -> Iterator[Any]:
-    """Yield the results in the order of the items: of this process, or of several.
-
-    At most WAITING_CHUNKS_PER_PROCESS items a process are ahead of the caller.
-    """
+    """Yield the result of each chunk in order, from this process or from several."""
     if processes <= 1:
-        _start(settings)
-        yield from map(function, items)
+        yield from map(function, work)
         return
-    # spawn, because a fork copies locks that threads of this process may hold.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _start, (settings,)) as pool:
-        waiting: collections.deque = collections.deque()
-        # Not pool.map: it submits all items at once, so all results could wait in memory.
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= WAITING_CHUNKS_PER_PROCESS * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    jobs = list(enumerate(work))
+    progress = SharedProgress(sum(chunk.count for _, chunk in jobs), 0, "row")
+    # Through files, because the results of a corpus may not fit into memory.
+    with tempfile.TemporaryDirectory() as folder:
+        if jobs:
+            do = functools.partial(_write_result, function, folder)
+            kept = "earlier outputs are unchanged"
+            worker_processes.run(do, jobs, processes, progress.add, kept=kept)
+        progress.finish()
+        for number, _ in jobs:
+            path = pathlib.Path(folder, str(number))
+            yield pickle.loads(path.read_bytes())
+            path.unlink()
 
 
-_settings: Settings | None = None  # of this process
-
-
-def _start(settings: Settings | None) -> None:
-    # Once a process, not with each chunk: the labels of a corpus take megabytes.
-    global _settings
-    _settings = settings
-
-
-def _process_chunk(chunk: Chunk) -> list[Result]:
-    return postprocess.process_chunk(chunk, _settings)
+def _write_result(
+    function: Callable[[Chunk], Any],
+    folder: str,
+    job: tuple[int, Chunk],
+    report: Callable[[int], None],
+) -> None:
+    number, chunk = job
+    pathlib.Path(folder, str(number)).write_bytes(pickle.dumps(function(chunk)))
+    report(chunk.count)
 
 
 def by_beam(

@@ -1,8 +1,8 @@
-"""What is taken out after the conversation was made (Kim et al. 2023, section 3.1, appendix B.1).
+"""Filter conversations (Kim et al. 2023, section 3.1, appendix B.1).
 
-Each filter is a function of a record that gives a reason or None, in the paper's order. What a
-filter needs of a model (is this speaker a person?, moderation) is asked for by the generators at
-the end and stands in the record, so that filtering again asks nobody.
+Each filter is a function of a record that returns a reason to drop it, or None, in the paper's
+order. Two filters need a model's answers: is this speaker a person, and moderation. The generators
+at the end ask for them and store them in the record, so that filtering again asks nobody.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MODERATED = ("violence", "hate", "sexual")
 
 
 def lexical(record: Record) -> str | None:
-    """(1) Erroneous patterns: repetition, prefixes left out or within a turn, open variables."""
+    """Find erroneous patterns (1): repetition, missing prefixes, prefixes in a turn, variables."""
     if "dialogue: missing prefix" in record.marks:
         return "missing prefix"
     if repetitions(record.dialogue) > 1:
@@ -48,14 +48,14 @@ def lexical(record: Record) -> str | None:
 
 
 def turn_count(record: Record, least: int = 4, most: int = 20) -> str | None:
-    """(2) Four to twenty turns."""
+    """Require four to twenty turns (2)."""
     if len(record.dialogue) < least:
         return f"fewer than {least} turns"
     return f"more than {most} turns" if len(record.dialogue) > most else None
 
 
 def speaker_count(record: Record) -> str | None:
-    """(3) Exactly two speakers, and neither of them several ("Friends")."""
+    """Require exactly two speakers, neither of them a group such as "Friends" (3)."""
     speakers = set(record.speakers)
     if len(speakers) != 2:
         return "more than two speakers" if len(speakers) > 2 else "one speaker"
@@ -66,7 +66,7 @@ def speaker_count(record: Record) -> str | None:
 
 
 def human(speaker: str, record: Record, names: Namebook) -> bool | None:
-    """Whether a speaker is human, as far as words tell; None is to be asked.
+    """Return whether a speaker is human by the words of the label; None if only a model decides.
 
     The last word decides ("dog walker" is a human, "Ann's dog" is none), then names, then any word.
     """
@@ -86,13 +86,13 @@ def human(speaker: str, record: Record, names: Namebook) -> bool | None:
 
 
 def human_speakers(record: Record, names: Namebook) -> str | None:
-    """(4) Both speakers are human; one that is not known to be is let pass until asked."""
+    """Require human speakers (4). One that is not known to be human passes until asked."""
     verdicts = [human(name, record, names) for name in dict.fromkeys(record.speakers)]
     return "speaker is not human" if False in verdicts else None
 
 
 def canary(record: Record, labels: Mapping[str, str] | None) -> str | None:
-    """(5) Canary's label of the dialogue, by record id; None: Canary was not asked."""
+    """Drop dialogues that need intervention by Canary's labels (5); None: there are no labels."""
     if labels is None:
         return None
     if record.id not in labels:
@@ -101,7 +101,7 @@ def canary(record: Record, labels: Mapping[str, str] | None) -> str | None:
 
 
 def moderation(record: Record, threshold: float = 0.5) -> str | None:
-    """(6) A moderation score above the threshold; "hate/threatening" is hate."""
+    """Drop moderation scores above the threshold (6); "hate/threatening" counts as hate."""
     for criterion in MODERATED:
         if any(
             score > threshold for name, score in record.scores.items() if name.startswith(criterion)
@@ -111,12 +111,12 @@ def moderation(record: Record, threshold: float = 0.5) -> str | None:
 
 
 def head_event(record: Record) -> str | None:
-    """(7) The head is not in the narrative. As in the published rows, Unknown stays."""
+    """Drop narratives without the head (7). Unknown passes, as in the published rows."""
     return "head is not in the narrative" if record.head_answer == "No" else None
 
 
 def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[Record]:
-    """Asks whether a speaker is a person, where names and words do not tell."""
+    """Ask whether a speaker is a person, where names and words do not decide."""
     answers = dict(record.human)
     for speaker in dict.fromkeys(record.speakers):
         if human(speaker, record, names) is None:
@@ -130,12 +130,12 @@ def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[
 
 
 def ask_moderation(record: Record) -> Stage[Record]:
-    """Asks a moderation service for scores of narrative and conversation."""
+    """Ask a moderation service for scores of narrative and conversation."""
     text = "\n".join((record.narrative, *record.dialogue))
     response = yield prompts.moderation(record.id, text)
     return dataclasses.replace(record, scores=dict(response.scores or {}))
 
 
 def _words(name: str) -> list[str]:
-    """Lower-case words, less numbers ("Friend 1") and possessive endings."""
+    """Return lower-case words without numbers ("Friend 1") and possessive endings."""
     return re.findall(r"[^\W\d_][\w-]*", name.lower().replace("'s", ""))

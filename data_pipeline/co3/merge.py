@@ -1,4 +1,4 @@
-"""The outputs of `--shard=i/n` put together: what one run over all triples would have left.
+"""Merge the outputs of shards into the bytes that one run over all triples would have left.
 
 Streams: one line of each shard is in memory, and a key of 12 bytes for each record.
 """
@@ -18,11 +18,11 @@ from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.outputs import FILES
 from data_pipeline.co3 import postprocess, report
 
-_ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # shards of before lack them
+_ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # reports of older versions lack them
 
 
 def check(folders: Sequence[Path]) -> dict[str, Any]:
-    """What the merged run is about. Raises UserError if shards are missing, twice or unlike."""
+    """Return the settings of the merged run. Raises UserError if shards do not fit together."""
     abouts = []
     for folder in folders:
         missing = [n for n in ("run.json", "soda.jsonl") if not (folder / n).exists()]
@@ -30,20 +30,20 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
             raise UserError(f"{folder} has no {missing[0]}: give folders of finished runs of co3")
         if any((folder / f"{name}.jsonl.partial").exists() for name in FILES):
             raise UserError(
-                f"a run in {folder} has not ended, and its files are of one before: let it end"
+                f"a run in {folder} has not ended, so its files are of an earlier run: let it end"
             )
         abouts.append(json.loads((folder / "run.json").read_text()))
     shards: dict[str, Path] = {}
     for folder, about in zip(folders, abouts, strict=True):
         shard = about.pop("shard")
         if shard in shards:
-            raise UserError(f"{shards[shard]} and {folder} are both of --shard={shard}")
+            raise UserError(f"{shards[shard]} and {folder} are both shard {shard}")
         shards[shard] = folder
         for name, value in about.items():
             if name != "base_url" and value != abouts[0].get(name):
                 raise UserError(
                     f"{folder} was made with {name}={value}, {folders[0]} with "
-                    f"{abouts[0].get(name)}: they are no shards of one run"
+                    f"{abouts[0].get(name)}: they are not shards of one run"
                 )
     counts = {shard.split("/")[1] for shard in shards}
     if len(counts) > 1:
@@ -56,7 +56,7 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
-    """Write the merged files to `output`; the report. Raises UserError."""
+    """Write the merged files and their report to `output`; return the report. Raises UserError."""
     about = {**check(folders), "shard": "0/1"}
     output.mkdir(parents=True, exist_ok=True)
     records = heapq.merge(*(_records(f) for f in folders), key=lambda item: item[0])
@@ -99,7 +99,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> Iterator[tuple[int, str, str, Path]]:
-    """(position, line of soda.jsonl, line of provenance.jsonl, folder) of a shard."""
+    """Yield (position, line of soda.jsonl, line of provenance.jsonl, folder) of a shard."""
     with (
         open(folder / "soda.jsonl", encoding="utf-8") as rows,
         open(folder / "provenance.jsonl", encoding="utf-8") as origins,

@@ -1,7 +1,7 @@
 """Draw given names by how common they are: for the persons of a triple, and as replacements.
 
-`names.tsv` says where they come from. Sentences draw from the 1,000 most common by their counts
-(Kim et al. 2023, section 2.3), replacement from all 10,000 alike (section 3.1).
+The head of `names.tsv` gives their source. Sentences draw from the 1,000 most common by their
+counts (Kim et al. 2023, section 2.3), replacement from all 10,000 alike (section 3.1).
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 Kim et al. 2023, section 3.1, "Name Bias Mitigation". One name is one other name throughout
 narrative, conversation, speakers and persons; which one depends on the record's id and the seed.
 
-What counts as a name: the persons of the triple, speakers who are on the list of names, and any
-capitalised word of the list that is no word or place. A name that is one too ("Will", "Grace",
-"May", "Paris") is replaced only if a person of the triple or a speaker has it, or the text says so
-("my friend Grace", "I asked Will"), and then only where it stands as a name: not "Will you come?",
-"in May" or "Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
+Names are the persons of the triple, speakers who are on the list of names, and any capitalised word
+of the list that is no word or place. Some names are words or places too ("Will", "Grace", "May",
+"Paris"). They are replaced only if a person of the triple or a speaker has them, or if the text
+shows it ("my friend Grace", "I asked Will"). Even then other uses stay: "Will you come?", "in May",
+"Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INTRODUCED = re.compile(
 )
 # Before a word at the start of a sentence: nothing, a stop, a quotation mark, a bracket.
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\u2026\n\0]|[\"'(\[*-])\s*$")
-# What follows a name that opens a sentence.
+# The text after a name that opens a sentence.
 _AFTER_NAME = re.compile(
     r"'s\b|[,!?.:]|\s*[\n\0]|$|\sand [A-Z]|\s(?:who|is|was|has|had|said|just|never|always|also|told"
     r"|really|didn't|doesn't|isn't|wasn't|can't|won't|can|could|will|would|might|decided|felt|went"

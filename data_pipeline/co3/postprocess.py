@@ -130,6 +130,7 @@ class Chunk:
     """
 
     first: int
+    count: int  # of rows
     spans: tuple[tuple[str, int, int], ...] = ()
     rows: tuple[bytes, ...] = ()
 
@@ -158,9 +159,9 @@ def chunks(paths: Iterable[Any], size: int) -> Iterator[Chunk]:
     for path in paths:
         try:
             for file in _files(resolve(path)):
-                for chunk, count in _chunks_of(file, first, size):
+                for chunk in _chunks_of(file, first, size):
                     yield chunk
-                    first += count
+                    first += chunk.count
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}", setting="input") from error
 
@@ -177,15 +178,15 @@ def _files(path: Any) -> list[Any]:
     return found
 
 
-def _chunks_of(path: Any, first: int, size: int) -> Iterator[tuple[Chunk, int]]:
-    """Yield (chunk, its number of rows) of one file. The files are read through once."""
+def _chunks_of(path: Any, first: int, size: int) -> Iterator[Chunk]:
+    """Yield the chunks of one file, which is read through once."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=size):
                 rows = tuple(json.dumps(row).encode() for row in batch.to_pylist())
-                yield Chunk(first, rows=rows), len(rows)
+                yield Chunk(first, len(rows), rows=rows)
                 first += len(rows)
         return
     places = [path]
@@ -213,7 +214,7 @@ def _chunks_of(path: Any, first: int, size: int) -> Iterator[tuple[Chunk, int]]:
             count = (
                 len(blocks[0]) if len(places) == 2 else sum(map(bool, map(bytes.strip, blocks[0])))
             )
-            yield Chunk(first, spans), count
+            yield Chunk(first, count, spans)
             first += count
 
 

@@ -27,7 +27,7 @@ from data_pipeline.calls.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
-# What a stage's prompt may be filled in with.
+# The fields of each stage's prompt.
 _FIELDS = {
     "narrative": ("literal",),
     "speaker": ("narrative", "x"),

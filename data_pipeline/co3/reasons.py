@@ -1,10 +1,10 @@
-"""What the reasons of rejected.jsonl mean, for the card and the report."""
+"""Explain the reasons of rejected.jsonl, for the card and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# By how a reason begins: some end in a number, a field or an error's name.
+# By the beginning of a reason, because some end in a number, a field or an error's name.
 MEANINGS = {
     "broken row": "not a row with SODA's fields",
     "broken line": "not readable as JSON, or not three columns of a .tsv",
@@ -23,8 +23,8 @@ MEANINGS = {
     "its relation wants",
     "no interlocutor": "the model named nobody to talk to",
     "speaks with oneself": "the model named PersonX as the one to talk to",
-    "missing prefix": "a turn does not say who speaks",
-    "repetition": "the same is said over and over",
+    "missing prefix": "a turn without its speaker's name",
+    "repetition": "utterances or sentences that repeat earlier ones",
     "empty utterance": "a turn without a word",
     "prefix within a turn": "a second speaker's name and colon inside a turn",
     "open variable": "PersonX, [name] or the like is left in the text",
@@ -34,16 +34,16 @@ MEANINGS = {
     "one speaker": "dialogues of exactly two are kept",
     "speaker is not human": "by its name, or by the model's answer",
     "no label of Canary": "--canary_labels has no line for it",
-    "Canary: needs intervention": "Canary finds that somebody should step in",
+    "Canary: needs intervention": "Canary labels the dialogue so",
     "moderation": "the moderation service's score is above the threshold",
-    "head is not in the narrative": "the model says that the story does not tell the head",
+    "head is not in the narrative": "the model answers No to the question on the head",
     "failed": "the server gave no usable answer; the next start asks again",
     "error": "a fault of this program; see `detail` in rejected.jsonl",
 }
 
 
 def explained(reasons: Iterable[str]) -> list[tuple[str, str]]:
-    """(reason, meaning) of those that have one, each once; the longest beginning decides."""
+    """Return (reason, meaning) of the explained ones, each once; the longest beginning decides."""
     found = []
     for reason in dict.fromkeys(reasons):
         fitting = [name for name in MEANINGS if reason.startswith(name)]

@@ -1,4 +1,4 @@
-"""What a run tells at its end: report.json, a table for people, plots; the card is `card`'s."""
+"""Write the report of a run: report.json, a table for people, plots, and the card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.atomic import replacing, write_atomic
+from cosmo.engine.base.tables import text_table
 from data_pipeline.co3 import postprocess, prompts, statistics
 from data_pipeline.co3.card import card
 from data_pipeline.co3.reasons import explained
@@ -23,7 +24,7 @@ _ORDER = (*BEFORE[:-1], "continuation", *postprocess.FILTERS, *prompts.STAGES, "
 
 
 def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
-    """Statistics of soda.jsonl, and of rejected.jsonl how many (stage, reason)."""
+    """Return the statistics of soda.jsonl, and the counts of (stage, reason) in rejected.jsonl."""
     numbers = statistics.Statistics()
     reasons: Counter = Counter()
     with open(folder / "soda.jsonl", encoding="utf-8") as lines:
@@ -37,7 +38,7 @@ def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
 
 
 def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
-    """Calls, tokens and cost by stage, of the journal's sums. Prices are for a million tokens.
+    """Return calls, tokens and cost by stage from the journal's sums; prices: a million tokens.
 
     `estimated_tokens` and `estimated_cost` are the most that failures may have been billed for.
     """
@@ -67,7 +68,7 @@ def build(
     calls: dict[str, dict[str, Any]],
     this_start: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as report.json has it."""
+    """Return the content of report.json."""
     rejected: dict[str, dict[str, int]] = {}
     for (stage, reason), number in sorted(reasons.items(), key=_place):
         rejected.setdefault(stage, {})[reason] = number
@@ -93,7 +94,7 @@ def build(
 
 
 def _place(item: tuple[tuple[str, str], int]) -> tuple:
-    """Sorts (stage, reason) by the stage's place in the pipeline, the most frequent first."""
+    """Sort (stage, reason) by the stage's place in the pipeline, the most frequent first."""
     (stage, reason), number = item
     place = _ORDER.index(stage) if stage in _ORDER else len(_ORDER)
     return place, stage, -number, reason
@@ -108,75 +109,75 @@ def _early(stage: str, reason: str) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people, as text."""
-    lines = [
+    """Return the report as text for people."""
+    corpus, tokens = report["corpus"], report["tokens"]
+    blocks = [
         f"{report['triples']:,} triples, {report['conversations']:,} conversations, "
-        f"{report['records']:,} records ({report['kept_percent']}% of the conversations)",
-        "",
-        f"{'rejected':<58}{'number':>9}{'percent':>9}",
+        f"{report['records']:,} records ({report['kept_percent']}% of the conversations)"
     ]
+    rows = [("rejected", "number", "percent", "")]
     for stage, reasons in report["rejected"].items():
         for reason, number in reasons.items():
-            early = _early(stage, reason)
-            whole = report["triples"] if early else report["conversations"]
-            of = "of triples" if early else "of conversations"
-            share = 100 * number / max(whole, 1)
-            lines.append(f"  {stage + ': ' + reason:<56}{number:>9,}{share:>8.1f}% {of}")
-    if dropped := report["about"].get("dropped"):
-        lines.append("dropped before the sample was drawn")
-        lines += [f"  {'triples: ' + reason:<56}{n:>9,}" for reason, n in dropped.items()]
-    reasons = [reason for rows in report["rejected"].values() for reason in rows]
-    meanings = explained([*reasons, *(dropped or ())])
-    lines += ["", "what the reasons mean"] if meanings else []
-    lines += [f"  {reason}: {meaning}" for reason, meaning in meanings]
-    corpus = report["corpus"]
-    lines += ["", "  #Dialog  Avg. #Turns  Avg. Utt. Length  Lexical Diversity"]
-    lines.append(
-        f"  {corpus['dialogues']:>7,}  {corpus['turns']:>11}  {corpus['utterance_length']:>16}  "
-        f"{corpus['lexical_diversity']:>17}"
-    )
+            # Rejections before there is a conversation are a share of the triples.
+            of = "triples" if _early(stage, reason) else "conversations"
+            share = 100 * number / max(report[of], 1)
+            rows.append((f"  {stage}: {reason}", f"{number:,}", f"{share:.1f}%", f"of {of}"))
+    dropped = report["about"].get("dropped") or {}
+    if dropped:
+        rows.append(("dropped before the sample was drawn", "", "", ""))
+        rows += [(f"  triples: {reason}", f"{n:,}", "", "") for reason, n in dropped.items()]
+    blocks.append(text_table(rows, left=(0, 3)))
+    reasons = [reason for by_reason in report["rejected"].values() for reason in by_reason]
+    if meanings := explained([*reasons, *dropped]):
+        lines = [f"  {reason}: {meaning}" for reason, meaning in meanings]
+        blocks.append("\n".join(["meaning of the reasons", *lines]))
+    names = ("dialogues", "turns", "utterance_length", "lexical_diversity")
+    columns = ("#Dialog", "Avg. #Turns", "Avg. Utt. Length", "Lexical Diversity")  # table 2's
     splits = ", ".join(f"{name} {number:,}" for name, number in corpus["splits"].items())
-    lines += [f"  splits: {splits}", "", f"{'relation':<10}{'share':>7}  keywords"]
-    lines.append(f"  {'all':<8}{'100%':>7}  {', '.join(corpus['common_keywords'])}")
+    numbers = text_table([columns, [str(corpus[name]) for name in names]], left=(), indent=2)
+    blocks.append(f"{numbers}\n  splits: {splits}")
+    rows = [
+        ("relation", "share", "keywords"),
+        ("  all", "100%", ", ".join(corpus["common_keywords"])),
+    ]
     for name, row in corpus["relations"].items():
-        lines.append(f"  {name:<8}{row['percent']:>6}%  {', '.join(row['keywords'])}")
-    names = ["answers", "failures", "prompt_tokens", "completion_tokens"]
-    names += ["cost"] if report["cost"] else []
+        rows.append((f"  {name}", f"{row['percent']}%", ", ".join(row["keywords"])))
+    blocks.append(text_table(rows, left=(0, 2)))
     if report["calls"]:
-        heads = "".join(f"{name.replace('_', ' '):>19}" for name in names)
-        lines += ["", f"{'calls':<22}{heads}"]
-    for stage, row in report["calls"].items():
-        cells = (
-            f"{row[name]:>19,.4f}" if name == "cost" else f"{row[name]:>19,}" for name in names
-        )
-        lines.append(f"  {stage:<20}{''.join(cells)}")
-    tokens = report["tokens"]
-    lines += ["", f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
+        names = ["answers", "failures", "prompt_tokens", "completion_tokens"]
+        rows = [["calls", *(name.replace("_", " ") for name in names)]]
+        rows += [[f"  {stage}", *(f"{row[n]:,}" for n in names)]
+                 for stage, row in report["calls"].items()]  # fmt: skip
+        if report["cost"]:
+            costs = (f"{row['cost']:,.4f}" for row in report["calls"].values())
+            rows = [[*row, cost] for row, cost in zip(rows, ("cost", *costs), strict=True)]
+        blocks.append(text_table(rows))
+    lines = [f"tokens {tokens['prompt']:,} in, {tokens['completion']:,} out"]
     lines[-1] += f"; cost {report['cost']:.4f}" if report["cost"] else ""
     if tokens["estimated"]:
         costs = f"; cost {report['estimated_cost']:.4f}" if report["estimated_cost"] else ""
         lines.append(
-            f"estimated, at most, of answers that could not be read: "
+            "estimated maximum for answers that could not be read: "
             f"{tokens['estimated']:,} tokens{costs}"
         )
     start = {"retries": {}, **report["this_start"]}
     if "calls" in start:
-        lines += [
+        lines.append(
             f"this start: {start['seconds']} s, {start['calls']:,} calls, "
             f"{start['calls_per_second']}/s, {start['most_at_once']} at once at most; "
             f"{start['replayed']} answers from the journal"
-        ]
+        )
     lines += [f"  {what}: {number}" for what, number in start["retries"].items()]
     if (calls := start.get("concurrency", {})).get("decreases"):
         lines.append(
             f"  concurrency lowered {calls['decreases']} times by 429 and 503, to {calls['least']} "
             f"at least; {calls['at_the_end']} at the end"
         )
-    return "\n".join(lines)
+    return "\n\n".join([*blocks, "\n".join(lines)])
 
 
 def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
-    """Bars in the pipeline's order, the 15 largest; what no conversation was made of is gray."""
+    """Draw the 15 largest reasons in the pipeline's order; gray: before a conversation."""
     reasons = [
         (f"{stage}: {reason}", number, "tab:gray" if _early(stage, reason) else "tab:red")
         for stage, rows in rejected.items()
@@ -194,7 +195,7 @@ def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
 
 
 def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> None:
-    """Tokens by stage, and at the end of each bar what they cost, if anything."""
+    """Draw the tokens by stage, and at the end of each bar their cost, if any."""
     from matplotlib.ticker import EngFormatter
 
     left = [0] * len(calls)
@@ -213,7 +214,7 @@ def _plot_calls(panel: Any, calls: dict[str, dict[str, Any]], cost: float) -> No
 
 
 def plots(report: dict[str, Any], path: Path) -> bool:
-    """Four panels as a PNG: rejections, turns, relations, tokens. False without matplotlib."""
+    """Draw rejections, turns, relations and tokens as a PNG; return False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -244,20 +245,19 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     filled = (report["rejected"], turns, corpus["relations"], report["calls"])
     for panel, rows in zip(panels.flat, filled, strict=True):
         panel.set_visible(bool(rows))
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
     return True
 
 
 def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
-    """Leave report.json, report.txt, report.png (if `plot`) and README.md in `folder`."""
+    """Write report.json, report.txt, report.png (if `plot`) and README.md to `folder`."""
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_atomic(folder / "report.txt", table(report) + "\n")
-    with open(folder / "soda.jsonl", encoding="utf-8") as lines:
+    with (folder / "soda.jsonl").open("rb") as lines:
         first = next((json.loads(line) for line in lines), None)
     write_atomic(folder / "README.md", card(report, first))
-    (folder / "report.png").unlink(missing_ok=True)  # of before
+    (folder / "report.png").unlink(missing_ok=True)  # an older one would show other numbers
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

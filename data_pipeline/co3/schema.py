@@ -1,7 +1,7 @@
-"""A dialogue as it goes through the pipeline, and as SODA publishes it.
+"""The record of one dialogue, and its conversion to and from the rows that SODA publishes.
 
-`soda_row` has the published fields in their order and nothing else; what we know besides (how the
-record came about) is `provenance`, for a file of its own.
+`soda_row` has the published fields in their order and nothing else. The other fields of a record
+go to `provenance`, a file of its own.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _LISTS = ("dialogue", "speakers")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One triple's dialogue, as far as it has come.
+    """One triple's dialogue, with the fields of the stages that it has passed.
 
-    `dialogue` and `speakers` have an entry a turn. `interlocutor` is who the prompt named ("her
-    coach"). `marks` are faults that a stage kept it with; `attempts` says how often each stage
-    asked. `human` are the model's answers on speakers, `scores` the moderation's.
+    `dialogue` and `speakers` have an entry for each turn. `interlocutor` is the prompt's name for
+    the other speaker ("her coach"). `marks` are faults that a stage accepted. `attempts` counts the
+    requests of each stage. `human` has the model's answers on speakers, `scores` the moderation's.
     """
 
     id: str
@@ -77,7 +77,7 @@ _PROVENANCE = ("id", "interlocutor", "marks", "attempts", "human", "scores", "pr
 
 
 def begin(triple: Triple, **fields: Any) -> Record:
-    """The record of a triple before anything was asked."""
+    """Return the record of a triple before the first request."""
     return Record(
         id=triple.id,
         head=triple.head,
@@ -90,13 +90,13 @@ def begin(triple: Triple, **fields: Any) -> Record:
 
 
 def soda_row(record: Record) -> dict[str, Any]:
-    """The record as SODA publishes it: the same fields, types and order."""
+    """Return the record as SODA publishes it: the same fields, types and order."""
     row = {published: getattr(record, ours) for published, ours in _FIELDS}
     return row | {name: list(row[name]) for name in _LISTS}
 
 
 def provenance(record: Record) -> dict[str, Any]:
-    """How the record came about, for a line beside the row; `id` names it."""
+    """Return the fields of a record that SODA does not publish, for a line beside the row."""
     row = {name: getattr(record, name) for name in _PROVENANCE}
     return row | {
         "original_index": record.original_index,
@@ -108,7 +108,7 @@ def provenance(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> Record:
-    """The record of a SODA row, and of its provenance where there is one.
+    """Return the record of a SODA row and of its provenance, if it has one.
 
     Raises:
         ValueError: a field is missing or of another type.
@@ -133,7 +133,7 @@ def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) ->
 
 
 def parquet_schema() -> Any:
-    """The published files' schema, for pyarrow."""
+    """Return the published files' schema, for pyarrow."""
     import pyarrow
 
     text = pyarrow.string()

@@ -59,8 +59,8 @@ class Sentence:
 def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Sentence | Rejected:
     """Return the triple's sentence; the same id and seed give the same one.
 
-    Rejected ("tail of another form") where the tail does not fit the template: a noun where a verb
-    is wanted, or a sentence of its own.
+    Rejected ("tail of another form") if the tail does not fit the template: a noun in place of a
+    verb, or a whole sentence.
     """
     head = clean(triple.head)
     tail = clean(triple.tail)
@@ -71,7 +71,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
         record = {"head": triple.head, "relation": triple.relation, "tail": triple.tail}
         return Rejected(triple.id, "sentence", "tail of another form", record)
     tail, tail_past = fitted
-    # Names that the source drew stay; whom it forgot is named here.
+    # Names that the source drew stay. Persons without one get a name here.
     ours = [n for n in names.people(triple.id, seed, 6) if n not in triple.names]
     drawn = [given or ours.pop(0) for given in triple.names]
     wanted = f"{head} {tail}"

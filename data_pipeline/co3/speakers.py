@@ -49,7 +49,7 @@ def parse(text: str, x: str) -> str:
     text = re.sub(rf"^{re.escape(x)}\s*(?:and|&)\s+", "", text, flags=re.IGNORECASE)
     text = _INTRODUCTION.sub("", text)
     text = re.sub(r"^(?:and|with)\s+", "", text, flags=re.IGNORECASE)
-    # "Mrs. Smith" and "Dr. Lee" go on after their stop.
+    # The stop in "Mrs. Smith" and "Dr. Lee" ends nothing.
     title = re.match(r"(?:Mr|Mrs|Ms|Dr|Prof)\.\s+\w+", text)
     text = title[0] if title else _END.split(text, maxsplit=1)[0]
     text = " ".join(text.split()).strip(" \"'*_-")
@@ -63,7 +63,7 @@ def label(person: str) -> str:
     words = person.split()
     while len(words) > 1 and words[0].lower() in _SMALL:
         words = words[1:]
-    # Of "mother Ann" or "best friend" all words; of "friend from school" the first.
+    # All words count in "mother Ann" or "best friend", the first alone in "friend from school".
     for position, word in enumerate(words):
         if position and word.lower() in ("of", "from", "at", "in", "named", "on"):
             words = words[:position]

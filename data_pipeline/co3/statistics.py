@@ -1,4 +1,4 @@
-"""What a corpus looks like in numbers: the columns of the paper's tables 2 and 3, and turns.
+"""Count the columns of the paper's tables 2 and 3, and turns, over the rows of a corpus.
 
 Statistics of parts add up, so that many processes can count: `Statistics.add`, `merge`, `table`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from cosmo.tasks.metrics.diversity import mtld, words
 
 _WORD = re.compile(r"[a-z']+")
-# Words that say nothing of a topic. Names are left out by their capital.
+# Words of no topic. Names are left out by their capital.
 _STOP_WORDS = """
 a able about after again all also always am an and any anything are around as ask asked at away
 back be because been before being best better big both but by came can come could day did didn
@@ -80,7 +80,7 @@ class Statistics:
         return self
 
     def table(self) -> dict[str, Any]:
-        """The numbers, as the report has them."""
+        """Return the numbers of the report."""
         count = max(self.dialogues, 1)
         total = sum(self.topics.values(), Counter())
         common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
@@ -115,17 +115,17 @@ def _split_place(name: str) -> tuple[int, str]:
 
 
 def keywords(
-    words: Counter, total: Counter, without: Sequence[str] = (), count: int = 10
+    counts: Counter, total: Counter, without: Sequence[str] = (), most: int = 10
 ) -> list[str]:
-    """Words that are common here and less so elsewhere: frequency times log of the ratio.
+    """Return the words that are commoner here than elsewhere, by frequency times log of the ratio.
 
-    `without` are those that are common everywhere, as in table 3.
+    `without` are words that are common everywhere, left out as in table 3.
     """
-    here, everywhere = max(sum(words.values()), 1), max(sum(total.values()), 1)
+    here, everywhere = max(sum(counts.values()), 1), max(sum(total.values()), 1)
 
     def score(word: str) -> float:
-        share = words[word] / here
+        share = counts[word] / here
         return share * math.log(share / (total[word] / everywhere))
 
-    often = [word for word, number in words.items() if number > 1 and word not in without]
-    return sorted(often, key=lambda word: (-score(word), word))[:count]
+    often = [word for word, number in counts.items() if number > 1 and word not in without]
+    return sorted(often, key=lambda word: (-score(word), word))[:most]

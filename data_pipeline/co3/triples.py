@@ -1,8 +1,8 @@
-"""Commonsense triples, read from the files they are published in (Kim et al. 2023, section 2.2).
+"""Read commonsense triples from the files they are published in (Kim et al. 2023, section 2.2).
 
 Three formats: ATOMIC-10X as JSON lines, ATOMIC-2020 as JSON lines or .tsv, and the Parquet of the
-sodaverse, where names are drawn already. Kept are the paper's six relations (appendix A.1); what is
-not is handed on as `Rejected`, to be counted, and a broken line is one of these.
+sodaverse, where names are drawn already. The paper uses six relations (appendix A.1). All other
+triples, and broken lines, become `Rejected`, to be counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3.prompts import RELATIONS
 
-# Table 3: how much of SODA comes from each relation, in percent.
+# Table 3: the share of each relation in SODA, in percent (rounded there: they add up to 101).
 SODA_RATIOS = {"xAttr": 18, "xEffect": 17, "xIntent": 23, "xNeed": 7, "xReact": 25, "xWant": 11}
 CRITICS = ("rec_0.5", "rec_0.6", "rec_0.7", "rec_0.8", "rec_0.9")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid"}
@@ -37,9 +37,9 @@ _PERSON = re.compile(r"\bperson\s?([xyz])(?=\b|s\b)", re.IGNORECASE)
 class Triple:
     """Head and tail with PersonX, PersonY and PersonZ in them, and the relation between them.
 
-    `id` is a hash of the content, so it outlives a reordered or extended file; `index` is the row
-    in the file, from 0. `names` are (X, Y, Z) and `literal` the sentence where the source drew
-    names already, else empty.
+    `id` is a hash of the content, so it stays the same in a reordered or extended file. `index` is
+    the row in the file, from 0. `names` are (X, Y, Z) and `literal` the sentence where the source
+    drew names already, else empty.
     """
 
     id: str
@@ -53,13 +53,13 @@ class Triple:
 
 
 def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejected]:
-    """The triples of a file, in its order, each as a Triple or as Rejected with a reason.
+    """Yield the triples of a file, in its order, each as a Triple or as Rejected with a reason.
 
     Args:
-        path: a name ending in .parquet is the sodaverse's, in .tsv head, relation and tail between
-            tabs; any other JSON lines.
-        critic: of ATOMIC-10X, one of CRITICS: keep what the critic keeps at that recall. None
-            keeps all.
+        path: .parquet is the sodaverse's; .tsv has head, relation and tail between tabs; any other
+            name has JSON lines.
+        critic: for ATOMIC-10X, one of CRITICS: keep the triples that the critic keeps at that
+            recall. None keeps all.
 
     Raises:
         ValueError: the critic is unknown.
@@ -82,7 +82,7 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
 
 
 def shard(triple: Triple, index: int, count: int) -> bool:
-    """Whether the triple is of shard `index` (from 0) of `count`: each is of exactly one."""
+    """Return whether the triple is in shard `index` (from 0) of `count`: each is in exactly one."""
     return int(triple.id, 16) % count == index
 
 
@@ -92,9 +92,9 @@ def sample(
     seed: int = 0,
     ratios: Mapping[str, float] = SODA_RATIOS,
 ) -> list[Triple]:
-    """About `count` triples in the ratios given, drawn by seed and id, in the file's order.
+    """Return about `count` triples in the given ratios, drawn by seed and id, in the file's order.
 
-    Fewer where a relation has too few, so that the ratios hold. Only `count` are held in memory.
+    They are fewer where a relation has too few, so that the ratios hold.
     """
     total = sum(ratios.values())
     quotas = {r: round(count * share / total) for r, share in ratios.items()}
@@ -103,6 +103,8 @@ def sample(
         quota = quotas.get(triple.relation, 0)
         if not quota:
             continue
+        # A heap for each relation holds its quota of the smallest hashes, so that a file of any
+        # size needs the memory of the sample alone.
         heap = kept[triple.relation]
         item = (-fraction_bits(seed, "sample", triple.id), -triple.index, triple)
         if len(heap) < quota:
@@ -119,18 +121,19 @@ def sample(
 
 
 def fraction_bits(seed: int, what: str, record_id: str) -> int:
-    """64 bits that depend on seed, purpose and record alone."""
+    """Return 64 pseudo-random bits that depend on seed, purpose and record alone."""
+    # A hash, not a generator: no draw depends on the records before it.
     digest = hashlib.blake2b(f"{seed}/{what}/{record_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 def persons(text: str) -> str:
-    """The text with `personx`, `Person X` and `person x` written PersonX."""
+    """Return the text with `personx`, `Person X` and `person x` written PersonX."""
     return _PERSON.sub(lambda match: f"Person{match[1].upper()}", text)
 
 
 def content_id(head: str, relation: str, tail: str, names: Iterable[str] = ()) -> str:
-    """16 hexadecimal digits: the same for the same triple wherever it stands."""
+    """Return 16 hexadecimal digits, the same for the same triple at any place."""
     text = json.dumps([head, relation, tail, *names], ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -185,7 +188,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
-    """One row checked, or why it is not taken; the first reason that holds."""
+    """Return the triple of a row, or its rejection with the first reason that holds."""
     if not isinstance(row, dict):
         return _reject(f"line-{index}", "not an object", str(row)[:500])
     fields = []
@@ -229,14 +232,15 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
 
 
 def _split_of(head: str) -> str:
-    """Where a source names no split: 80, 10 and 10 percent (SODA's), one split to a head."""
+    """Return the split of a triple whose source names none: 80, 10 and 10 percent, as in SODA."""
+    # By the head alone: no event is trained on under one relation and evaluated under another.
     tenth = fraction_bits(0, "split", head) % 10
     return "valid" if tenth == 8 else "test" if tenth == 9 else "train"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Which triples: of a file, what the critic keeps, a sample in SODA's ratios, a shard."""
+    """The triples of a run: a file, its critic, a sample in SODA's ratios, a limit, a shard."""
 
     path: Path
     critic: str | None = None
@@ -246,15 +250,16 @@ class Source:
     seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """What tells this source from others, but for its limit. Raises UserError."""
+        """Return the settings that decide the triples, but for the limit. Raises UserError."""
         try:
             size = self.path.stat().st_size
             with open(self.path, "rb") as file:
+                # Both ends and the size: hashing gigabytes would delay every start.
                 head = file.read(1 << 20)
                 file.seek(max(0, size - (1 << 20)))
                 digest = hashlib.sha256(head + file.read()).hexdigest()[:16]
         except OSError as error:
-            raise UserError(f"--triples={self.path}: {error.strerror}") from error
+            raise UserError(f"{self.path}: {error.strerror}", setting="triples") from error
         index, count = self.shard
         return {
             "triples": f"{self.path.name} ({size} bytes, {digest})",
@@ -266,15 +271,15 @@ class Source:
         }
 
     def read(self) -> Iterator[tuple[int, Triple | Rejected]]:
-        """The triples of this shard in the file's order, with those that cannot be used.
+        """Yield (position, triple or rejection) of this shard in the file's order.
 
-        Each with its position among those of all shards. The limit counts what can be used, of all
-        shards together. A sample is of those that can be used alone. Raises UserError.
+        The position counts the rows of all shards. The limit counts the usable triples of all
+        shards. A sample is drawn from usable triples alone. Raises UserError.
         """
         return (item for item in self._all(Counter()) if _of_shard(item[1], *self.shard))
 
     def _all(self, dropped: Counter) -> Iterator[tuple[int, Triple | Rejected]]:
-        """All shards' triples; what no sample can be drawn of is counted in `dropped` by reason."""
+        """Yield the rows of all shards; count in `dropped` the reasons of those before a sample."""
         try:
             rows: Iterable[Triple | Rejected] = read(self.path, self.critic)
             if self.sample is not None:
@@ -287,12 +292,12 @@ class Source:
                     left -= 1
                 yield position, row
         except (OSError, ValueError) as error:
-            raise UserError(f"--triples={self.path}: {error}") from error
+            raise UserError(f"{self.path}: {error}", setting="triples") from error
 
     def count(self) -> tuple[int, dict[str, int]]:
-        """How many rows `read` gives, and drops by reason (all shards'): a pass over the file.
+        """Return the number of rows that `read` yields, and the drops by reason (of all shards).
 
-        Raises UserError if no triple of it, of all shards, can be used.
+        Reads the file once. Raises UserError if no triple of any shard can be used.
         """
         dropped: Counter = Counter()
         total, usable, found = 0, 0, Counter()
@@ -304,15 +309,17 @@ class Source:
                 found[row.reason] += 1
         if not usable and self.sample is not None:
             raise UserError(
-                f"--sample={self.sample} draws nothing of --triples={self.path}: in SODA's ratios "
-                f"it needs triples of each of {', '.join(SODA_RATIOS)}"
+                f"a sample of {self.sample} from {self.path} is empty: SODA's ratios need triples "
+                f"of each of {', '.join(SODA_RATIOS)}",
+                setting=("sample", "triples"),
             )
         if not usable:
             why = ", ".join(f"{n} {reason!r}" for reason, n in (found + dropped).most_common(3))
             raise UserError(
-                f"--triples={self.path} has no triple that can be used (lines: {why or 'none'}): "
-                'wanted are JSON lines such as {"head": "PersonX eats", "relation": "xWant", '
-                '"tail": "to rest"}, a .tsv of these three, or the Parquet of the sodaverse'
+                f"{self.path} has no triple that can be used (lines: {why or 'none'}). Give JSON "
+                'lines such as {"head": "PersonX eats", "relation": "xWant", "tail": "to rest"}, a '
+                ".tsv of these three, or the Parquet of the sodaverse",
+                setting="triples",
             )
         return total, dict(dropped.most_common())
 
@@ -326,7 +333,7 @@ def _usable(rows: Iterable[Triple | Rejected], dropped: Counter) -> Iterator[Tri
 
 
 def lists_version(folder: Path = Path(__file__).parent) -> str:
-    """A hash of the words and names that every record is judged and made with."""
+    """Return a hash of the lists of words and names that decide every record."""
     digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
 

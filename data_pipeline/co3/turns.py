@@ -1,8 +1,8 @@
 """Read the turns "Name: utterance" in a model's answer, whatever the model writes around them.
 
-Understood: markdown, bold names, numbered turns and bullets, a first turn without its name,
-announcements before and commentary after the conversation, narration between turns, stage
-directions, curly quotes, quotation marks around utterances, blank lines, turns of several lines.
+It reads markdown, bold names, numbered turns, bullets, blank lines, and turns of several lines. A
+first turn may lack its name. It drops announcements before and commentary after the conversation,
+narration between turns, and stage directions. It removes quotation marks around utterances.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _THIRD_PERSON = re.compile(r"^(?:he|she|they|both|the two|the)\b", re.IGNORECASE
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """A conversation: `speakers[i]` says `dialogue[i]`.
+    """A conversation: `dialogue[i]` is the utterance of `speakers[i]`.
 
-    `dropped` counts what was left out (narration, commentary, announcements); `unprefixed` counts
-    lines in its midst that have no name and no excuse: names that the model forgot.
+    `dropped` counts the lines left out: narration, commentary, announcements. `unprefixed` counts
+    other lines without a name: the model forgot it.
     """
 
     speakers: tuple[str, ...] = ()
@@ -91,9 +91,9 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
         elif _DIRECTION.match(line) or _SCENE.match(line):
             dropped += 1
         elif not said:
-            # The prompt ended with the first speaker's name, so this may be what is said; unless
-            # it announces the conversation, or the next line gives that name again. A completion
-            # goes on with a space after the colon, and is no announcement.
+            # The prompt ended with the first speaker's name, so this may be the utterance. Not if
+            # it announces the conversation, or if the next line has that name again. A completion
+            # begins with a space after the colon, so it is no announcement.
             goes_on = text.startswith(" ")
             if texts.is_announcement(line) or (opener == first.casefold() and not goes_on):
                 dropped += 1
@@ -164,7 +164,7 @@ def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str])
 
 
 def _is_narration(line: str, names: set[str]) -> bool:
-    """Return whether a line tells about the speakers, in the third person and without quotes."""
+    """Return whether a line is about the speakers, in the third person and without quotes."""
     if '"' in line or line.endswith("?"):
         return False
     words = line.split()

@@ -342,7 +342,7 @@ def test_shards_merge_into_the_whole(tmp_path, undisturbed, triples, capsys):
     assert (tmp_path / "all/soda.parquet").exists()
     for wrong, said in (
         (parts[:2], "missing of the shards: 2/3"),
-        ([*parts, parts[0]], "both of --shard=0/3"),
+        ([*parts, parts[0]], "both shard 0/3"),
         ([parts[0], whole], "several divisions"),
         ([*parts[:2], few], "limit=2"),
         ([*parts[:2], begun], "has not ended"),

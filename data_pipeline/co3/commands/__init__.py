@@ -1,1 +1,1 @@
-"""The verbs of `python -m data_pipeline`, one module each: flags, and what is done with them."""
+"""The verbs of CO3, one module each: flags, and the function that runs them."""

@@ -1,10 +1,12 @@
 """Distil dialogues from a language model: triples in, SODA out (Kim et al. 2023).
 
-It calls any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). In --output it leaves
-soda.jsonl and soda.parquet (the published SODA's fields), provenance.jsonl, rejected.jsonl (each
-with its reason), report.json, report.txt, report.png, README.md (a dataset card) and journal/.
+It calls any server that speaks OpenAI's API (vLLM, llama.cpp, hosted ones). It writes to --output:
+  soda.jsonl, soda.parquet        records with the published SODA's fields
+  provenance.jsonl                further fields of each record, line by line
+  rejected.jsonl                  every other triple, with its reason
+  report.json, .txt, .png, README.md (a dataset card), journal/ (all answers)
 
-The same command resumes a run that ended in any way: every answer is journaled before it is used,
+The same command resumes a run that ended in any way. Every answer is journaled before it is used,
 and no answered request is sent again. Ctrl-C and SIGTERM wait for the calls in flight. Settings may
 change between starts: requests that stay the same keep their answers.
 
@@ -103,8 +105,8 @@ async def _main(args: argparse.Namespace) -> int:
     settings = _settings(args)
     server, allowance = _server(args), _allowance(args)
     identity = source.identity()
-    inflection.past("to go")  # reads its dictionary now, not while answers wait
-    gc.freeze()  # what is loaded stays: no need to look through it again and again
+    inflection.past("to go")  # loads its dictionary now, not while answers wait
+    gc.freeze()  # the modules and lists stay to the end, so collections need not visit them
     with Journal(args.output / "journal") as journal:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(Client(server, allowance.concurrency))
@@ -135,18 +137,17 @@ async def _main(args: argparse.Namespace) -> int:
             limits = Limits(allowance, _spent(journal))
             policy = RetryPolicy(tries=args.tries)
             gateway = Gateway(client.post, server, journal, limits, policy, moderation)
-            note = _Note(gateway, allowance)
             progress = Progress(total, outputs.next, unit="triple", every_seconds=20)
             if outputs.next or len(journal):
-                log.info("going on: %d answers in the journal", len(journal))
+                log.info("resuming: %d answers in the journal", len(journal))
             began = time.monotonic()
+
+            def tick() -> None:
+                progress.update(outputs.next, _note(gateway, time.monotonic() - began))
+
             try:
-                stopped = await run.run(
-                    distil.works(source.read(), settings),
-                    gateway,
-                    outputs,
-                    tick=lambda: progress.update(outputs.next, note.text()),
-                )
+                works = distil.works(source.read(), settings)
+                stopped = await run.run(works, gateway, outputs, tick=tick)
                 seconds = time.monotonic() - began
                 if stopped is None:
                     outputs.finish()
@@ -157,7 +158,7 @@ async def _main(args: argparse.Namespace) -> int:
             code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
             stopped = f"--{stopped}" if code == 3 else stopped  # the name of a cap
             log.warning(
-                "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s goes on",
+                "%s. Answers in the journal: %d. Triples written to %s or rejected: %d. %s resumes",
                 stopped,
                 len(journal),
                 args.output / "soda.jsonl.partial",
@@ -165,7 +166,7 @@ async def _main(args: argparse.Namespace) -> int:
                 "The same command with a higher cap" if code == 3 else "The same command",
             )
             return code
-        _report(args, about, journal, gateway, allowance, seconds)
+        _report(args, about, journal, gateway, seconds)
     return 0
 
 
@@ -174,7 +175,6 @@ def _report(
     about: dict[str, Any],
     journal: Journal,
     gateway: Gateway,
-    allowance: Allowance,
     seconds: float,
 ) -> None:
     numbers, reasons = report.count_outputs(args.output)
@@ -186,12 +186,16 @@ def _report(
         "calls_per_second": round(counts["calls"] / max(seconds, 1e-9), 1),
         "replayed": counts["replayed"],
         "most_at_once": gateway.limits.most_running,
-        "concurrency": _concurrency(gateway.limits),
+        "concurrency": {
+            "decreases": gateway.limits.concurrency.decreases,
+            "least": gateway.limits.concurrency.least,
+            "at_the_end": int(gateway.limits.concurrency.allowed),
+        },
         "errors": counts["errors"],
         "retries": retries,
     }
-    prices = (allowance.price_in, allowance.price_out)
-    calls = report.calls_of(journal.spent(), prices)
+    allowance = gateway.limits.allowance
+    calls = report.calls_of(journal.spent(), (allowance.price_in, allowance.price_out))
     made = report.build(about, numbers, reasons, calls, this_start)
     report.write(args.output, made, plot=not args.no_plots)
     schema.write_parquet(args.output, wanted=not args.no_parquet)
@@ -201,35 +205,24 @@ def _report(
         print(f"\n{args.output}:", ", ".join(n for n in names if (args.output / n).exists()))
     failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
     if failed:
-        log.warning("failed at the server: %d; the same command asks again", failed)
+        log.warning("failed at the server: %d triples; the same command asks again", failed)
 
 
-def _concurrency(limits: Limits) -> dict[str, int]:
-    """Return how the server's overloads changed the calls that may be in flight."""
-    now = limits.concurrency
-    return {"decreases": now.decreases, "least": now.least, "at_the_end": int(now.allowed)}
-
-
-class _Note:
-    """The part of the progress line that is about calls."""
-
-    def __init__(self, gateway: Gateway, allowance: Allowance):
-        self.gateway, self.allowance = gateway, allowance
-        self.began = time.monotonic()
-
-    def text(self) -> str:
-        limits, counts = self.gateway.limits, self.gateway.counts
-        tokens = limits.spent_in + limits.spent_out
-        rate = counts["calls"] / max(time.monotonic() - self.began, 1e-9)
-        parts = [f"{limits.running} in flight", f"{rate:.0f} calls/s", f"{tokens} tokens"]
-        if limits.concurrency.decreases:
-            parts[0] += f" of {int(limits.concurrency.allowed)} allowed"
-        if self.allowance.price_in or self.allowance.price_out:
-            parts.append(f"cost {self.allowance.cost(limits.spent_in, limits.spent_out):.2f}")
-        retried = sum(n for name, n in counts.items() if name.startswith("retried"))
-        parts += [f"{retried} retries"] if retried else []
-        stages = (f"{name} {n}" for name, n in self.gateway.stages.most_common(3))
-        return ", ".join([*parts, *stages])
+def _note(gateway: Gateway, seconds: float) -> str:
+    """Return the part of the progress line that is about calls."""
+    limits, counts = gateway.limits, gateway.counts
+    allowance, allowed = limits.allowance, int(limits.concurrency.allowed)
+    of = f" of {allowed} allowed" if limits.concurrency.decreases else ""
+    parts = [
+        f"{limits.running} in flight{of}",
+        f"{counts['calls'] / max(seconds, 1e-9):.0f} calls/s",
+    ]
+    parts.append(f"{limits.spent_in + limits.spent_out} tokens")
+    if allowance.price_in or allowance.price_out:
+        parts.append(f"cost {allowance.cost(limits.spent_in, limits.spent_out):.2f}")
+    if retried := sum(n for name, n in counts.items() if name.startswith("retried")):
+        parts.append(f"{retried} retries")
+    return ", ".join([*parts, *(f"{name} {n}" for name, n in gateway.stages.most_common(3))])
 
 
 def _settings(args: argparse.Namespace) -> postprocess.Settings:
@@ -251,9 +244,9 @@ def _settings(args: argparse.Namespace) -> postprocess.Settings:
 def _server(args: argparse.Namespace) -> Server:
     try:
         if not isinstance(json.loads(args.body), dict):
-            raise ValueError("a JSON object is wanted")
+            raise ValueError("give a JSON object")
     except ValueError as error:
-        raise UserError(f"--body: {error}") from error  # it may hold a secret
+        raise UserError(f"--body: {error}") from error  # without the value: it may hold a secret
     return Server(
         args.base_url,
         args.model,
@@ -269,7 +262,7 @@ def _check(args: argparse.Namespace) -> None:
         url = getattr(args, name)
         if url is not None and not url.lower().startswith(("http://", "https://")):
             shown = secrets.address(url)
-            raise UserError(f"--{name}={shown}: http:// or https:// is missing at its beginning")
+            raise UserError(f"--{name}={shown}: http:// or https:// is missing before it")
     above = ("timeout", "requests_per_minute", "tokens_per_minute")
     least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
         ("retries", "token_cap", "cost_cap", "price_in", "price_out"), 0
@@ -281,7 +274,7 @@ def _check(args: argparse.Namespace) -> None:
         low = least.get(name, 0)
         if not math.isfinite(value) or value < low or (name in above and value == 0):
             want = "more than 0" if name in above else f"{low} or more"
-            raise UserError(f"--{name}={value:g}: {want} is wanted")
+            raise UserError(f"--{name}={value:g}: give {want}")
 
 
 def _allowance(args: argparse.Namespace) -> Allowance:
@@ -304,16 +297,12 @@ def _about(
         "body": secrets.body(server.extra_body),
         "prompts": settings.prompts.version,
         "retries": settings.retries,
-        "canary": _canary(args.canary_labels) if args.canary_labels else None,
+        # With its hash, because other labels make another output.
+        "canary": f"{path} ({labels.digest(path)})" if (path := args.canary_labels) else None,
         "moderation": args.moderation_model if args.moderation_url else None,
         "ask_human": settings.ask_human,
         "ask_commonsense": settings.ask_commonsense,
     }
-
-
-def _canary(path: Path) -> str:
-    """Return the labels' file with its hash, because other labels make another output."""
-    return f"{path} ({labels.digest(path)})"
 
 
 def _known_form(args: argparse.Namespace) -> str | None:
@@ -335,4 +324,4 @@ def _shard(text: str) -> tuple[int, int]:
         index, count = (int(part) for part in text.split("/"))
         if 0 <= index < count:
             return index, count
-    raise UserError(f"--shard={text}: i/n is wanted, with i from 0 to n-1, such as 0/8")
+    raise UserError(f"--shard={text}: give i/n with i from 0 to n-1, such as 0/8")

@@ -1,7 +1,7 @@
-"""Put the outputs of several --shard=i/n into one, as one run would have left it.
+"""Merge the outputs of several --shard=i/n into those of one run.
 
 Shards that are missing, given twice, overlapping or made with other settings are an error. The
-shards' journals stay where they are: keep them, or copy them, to go on with a shard.
+shards' journals stay in their folders, where a shard can be resumed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Filters, names, duplicates and statistics alone, over a finished corpus; no model is asked.
 
-For records that a run has left (with Canary's labels, say, which were not there before), or for
-SODA as published. Works in --processes of this machine. With --runner it is an Apache Beam pipeline
+For the records of a run, with Canary's labels for instance, or for the published SODA. It works
+in --processes of this machine. With --runner it is an Apache Beam pipeline
 (extra `pipeline`): on the DirectRunner here, on Dataflow, Flink or Spark elsewhere. Arguments after
 -- go to Beam. Both leave the same bytes. Beam's workers read --input and write to --output, so both
 must lie where all machines reach them.

@@ -1,7 +1,7 @@
 """Serve scripted answers to CO3's prompts: varied, plausible, the same for the same request.
 
-It speaks OpenAI's /v1/completions, /v1/chat/completions, /v1/moderations and /v1/models, and can
-be told to misbehave. GET /stats counts what it was asked. Ctrl-C ends it.
+It speaks OpenAI's /v1/completions, /v1/chat/completions, /v1/moderations and /v1/models. Flags
+make it give bad answers. GET /stats counts the requests. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ def add_arguments(flags: argparse.ArgumentParser) -> None:
     from data_pipeline.co3.teacher import server
 
     flags.description = __doc__
-    flags.add_argument("--port", type=int, default=8765, help="0 takes a free one, and says which")
+    flags.add_argument("--port", type=int, default=8765, help="0 takes a free port and prints it")
     flags.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     flags.add_argument("--latency", type=float, default=0.0, help="seconds to each answer")
     flags.add_argument("--misbehave", type=float, default=0.0, help="share of bad answers, 0 to 1")
     kinds = server.PASSING + server.LASTING
     flags.add_argument("--kinds", default=",".join(kinds), help="which: some of %(default)s")
-    flags.add_argument("--retry_after", default="0.1", help="what a 429 asks for, in seconds")
-    flags.add_argument("--slow_seconds", type=float, default=1.0, help="what a slow answer takes")
-    flags.add_argument("--forms", default="completion,chat", help="what it offers (%(default)s)")
+    flags.add_argument("--retry_after", default="0.1", help="of a 429, in seconds")
+    flags.add_argument("--slow_seconds", type=float, default=1.0, help="until a slow answer")
+    flags.add_argument("--forms", default="completion,chat", help="those it offers (%(default)s)")
     flags.add_argument("--no_logprobs", action="store_true", help="give no log-probabilities")
     flags.add_argument("--model", default="teacher", help="the name it answers to (%(default)s)")
     flags.add_argument("--most_at_once", type=int, help="429 for more calls in flight than this")
@@ -45,7 +45,7 @@ def run_teacher(args: argparse.Namespace) -> int:
     if unknown := set(chosen) - set(kinds):
         raise UserError(f"--kinds: no {unknown.pop()!r}; there are {', '.join(kinds)}")
     if not 0 <= args.misbehave <= 1:
-        raise UserError(f"--misbehave={args.misbehave}: a share between 0 and 1 is wanted")
+        raise UserError(f"--misbehave={args.misbehave}: give a share from 0 to 1")
     manners = server.Manners(
         latency=args.latency,
         misbehave=args.misbehave,

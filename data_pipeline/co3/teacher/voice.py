@@ -233,7 +233,7 @@ def _laid_out(turns: list, x: str, y: str, chance: random.Random, *, chat: bool)
         else:
             line = f"{name}: {words}"
         lines.append(line)
-    if not chat and layout >= 0.16:  # it goes on after the prompt's "X:"
+    if not chat and layout >= 0.16:  # the prompt ends with "X:"
         lines[0] = f" {turns[0][1]}"
     odd = chance.random()
     if odd < 0.03:
