@@ -2,9 +2,9 @@
 
 Both have T5 1.0 small (60M parameters) with the same random weights, and contexts of 128 token ids.
 Both run in float32, the default on a CPU, and with products in bfloat16. Ours scores the five
-labels exactly, from one pass of the encoder, as `canary label --no_rots` does. Transformers generates
-greedily as many tokens as a label has. Its log-likelihoods of the labels are compared with ours, to
-check that the weights are the same.
+labels exactly, from one pass of the encoder, as `canary label --no_rots` does. Transformers
+generates greedily as many tokens as a label has. Its log-likelihoods of the labels are compared
+with ours, to check that the weights are the same.
 """
 
 import argparse

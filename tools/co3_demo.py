@@ -108,7 +108,7 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
         f"{len(train)} examples to learn from, {len(held_out)} held out (other heads); "
         f"{pieces.count(vocabulary.unk_id)} of {len(pieces)} pieces unknown\n"
     )
-    print(f"validation, {step} steps:\n{table}")
+    print(f"after {step} steps:\n{table}")
     print(f"\nOne exchange from the held-out dialogues:\n\n{exchange_text(answer)}")
     print(f"""
 Files in {folder}:

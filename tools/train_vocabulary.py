@@ -7,15 +7,12 @@ read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pie
 from __future__ import annotations
 
 import argparse
-import gzip
 import io
-import json
 import string
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError
@@ -23,42 +20,11 @@ from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
 from cosmo.tasks.prosocial import prosocial_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.recognize import PROSOCIAL, looks_like
 
 # Pieces for all that an English speaker types, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
-
-
-def corpus_of(file: Any) -> str:
-    """Return "soda" or "prosocial", by the fields of the first record of `file`."""
-    if file.name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        with file.open("rb") as raw:
-            fields = set(pyarrow.parquet.read_schema(raw).names)
-    else:
-        with file.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
-            first = next((line for line in stream if line.strip()), b"").lstrip(b"\xef\xbb\xbf \t")
-        if first.startswith(b"["):
-            return "prosocial"  # only its direct download is a JSON list
-        try:
-            record = json.loads(first)
-        except ValueError:
-            record = None
-        fields = set(record) if isinstance(record, dict) else set()
-    if {"dialogue", "speakers"} <= fields:
-        return "soda"
-    if {"context", "response"} <= fields:
-        return "prosocial"
-    raise DataError.at(
-        file,
-        None,
-        "the corpus cannot be told from the first record",
-        got=f"the fields {sorted(fields)}",
-        expected="dialogue and speakers (SODA) or context and response (ProsocialDialog)",
-        remedy="Give files of these corpora.",
-    )
 
 
 def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
@@ -67,15 +33,25 @@ def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
         # A file named on the command line is read, whatever split its name has.
         files = [resolve(path)] if resolve(path).is_file() else files_for_split(path, split)
         for file in files:
-            if corpus_of(file) == "soda":
+            corpus = looks_like(file)
+            if corpus == "SODA":
                 dialogues = ((soda_examples(item), ()) for item in read_soda({split: file}, split))
-            else:
+            elif corpus in PROSOCIAL:
                 dialogues = (
                     (
                         prosocial_examples(item),
                         [text for turn in item.turns for text in (turn.safety_label, *turn.rots)],
                     )
                     for item in read_prosocial({split: file}, split)
+                )
+            else:
+                raise DataError.at(
+                    file,
+                    None,
+                    "the corpus cannot be told from the first records",
+                    got=f"fields of {corpus or 'no corpus known here'}",
+                    expected="those of SODA (narrative, dialogue, speakers) or ProsocialDialog",
+                    remedy="Give files of these corpora.",
                 )
             for examples, more in dialogues:
                 texts = list(more)

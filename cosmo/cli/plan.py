@@ -162,7 +162,7 @@ def _costs(made: Any) -> Iterator[tuple[str, str]]:
     )
     kinds = sorted(made.collective_bytes.items(), key=lambda item: -item[1])
     total = sum(made.collective_bytes.values())
-    shown = ", ".join(f"{kind} {_si(size, 'B')}" for kind, size in kinds if size >= total / 1000)
+    shown = ", ".join(f"{kind} {_si(size, 'B')}" for kind, size in kinds if size > total / 1000)
     yield "collectives", f"{_si(total, 'B')} a device and step: {shown or 'none'}"
     if made.step_seconds_bound is None:  # of processors whose peak nobody published
         return
