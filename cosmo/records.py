@@ -153,14 +153,15 @@ def source(
         if not line.strip():
             return []
         try:
-            name = f"{survey.prefix}{number}"
-            return [_line_row(line, vocabulary, inputs_length, separators, mode, name)]
+            record = record_sources.json_value(line)
+            json.dumps(record, ensure_ascii=False).encode()  # raises for half a surrogate pair
+            found = row(record, vocabulary, inputs_length, separators, f"{survey.prefix}{number}")
+            if mode == "score" and found.target_ids is None:
+                raise ValueError("field 'response': missing, and MODE=score needs it")
+            return [found]
         except (ValueError, RecursionError) as error:
-            return [
-                record_sources.Rejected(
-                    piece.line + 1, str(error), record_sources.text_of(piece.lines)
-                )
-            ]
+            kept = record_sources.text_of(piece.lines)
+            return [record_sources.Rejected(piece.line + 1, str(error), kept)]
 
     found = record_sources.file_source(
         path,
@@ -170,19 +171,4 @@ def source(
         survey=survey.add,
     )
     survey.warn(path)
-    return found
-
-
-def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
-    """Return the row of one line; raises ValueError. One line may be bad UTF-8, the next good."""
-    try:
-        record = json.loads(line.decode())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
-    found = row(record, vocabulary, inputs_length, separators, default_id)
-    if mode == "score" and found.target_ids is None:
-        raise ValueError("field 'response': missing, and MODE=score needs it")
     return found
