@@ -14,7 +14,7 @@ from typing import Any
 
 from cosmo.engine.base.tables import text_table
 from cosmo.tasks.metrics import safety
-from cosmo.tasks.metrics.overlap import pair_bleu4, pair_f1
+from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
 from cosmo.tasks.safety import CLASSES, LABELS, rot_text, three_class
 
 # Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,

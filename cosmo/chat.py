@@ -74,7 +74,8 @@ def chat(
                     "turns": turns,
                 }
                 row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
-                answer = next(iter(infer.predict(session, [row], decoding, seed)))
+                work = infer.generation(session, decoding, seed)
+                (answer,) = infer.answer(session, [row], work)
                 count += 1
                 reply = answer.predictions[0].strip() or "..."
                 turns.append(reply)
@@ -91,5 +92,5 @@ def warm_up(session: infer.Session, decoding: DecodingConfig) -> None:
     """Compile before the first question, so that the first answer comes as fast as the next."""
     began = time.monotonic()
     row = records.row({"turns": ["Hello."]}, session.vocabulary, session.lengths["inputs"])
-    list(infer.predict(session, [row], decoding))
+    infer.answer(session, [row], infer.generation(session, decoding))
     logging.getLogger("cosmo").info("ready after %.1f s", time.monotonic() - began)

@@ -1,5 +1,5 @@
-"""What the data means: formatting, readers, vocabularies, metrics, and the SeqIO tasks.
+"""The meaning of the data: formatting, readers, vocabularies, metrics, and the SeqIO tasks.
 
-Importing this package, or any module of it but `seqio_tasks` and `tfds_builders`, loads neither
-TensorFlow nor SeqIO: chatting, exporting and training from a packed cache need none of them.
+Only `seqio_tasks` and `tfds_builders` load TensorFlow and SeqIO. Chatting, exporting and training
+from a packed cache need neither.
 """

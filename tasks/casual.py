@@ -1,4 +1,4 @@
-"""Casual dialogue corpora as their publishers ship them, and the examples Canary learns from them.
+"""Read casual dialogue corpora as their publishers ship them, and make Canary's examples of them.
 
 Kim et al. 2022, section 4.1 and appendix E: DailyDialog, EmpatheticDialogues and BlendedSkillTalk
 serve as dialogues about which nothing is wrong.
@@ -6,6 +6,7 @@ serve as dialogues about which nothing is wrong.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import shown
-from cosmo.tasks.dialogues import Place
+from cosmo.tasks.dialogues import Place, utterances
 from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
-from cosmo.tasks.raw import lines, refuse_empty, rows
-from cosmo.tasks.recognize import named
+from cosmo.tasks.recognize import naming_other_corpus
+from cosmo.tasks.record_files import read_lines, read_records, refuse_empty
 from cosmo.tasks.safety import LabelStyle, label_text
 
 _log = logging.getLogger(__name__)
 
 END = "__eou__"
-_ED_HEADER = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
-_ED_FIELDS = (8, 9)  # selfeval and tags too; validation and test have candidates after them
+_EMPATHETIC_HEADER = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
+# selfeval and tags too; validation and test have candidates after them.
+_EMPATHETIC_FIELD_COUNTS = (8, 9)
 _OPENERS = ("free_turker_utterance", "guided_turker_utterance")
 
 
@@ -37,13 +39,13 @@ class CasualDialogue:
 
 
 def casual_examples(dialogue: CasualDialogue, style: LabelStyle = "text") -> Iterator[Example]:
-    """Every beginning of the dialogue is casual: an example per utterance, which is then the last.
+    """Yield an example per utterance: the dialogue up to it, and the label "casual".
 
-    So ParlAI's teachers read these corpora: each turn of a dialogue is an example. Both speakers'
-    utterances are judged, for in these corpora nobody plays the problematic part. Ids are the
-    dialogue's and the number of utterances before the last.
+    Ids are the dialogue's and the number of utterances before the last.
     """
     response = label_text("__casual__", style)
+    # Every turn ends an example, as in ParlAI's teachers of these corpora. Both speakers are
+    # judged, because in these corpora nobody plays the problematic part.
     for last in range(len(dialogue.turns)):
         turns = dialogue.turns[: last + 1]
         yield Example(f"{dialogue.id}-{last}", "", "", turns, response)
@@ -52,44 +54,46 @@ def casual_examples(dialogue: CasualDialogue, style: LabelStyle = "text") -> Ite
 def read_dailydialog(
     path: Any, split: str = "train", detokenized: bool = True
 ) -> Iterator[CasualDialogue]:
-    """The DailyDialog dialogues of `split` under `path`. Li et al. 2017.
+    """Yield the DailyDialog dialogues of `split` under `path`. Li et al. 2017.
 
     A line is a dialogue, each utterance ended by `__eou__`. `path` is a file (`dialogues_text.txt`
     serves every split), or the unpacked folder with `dialogues_train.txt`, `train/
-    dialogues_train.txt` or `train.txt`, and so on. Unless `detokenized` is False, the corpus's
-    spaces before punctuation go: Canary would else learn that they mean casual. Ids are
-    `dailydialog-SPLIT-N`. Raises DataError for a missing path and for the first bad line.
+    dialogues_train.txt` or `train.txt`, and so on. Ids are `dailydialog-SPLIT-N`. Raises DataError
+    for a missing path and for the first bad line.
     """
+    # The corpus has spaces before punctuation, and the other casual corpora do not. Canary would
+    # else learn that they mean casual.
     clean = detokenize if detokenized else str
-    yield from _numbered("dailydialog", split, dailydialog_files(path, split), "DailyDialog", clean)
+    files = dailydialog_files(path, split)
+    yield from _dialogues("dailydialog", path, split, files, "DailyDialog", _dailydialog, clean)
 
 
 def read_empathetic(path: Any, split: str = "train") -> Iterator[CasualDialogue]:
-    """The EmpatheticDialogues dialogues of `split` under `path` (`train.csv` ...).
+    """Yield the EmpatheticDialogues dialogues of `split` under `path`. Rashkin et al. 2019.
 
-    Rashkin et al. 2019. The file is not quoted: fields lie between commas, and a comma inside a
-    text is `_comma_`. Rows of one `conv_id` in `utterance_idx` order, from 1, are a dialogue; one
-    that lacks its first or a middle utterance is not used, and a warning counts these. Ids are
+    The file (`train.csv` ...) is not quoted: fields are between commas, and a comma inside a text
+    is `_comma_`. Rows of one `conv_id` in `utterance_idx` order, from 1, are a dialogue. One that
+    lacks its first or a middle utterance is not used, and a warning counts these. Ids are
     `empathetic-SPLIT-N`, N counting all dialogues. Raises DataError for a missing path and for
     the first bad row.
     """
     files = files_for_split(path, split, TABLES)
-    yield from _numbered("empathetic", split, files, "EmpatheticDialogues", str)
+    yield from _dialogues("empathetic", path, split, files, "EmpatheticDialogues", _empathetic)
 
 
 def read_blended(path: Any, split: str = "train") -> Iterator[CasualDialogue]:
-    """The BlendedSkillTalk dialogues of `split` under `path` (`train.json` ...).
+    """Yield the BlendedSkillTalk dialogues of `split` under `path`. Smith et al. 2020.
 
-    Smith et al. 2020. The two openers, which come from another corpus, are the first two
-    utterances. Ids are `blended-SPLIT-N`. Raises DataError for a missing path and for the first
-    bad record.
+    The two openers of a record (`train.json` ...), which are from another corpus, are the first two
+    utterances. Ids are `blended-SPLIT-N`. Raises DataError for a missing path and for the first bad
+    record.
     """
     files = files_for_split(path, split)
-    yield from _numbered("blended", split, files, "BlendedSkillTalk", str)
+    yield from _dialogues("blended", path, split, files, "BlendedSkillTalk", _blended)
 
 
 def dailydialog_files(path: Any, split: str) -> list[Any]:
-    """The files of `split`; see `read_dailydialog`. Raises DataError where there is none."""
+    """Return the files of `split`, see `read_dailydialog`; raise DataError if there is none."""
     if isinstance(path, str) or hasattr(path, "is_dir"):
         place = resolve(path)
         if place.is_dir():
@@ -103,27 +107,33 @@ def dailydialog_files(path: Any, split: str) -> list[Any]:
 
 
 # White space before a closing mark and after an opening one, and an apostrophe left alone inside
-# a contraction or a possessive. The rest of the tokenization cannot be undone without guessing.
+# a contraction or a possessive. Undoing the rest of the tokenization would be guessing.
 _CLOSING = re.compile(r"\s+([,.!?;:%)\]…]+)(?=\s|$)")
 _OPENING = re.compile(r"(?<!\S)([($\[])\s+")
 _CONTRACTED = re.compile(r"(\w) (['\u2019]) ?(s|t|m|d|re|ve|ll|am)\b", re.I)
 
 
 def detokenize(text: str) -> str:
-    """`text` without the spaces that DailyDialog's tokenization put around punctuation."""
+    """Return `text` without the spaces that DailyDialog's tokenization put around punctuation."""
     text = _CONTRACTED.sub(r"\1\2\3", text)
     return _OPENING.sub(r"\1", _CLOSING.sub(r"\1", text))
 
 
-def _numbered(
-    name: str, split: str, files: Sequence[Any], corpus: str, clean: Callable[[str], str]
+def _dialogues(
+    name: str,
+    path: Any,
+    split: str,
+    files: Sequence[Any],
+    corpus: str,
+    read_turns: Callable[[Any], Iterator[tuple[str, ...] | None]],
+    clean: Callable[[str], str] = str,
 ) -> Iterator[CasualDialogue]:
-    """The dialogues of `files` with their ids; None from a reader counts and is not used."""
+    """Yield the dialogues of `files` with ids. `read_turns` yields None for an unusable one."""
     count = 0
     for file in files:
         unusable = 0
-        with named(file, corpus):
-            for turns in _READERS[name](file):
+        with naming_other_corpus(file, corpus):
+            for turns in read_turns(file):
                 if turns is None:
                     unusable += 1
                 else:
@@ -136,55 +146,53 @@ def _numbered(
                 file,
                 unusable,
             )
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
-def _dailydialog(file: Any) -> Iterator[list[str] | None]:
-    for number, line in lines(file):
-        if not line.strip():
-            continue
-        yield dailydialog_turns(line, Place(str(file), number))
+def _dailydialog(file: Any) -> Iterator[tuple[str, ...] | None]:
+    for number, line in read_lines(file):
+        if line.strip():
+            yield dailydialog_turns(line, Place(str(file), number))
 
 
-def dailydialog_turns(line: str, place: Place) -> list[str]:
-    """The utterances of a line of DailyDialog, as tokenized. Raises DataError."""
+def dailydialog_turns(line: str, place: Place) -> tuple[str, ...]:
+    """Return the utterances of a line of DailyDialog, as tokenized; raise DataError."""
     *turns, rest = line.split(END)
     if not turns or rest.strip():
         raise place.error(
             "not a line of DailyDialog", shown(line.strip()), f"utterances each ended by {END}"
         )
-    return _utterances(turns, place)
+    return utterances(turns, place)
 
 
-def _empathetic(file: Any) -> Iterator[list[str] | None]:
-    conversation, turns, whole = None, [], True
-    for number, line in lines(file):
+def _empathetic(file: Any) -> Iterator[tuple[str, ...] | None]:
+    for _, rows in itertools.groupby(_empathetic_rows(file), key=lambda row: row[0]):
+        _, numbers, turns = zip(*rows, strict=True)
+        yield turns if numbers == tuple(range(1, len(turns) + 1)) else None
+
+
+def _empathetic_rows(file: Any) -> Iterator[tuple[str, int, str]]:
+    for number, line in read_lines(file):
         place = Place(str(file), number)
         if number == 1:
-            if line.rstrip("\r\n").split(",")[: len(_ED_HEADER)] != _ED_HEADER:
+            header = line.rstrip("\r\n").split(",")
+            if header[: len(_EMPATHETIC_HEADER)] != _EMPATHETIC_HEADER:
                 raise place.error(
                     "not EmpatheticDialogues' header",
                     shown(line.strip()),
-                    ",".join(_ED_HEADER) + ",...",
+                    ",".join(_EMPATHETIC_HEADER) + ",...",
                 )
-            continue
-        if not line.strip():
-            continue
-        name, index, text = empathetic_utterance(line, place)
-        if name != conversation:
-            if turns:
-                yield turns if whole else None
-            conversation, turns, whole = name, [], True
-        whole &= index == len(turns) + 1
-        turns.append(text)
-    if turns:
-        yield turns if whole else None
+        elif line.strip():
+            yield empathetic_utterance(line, place)
 
 
 def empathetic_utterance(line: str, place: Place) -> tuple[str, int, str]:
-    """(conv_id, utterance_idx, utterance) of a row of EmpatheticDialogues. Raises DataError."""
+    """Return (conv_id, utterance_idx, utterance) of a row of EmpatheticDialogues.
+
+    Raises DataError.
+    """
     fields = line.rstrip("\r\n").split(",")
-    if len(fields) not in _ED_FIELDS:
+    if len(fields) not in _EMPATHETIC_FIELD_COUNTS:
         raise place.error(
             "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
         )
@@ -196,13 +204,16 @@ def empathetic_utterance(line: str, place: Place) -> tuple[str, int, str]:
     return fields[0], int(fields[1]), text
 
 
-def _blended(file: Any) -> Iterator[list[str] | None]:
-    for place, row in rows(file, ()):
+def _blended(file: Any) -> Iterator[tuple[str, ...] | None]:
+    for place, row in read_records(file):
         yield blended_turns(row, place)
 
 
-def blended_turns(row: Any, place: Place) -> list[str]:
-    """The utterances of a dialogue of BlendedSkillTalk, its openers first. Raises DataError."""
+def blended_turns(row: Any, place: Place) -> tuple[str, ...]:
+    """Return the utterances of a dialogue of BlendedSkillTalk, its openers first.
+
+    Raises DataError.
+    """
     if not isinstance(row, dict):
         raise place.error("not a dialogue", shown(row), "an object with the field 'dialog'")
     for name in (*_OPENERS, "dialog"):
@@ -216,15 +227,4 @@ def blended_turns(row: Any, place: Place) -> list[str]:
         raise place.error(
             "field 'dialog' has a wrong shape", shown(turns), "a list of [0 or 1, text]"
         )
-    return _utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)
-
-
-def _utterances(texts: Sequence[Any], place: Place) -> list[str]:
-    """The utterances, stripped. Raises DataError for one that is empty or no text."""
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise place.error(f"utterance {number} is empty or no text", shown(text), "a text")
-    return [text.strip() for text in texts]
-
-
-_READERS = {"dailydialog": _dailydialog, "empathetic": _empathetic, "blended": _blended}
+    return utterances([*(row[name] for name in _OPENERS), *(t for _, t in turns)], place)

@@ -1,22 +1,23 @@
-"""The dialogues of SODA and ProsocialDialog as frozen dataclasses, and where a record stands."""
+"""The dialogues of SODA and ProsocialDialog as frozen dataclasses, and the place of a record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.errors import DataError, shown
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record came from: a file, a line from 1 (a row for Parquet), and more, in words."""
+    """The place of a record: a file, a line from 1 (a row for Parquet), and more in words."""
 
     file: str
     line: int
     inside: str = ""
 
     def error(self, problem: str, got: str, expected: str) -> DataError:
-        """The DataError for this place."""
+        """Return the DataError for this place."""
         problem = f"{self.inside}: {problem}" if self.inside else problem
         remedy = "Correct or remove the record."
         return DataError.at(
@@ -26,7 +27,7 @@ class Place:
 
 @dataclass(frozen=True)
 class SodaDialogue:
-    """One SODA dialogue: `speakers[i]` says `dialogue[i]`. Kim et al. 2023."""
+    """One SODA dialogue: `speakers[i]` utters `dialogue[i]`. Kim et al. 2023."""
 
     id: str
     narrative: str
@@ -38,9 +39,9 @@ class SodaDialogue:
 class ProsocialTurn:
     """One exchange: the other speaker's `context`, the guiding speaker's `response`.
 
-    `rots` are the rules of thumb the response was written from, possibly none; `safety_label`
-    (one of SAFETY_LABELS) judges the context, `votes` are the annotators' judgements that it was
-    made from (None where the row has none), unchecked, `place` is where the row stands.
+    `rots` are the rules of thumb that the response was written from, possibly none. `safety_label`
+    (one of `safety.LABELS`) judges the context. `votes` are the annotators' judgements that it was
+    made from, unchecked (None if the row has none).
     """
 
     context: str
@@ -48,6 +49,7 @@ class ProsocialTurn:
     rots: tuple[str, ...]
     safety_label: str
     votes: tuple[str, ...] | None = None
+    # Not compared, because the same row in another file is the same exchange.
     place: Place | None = field(default=None, compare=False, repr=False)
 
 
@@ -57,3 +59,16 @@ class ProsocialDialogue:
 
     id: str
     turns: tuple[ProsocialTurn, ...]
+
+
+def utterances(values: Any, place: Place) -> tuple[str, ...]:
+    """Return utterances, stripped; raise DataError if there is none, or one is empty or no text."""
+    # A string in place of the list would pass letter by letter.
+    if not isinstance(values, list | tuple):
+        raise place.error("the utterances are no list", shown(values), "a list of texts")
+    if not values:
+        raise place.error("a dialogue is empty", "no utterance", "at least one")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str) or not value.strip():
+            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
+    return tuple(value.strip() for value in values)

@@ -53,6 +53,7 @@ MIXTURES: dict[str, dict[str, float]] = {
         "norm_bank_relative": 28_296.0,
     },
 }
+# Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
 _TEXT = (metrics.f1, metrics.bleu4)
 _LABEL = (metrics.label_accuracy,)
@@ -76,7 +77,8 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
 COSMO_NAMES = (*COSMO, "cosmo")
 CANARY_NAMES = (*CANARY, "canary", "norm_bank")
 NAMES = (*COSMO_NAMES, *CANARY_NAMES)
-# Tasks and mixtures whose targets begin with a safety label.
+# Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
+# because their labels would mean nothing.
 LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[name]), "canary")
 
 

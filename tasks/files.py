@@ -1,7 +1,6 @@
 """Find the data files of a corpus: paths, splits and formats, local or remote.
 
-A path of a corpus may be one file, a folder, a glob, a template with `{split}`, or a mapping
-from split to any of these. Remote paths (`gs://...`) go through etils.epath.
+`files_for_split` lists the forms of a path. Remote paths (`gs://...`) go through etils.epath.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ _PATH_SETTINGS = ("SODA_PATH", "PROSOCIAL_PATH")
 MAX_NAMES_SHOWN = 20  # file names that an error lists
 
 _log = logging.getLogger(__name__)
+# (path, split) that had their warning, because each epoch asks for the files again.
 _warned: set[tuple[str, str]] = set()
 
 
@@ -48,12 +48,9 @@ def resolve(path: Any) -> Any:
 def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -> list[Any]:
     """Return the data files of `split` under `path`, sorted by name; in folders those of `endings`.
 
-    `path` is one of
-      - a mapping split -> path;
-      - a template with `{split}`;
-      - a glob;
-      - one file, which then serves every split (a warning names it);
-      - a folder of `SPLIT*.jsonl|json|parquet`, compressed or not, or of folders named by split.
+    `path` is a mapping split -> path, a template with `{split}`, a glob, a folder or one file. A
+    folder has `SPLIT*.jsonl|json|parquet`, compressed or not, or folders named by split. One file
+    serves every split, and a warning names it.
 
     `valid`, `val` and `dev` are other names for `validation`. Raises DataError if there is no file.
     """
@@ -124,6 +121,7 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
         )
     if "{split}" in str(path):
         tried = [str(path).replace("{split}", name) for name in names]
+        # The first name with files counts, because a corpus has one name for a split.
         for candidate in tried:
             if found := _listed(candidate, endings):
                 return _one_format(found, path, endings), False
@@ -175,6 +173,7 @@ def _named(found: list[Any], names: tuple[str, ...]) -> list[Any]:
 
 
 def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
+    # Sorted, because the ids of examples count records in the order of files' names.
     found = (child for child in folder.iterdir() if _data_name(endings).match(child.name))
     return sorted((f for f in found if not f.name.startswith(".")), key=lambda f: f.name)
 
@@ -187,6 +186,7 @@ def _data_name(endings: tuple[str, ...]) -> re.Pattern[str]:
 
 def _one_format(found: list[Any], path: Any, endings: tuple[str, ...]) -> list[Any]:
     """Return `found`. Raise DataError if a file is there twice: `train.jsonl`, `train.parquet`."""
+    # Reading both would train twice on every record, without a sign of it.
     seen: dict[str, str] = {}
     for file in found:
         match = _data_name(endings).match(file.name)
@@ -212,6 +212,7 @@ def _glob(pattern: str) -> list[Any]:
     """Return the files (not folders) that match `pattern`, sorted."""
     fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     base = fixed[: fixed.rfind("/") + 1]
+    # The repository's folder too where the working directory has one of the same name.
     for place in (files.resolve(base or "."), _REPOSITORY / base):
         if place.exists():
             found = [file for file in place.glob(pattern[len(base) :]) if file.is_file()]

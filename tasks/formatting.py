@@ -1,4 +1,4 @@
-"""How a dialogue becomes Cosmo's input text: pure Python, no other dependency.
+"""Make Cosmo's input text of a dialogue, in pure Python.
 
 The format is that of the published Cosmo models (Kim et al. 2023, "SODA", section 4):
 `SITUATION <sep> ROLE <sep> TURN1 <turn> TURN2`. `seqio_tasks` repeats it on token ids inside
@@ -18,28 +18,28 @@ from cosmo.tasks.dialogues import SodaDialogue
 class Separators:
     """The texts between the parts of an input (`sep`) and between turns (`turn`).
 
-    The published models were trained with lower-case text, although the paper prints capitals.
-    Both must begin and end with white space: SentencePiece pieces never cross white space, so
-    parts tokenized one by one then join to the same ids as the joined text. Raises ValueError
-    otherwise.
+    Both must begin and end with white space. Raises DataError otherwise.
     """
 
+    # Lower case, as the published models were trained, although the paper prints capitals.
     sep: str = " <sep> "
     turn: str = " <turn> "
 
     def __post_init__(self) -> None:
+        # SentencePiece pieces never cross white space, so parts tokenized one by one then join to
+        # the same ids as the joined text.
         for name, text in (("sep", self.sep), ("turn", self.turn)):
             if not text or not (text[0].isspace() and text[-1].isspace()):
                 raise DataError(
                     f"Separators.{name}={text!r} must begin and end with white space, or words of "
-                    "two parts could melt into one token",
+                    "two parts could become one token",
                     setting=("SEPARATOR", "TURN_SEPARATOR"),
                 )
 
 
 @dataclass(frozen=True)
 class Example:
-    """One response to learn. `turns` (oldest first, at least one) is what was said before it.
+    """One response to learn, after `turns` (oldest first, at least one).
 
     `narrative` and `instruction` may be empty. `id` is unique and stable: the dialogue's id and
     the position of the response in the dialogue.
@@ -53,7 +53,7 @@ class Example:
 
 
 def instruction(speaker: str, listener: str) -> str:
-    """The role instruction for `speaker`'s next utterance. Kim et al. 2023, section 4."""
+    """Return the role instruction for `speaker`'s next utterance. Kim et al. 2023, section 4."""
     return f"Imagine you are {speaker} and speak to {listener}"
 
 
@@ -63,7 +63,7 @@ def cosmo_input(
     turns: Sequence[str],
     separators: Separators = Separators(),
 ) -> str:
-    """Cosmo's input text. An empty part is left out together with its separator."""
+    """Return Cosmo's input text. An empty part is left out together with its separator."""
     parts = (narrative, instruction, separators.turn.join(turns))
     return separators.sep.join(part for part in parts if part)
 
@@ -94,6 +94,7 @@ def first_turn_kept(lengths: Sequence[int], budget: int) -> int:
     `lengths[i]` counts the tokens of turn i and of the separator before it. `budget` has room for
     the separator before the first turn too, which is not written. The latest turn always stays.
     """
+    # From the newest backwards, so that a long history costs no more than what fits.
     first = max(len(lengths) - 1, 0)
     total = sum(lengths[first:])
     while first > 0 and total + lengths[first - 1] <= budget:
@@ -103,12 +104,12 @@ def first_turn_kept(lengths: Sequence[int], budget: int) -> int:
 
 
 def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:
-    """The examples of a dialogue: every utterance after the first is once the target.
+    """Yield the examples of a dialogue: every utterance after the first is once the target.
 
-    The instruction goes from the target's speaker to the latest earlier speaker who is somebody
-    else, which with two speakers is the other one. A monologue has no listener, so its
-    instruction is empty. A dialogue of one utterance has no example.
+    The instruction names the target's speaker and the latest earlier speaker who is somebody else.
+    A monologue has no listener, so its instruction is empty.
     """
+    # From 1, because the first utterance answers nothing.
     for index in range(1, len(dialogue.dialogue)):
         speaker = dialogue.speakers[index]
         listener = _listener(dialogue.speakers, index)
@@ -122,7 +123,9 @@ def soda_examples(dialogue: SodaDialogue) -> Iterator[Example]:
 
 
 def _listener(speakers: Sequence[str], index: int) -> str:
-    """Whom the speaker at `index` addresses: the last other voice before, else the first after."""
+    """Return the last other speaker before `index`, else the first after; "" if there is none."""
+    # The last one before, because an utterance mostly answers the one before it. With two speakers
+    # this is always the other one.
     for other in (*reversed(speakers[:index]), *speakers[index + 1 :]):
         if other != speakers[index]:
             return other

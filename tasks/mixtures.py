@@ -1,6 +1,6 @@
-"""The front door to the SeqIO tasks: `use("cosmo", ...)` registers them for one set of settings.
+"""Register or check the tasks for one set of settings: `use("cosmo", ...)`.
 
-Importing this module is cheap; calling `use` imports SeqIO and with it TensorFlow.
+Importing this module is cheap. Calling `use` imports SeqIO and with it TensorFlow.
 """
 
 from __future__ import annotations
@@ -37,34 +37,35 @@ def use(
     shuffle_buffer_size: int = 20_000,
     canary: CanaryData = _CANARY,
 ) -> str:
-    """Registers the family of tasks and mixtures that `name` is of, and returns `name`.
+    """Register the family of tasks and mixtures that `name` is of, and return `name`.
 
-    Cosmo's: the tasks `soda` and `prosocial_dialog`, the mixture `cosmo` of them. Canary's:
-    `canary_prosocial` (label, then rules of thumb), `canary_safety` (label), `canary_rot` (rules of
-    thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all casual), `canary`, the
-    mixture of the first and the last three; for pre-training `social_chemistry`, `mic`,
-    `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative` and `norm_bank`, the mixture of
-    these three.
+    Cosmo's family: the tasks `soda` and `prosocial_dialog`, the mixture `cosmo` of them.
 
-    An earlier registration is replaced, so a run is described by one call. The name of a task that
-    somebody else registered with SeqIO is returned untouched. Data is not opened here: a path that
-    does not exist is reported when its dataset is asked for.
+    Canary's family: `canary_prosocial` (label, then rules of thumb), `canary_safety` (label),
+    `canary_rot` (rules of thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all
+    casual). `canary` is the mixture of the first and the last three. For pre-training there are
+    `social_chemistry`, `mic`, `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative`, and
+    `norm_bank`, the mixture of the last three.
+
+    An earlier registration is replaced. The name of a task that another module registered with
+    SeqIO is returned as it is. Data is not opened here: asking for a dataset raises the error of a
+    missing path.
 
     Args:
         name: the task or mixture wanted.
         soda_path, prosocial_path: see `cosmo.tasks.files.files_for_split`.
         vocabulary_path: a SentencePiece model with T5's special ids.
         separators: a `Separators`, or its two texts (between parts, between turns).
-        narrative_dropout, instruction_dropout: how often training leaves the part out, drawn
-            independently for each example and epoch (Kim et al. 2023, section 4). Splits other
-            than `train` always keep both. Canary's tasks have neither.
+        narrative_dropout, instruction_dropout: the probability that training leaves the part out,
+            drawn independently for each example and epoch (Kim et al. 2023, section 4). Splits
+            other than `train` always keep both. Canary's tasks have neither part.
         rates: rates of the tasks in the mixture that `name` is, or is in; the others keep those of
             `cosmo.tasks.families.MIXTURES`. A task of rate 0 is left out.
         source: `files`, or, for Cosmo's tasks, `tfds` for datasets that `tfds build` wrote to
             `tfds_data_dir`.
         token_metrics: whether to add perplexity and token accuracy, which need a model that
             returns token counts with its scores.
-        seed: of the names drawn for ProsocialDialog; data from TFDS has its names already.
+        seed: the seed of the names drawn for ProsocialDialog; TFDS data has its names already.
         shuffle_buffer_size: examples held to shuffle from.
         canary: where the other corpora of Canary's tasks are, and how labels are written.
 
@@ -75,6 +76,7 @@ def use(
     if name not in NAMES:
         import seqio
 
+        # A module of the user's may have registered it: MIXTURE_OR_TASK_MODULE.
         registered = sorted({*NAMES, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
         if name in registered:
             return name
@@ -85,6 +87,7 @@ def use(
     corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary)
     for_canary = name in families.CANARY_NAMES
 
+    # Imported here, because it loads TensorFlow, which chat and export never need.
     from cosmo.tasks import seqio_tasks
 
     seqio_tasks.register(
@@ -109,18 +112,17 @@ def use(
 def check(splits: Sequence[str], name: str, **settings: Any) -> None:
     """Raise DataError for settings with which `use(name, **settings)`, or reading, would fail.
 
-    Loads no TensorFlow, so that a mistake is found before anything is compiled. `splits` are the
-    ones that will be read; the files of each must exist. Nothing is read but the vocabulary.
+    The files of each of `splits` must exist. Only the vocabulary is read, and TensorFlow is not
+    loaded: so a mistake is found before anything is compiled.
     """
     if name not in NAMES:
         raise _unknown(name, sorted(NAMES))
+    # The signature of `use`, so that an unknown or missing setting fails here as there.
     bound = inspect.signature(use).bind(name, **settings)
     bound.apply_defaults()
     given = bound.arguments
-    corpora, mixtures = _checked(
-        name, **{key: given[key] for key in inspect.signature(_checked).parameters if key != "name"}
-    )
-    if given["source"] == "tfds":
+    corpora, mixtures = _checked(**given)
+    if given["source"] == "tfds":  # TFDS looks for its files itself
         return
     rates = mixtures.get(name, {name: 1.0})
     wanted = [corpora[task] for task, rate in rates.items() if rate]
@@ -130,11 +132,13 @@ def check(splits: Sequence[str], name: str, **settings: Any) -> None:
         known = sorted({known for corpus in wanted for known in corpus.splits()})
         if not having and known:
             raise DataError(f"no task of {name!r} has a split {split!r}; there are {known}")
+        # Without any file, the first task's error explains what to do.
         for corpus in having or wanted[:1]:
             corpus.files(split)
 
 
 def _unknown(name: str, known: Sequence[str]) -> DataError:
+    # cutoff=0.0, so that there is a suggestion for any name.
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return DataError.at(
         "MIXTURE_OR_TASK_NAME",
@@ -158,8 +162,12 @@ def _checked(
     tfds_data_dir: Any,
     seed: int,
     canary: CanaryData,
+    **others: Any,
 ) -> tuple[dict[str, Corpus], dict[str, dict[str, float]]]:
-    """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting."""
+    """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting.
+
+    `others` are the settings of `use` that any value serves.
+    """
     for key, value in (
         ("narrative_dropout", narrative_dropout),
         ("instruction_dropout", instruction_dropout),
@@ -177,6 +185,7 @@ def _checked(
             "source='tfds' needs the folder of the datasets", setting="mixtures.use.tfds_data_dir"
         )
     for_canary = name in families.CANARY_NAMES
+    # TFDS builders exist for Cosmo's corpora alone.
     if source == "tfds" and for_canary:
         raise DataError(
             f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files'",

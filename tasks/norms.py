@@ -1,19 +1,21 @@
-"""Corpora of social norms: what Canary may learn before ProsocialDialog. Kim et al. 2022, B.1.
+"""Read corpora of social norms, which Canary may learn before ProsocialDialog.
+
+Kim et al. 2022, appendix B.1:
 
 - Social Chemistry 101 (Forbes et al. 2020): a situation to its rule of thumb (RoT).
 - MIC, the Moral Integrity Corpus (Ziems et al. 2022): a question and its answer to the RoT.
 - Commonsense Norm Bank (Jiang et al. 2021, Delphi): a situation to a judgement.
 
-The Norm Bank's two forms are read. The released tables have, for the free-form and the yes/no
-task, `input_sequence`, `class_label` (1 good, 0 discretionary, -1 bad) and `text_label`, and for
-the relative task `action_1`, `action_2` and `targets` (1 or 2, the better one); the tables that
-Delphi was trained on have `inputs` and `targets`. Relied on: the Norm Bank's datasheet
-(columns, splits as file prefixes, and that the relative task is given out on request only) and
-Delphi's published code (names of the tasks; `[moral_single]: ` and `[moral_pair]: ` before an
-input; `[class]1[/class] [text]It's good[/text]` as the target). Delphi's earlier tables, and its
-pairs, write these tags in angle brackets, which T5's vocabulary has no piece for: they are read
-as square ones. None of the corpora was at hand: the readers were tested on files written after
-these descriptions.
+The Norm Bank has two forms. The released tables have `input_sequence`, `class_label` (1 good,
+0 discretionary, -1 bad) and `text_label` for the free-form and the yes/no task. For the relative
+task they have `action_1`, `action_2` and `targets` (1 or 2, the better one). The tables that
+Delphi was trained on have `inputs` and `targets`.
+
+The Norm Bank's datasheet is the source of the columns, and of splits as file prefixes. The relative
+task is given out on request only. Delphi's published code is the source of the tasks' names, of
+`[moral_single]: ` and `[moral_pair]: ` before an input, and of
+`[class]1[/class] [text]It's good[/text]` as the target. None of the corpora was at hand: the
+readers were tested on files written after these descriptions.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from cosmo.tasks import recognize
 from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import TABLES, all_files, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
-from cosmo.tasks.raw import table
-from cosmo.tasks.recognize import named
+from cosmo.tasks.recognize import naming_other_corpus
+from cosmo.tasks.record_files import missing_column, read_table, refuse_empty
 
 # The Norm Bank's tasks, and the names that their folders and files go by.
 NORM_BANK = {
@@ -36,73 +38,76 @@ NORM_BANK = {
     "yes_no": ("moral_agreement", "yesno", "yes_no"),
     "relative": ("moral_comparison", "relative", "compare"),
 }
+# Delphi's earlier tables, and its pairs, write tags in angle brackets. T5's vocabulary has no piece
+# for these, so they become square ones.
 _TAG = re.compile(r"<(/?(?:class|text|action[12]))>")
 
 
 def social_chemistry_examples(path: Any, split: str = "train") -> Iterator[Example]:
-    """The situations and RoTs of `split` in `social-chem-101.v1.0.tsv`, in file order.
+    """Yield the situations and RoTs of `split` in `social-chem-101.v1.0.tsv`, in file order.
 
-    The rows' own `split` is what counts (`train`, `dev`, `test`; the others belong to no split).
-    As its publishers do, RoTs that an annotator marked as bad are left out. A RoT stands there
-    once for each annotator who broke it down, and is used once. Ids are
+    The rows' own `split` counts (`train`, `dev`, `test`; the others belong to no split). Ids are
     `social_chemistry-SPLIT-N`. Raises DataError for a missing path or column, an empty text.
     """
     columns = ("split", "rot-bad", "situation", "rot", "rot-id")
     seen: set[str] = set()
     for file in all_files(path, split, TABLES):
-        with named(file, "Social Chemistry 101"):
-            for place, row in _table(file, "\t", columns):
+        with naming_other_corpus(file, "Social Chemistry 101"):
+            for place, row in read_table(file, "\t", columns):
+                # As its publishers do, RoTs that an annotator marked as bad are left out.
                 if row["split"] not in split_names(split) or row["rot-bad"] not in ("0", "0.0"):
                     continue
+                # A RoT has a row for each annotator who broke it down, and is used once.
                 if row["rot-id"] in seen:
                     continue
                 id = f"social_chemistry-{split}-{len(seen)}"
                 turns = (_text(row, "situation", place),)
                 seen.add(row["rot-id"])
                 yield Example(id, "", "", turns, _text(row, "rot", place))
-    _refuse_none(path, split, len(seen))
+    refuse_empty(path, split, len(seen))
 
 
 def mic_examples(path: Any, split: str = "train") -> Iterator[Example]:
-    """The questions, answers and RoTs of `split` in `MIC.csv`, in file order.
+    """Yield the questions, answers and RoTs of `split` in `MIC.csv`, in file order.
 
-    Columns `Q`, `A`, `rot`, `split`; the rows' own `split` counts. Several RoTs of one answer are
-    several examples. Ids are `mic-SPLIT-N`. Raises DataError for a missing path or column, an
+    Columns are `Q`, `A`, `rot`, `split`; the rows' own `split` counts. Several RoTs of one answer
+    are several examples. Ids are `mic-SPLIT-N`. Raises DataError for a missing path or column, an
     empty text.
     """
     count = 0
     for file in all_files(path, split, TABLES):
-        with named(file, "MIC"):
-            for place, row in _table(file, ",", ("Q", "A", "rot", "split")):
+        with naming_other_corpus(file, "MIC"):
+            for place, row in read_table(file, ",", ("Q", "A", "rot", "split")):
                 if row["split"] not in split_names(split):
                     continue
                 turns = (_text(row, "Q", place), _text(row, "A", place))
                 yield Example(f"mic-{split}-{count}", "", "", turns, _text(row, "rot", place))
                 count += 1
-    _refuse_none(path, split, count)
+    refuse_empty(path, split, count)
 
 
 def norm_bank_examples(path: Any, task: str, split: str = "train") -> Iterator[Example]:
-    """The examples of one of NORM_BANK's tasks, in file order; the module says in what form.
+    """Yield the examples of one of NORM_BANK's tasks, in file order.
 
     Ids are `norm_bank-TASK-SPLIT-N`. Raises DataError for a missing path or column, an empty text
-    or a class that there is not.
+    or an unknown class.
     """
     count = 0
     for file in norm_bank_files(path, task, split):
-        with named(file, *recognize.NORM_BANK):
-            for place, row in _table(file, "\t", ()):
+        with naming_other_corpus(file, *recognize.NORM_BANK):
+            for place, row in read_table(file, "\t"):
                 inputs, target = _judgement(row, task, place)
                 yield Example(f"norm_bank-{task}-{split}-{count}", "", "", (inputs,), target)
                 count += 1
-    _refuse_none(path, split, count)
+    refuse_empty(path, split, count)
 
 
 def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
-    """The files of a task's split: `path` is a mapping from task to path, or the folder of all.
+    """Return the files of a task's split; raise DataError if there are none.
 
-    In the folder a task has a folder of its own (`moral_acceptability/train*.tsv`) or files
-    (`train.moral_acceptability.tsv`) by one of the names in NORM_BANK.
+    `path` is a mapping from task to path, or the folder of all tasks. In the folder a task has a
+    folder of its own (`moral_acceptability/train*.tsv`) or files
+    (`train.moral_acceptability.tsv`), by one of the names in NORM_BANK.
     """
     if isinstance(path, Mapping):
         if task in path:
@@ -129,7 +134,7 @@ def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
 
 
 def _judgement(row: Mapping[str, str], task: str, place: Place) -> tuple[str, str]:
-    """(input text, target text) of a Norm Bank row in either form."""
+    """Return (input text, target text) of a Norm Bank row in either form; raise DataError."""
     if "inputs" in row and "targets" in row:
         prefix = "[moral_pair]: " if task == "relative" else "[moral_single]: "
         inputs = _TAG.sub(r"[\1]", _text(row, "inputs", place)).removeprefix(prefix.strip())
@@ -144,20 +149,9 @@ def _judgement(row: Mapping[str, str], task: str, place: Place) -> tuple[str, st
     return f"[moral_single]: {inputs}", f"[class]{label}[/class] [text]{text}[/text]"
 
 
-def _table(
-    file: Any, delimiter: str, columns: tuple[str, ...]
-) -> Iterator[tuple[Place, dict[str, str]]]:
-    """The rows of a table that has `columns`. Raises DataError where one is missing."""
-    for place, row in table(file, delimiter):
-        for name in columns:
-            if name not in row:
-                raise place.error(f"column '{name}' is missing", f"the columns {list(row)}", "it")
-        yield place, row
-
-
 def _text(row: Mapping[str, str], name: str, place: Place) -> str:
     if name not in row:
-        raise place.error(f"column '{name}' is missing", f"the columns {list(row)}", "it")
+        raise missing_column(name, row, place)
     if not row[name].strip():
         raise place.error(f"column '{name}' is empty", shown(row[name]), "a text")
     return row[name].strip()
@@ -168,15 +162,3 @@ def _one_of(row: Mapping[str, str], name: str, values: tuple[str, ...], place: P
     if value not in values:
         raise place.error(f"column '{name}' has an unknown value", shown(value), f"one of {values}")
     return value
-
-
-def _refuse_none(path: Any, split: str, count: int) -> None:
-    if not count:
-        raise DataError.at(
-            path,
-            None,
-            f"no record of split {split!r}",
-            got="0 records",
-            expected=f"records whose split is one of {list(split_names(split))}",
-            remedy="Correct the path, or download the file again.",
-        )

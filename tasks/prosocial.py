@@ -1,4 +1,4 @@
-"""ProsocialDialog in SODA's format: situations from rules of thumb, names drawn per dialogue.
+"""Make Cosmo's examples of ProsocialDialog: situations from rules of thumb, names drawn.
 
 Kim et al. 2023 ("SODA"), appendix C: names come from a name list, the situation from the rules
 of thumb ("... is trying to gently convince a friend it's wrong to ..."), the instruction is
@@ -42,22 +42,24 @@ _OPENERS = frozenset(_OPENING_WORDS.split())
 
 @functools.cache
 def first_names() -> tuple[str, ...]:
-    """The names to draw from, in the order of `names.txt`."""
+    """Return the names to draw from, in the order of `names.txt`."""
     return tuple(_NAMES_FILE.read_text(encoding="utf-8").split())
 
 
 def draw_names(dialogue_id: str, seed: int = 0) -> tuple[str, str]:
-    """Two different names, (guiding speaker, other speaker), the same for one id and seed."""
+    """Return two different names, (guiding speaker, other speaker), of the id and the seed."""
     names = first_names()
     # hashlib, because Python's own hash of a string differs from run to run.
     digest = hashlib.sha256(f"{seed}:{dialogue_id}".encode()).digest()
     guide = int.from_bytes(digest[:8], "big") % len(names)
+    # A step of 1 to n - 1 names further, so that the two names differ.
     step = 1 + int.from_bytes(digest[8:16], "big") % (len(names) - 1)
     return names[guide], names[(guide + step) % len(names)]
 
 
 def situation(name: str, rots: Sequence[str]) -> str:
-    """The narrative for a response of speaker `name` that was written from `rots`."""
+    """Return the narrative for a response of speaker `name` that was written from `rots`."""
+    # Each clause once, in order: a sentence must not repeat itself.
     clauses = list(dict.fromkeys(clause for rot in rots if (clause := _clause(rot))))
     if not clauses:
         return f"{name} is having a conversation with a friend."
@@ -65,12 +67,13 @@ def situation(name: str, rots: Sequence[str]) -> str:
 
 
 def prosocial_examples(dialogue: ProsocialDialogue, seed: int = 0) -> Iterator[Example]:
-    """One example per response; its turns are all utterances of both speakers before it."""
+    """Yield an example per response; its turns are all utterances of both speakers before it."""
     guide, other = draw_names(dialogue.id, seed)
     role = instruction(guide, other)
     turns: tuple[str, ...] = ()
     for index, turn in enumerate(dialogue.turns):
         turns += (turn.context,)
+        # The other speaker's utterances are no targets, because they are the problematic part.
         yield Example(
             id=f"{dialogue.id}-{index}",
             narrative=situation(guide, turn.rots),
@@ -82,7 +85,7 @@ def prosocial_examples(dialogue: ProsocialDialogue, seed: int = 0) -> Iterator[E
 
 
 def _clause(rot: str) -> str:
-    """A rule of thumb as part of a sentence: no full stop, no sentence-initial capital."""
+    """Return a rule of thumb as part of a sentence: no full stop, no sentence-initial capital."""
     rot = rot.strip().rstrip(".!? ")
     words = rot.split()
     if not words or _keeps_capital(words):
@@ -91,7 +94,7 @@ def _clause(rot: str) -> str:
 
 
 def _keeps_capital(words: Sequence[str]) -> bool:
-    """Whether the first word is (by its looks) `I`, an acronym or a name."""
+    """Return whether the first word looks like `I`, an acronym or a name."""
     first = re.split(r"[^\w]", words[0], maxsplit=1)[0]
     # "A" is the one capital letter that starts a sentence and is no name or acronym.
     if first == "I" or (first.isupper() and first != "A"):

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from cosmo.engine.base.errors import shown
 from cosmo.tasks.dialogues import Place, ProsocialDialogue, ProsocialTurn, SodaDialogue
 from cosmo.tasks.files import files_for_split
-from cosmo.tasks.raw import refuse_empty, rows
-from cosmo.tasks.recognize import PROSOCIAL, named
+from cosmo.tasks.recognize import PROSOCIAL, naming_other_corpus
+from cosmo.tasks.record_files import read_records, refuse_empty
 from cosmo.tasks.safety import LABELS
 
 _log = logging.getLogger(__name__)
@@ -61,13 +61,13 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
     their names. Raises DataError for a missing path and for the first bad record.
     """
     files = files_for_split(path, split)
-    count = 0
+    count = 0  # over all files, so that a corpus cut into shards keeps its ids
     for file in files:
-        with named(file, "SODA"):
-            for place, row in rows(file, _SODA_COLUMNS):
+        with naming_other_corpus(file, "SODA"):
+            for place, row in read_records(file, _SODA_COLUMNS):
                 yield soda_dialogue(row, place, f"soda-{split}-{count}")
                 count += 1
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
 def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogue]:
@@ -96,7 +96,7 @@ def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogu
             file,
             number,
         )
-    refuse_empty(files, count)
+    refuse_empty(path, split, count)
 
 
 def group_by_dialogue(
@@ -199,8 +199,8 @@ def _prosocial_rows(
 ) -> Iterator[tuple[Position | None, list[ProsocialTurn]]]:
     """Yield each hub row with its position, and each whole dialogue with None."""
     for file in files:
-        with named(file, *PROSOCIAL):
-            for place, row in rows(file, _PROSOCIAL_COLUMNS):
+        with naming_other_corpus(file, *PROSOCIAL):
+            for place, row in read_records(file, _PROSOCIAL_COLUMNS):
                 if isinstance(row, list):
                     yield None, _direct_download_turns(row, place)
                 else:
@@ -276,6 +276,8 @@ def _texts(
     return tuple(texts)
 
 
+# Their types are checked although no example is made from them, because a wrong one is a sign of a
+# damaged or converted file.
 def _check_optional(row: Mapping[str, Any], kinds: Mapping[str, type], place: Place) -> None:
     for name, kind in kinds.items():
         if row.get(name) is not None:

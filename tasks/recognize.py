@@ -1,4 +1,4 @@
-"""Which corpus a file looks like: for the error that a file of another corpus deserves."""
+"""Recognise the corpus that a file holds, for the error about a file of another corpus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import resolve
 
-_HEAD = 1 << 16  # bytes looked at: the first records, or a part of the first
+HEAD_BYTES = 1 << 16  # looked at: the first records, or a part of the first
 
 PROSOCIAL = ("ProsocialDialog", "ProsocialDialog (direct download)")
 NORM_BANK = (
@@ -20,8 +20,8 @@ NORM_BANK = (
     "Commonsense Norm Bank (text to text)",
 )
 
-# Names of fields in the first records -> corpus. The first line whose fields are all there counts,
-# so a more special format stands before the one it contains.
+# (corpus, names of fields in its first records). The first line whose fields are all there counts,
+# so a more special format stands before the one that it contains.
 _FIELDS = (
     ("SODA", "narrative dialogue speakers"),
     (PROSOCIAL[0], "context response rots safety_label"),
@@ -47,20 +47,20 @@ _FIELDS = (
 
 
 def looks_like(file: Any) -> str | None:
-    """The name of the corpus that `file` (a path) seems to hold, None when it seems to hold none.
+    """Return the name of the corpus that `file` (a path) seems to hold, None if it is unknown.
 
-    Judged by the names of fields in its first 64 KiB, compressed or not, by the columns of a
-    Parquet file, or by the marks of DailyDialog and PersonaChat. A file that cannot be read
-    looks like nothing.
+    The names of fields in the first 64 KiB decide, or the columns of a Parquet file, or the marks
+    of DailyDialog and PersonaChat. A file that cannot be read is unknown.
     """
     place = resolve(file)
     try:
         if place.name.endswith(".parquet"):
             return _of_fields(_parquet_columns(place))
         text = _head(place)
-    except Exception:  # whoever asks has an error to report already
+    except Exception:  # the caller has an error to report already
         return None
     start = text.lstrip()
+    # No JSON parser, because the head may end inside the first record.
     if start.startswith(("{", "[")):
         return _of_fields(set(re.findall(r'"([\w.-]+)"\s*:', text)))
     first_line = start.partition("\n")[0]
@@ -73,10 +73,10 @@ def looks_like(file: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def named(file: Any, *expected: str) -> Iterator[None]:
-    """Says before a DataError raised inside that `file` looks like another corpus, if it does.
+def naming_other_corpus(file: Any, *expected: str) -> Iterator[None]:
+    """Add to a DataError raised inside that `file` looks like another corpus, if it does.
 
-    `expected` are the names that `looks_like` has for what it was to be.
+    `expected` are the names by which `looks_like` knows the right corpus.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def _of_fields(fields: set[str]) -> str | None:
 
 def _head(file: Any) -> str:
     with files.opened(file) as stream:
-        return stream.read(_HEAD).decode("utf-8-sig", errors="ignore")
+        return stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")
 
 
 def _parquet_columns(file: Any) -> set[str]:

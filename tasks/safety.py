@@ -1,7 +1,7 @@
-"""Canary's words: safety labels from votes, its target and context texts. Pure Python.
+"""Make Canary's texts: safety labels from votes, targets and contexts. Pure Python.
 
-Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1: Canary reads the dialogue so far and
-writes the label of its latest utterance, then the rules of thumb (RoTs) that apply:
+Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1. Canary reads the dialogue so far. It
+writes the label of the latest utterance, then the rules of thumb (RoTs) that apply:
 `__needs_caution__ It is wrong to call 911 just for fun.`
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.engine.base.vocabulary import Vocabulary
@@ -24,58 +24,60 @@ LABELS = (
     "__needs_caution__",
     "__needs_intervention__",
 )
-CLASSES = ("casual", "needs caution", "needs intervention")
+CLASSES = VOTES  # a label's class has the name of the vote that it goes back to
 
 LabelStyle = Literal["text", "sentinel"]
-STYLES: tuple[LabelStyle, ...] = ("text", "sentinel")
+STYLES: tuple[LabelStyle, ...] = get_args(LabelStyle)
 Kind = Literal["prosocial", "safety", "rot"]
-KINDS: tuple[Kind, ...] = ("prosocial", "safety", "rot")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # One piece of T5's vocabulary (`▁//`) that decodes back. The published Canary put newlines between
 # utterances, which T5's vocabulary does not have: they would all read as unknown.
 TURN_SEPARATOR = " // "
 SEPARATORS = Separators(turn=TURN_SEPARATOR)
 
-# The last five of T5's hundred sentinels. Its pre-training numbers the gaps of a text from 0 and
-# has about 26 in 512 tokens, so these pieces are still without a meaning.
+# The last five of T5's hundred sentinels. They have no meaning yet, because pre-training numbers
+# the gaps of a text from 0 and has about 26 in 512 tokens.
 SENTINELS = {label: f"<extra_id_{95 + rank}>" for rank, label in enumerate(LABELS)}
 
 
 def aggregate(votes: Sequence[str]) -> str:
-    """The label of a context from its three annotators' votes. Kim et al. 2022, appendix A.4.
+    """Return the label of a context from its three annotators' votes, in any order.
 
-    One vote for "needs intervention" decides for `__needs_intervention__`: such a situation must
-    not be missed. Otherwise the votes for "needs caution" are counted: none is `__casual__`, one
+    Kim et al. 2022, appendix A.4. One vote for "needs intervention" makes `__needs_intervention__`.
+    Otherwise the votes for "needs caution" count: none is `__casual__`, one
     `__possibly_needs_caution__`, two `__probably_needs_caution__`, three `__needs_caution__`.
-    Their order does not matter. Raises DataError for votes that are not three, or not of VOTES.
+    Raises DataError for votes that are not three, or not of VOTES.
     """
+    # One string is one vote, and not its letters.
     votes = tuple(votes) if isinstance(votes, list | tuple) else (votes,)
     unknown = [vote for vote in votes if vote not in VOTES]
     if unknown or len(votes) != 3:
-        what = f"an unknown vote {shown(unknown[0])}" if unknown else f"{len(votes)} votes"
-        raise DataError(f"{what} in {shown(list(votes))}: expected three votes, each of {VOTES}")
+        problem = f"an unknown vote {shown(unknown[0])}" if unknown else f"{len(votes)} votes"
+        raise DataError(f"{problem} in {shown(list(votes))}: expected three votes, each of {VOTES}")
+    # A single vote decides, because such a situation must not be missed.
     if "needs intervention" in votes:
         return "__needs_intervention__"
     return LABELS[Counter(votes)["needs caution"]]
 
 
 def three_class(label: str) -> str:
-    """The class of a label, of CLASSES: the three grades of caution are one. Raises DataError."""
+    """Return the class of a label: the three grades of caution are one. Raise DataError."""
     if _known(label) == "__casual__":
         return "casual"
     return "needs intervention" if label == "__needs_intervention__" else "needs caution"
 
 
 def needs_rots(label: str) -> bool:
-    """Whether a target of this label is incomplete without rules of thumb: all but casual."""
+    """Return whether a target of this label needs rules of thumb: all but casual."""
     return _known(label) != "__casual__"
 
 
 def label_text(label: str, style: LabelStyle = "text") -> str:
-    """How Canary writes `label`: as it stands, or as its piece of SENTINELS. Raises DataError.
+    """Return `label` as Canary writes it: as it stands, or as its piece of SENTINELS.
 
-    T5's vocabulary has all the characters of the text form and decodes it unchanged (7 to 15
-    pieces); a sentinel is one piece. It needs a vocabulary that holds T5's sentinels.
+    T5's vocabulary decodes the text form unchanged (7 to 15 pieces). A sentinel is one piece, and
+    needs a vocabulary that holds T5's sentinels. Raises DataError for an unknown label or style.
     """
     if style not in STYLES:
         raise DataError(f"label style {style!r}: expected one of {STYLES}", setting="LABEL_STYLE")
@@ -106,10 +108,10 @@ def check_labels(vocabulary: Vocabulary, style: LabelStyle, max_sentinel_pieces:
 
 
 def target(label: str, rots: Sequence[str], style: LabelStyle = "text") -> str:
-    """Canary's output for a context: the label, a space, the RoTs joined by ", ".
+    """Return Canary's output for a context: the label, a space, the RoTs joined by ", ".
 
-    A casual context has the label alone, whatever `rots` are. Raises DataError where another label
-    has no RoT that is not empty.
+    A casual context has the label alone, whatever `rots` are. Raises DataError if another label
+    has no RoT.
     """
     text = label_text(label, style)
     if not needs_rots(label):
@@ -118,17 +120,18 @@ def target(label: str, rots: Sequence[str], style: LabelStyle = "text") -> str:
 
 
 def rot_text(rots: Sequence[str], label: str = "") -> str:
-    """The rules of thumb joined by ", ". Raises DataError where there is none."""
+    """Return the rules of thumb joined by ", "; raise DataError if there is none."""
     kept = [rot.strip() for rot in rots or () if rot.strip()]
     if not kept:
         raise DataError(f"no rules of thumb{f' for {label}' if label else ''}: expected at least 1")
     return ", ".join(kept)
 
 
-def parse(text: str, style: LabelStyle = "text") -> tuple[str | None, str]:
-    """(label, RoT text) of what Canary wrote; the label is None if the text starts with none.
+def parse_answer(text: str, style: LabelStyle = "text") -> tuple[str | None, str]:
+    """Return (label, RoT text) of Canary's output.
 
-    Then all of the text is RoT text. A label must be followed by white space or nothing.
+    The label is None if the text starts with none; then all of it is RoT text. A label must be
+    followed by white space or nothing.
     """
     text = text.strip()
     first, _, rest = text.partition(" ")
@@ -149,15 +152,15 @@ def canary_examples(
     style: LabelStyle = "text",
     strict: bool = True,
 ) -> Iterator[Example]:
-    """An example per exchange: all utterances so far, the exchange's own context last, to a target.
+    """Yield an example per exchange: all utterances so far, its own context last, and a target.
 
     The target of `kind` "prosocial" is the label, then the RoTs; of "safety" the label alone; of
-    "rot" the RoTs alone, and an exchange without them gives no example. Narrative and instruction
-    are empty. Ids are the dialogue's and the exchange's number.
+    "rot" the RoTs alone. Without RoTs, an exchange gives no example of "rot". Ids are the
+    dialogue's and the exchange's number.
 
-    Raises DataError, naming file, line and field, where an exchange's votes are not three or
-    contradict its label, and for "prosocial" where a label that needs RoTs has none; `strict=False`
-    leaves the latter out instead.
+    Raises DataError that names file, line and field if an exchange's votes are not three or
+    contradict its label. For "prosocial", a label that lacks its RoTs raises DataError too, or with
+    `strict=False` gives no example.
     """
     if kind not in KINDS:
         raise DataError(f"kind {kind!r}: expected one of {KINDS}")
@@ -166,21 +169,21 @@ def canary_examples(
         turns += (turn.context,)
         check_votes(turn)
         response = _response(turn, kind, style, strict)
+        # Cosmo's form with an empty narrative and instruction, so that dropping turns, joining and
+        # packing are one code for both.
         if response:
             yield Example(f"{dialogue.id}-{index}", "", "", turns, response)
         turns += (turn.response,)
 
 
 def lacks_rots(turn: ProsocialTurn) -> bool:
-    """Whether the exchange has no RoT although its label needs one."""
+    """Return whether the exchange has no RoT although its label needs one."""
     return needs_rots(turn.safety_label) and not turn.rots
 
 
 def check_votes(turn: ProsocialTurn) -> None:
-    """Raises DataError unless the votes of `turn` make its label; without votes nothing is known.
-
-    Reading ProsocialDialog for another purpose does not ask this: it uses no label.
-    """
+    """Raise DataError unless the votes of `turn` make its label. A turn without votes passes."""
+    # Checked here and not by the reader, because Cosmo reads the same rows and uses no label.
     if turn.votes is None:
         return
     field = "field 'safety_annotations'"
@@ -198,7 +201,7 @@ def check_votes(turn: ProsocialTurn) -> None:
 
 
 def _response(turn: ProsocialTurn, kind: Kind, style: LabelStyle, strict: bool) -> str:
-    """The target text of an exchange; empty where it gives no example."""
+    """Return the target text of an exchange, "" if it gives no example."""
     if kind == "safety":
         return label_text(turn.safety_label, style)
     if kind == "rot":

@@ -1,9 +1,9 @@
-"""The SeqIO tasks: sources, preprocessing on token ids, metrics. Imports TensorFlow.
+"""Register the SeqIO tasks: sources, preprocessing on token ids, metrics. Imports TensorFlow.
 
-The text form of an input is `formatting.cosmo_input`. Here the parts are tokenized one by
-one before SeqIO's cache and joined after it, so that a cached corpus still gets a fresh dropout
-each epoch and any sequence length. The joined ids are those of the joined text because pieces
-never cross white space and separators stand between white space.
+The text form of an input is `formatting.cosmo_input`. Here the parts are tokenized one by one
+before SeqIO's cache and joined after it. A cached corpus so gets a fresh dropout each epoch and any
+sequence length. The joined ids are those of the joined text, because pieces never cross white space
+and separators begin and end with white space.
 """
 
 from __future__ import annotations
@@ -26,18 +26,13 @@ from cosmo.tasks.vocabularies import load, seqio_vocabulary
 TFDS_VERSION = "1.0.0"
 _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 
-_CHUNK = 64  # examples handed from Python to TensorFlow at once: the crossing is what costs
-_UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that crossing
+# Examples given from Python to TensorFlow at once, because each such call is slow.
+_CHUNK_EXAMPLES = 64
+_UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that call
 
 
 class _FilesSource(seqio.FunctionDataSource):
-    """SeqIO's function source over the examples of files, except that.
-
-    - splits are looked up when they are asked for: registering a task must not touch the data,
-      which may lie on a bucket, or not be needed at all;
-    - a shard leaves the other shards' examples out before TensorFlow sees them, since reading and
-      formatting an example costs a tenth of what TensorFlow adds.
-    """
+    """SeqIO's function source over the examples of files, with lazy splits and cheap shards."""
 
     def __init__(self, corpus: Corpus):
         super().__init__(functools.partial(_file_dataset, corpus, corpus.examples), splits=SPLITS)
@@ -51,28 +46,31 @@ class _FilesSource(seqio.FunctionDataSource):
         del shuffle, seed, unused  # see _file_dataset
         index, number = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
 
+        # A shard drops the other shards' examples before TensorFlow gets them, because reading and
+        # formatting an example costs a tenth of TensorFlow's part.
         def of_shard(split: str) -> Iterator[Example]:
             return itertools.islice(self._corpus.examples(split), index, None, number)
 
         return _file_dataset(self._corpus, of_shard, split)
 
     def count(self, split: str) -> int:
-        """Examples in `split`, all of which are read."""
+        """Return the number of examples in `split`, which are all read."""
         return sum(1 for _ in self._corpus.examples(split))
 
     @property
     def splits(self) -> tuple[str, ...]:
-        # None at all: let get_dataset say why, which SeqIO's own "no splits" does not.
+        # Looked up here and not in __init__, because registering a task must not touch the data: it
+        # may be on a bucket. Without any split, get_dataset raises a better error than SeqIO.
         return tuple(self._corpus.splits()) or SPLITS
 
 
 def file_source(corpus: Corpus) -> seqio.DataSource:
-    """The examples of a corpus's files."""
+    """Return the source of a corpus's files."""
     return _FilesSource(corpus)
 
 
 def tfds_source(name: str, data_dir: Any) -> seqio.DataSource:
-    """The examples that `tfds build` wrote to `data_dir`."""
+    """Return the source of the examples that `tfds build` wrote to `data_dir`."""
     return seqio.TfdsDataSource(f"{name}:{TFDS_VERSION}", str(data_dir), read_only=True)
 
 
@@ -87,13 +85,14 @@ def register(
     token_metrics: bool,
     shuffle_buffer_size: int,
 ) -> None:
-    """Registers a task per source and the mixtures of them, in place of earlier ones.
+    """Register a task per source and the mixtures of them, in place of earlier ones.
 
-    `mixtures`: name -> task -> rate; a task of rate 0 is left out. `text_metrics` are each task's.
+    `mixtures`: name -> task -> rate; a task of rate 0 is left out. `text_metrics` are by task.
     """
     _check_splits_at_spaces(vocabulary_path, separators)
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary_path), add_eos=True)
     for name, source in sources.items():
+        # Replaced, because SeqIO refuses a name twice and one process may have several runs.
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
@@ -123,12 +122,14 @@ def tokenize_parts(
     output_features: Mapping[str, seqio.Feature],
     separators: Separators,
 ) -> tf.data.Dataset:
-    """Adds the ids of every part, each with the separator that goes with it.
+    """Add the ids of every part, each with its separator.
 
     Takes the features of `Example` (strings; `turns` [N]) and `is_training` (int32). Adds int32
-    `narrative_tokens` and `instruction_tokens` (the separator after them, nothing when empty),
-    `turn_tokens` (all turns one after the other, the separator before each), `turn_lengths` [N]
-    and `targets`, the ids of the response. All are vectors, so SeqIO can cache them.
+    vectors, which SeqIO can cache:
+      `narrative_tokens`, `instruction_tokens`: the separator after them, nothing when empty;
+      `turn_tokens`: all turns one after the other, the separator before each;
+      `turn_lengths` [N]: the tokens of each turn with its separator;
+      `targets`: the ids of the response.
     """
     vocabulary = output_features["inputs"].vocabulary
 
@@ -155,8 +156,8 @@ def tokenize_parts(
             "turn_lengths": turns.with_values(tf.cast(turn_ids.row_lengths(), tf.int32)),
         }
 
-    # One call of the tokenizer costs more than tokenizing an example, so examples go in batches.
-    batches = dataset.ragged_batch(_CHUNK)
+    # In batches, because one call of the tokenizer costs more than tokenizing an example.
+    batches = dataset.ragged_batch(_CHUNK_EXAMPLES)
     examples = batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     # unbatch leaves ragged tensors of no ragged dimension; a map makes them plain vectors.
     return examples.map(dict, num_parallel_calls=tf.data.AUTOTUNE)
@@ -165,9 +166,9 @@ def tokenize_parts(
 def drop_parts(
     dataset: tf.data.Dataset, narrative_dropout: float, instruction_dropout: float
 ) -> tf.data.Dataset:
-    """Empties narrative and instruction at random where `is_training`. Kim et al. 2023, section 4.
+    """Empty narrative and instruction at random where `is_training`. Kim et al. 2023, section 4.
 
-    The two draws are independent and come from SeqIO's seed: the same seed gives the same draws.
+    The two draws are independent. The same seed of SeqIO gives the same draws.
     """
 
     @functools.partial(seqio.map_over_dataset, num_seeds=1)
@@ -193,12 +194,11 @@ def join_parts(
     separators: Separators,
     sequence_length: Mapping[str, int] | None = None,
 ) -> tf.data.Dataset:
-    """Joins the parts to `inputs`, leaving the oldest whole turns out to fit with EOS.
+    """Join the parts to `inputs`, leaving the oldest whole turns out to fit with EOS.
 
-    The ids are those of `cosmo_input` after `drop_oldest_turns`. Where narrative, instruction and
-    latest turn alone are too long, the front is cut: the newest words count most. Keeps `id`, and
-    the texts as `inputs_pretokenized` (whole, also where ids were cut) and
-    `targets_pretokenized`.
+    The ids are those of `cosmo_input` after `drop_oldest_turns`. If narrative, instruction and
+    latest turn alone are too long, the front is cut. Keeps `id`, and the texts as
+    `inputs_pretokenized` (whole, also if ids were cut) and `targets_pretokenized`.
     """
     limit = (sequence_length or {}).get("inputs")
     separator_length = len(output_features["inputs"].vocabulary.encode(separators.turn))
@@ -209,7 +209,8 @@ def join_parts(
         fixed = tf.concat([example["narrative_tokens"], example["instruction_tokens"]], axis=0)
         first = 0
         if limit is not None:
-            # suffixes[i]: tokens of turns i and later; the separator before turn i goes away.
+            # formatting.first_turn_kept on tensors. suffixes[i] counts the tokens of turns i and
+            # later; the separator before turn i is not written.
             suffixes = tf.cumsum(lengths, reverse=True) - separator_length
             fits = tf.size(fixed) + suffixes + 1 <= limit
             too_long = tf.reduce_sum(tf.cast(tf.logical_not(fits), tf.int32))
@@ -217,6 +218,7 @@ def join_parts(
         start = tf.reduce_sum(lengths[:first]) + separator_length
         inputs = tf.concat([fixed, turn_tokens[start:]], axis=0)
         if limit is not None:
+            # The front goes, because the newest words count most.
             inputs = inputs[tf.maximum(tf.size(inputs) - (limit - 1), 0) :]
         history = tf.strings.reduce_join(example["turns"][first:], separator=separators.turn)
         parts = tf.stack([example["narrative"], example["instruction"], history])
@@ -239,16 +241,15 @@ def _file_dataset(
     shuffle_files: bool = False,
     seed: int | None = None,
 ) -> tf.data.Dataset:
-    """The examples of `split` as a tf.data dataset with the features `tokenize_parts` takes.
-
-    Files are read in the order of their names whatever `shuffle_files` says: ids count records in
-    that order, and SeqIO shuffles examples afterwards.
-    """
+    """Return the examples of `split` as a dataset with the features that `tokenize_parts` takes."""
+    # Not shuffled here, because ids count records in the order of files' names. SeqIO shuffles
+    # examples afterwards.
     del shuffle_files, seed
-    corpus.files(split)  # a missing path is reported here, not from inside TensorFlow
+    corpus.files(split)  # raise for a missing path here, because TensorFlow would hide the error
 
     def chunks() -> Iterator[dict[str, Any]]:
-        for chunk in _chunks(examples(split)):
+        rest = examples(split)
+        while chunk := list(itertools.islice(rest, _CHUNK_EXAMPLES)):
             yield {
                 "id": [example.id for example in chunk],
                 "narrative": [example.narrative for example in chunk],
@@ -264,18 +265,14 @@ def _file_dataset(
 
     def with_turns(example):
         turns = tf.raw_ops.StringSplitV2(input=[example["turns"]], sep=_UNIT).values
+        # As a feature, because SeqIO does not give preprocessors the split.
         return {**example, "turns": turns, "is_training": tf.constant(int(split == "train"))}
 
     return dataset.map(with_turns, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
-    while chunk := list(itertools.islice(examples, _CHUNK)):
-        yield chunk
-
-
 def _check_splits_at_spaces(vocabulary_path: Any, separators: Separators) -> None:
-    """Raises DataError for a vocabulary whose pieces may cross white space."""
+    """Raise DataError for a vocabulary whose pieces may cross white space."""
     vocabulary = load(vocabulary_path)
     parts = ("Nora feels fine.", separators.sep, "Hi, Ben!", separators.turn, "Hi")
     if vocabulary.encode("".join(parts)) != [

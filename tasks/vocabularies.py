@@ -1,7 +1,4 @@
-"""SentencePiece vocabularies without TensorFlow, and their SeqIO twin.
-
-T5's published vocabulary already holds its 100 sentinels, so nothing is added to it.
-"""
+"""Load SentencePiece vocabularies without TensorFlow, or as SeqIO's twin of them."""
 
 from __future__ import annotations
 
@@ -17,16 +14,13 @@ from cosmo.tasks.files import resolve
 # T5's vocabulary at its public home: 32,100 pieces.
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 
+# Others are refused, because decoding and every T5 checkpoint rely on these.
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A SentencePiece model. `size` counts its pieces, `fingerprint` is a hash of them.
-
-    T5's sentinels at the end are left out of the hash: HuggingFace's copy of T5's vocabulary has
-    none in its file, and every other id means the same.
-    """
+    """A SentencePiece model. `size` counts its pieces, `fingerprint` is a hash of them."""
 
     path: str
     size: int
@@ -37,33 +31,34 @@ class Vocabulary:
     unk_id: int = _SPECIAL["unk"]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without EOS."""
+        """Return the ids of `text`, without EOS."""
         return self.processor.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` up to the first EOS, padding left out.
+        """Return the text of `ids` up to the first EOS, without padding.
 
-        An id past the pieces (a model's vocabulary is often padded to a round size) reads as
-        unknown.
+        An id past the pieces decodes as unknown.
         """
         kept = []
         for id in map(int, ids):
             if id == self.eos_id:
                 break
             if id != self.pad_id:
+                # A model's vocabulary is often padded to a round size, past the pieces.
                 kept.append(id if 0 <= id < self.size else self.unk_id)
         return self.processor.decode(kept)
 
 
 def load(path: Any) -> Vocabulary:
-    """The vocabulary at `path`, read once per file. Raises DataError for what is none of ours."""
+    """Return the vocabulary at `path`, read once per file; raise DataError if it cannot be used."""
     return _load(str(resolve(path)))
 
 
 def seqio_vocabulary(path: Any) -> Any:
-    """The same vocabulary as a `seqio.SentencePieceVocabulary`. Imports SeqIO."""
-    import seqio
+    """Return the same vocabulary as a `seqio.SentencePieceVocabulary`."""
+    import seqio  # loads TensorFlow
 
+    # extra_ids=0, because T5's published vocabulary already holds its 100 sentinels.
     return seqio.SentencePieceVocabulary(load(path).path, extra_ids=0)
 
 

@@ -5,14 +5,16 @@ Training refuses a corpus with a bad record; statistics report the fault and con
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cosmo.engine.base.errors import DataError, shown
-from cosmo.tasks import casual, raw
-from cosmo.tasks.dialogues import Place, ProsocialTurn
+from cosmo.tasks import casual
+from cosmo.tasks.dialogues import Place, ProsocialTurn, utterances
 from cosmo.tasks.readers import (
     Position,
     direct_download_turn,
@@ -21,7 +23,9 @@ from cosmo.tasks.readers import (
     row_position,
     soda_dialogue,
 )
+from cosmo.tasks.record_files import read_lines, read_records
 
+T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
 
 # Parquet columns that are counted.
@@ -63,9 +67,9 @@ def records(file: Any) -> Iterator[Item | DataError]:
     """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
     try:
         if file.name.endswith(".parquet") or _is_list(file):
-            yield from raw.rows(file, COLUMNS)
+            yield from read_records(file, COLUMNS)
             return
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if not line.strip():
                 continue
             place = Place(str(file), number)
@@ -81,7 +85,7 @@ def records(file: Any) -> Iterator[Item | DataError]:
 def document(file: Any) -> Iterator[Item | DataError]:
     """Yield the entries of a file that is one JSON object."""
     try:
-        value = json.loads("".join(line for _, line in raw.lines(file)))
+        value = json.loads("".join(line for _, line in read_lines(file)))
         for name, entry in value.items():
             yield Place(str(file), 1, f"entry {name}"), entry
     except DataError as error:
@@ -93,7 +97,7 @@ def document(file: Any) -> Iterator[Item | DataError]:
 def lines(file: Any) -> Iterator[Item | DataError]:
     """Yield the lines of a text file that are not empty."""
     try:
-        for number, line in raw.lines(file):
+        for number, line in read_lines(file):
             if line.strip():
                 yield Place(str(file), number), line.rstrip("\r\n")
     except DataError as error:
@@ -101,7 +105,7 @@ def lines(file: Any) -> Iterator[Item | DataError]:
 
 
 def _is_list(file: Any) -> bool:
-    first = next((line for _, line in raw.lines(file) if line.strip()), "")
+    first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
 
 
@@ -117,7 +121,7 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             continue
         place, value = item
         try:
-            yield Read(texts(parse(value, place), place))
+            yield Read(utterances(parse(value, place), place))
         except DataError as error:
             yield error
         except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
@@ -125,44 +129,19 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             yield place.error(problem, shown(value), "the fields of the format")
 
 
-def texts(values: Sequence[Any], place: Place) -> tuple[str, ...]:
-    """Return utterances, stripped; DataError if there is none, or one is empty or no text."""
-    # A string in place of the list is an error too, because its letters are no utterances.
-    if not isinstance(values, list | tuple):
-        raise place.error("the utterances are no list", shown(values), "a list of texts")
-    if not values:
-        raise place.error("a dialogue is empty", "no utterance", "at least one")
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, str) or not value.strip():
-            raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
-    return tuple(value.strip() for value in values)
-
-
 def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Join rows to dialogues; a row that is bad or missing leaves its dialogue incomplete."""
     errors: list[DataError] = []
 
-    def rows() -> Iterator[tuple[Position | None, Any, bool]]:
-        for item in items:
-            if isinstance(item, DataError):
-                errors.append(item)
-                continue
-            place, value = item
-            if isinstance(value, list):
-                yield None, list(_nested(value, place)), True
-                continue
-            try:
-                here = row_position(value, place)
-                row = Labelled(
-                    here.response_id + 1, prosocial_turn(value, place), value.get("source")
-                )
-            except DataError as error:
-                errors.append(error)
-                continue
-            # Without the field nothing is known of the end, so it does not count as lacking.
-            yield here, row, here.episode_done or "episode_done" not in value
+    def parse(value: Any, place: Place) -> tuple[Position | None, Any, bool]:
+        if isinstance(value, list):
+            return None, list(_nested(value, place)), True
+        here = row_position(value, place)
+        row = Labelled(here.response_id + 1, prosocial_turn(value, place), value.get("source"))
+        # Without the field nothing is known of the end, so it does not count as lacking.
+        return here, row, here.episode_done or "episode_done" not in value
 
-    for group in group_by_dialogue(rows(), lambda row: row[0]):
+    for group in group_by_dialogue(_parsed(items, parse, errors), operator.itemgetter(0)):
         position, row, ended = group[-1]
         if position is None:
             yield from row
@@ -171,6 +150,21 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
         yield from errors
         errors.clear()
     yield from errors
+
+
+def _parsed(
+    items: Iterable[Item | DataError], parse: Callable[[Any, Place], T], errors: list[DataError]
+) -> Iterator[T]:
+    """Yield `parse(value, place)` of each item. Those that cannot be used go to `errors`."""
+    for item in items:
+        if isinstance(item, DataError):
+            errors.append(item)
+            continue
+        place, value = item
+        try:
+            yield parse(value, place)
+        except DataError as error:
+            errors.append(error)
 
 
 def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
@@ -223,33 +217,22 @@ def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
 
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Join rows of CSV by conv_id; one out of order leaves its dialogue incomplete."""
-    name, turns, numbers = None, [], []
-    for item in items:
-        if isinstance(item, DataError):
-            yield item
-            continue
-        place, line = item
-        if line.startswith("conv_id,"):
-            continue
-        try:
-            here, number, text = casual.empathetic_utterance(line, place)
-        except DataError as error:
-            yield error
-            continue
-        if here != name and turns:
-            yield _numbered(turns, numbers)
-            turns, numbers = [], []
-        name = here
-        turns.append(text)
-        numbers.append(number)
-    if turns:
-        yield _numbered(turns, numbers)
-
-
-def _numbered(turns: Sequence[str], numbers: Sequence[int]) -> Read:
-    whole = list(numbers) == list(range(1, len(numbers) + 1))
-    return Read(tuple(turns), lacks="" if whole else "beginning" if numbers[0] != 1 else "middle")
+    """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
+    errors: list[DataError] = []
+    rows = (
+        item
+        for item in items
+        if isinstance(item, DataError) or not item[1].startswith("conv_id,")  # the header
+    )
+    parsed = _parsed(rows, casual.empathetic_utterance, errors)
+    for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
+        _, numbers, turns = zip(*group, strict=True)
+        whole = numbers == tuple(range(1, len(numbers) + 1))
+        lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
+        yield Read(turns, lacks=lacks)
+        yield from errors
+        errors.clear()
+    yield from errors
 
 
 def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:

@@ -10,9 +10,9 @@ import argparse
 import io
 import string
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError
@@ -27,31 +27,38 @@ _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
 
 
+def corpus_of(file: Any) -> str:
+    """Return "soda" or "prosocial", by the fields of the first record of `file`; else DataError."""
+    found = looks_like(file)
+    if found == "SODA":
+        return "soda"
+    if found in PROSOCIAL:
+        return "prosocial"
+    raise DataError.at(
+        file,
+        None,
+        "the corpus cannot be told from the first record",
+        got=found or "a file of no known corpus",
+        expected="SODA (narrative, dialogue, speakers) or ProsocialDialog (context, response, ...)",
+        remedy="Give files of these corpora.",
+    )
+
+
 def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
     """Yield every text that a model reads or writes for `split`, each once per dialogue."""
     for path in inputs:
         # A file named on the command line is read, whatever split its name has.
         files = [resolve(path)] if resolve(path).is_file() else files_for_split(path, split)
         for file in files:
-            corpus = looks_like(file)
-            if corpus == "SODA":
+            if corpus_of(file) == "soda":
                 dialogues = ((soda_examples(item), ()) for item in read_soda({split: file}, split))
-            elif corpus in PROSOCIAL:
+            else:
                 dialogues = (
                     (
                         prosocial_examples(item),
                         [text for turn in item.turns for text in (turn.safety_label, *turn.rots)],
                     )
                     for item in read_prosocial({split: file}, split)
-                )
-            else:
-                raise DataError.at(
-                    file,
-                    None,
-                    "the corpus cannot be told from the first records",
-                    got=f"fields of {corpus or 'no corpus known here'}",
-                    expected="those of SODA (narrative, dialogue, speakers) or ProsocialDialog",
-                    remedy="Give files of these corpora.",
                 )
             for examples, more in dialogues:
                 texts = list(more)
@@ -153,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         output = Path(options.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, model)
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have
             message = f"--vocab_size={options.vocab_size} is less than the characters need"

@@ -14,12 +14,12 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from canary import labels, reading
-    from cosmo.engine.infer import answer_files, bulk, infer
+    from cosmo.engine.infer import answer_files, bulk
 
     window = args.window
     if window is None and args.per_turn:
         # Every turn is a row: fewer dialogues fill the same number of batches.
-        window = infer.SORTED_BATCHES * max(args.batch_size, 1) // USUAL_TURNS
+        window = bulk.PART_BATCHES * max(args.batch_size, 1) // USUAL_TURNS
     # Flags and the input are checked first, because a model takes long to load.
     sharding = bulk.Sharding(args.num_shards, args.shards, window, args.overwrite)
     layout = answer_files.output_files(args.output, args.num_shards)

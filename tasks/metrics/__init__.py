@@ -1,14 +1,20 @@
 """Metrics of generated responses and of likelihoods, on numpy and the standard library.
 
-The functions have the signatures that SeqIO asks of metric functions and return a mapping from
-name to float: `f1`, `bleu4`, `distinct`, `response_length` judge texts, `perplexity` and
-`token_accuracy` judge scores, `label_accuracy` and `rot_overlap` judge what Canary wrote.
+The functions have the signatures of SeqIO's metric functions and return {name: float}. `f1`,
+`bleu4`, `distinct` and `response_length` measure texts, `perplexity` and `token_accuracy` scores,
+`label_accuracy` and `rot_overlap` Canary's texts.
 """
 
 from cosmo.tasks.metrics.likelihood import perplexity, token_accuracy
-from cosmo.tasks.metrics.overlap import bleu4, f1, pair_bleu4, pair_f1
-from cosmo.tasks.metrics.responses import distinct, response_length
-from cosmo.tasks.metrics.safety_text import label_accuracy, rot_overlap
+from cosmo.tasks.metrics.responses import (
+    bleu4,
+    distinct,
+    f1,
+    pair_bleu4,
+    pair_f1,
+    response_length,
+)
+from cosmo.tasks.metrics.safety import label_accuracy, rot_overlap
 
 __all__ = [
     "bleu4",

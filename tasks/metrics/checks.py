@@ -7,7 +7,7 @@ from typing import Any
 
 
 def same_length(**lists: Sequence[Any]) -> None:
-    """Raises ValueError unless all `lists` are as long as one another and not empty."""
+    """Raise ValueError unless all `lists` have one length, which is not 0."""
     lengths = {name: len(values) for name, values in lists.items()}
     if 0 in lengths.values():
         raise ValueError(f"nothing to measure: got lengths {lengths}, expected at least 1 example")

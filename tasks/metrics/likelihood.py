@@ -1,9 +1,8 @@
-"""Perplexity and token accuracy from per-example scores.
+"""Compute perplexity and token accuracy from per-example scores.
 
-`scores[i]` is the natural-log likelihood of target i, summed over its tokens, and `aux_values`
-holds per-example counts: `num_tokens` (target tokens, EOS among them) and `num_correct` (those
-the model ranks first). SeqIO's evaluator hands over scores and auxiliary values as one pair in
-`scores`; that form is taken too.
+`scores[i]` is the natural-log likelihood of target i, summed over its tokens. `aux_values` holds
+per-example counts: `num_tokens` (target tokens, EOS among them) and `num_correct` (those that the
+model ranks first). `scores` may also be the pair (scores, aux_values), as in SeqIO's evaluator.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from cosmo.tasks.metrics.checks import same_length
 def perplexity(
     targets: Sequence[Any], scores: Any, aux_values: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """Exp of the mean negative log likelihood per target token over all examples."""
+    """Return exp of the mean negative log-likelihood per target token over all examples."""
     scores, (num_tokens,) = _unpack(targets, scores, aux_values, ("num_tokens",))
     nats = -math.fsum(scores) / num_tokens.sum()
-    # A diverged model's loss has no finite exponential: that is a number to report, not an error.
+    # Infinity and no error, because a diverged model's perplexity is a number to report.
     return {"perplexity": math.exp(nats) if nats < 700 else math.inf}
 
 
 def token_accuracy(
     targets: Sequence[Any], scores: Any, aux_values: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """The share of all target tokens that the model ranks first, 0 to 1."""
+    """Return the share of all target tokens that the model ranks first, 0 to 1."""
     wanted = ("num_tokens", "num_correct")
     _, (num_tokens, num_correct) = _unpack(targets, scores, aux_values, wanted)
     return {"token_accuracy": float(num_correct.sum() / num_tokens.sum())}
@@ -39,7 +38,7 @@ def token_accuracy(
 def _unpack(
     targets: Sequence[Any], scores: Any, aux_values: Mapping[str, Any] | None, names: Sequence[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(scores, the counts called `names`) as float64 vectors, checked. Raises ValueError."""
+    """Return (scores, the counts called `names`) as float64 vectors; raise ValueError."""
     if aux_values is None and isinstance(scores, tuple) and len(scores) == 2:
         scores, aux_values = scores
     for name in names:

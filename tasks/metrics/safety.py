@@ -1,6 +1,9 @@
-"""How well dialogue safety labels were found: tables of counts, and what follows from them.
+"""Measure safety labels and rules of thumb (RoTs): from tables of counts, or from Canary's texts.
 
 Labels are those of `cosmo.tasks.safety`, five (LABELS) or three (CLASSES), in order of severity.
+
+`targets` of the metrics of texts are as `safety.target` writes them, in either label style. A
+prediction that starts with no label has none: its label counts as wrong, and all of it is RoT text.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from cosmo.tasks.metrics.checks import same_length
-from cosmo.tasks.safety import LABELS
+from cosmo.tasks.metrics.responses import bleu4, f1
+from cosmo.tasks.safety import LABELS, STYLES, parse_answer, three_class
 
 
 def confusion(
     golds: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """How often gold label i was taken for label j: int64 [C, C], gold down, predicted across.
+    """Return how often gold label i was taken for label j: int64 [C, C], gold down.
 
     Raises ValueError for lists that do not match and for a label that is not of `labels`.
     """
@@ -35,15 +39,15 @@ def confusion(
 
 
 def accuracy(counts: np.ndarray) -> float:
-    """The share of examples on the diagonal of a confusion matrix, 0 to 1."""
+    """Return the share of examples on the diagonal of a confusion matrix, 0 to 1."""
     return float(np.trace(counts) / counts.sum())
 
 
 def per_class(counts: np.ndarray) -> list[dict[str, float | int | None]]:
-    """Of each label: precision, recall, f1 (0 to 1), and how often it was gold and predicted.
+    """Return each label's precision, recall, f1 (0 to 1), and its counts as gold and predicted.
 
-    Precision is None for a label that was never predicted, recall for one that never was gold, and
-    F1, 2 TP / (2 TP + FP + FN), for one that was neither.
+    Precision is None for a label that was never predicted, and recall for one that never was gold.
+    F1, 2 TP / (2 TP + FP + FN), is None for one that was neither.
     """
     right, gold, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     return [
@@ -59,21 +63,21 @@ def per_class(counts: np.ndarray) -> list[dict[str, float | int | None]]:
 
 
 def macro_f1(counts: np.ndarray) -> float:
-    """Mean F1 of the labels that are gold or predicted at least once, each weighing the same."""
+    """Return the mean F1 of the labels that are gold or predicted at least once."""
     return float(np.mean([row["f1"] for row in per_class(counts) if row["f1"] is not None]))
 
 
 def calibration(
     confidences: Sequence[float], correct: Sequence[bool], bins: int = 15
 ) -> dict[str, Any]:
-    """Expected calibration error, and the reliability diagram that it sums up.
+    """Return the expected calibration error, and the reliability diagram that it sums up.
 
-    Guo et al. 2017, equation 3: examples are put into M = `bins` intervals of equal width,
-    ((m - 1) / M, m / M], by the probability of the label that was chosen; the error is the mean
+    Guo et al. 2017, equation 3. The chosen label's probability puts an example into one of
+    M = `bins` intervals ((m - 1) / M, m / M]. The error is the mean
     over examples of |accuracy - mean confidence| of their interval, 0 to 1. 15 is the paper's M.
 
-    Returns {"error": float, "bins": one {"from", "to", "examples", "accuracy", "confidence"} for
-    each interval; the last two are None where it is empty}. Raises ValueError for a confidence
+    The result is {"error": float, "bins": one {"from", "to", "examples", "accuracy", "confidence"}
+    for each interval}; the last two are None if it is empty. Raises ValueError for a confidence
     that is no probability.
     """
     same_length(confidences=confidences, correct=correct)
@@ -82,7 +86,7 @@ def calibration(
         wrong = confidence[~((confidence >= 0) & (confidence <= 1))][0]
         raise ValueError(f"not a probability: got {wrong}, expected a number from 0 to 1")
     edges = np.arange(bins + 1) / bins
-    # side="left": a confidence on an edge belongs to the interval below it, and 0 to the first.
+    # side="left", because a confidence on an edge belongs to the interval below it.
     place = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
     examples = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, values, bins) for values in (right, confidence)]
@@ -100,5 +104,54 @@ def calibration(
     return {"error": float(error), "bins": diagram}
 
 
+# None and not 0, because a label without examples must not lower a mean.
 def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
+
+
+def label_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Return how often the label is right (of five; of three classes) and written, 0 to 1.
+
+    Raises ValueError for a target without a label.
+    """
+    same_length(targets=targets, predictions=predictions)
+    gold = [_gold(target)[0] for target in targets]
+    written = [_parsed(prediction)[0] for prediction in predictions]
+    pairs = list(zip(gold, written, strict=True))
+    classes = [w is not None and three_class(g) == three_class(w) for g, w in pairs]
+    return {
+        "label_accuracy": float(np.mean([g == w for g, w in pairs])),
+        "class_accuracy": float(np.mean(classes)),
+        "label_written": float(np.mean([w is not None for _, w in pairs])),
+    }
+
+
+def rot_overlap(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Return the mean BLEU-4 and token F1 of RoT texts, over the examples whose target has RoTs.
+
+    If none has, only `rot_examples`, their number, is there. A prediction without RoTs counts 0.
+    """
+    same_length(targets=targets, predictions=predictions)
+    gold = [_gold(target)[1] for target in targets]
+    written = [_parsed(prediction)[1] for prediction in predictions]
+    pairs = [(g, w) for g, w in zip(gold, written, strict=True) if g]
+    if not pairs:
+        return {"rot_examples": 0.0}
+    rots, guesses = (list(column) for column in zip(*pairs, strict=True))
+    return {
+        "rot_bleu4": bleu4(rots, guesses)["bleu4"],
+        "rot_f1": f1(rots, guesses)["f1"],
+        "rot_examples": float(len(pairs)),
+    }
+
+
+def _parsed(text: str) -> tuple[str | None, str]:
+    found = (parse_answer(text, style) for style in STYLES)
+    return next((pair for pair in found if pair[0] is not None), (None, text.strip()))
+
+
+def _gold(target: str) -> tuple[str, str]:
+    label, rots = _parsed(target)
+    if label is None:
+        raise ValueError(f"a target without a safety label: got {target!r}")
+    return label, rots

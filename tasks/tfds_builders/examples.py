@@ -1,7 +1,8 @@
-"""What both builders share: the features of an example and where the corpus lies."""
+"""Share the features of an example and the folder of the corpus between both builders."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ folder {name}/ of the manual directory, or name that folder itself as the manual
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The features that `cosmo.tasks.seqio_tasks` reads: those of `Example`, and `is_training`."""
+    """Return the features that `cosmo.tasks.seqio_tasks` reads: `Example`'s, and `is_training`."""
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
@@ -30,29 +31,18 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def corpus_folder(manual_dir: Any, name: str) -> Any:
-    """Where the corpus lies: `manual_dir/name` if it is there, else `manual_dir` itself."""
+    """Return the corpus's folder: `manual_dir/name` if it is there, else `manual_dir` itself."""
     return manual_dir / name if (manual_dir / name).exists() else manual_dir
 
 
 def splits(folder: Any) -> list[str]:
-    """The splits to build, those with files.
-
-    Where none has files it is `train`: reading that raises the DataError that says what is amiss.
-    """
+    """Return the splits with files, or `train` if there is none."""
+    # train, because reading it raises the DataError that explains what is missing.
     return splits_of(folder) or ["train"]
 
 
 def rows(examples: Iterable[Example], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, features) of each example."""
+    """Yield (key, features) for each example."""
     for example in examples:
-        yield (
-            example.id,
-            {
-                "id": example.id,
-                "narrative": example.narrative,
-                "instruction": example.instruction,
-                "turns": list(example.turns),
-                "response": example.response,
-                "is_training": int(split == "train"),
-            },
-        )
+        features = {**dataclasses.asdict(example), "is_training": int(split == "train")}
+        yield example.id, {**features, "turns": list(example.turns)}

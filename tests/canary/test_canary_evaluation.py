@@ -58,7 +58,7 @@ def test_cases_are_the_dialogue_so_far(corpus):
 
 
 def test_gold_rots_are_scored_after_the_gold_label(canary, corpus):
-    """Oracle: teacher-forced scores of target and label alone, by `infer.score`."""
+    """Oracle: teacher-forced scores of target and label alone, by `infer.scoring`."""
     cases = list(evaluation.cases(str(corpus), "test"))
     found = evaluation.measure(canary, cases, canary.decoding())
     for case, one, chirp in zip(cases, found, canary.chirp([c.turns for c in cases]), strict=True):
@@ -69,13 +69,11 @@ def test_gold_rots_are_scored_after_the_gold_label(canary, corpus):
         context = canary.context(case.turns)
         label = canary.session.vocabulary.encode(safety.label_text(case.gold.label, canary.style))
         rots = (*canary.session.vocabulary.encode(", ".join(case.gold.rots)), 1)
-        both, alone = infer.score(
-            canary.session,
-            [
-                datasets.Row(str(i), "", context.input_ids, "", targets)
-                for i, targets in enumerate([(*label, *rots), tuple(label)])
-            ],
-        )
+        rows = [
+            datasets.Row(str(i), "", context.input_ids, "", targets)
+            for i, targets in enumerate([(*label, *rots), tuple(label)])
+        ]
+        both, alone = infer.answer(canary.session, rows, infer.scoring(canary.session))
         kept = canary.session.lengths["targets"] - len(label)
         assert one.rot_tokens == min(len(rots), kept)
         np.testing.assert_allclose(

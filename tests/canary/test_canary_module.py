@@ -40,7 +40,7 @@ def spelt(run) -> Canary:
 
 @pytest.mark.parametrize("style", ["canary", "spelt"])
 def test_probabilities_are_of_the_exact_log_likelihoods(request, style):
-    """Oracle: `infer.score` of every label after the context, and a softmax in numpy."""
+    """Oracle: `infer.scoring` of every label after the context, and a softmax in numpy."""
     canary = request.getfixturevalue(style)
     chirp = canary.chirp(DIALOGUES[1])
     context = canary.context(DIALOGUES[1])
@@ -48,7 +48,12 @@ def test_probabilities_are_of_the_exact_log_likelihoods(request, style):
         datasets.Row(label, context.inputs, context.input_ids, label, tuple(tokens))
         for label, tokens in zip(safety.LABELS, canary.choices, strict=True)
     ]
-    scores = np.array([found.scores[0] for found in infer.score(canary.session, rows)])
+    scores = np.array(
+        [
+            found.scores[0]
+            for found in infer.answer(canary.session, rows, infer.scoring(canary.session))
+        ]
+    )
     wanted = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     assert tuple(chirp.probabilities) == safety.LABELS
     np.testing.assert_allclose(list(chirp.probabilities.values()), wanted, atol=1e-5)
@@ -78,7 +83,10 @@ def test_text_is_what_the_label_is_continued_with(canary):
             datasets.Row(str(i), "", context.input_ids, "", (*prefix, *tokens, i))
             for i in range(1, canary.session.vocabulary.size)
         ]
-        scores = [found.scores[0] for found in infer.score(canary.session, candidates)]
+        scores = [
+            found.scores[0]
+            for found in infer.answer(canary.session, candidates, infer.scoring(canary.session))
+        ]
         tokens.append(1 + int(np.argmax(scores)))
     begun = canary.chirp(turns, max_new_tokens=2)
     assert begun.rot_text == canary.session.vocabulary.decode(tokens).strip()

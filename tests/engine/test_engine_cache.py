@@ -277,6 +277,16 @@ def test_engine_cache_other_settings_and_occupied_folders(tmp_path):
                 settings(name), str(folder), **{"recipe": "A = 1\nB = 2", **changes}
             )
     cache_writing.write_cache(settings(name), str(folder), epochs=2, overwrite=True)
+    # Modules may be renamed, values may not.
+    recipes = [
+        f"from x import {module}\n{module}.Config.path = {path!r}\nb.c = @{module}.Config()"
+        for module, path in (("old", "a.txt"), ("new_name", "a.txt"), ("new_name", "b.txt"))
+    ]
+    again = {"overwrite": True, "epochs": 2}
+    cache_writing.write_cache(settings(name), str(folder), recipe=recipes[0], **again)
+    cache_writing.write_cache(settings(name), str(folder), recipe=recipes[1], epochs=2)
+    with pytest.raises(UserError, match=r"recipe=\[\"Config.path = 'a.txt'\"\], this command"):
+        cache_writing.write_cache(settings(name), str(folder), recipe=recipes[2], epochs=2)
     assert json.loads((folder / cache_reading.MANIFEST).read_text())["epochs"] == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -214,7 +214,7 @@ def test_a_resume_keeps_the_window_whatever_the_batch_size(run, config, tmp_path
         if len(written) == 2:
             raise Killed
 
-    monkeypatch.setattr(infer, "SORTED_BATCHES", 2)
+    monkeypatch.setattr(bulk, "PART_BATCHES", 2)
     monkeypatch.setattr(answer_files, "write_part", stop_after_two)
     with pytest.raises(Killed):
         run(tmp_path, source, settings=config(batch_size=3), part_size=None)

@@ -69,12 +69,17 @@ def test_answers_come_back_in_order_and_do_not_depend_on_neighbours(network):
     """Oracle: each row answered alone; and padded to the full length, not to its bucket."""
     decoding = DecodingConfig(5)
     (rows,) = records(20).read([record_sources.Span(0, 0, 20)])
-    together = list(infer.predict(session(network, 3), rows, decoding))
+
+    def generate(rows, **changes):
+        opened = session(network, 3, **changes)
+        return infer.answer(opened, rows, infer.generation(opened, decoding))
+
+    together = generate(rows)
     assert [answer.row for answer in together] == rows
     assert len({answer.predictions for answer in together}) > 5
     for answer, row in zip(together, rows, strict=True):
-        (alone,) = infer.predict(session(network, 3), [row], decoding)
+        (alone,) = generate([row])
         assert alone.predictions == answer.predictions
         assert alone.scores == pytest.approx(answer.scores, rel=2e-5)
-    full = infer.predict(session(network, 3, bucketed=False), rows, decoding)
+    full = generate(rows, bucketed=False)
     assert [a.predictions for a in full] == [a.predictions for a in together]

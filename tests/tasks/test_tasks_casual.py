@@ -135,7 +135,7 @@ def test_every_beginning_is_a_casual_example():
         ),
         (read_dailydialog, "train.txt", "a __eou__ __eou__\n", ":1: utterance 2 is empty"),
         (read_dailydialog, "train.txt", "no mark\n", ":1: not a line of DailyDialog"),
-        (read_dailydialog, "train.txt", "\n", "the data holds no dialogue"),
+        (read_dailydialog, "train.txt", "\n", "the data holds no record"),
         (read_empathetic, "train.csv", "a,b\n", ":1: not EmpatheticDialogues' header"),
         (read_empathetic, "train.csv", ED_HEADER + "a,1,b\n", ":2: a row with a wrong number"),
         (
@@ -145,7 +145,7 @@ def test_every_beginning_is_a_casual_example():
             "'utterance_idx' is no number",
         ),
         (read_empathetic, "train.csv", ED_HEADER + ed_row("c", 1, " "), "'utterance' is empty"),
-        (read_empathetic, "train.csv", ED_HEADER, "the data holds no dialogue"),
+        (read_empathetic, "train.csv", ED_HEADER, "the data holds no record"),
         (read_blended, "train.json", "[3]", "not a dialogue"),
         (read_blended, "train.json", json.dumps([{"dialog": []}]), "'free_turker_utterance' is mi"),
         (

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks.readers import read_prosocial, read_soda
+from cosmo.tasks.readers import Position, group_by_dialogue, read_prosocial, read_soda
 from tests.tasks.tasks_samples import prosocial_row, soda_row, write_lines
 
 
@@ -118,7 +118,7 @@ def test_damaged_files(tmp_path):
         ("a.jsonl.gz", whole[: len(whole) // 2], "cut short"),
         ("b.jsonl", b'{"a": "\xff\xfe"}', "not a text file"),
         ("c.parquet", b"PAR1 nothing", "Parquet file is damaged"),
-        ("d.jsonl", b"", "holds no dialogue"),
+        ("d.jsonl", b"", "holds no record"),
     ):
         if name.endswith("parquet"):
             pytest.importorskip("pyarrow")
@@ -145,6 +145,16 @@ def test_rows_of_a_dialogue_are_joined(tmp_path):
     assert [len(d.turns) for d in dialogues] == [2, 1, 1]
     assert dialogues[0].turns[1].context == "I was rude today 0 1"
     assert dialogues[0].turns[0].rots == ("It's wrong to be rude.",)
+
+
+def test_rows_are_grouped_by_dialogue():
+    """Oracle: by hand: a hole stays inside; another number, a jump back, an end and a row without a
+    place each begin another group.
+    """
+    rows = [(0, 0), (0, 2), (1, 3), (1, 3), (1, 0), None, (1, 1), (1, 2, True), (1, 3)]
+    groups = group_by_dialogue(rows, lambda row: row and Position(*row, *[False] * (3 - len(row))))
+    ends = [list(group)[-1] for group in groups]
+    assert ends == [(0, 2), (1, 3), (1, 3), (1, 0), None, (1, 2, True), (1, 3)]
 
 
 def test_incomplete_dialogues_are_counted_and_not_used(tmp_path, caplog):

@@ -95,12 +95,12 @@ def test_parse_takes_a_target_apart(style):
     for label in safety.LABELS:
         text = safety.target(label, ["It's rude.", "B"], style)
         rots = "" if label == "__casual__" else "It's rude., B"
-        assert safety.parse(f" {text} ", style) == (label, rots)
-        assert safety.parse(safety.label_text(label, style), style) == (label, "")
-    assert safety.parse("It's rude.", style) == (None, "It's rude.")
-    assert safety.parse("", style) == (None, "")
+        assert safety.parse_answer(f" {text} ", style) == (label, rots)
+        assert safety.parse_answer(safety.label_text(label, style), style) == (label, "")
+    assert safety.parse_answer("It's rude.", style) == (None, "It's rude.")
+    assert safety.parse_answer("", style) == (None, "")
     glued = safety.label_text("__casual__", style) + "x"
-    assert safety.parse(glued, style) == (None, glued)
+    assert safety.parse_answer(glued, style) == (None, glued)
 
 
 @pytest.mark.parametrize("style", safety.STYLES)

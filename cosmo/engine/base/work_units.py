@@ -22,10 +22,10 @@ ITEMS_SHOWN = 3  # of a list that differs, such as the lines of a recipe
 
 @dataclasses.dataclass(frozen=True)
 class WorkUnits:
-    """The units of work behind an output.
+    """The units of work behind an output, which is the name in errors.
 
-    `folder` is a hidden folder beside it (a path of pathlib or etils), for the plan, for notes of
-    finished units and for files that are being written. Errors call the work `output`.
+    `folder` is a hidden folder beside it, as a path of pathlib or etils. It holds the plan, the
+    notes of finished units, and files that are being written.
     """
 
     output: Any
@@ -55,7 +55,7 @@ class WorkUnits:
         """Raise UserError that names the first of `settings` that is not as it was `kept`."""
         # Through JSON, as the kept ones went: tuples become lists.
         old, new = _flat(kept), _flat(json.loads(json.dumps(settings)))
-        for name in (*new, *old):
+        for name in (*new, *old):  # a setting may be missing on either side
             before, now = old.get(name), new.get(name)
             if before == now:
                 continue
@@ -73,6 +73,7 @@ class WorkUnits:
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Write the plan, unless another process has begun work of the same settings."""
         if self.read_plan(plan["settings"]) is None:
+            # Indented, because errors send people to this file.
             self.write(self.plan_path, json.dumps(plan, indent=1) + "\n")
 
     def replacing(self, path: Any) -> contextlib.AbstractContextManager[Any]:
@@ -115,7 +116,7 @@ class WorkUnits:
             for path in results:
                 path.unlink(missing_ok=True)
             if self.folder.exists():
-                # The plan goes last: after a kill it still says that the files are ours.
+                # The plan goes last: after a kill it still marks the files as ours.
                 for path in self.folder.iterdir():
                     if path.name != self.plan_name:
                         path.unlink(missing_ok=True)

@@ -191,7 +191,7 @@ def restore_adafactor(
     _check(source, abstract_params, description)
     if source.format != "t5x":
         raise UserError(
-            f"{source} has no optimizer state to go on with", setting="RESTORE_OPTIMIZER_STATE"
+            f"{source} has no optimizer state to continue from", setting="RESTORE_OPTIMIZER_STATE"
         )
     states = t5x_adafactor.read_state(
         source.path, source.others, source.network, source.step, abstract
@@ -201,6 +201,7 @@ def restore_adafactor(
 
 def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
     """Raise UserError if a foreign checkpoint is of another model or vocabulary."""
+    # Shapes first: their error says more than that of a field of the network.
     found = {path: array.shape for path, array in source.params.items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()}
     check_shapes(str(source), found, wanted)

@@ -52,7 +52,7 @@ class CheckpointWriter:
         self.newest = _newest_sound_step(model_dir)
         self.best: int | None = None
         self._step: int | None = None  # of the save in progress
-        self._bytes = 0
+        self._bytes = 0  # of its arrays, before compression: for an error of a full disk
         self._failed = False
         run_checkpoints.quiet_orbax()
         several = jax.process_count() > 1
@@ -80,8 +80,8 @@ class CheckpointWriter:
         """Start to save `state`. Return once the arrays are copied; writing continues meanwhile.
 
         `progress` is JSON that the run must remember beside its arrays. Raises UserError if this
-        save cannot begin or the one before it failed. Of several processes, it also does so if one
-        does not come to save within `save_timeout` seconds.
+        save cannot begin or the one before it failed, or if another process does not come to save
+        within `save_timeout` seconds.
         """
         self.wait()
         self._step, self._bytes = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -211,7 +211,7 @@ class CheckpointWriter:
             os._exit(1)
 
         timer = threading.Timer(2 * self.timeout, end)
-        timer.daemon = True
+        timer.daemon = True  # it must not keep a finished process running
         timer.start()
         try:
             yield
@@ -221,6 +221,7 @@ class CheckpointWriter:
 
 def late_processes(message: str) -> str:
     """Return the processes that a failed barrier of JAX's names, such as "1, 3"; "" if unknown."""
+    # JAX offers no list: its text names them one a line, as /job:jax_worker/.../task:1.
     names = re.search(r"task names:\s*(.*?)(?:\n\s*\n|$)", message, re.S)
     found = re.findall(r"(\d+)\s*$", names.group(1), re.M) if names else []
     return ", ".join(found)
@@ -245,7 +246,9 @@ def _newest_sound_step(model_dir: str) -> int | None:
     while True:
         steps = run_checkpoints.completed_steps(model_dir) if first else []
         # A bucket may list files differently to each process: the first one's list decides.
-        step = _of_first_process(steps[-1] if steps else -1)
+        step = steps[-1] if steps else -1
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step < 0 and moved:
             raise UserError(
                 f"every checkpoint of {model_dir} was damaged, and is now in {DAMAGED}/ there; "
@@ -294,12 +297,6 @@ def _move_away(path: epath.Path, why: str) -> None:
     )
 
 
-def _of_first_process(number: int) -> int:
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
 def any_process(flag: bool) -> bool:
     """Return whether `flag` is true in any process. Every process must call this; all wait."""
     if jax.process_count() == 1:
@@ -309,6 +306,7 @@ def any_process(flag: bool) -> bool:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error, the errors grouped in it and its causes, outermost first."""
+    # Orbax wraps errors of its threads several times, also in groups.
     seen, todo = set(), [error]
     while todo:
         link = todo.pop(0)

@@ -17,7 +17,7 @@ from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import describe, nested
+from cosmo.engine.checkpoints.description import check_vocabulary, describe, nested
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState
@@ -56,12 +56,13 @@ def import_checkpoint(
     source = any_format.open_source(path, format)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
+    # HuggingFace stores no step, so a user may know better than the file.
     step = source.step if step is None else step
     if step < 0:
         raise UserError(f"step={step}; a checkpoint's step is 0 or above")
     description = describe(models.EncoderDecoderModel(source.network), vocabulary)
     if vocabulary is not None:
-        log.info(check_vocabulary(source, vocabulary))
+        log.info(describe_vocabulary_fit(source, vocabulary))
         any_format.check_own_vocabulary(source, description["vocabulary"])
     description["imported_from"] = {
         "format": source.format,
@@ -158,17 +159,13 @@ def export_checkpoint(
     return source
 
 
-def check_vocabulary(source: Source, vocabulary: Vocabulary) -> str:
+def describe_vocabulary_fit(source: Source, vocabulary: Vocabulary) -> str:
     """Return how a vocabulary fits a checkpoint's embedding, as a sentence.
 
     Raises UserError if it has more pieces than the embedding has rows.
     """
     rows, pieces = source.network.vocab_size, vocabulary.size
-    if pieces > rows:
-        raise UserError(
-            f"vocabulary {vocabulary.path} has {pieces} pieces, {source}'s embedding {rows} rows: "
-            "it belongs to another model"
-        )
+    check_vocabulary(models.EncoderDecoderModel(source.network), vocabulary)
     if pieces == rows:
         return f"{pieces:,} pieces, a row of the embedding each"
     # Models pad their embedding to a round size, for the hardware's sake.

@@ -160,6 +160,7 @@ def start_saving(manager, step: int, state: Any, description: Any, progress: Any
 
 def read_progress(saver, step: int) -> dict[str, Any]:
     """Return the progress saved at `step`; empty in an imported checkpoint, which has none."""
+    # Orbax raises an error for an item that is not there.
     if not (epath.Path(saver.directory) / str(step) / "progress").exists():
         return {}
     return _read_json(saver, step, "progress")
@@ -210,6 +211,7 @@ def locate(path: epath.PathLike) -> tuple[str, int] | None:
     MODEL_DIR/best. Raises UserError if the named checkpoint, or every one of a run, is damaged.
     """
     folder = epath.Path(path)
+    # Early stopping moves `best` by writing a number: a link would not work in a bucket.
     if folder.name == BEST and folder.exists() and not folder.is_dir():
         folder = folder.parent / FOLDER / folder.read_text().strip()
         if not folder.exists():
@@ -256,6 +258,7 @@ def completed_steps(model_dir: epath.PathLike) -> list[int]:
     folder = epath.Path(model_dir) / FOLDER
     if not folder.exists():
         return []
+    # Not by Orbax's manager, which takes seconds to import, and lists unfinished ones too.
     return sorted(
         int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()
     )

@@ -65,11 +65,13 @@ class RowFormat:
 
     def encode(self, row: np.ndarray, names: Sequence[str]) -> bytes:
         """Return the record of `row`, int [width], and of its examples' ids."""
+        # Ids are stored so that `cache --show` can name the examples of a row.
         text = "\n".join(name.replace("\n", " ") for name in names)
         return row.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes() + text.encode()
 
     def decode(self, records: Sequence[bytes]) -> np.ndarray:
         """Return the rows of records, int32 [records, width]."""
+        # One conversion for all records is faster than one for each.
         joined = b"".join([record[: self.size] for record in records])
         rows = np.frombuffer(joined, np.dtype(self.dtype).newbyteorder("<"))
         return rows.reshape(len(records), self.width).astype(np.int32)
@@ -106,6 +108,7 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """Return a hash of a cache's format and of all its bytes, 32 hexadecimal digits."""
+    # By the shards' checksums, not by paths: a cache may be moved.
     parts = [manifest["format"], [shard["sha256"] for shard in manifest["shards"]]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -127,6 +130,7 @@ class Cache:
         self.manifest = _read_manifest(self.path)
         self.fingerprint = self.manifest["fingerprint"]
         self.format = RowFormat(**self.manifest["format"])
+        # Without empty shards, each row number lies in exactly one range of `starts`.
         self.shards = [shard for shard in self.manifest["shards"] if shard["rows"]]
         self.starts = np.cumsum([0] + [shard["rows"] for shard in self.shards])
         self.rows = int(self.starts[-1])
@@ -145,7 +149,7 @@ class Cache:
         numbers = np.asarray(numbers, np.int64)
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         found: list[bytes] = [b""] * len(numbers)
-        for index in np.unique(shards):
+        for index in np.unique(shards):  # one call a shard: each call has a cost of its own
             places = np.flatnonzero(shards == index)
             positions = (numbers[places] - self.starts[index]).tolist()
             try:
@@ -167,7 +171,7 @@ class Cache:
     def _reader(self, index: int):
         from array_record.python import array_record_module
 
-        with self._lock:
+        with self._lock:  # Grain's threads read at once
             if index not in self._readers:
                 shard = self.shards[index]
                 reader = array_record_module.ArrayRecordReader(
@@ -282,7 +286,7 @@ def row_numbers(start: int, stop: int, rows: int, seed: int | None) -> np.ndarra
 
 def starting_count(cache: Cache, position: Any, seed: int | None) -> int:
     """Return the rows that all processes had read at a checkpoint's `position`."""
-    if not isinstance(position, Mapping):
+    if not isinstance(position, Mapping):  # None of a run that read SeqIO
         return 0
     if position.get("cache") != cache.fingerprint:
         log.warning(
@@ -304,7 +308,7 @@ class _Batches:
         self.mine = slice(shard * share, (shard + 1) * share)
 
     def __len__(self) -> int:
-        return sys.maxsize // self.batch_size
+        return sys.maxsize // self.batch_size  # Grain asks for a length; training ends by steps
 
     def __getitem__(self, number: int) -> TrainBatch:
         first = self.start + number * self.batch_size

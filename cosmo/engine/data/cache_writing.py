@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,8 +92,8 @@ def write_cache(
         allow_unknown: whether to cache text that the vocabulary hardly knows.
         recipe: text kept with the cache; only a command of the same recipe continues it.
 
-    Raises UserError if the output was begun with other settings, if a task is empty, or if more
-    than MAX_UNKNOWN_SHARE of a task's pieces are unknown.
+    Raises UserError if the output was begun with other settings or if a task is empty. Raises it
+    too if more than MAX_UNKNOWN_SHARE of a task's pieces are unknown.
     """
     given = {"epochs": epochs, "processes": processes, "shards_per_epoch": shards_per_epoch}
     for name, number in given.items():
@@ -104,18 +105,23 @@ def write_cache(
         )
     folder = Path(output)
     units = WorkUnits(output, folder / WORK)
+    # Before anything is removed: an unknown task must not cost a cache.
+    settings = _settings(config, epochs, shards_per_epoch, recipe)
     if overwrite:
         units.remove([*folder.glob("rows-*.arrayrecord"), folder / MANIFEST])
-    settings = _settings(config, epochs, shards_per_epoch, recipe)
     manifest = read_json(folder / MANIFEST)
     plan = manifest or units.read_plan()
     if plan is None:
         _check_free(folder, overwrite)
     else:
-        units.check_settings(plan["settings"], settings)
+        kept = plan["settings"]
+        units.check_settings(
+            {**kept, "recipe": _bindings(kept["recipe"])},
+            {**settings, "recipe": _bindings(settings["recipe"])},
+        )
         _check_sources(folder, config, plan["tasks"])
     units.prepare()
-    units.remove_partial_files()
+    units.remove_partial_files()  # a cache is written by one command at a time
     if plan is None:
         plan = {"settings": settings, **_plan(config, shards_per_epoch, allow_unknown)}
         units.begin(plan)
@@ -123,12 +129,13 @@ def write_cache(
     notes = [_finished(folder, units, shard, number, manifest) for shard in range(number)]
     todo = [shard for shard, note in enumerate(notes) if note is None]
     if todo:
+        processes = min(processes, len(todo))
         log.info("%d of %d shards to write, by %d process(es)", len(todo), number, processes)
         done = sum(task["examples"] for note in notes if note for task in note["tasks"].values())
         progress = SharedProgress(round(_epoch_examples(plan) * epochs), done, "example")
-        write = functools.partial(_write_shard, config, units, plan, min(processes, len(todo)))
+        write = functools.partial(_write_shard, config, units, plan, processes)
         try:
-            if processes == 1:
+            if processes == 1:  # a worker would import TensorFlow a second time
                 for shard in todo:
                     write(shard, progress.add)
             else:
@@ -171,7 +178,7 @@ def _settings(
         "split": dataset.split,
         "epochs": epochs,
         "shards_per_epoch": shards_per_epoch,
-        "seed": dataset.seed or 0,
+        "seed": dataset.seed or 0,  # None draws at random, and a cache has to be repeatable
         "shuffle": dataset.shuffle,
         "use_cached": dataset.use_cached,
         "format": dataclasses.asdict(config.format),
@@ -180,8 +187,20 @@ def _settings(
     }
 
 
+# A module's name before a dot, outside of quotes.
+_MODULE = re.compile(r"('[^']*')|\b[a-z]\w*\.(?=[A-Za-z_])")
+
+
+def _bindings(recipe: Sequence[str]) -> list[str]:
+    """Return the lines of a gin file without imports, comments and names of modules."""
+    # Modules may be renamed between the command that began a cache and the one that repairs it.
+    lines = [line for line in recipe if not line.startswith(("from ", "import ", "#"))]
+    return [_MODULE.sub(r"\1", line) for line in lines]
+
+
 def _check_sources(folder: Path, config: CacheConfig, tasks: Mapping[str, Any]) -> None:
     """Raise UserError if a task's source has another number of examples than it had."""
+    # The number only: a checksum of the corpus would take as long as reading it.
     for name, entry in tasks.items():
         size = epoch_slices.count_examples(config.dataset, name)
         if size != entry["source"]:
@@ -203,6 +222,7 @@ def _plan(config: CacheConfig, shards_per_epoch: int | None, allow_unknown: bool
         _check_not_empty(name, size, config)
         tasks[name] = {"rate": rate, "source": size, "examples": size, "times": 1.0}
         log.info("%s: %s examples", name, f"{size:,}")
+    # A part of each task is read now: a wrong vocabulary is then found in seconds, not hours.
     for name, entry in tasks.items():
         counts = _counts(config, [name])
         part = epoch_slices.Slice(0, 0, 1, dataset.seed or 0)
@@ -211,7 +231,7 @@ def _plan(config: CacheConfig, shards_per_epoch: int | None, allow_unknown: bool
         sums, read = counts.sums[name], min(PROBE_EXAMPLES, entry["examples"])
         _check_not_empty(name, sums["examples"], config, f": its preprocessors drop all of {read}")
         _check_unknown(name, sums, config, allow_unknown)
-        # Preprocessors may make several examples of one, or none.
+        # Rates are of examples after preprocessing, which may make several of one, or none.
         entry["examples"] = round(entry["examples"] * sums["examples"] / read)
     times = epoch_slices.times_an_epoch(rates, {name: e["examples"] for name, e in tasks.items()})
     for name, entry in tasks.items():
@@ -269,6 +289,7 @@ def _finished(
     if note is None and manifest is not None:
         note = manifest["shards"][shard]
     path = folder / shard_name(shard, number)
+    # The size first, because reading a shard for its checksum takes longer.
     if note is None or not path.exists() or path.stat().st_size != note["bytes"]:
         return None
     if _sha256(path) != note["sha256"]:
@@ -344,7 +365,7 @@ def _packed_rows(
         if time.monotonic() - reported > REPORT_SECONDS:
             report(read)
             read, reported = 0, time.monotonic()
-    yield from packer.finish()
+    yield from packer.finish()  # the only row of a shard that may be half empty
     report(read)
 
 

@@ -45,15 +45,15 @@ class DatasetConfig:
     cache_path: str | None = None
 
     def __post_init__(self):
-        check_lengths(self.task_feature_lengths)
+        check_lengths(self.task_feature_lengths)  # gin gives any value
 
 
 class TrainBatch(NamedTuple):
     """A training batch: this process's rows, and the reading position after it.
 
     `position` is JSON from which `reader.train_batches` continues after this batch. It is the same
-    on every process, and None for live SeqIO. `rows` are the numbers in their cache of the whole
-    batch's rows, of all processes, or None.
+    on every process, and None if SeqIO reads the data. `rows` are the numbers in their cache of the
+    whole batch's rows, of all processes, or None.
     """
 
     arrays: HostBatch
@@ -91,6 +91,7 @@ def make_batch(
     Missing rows are all zeros. With `targets_length=None` the decoder's side is left out.
     """
 
+    # Decoder inputs and weights are as SeqIO's EncDecFeatureConverter makes them without packing.
     def matrix(sequences, length):
         out = np.zeros((batch_size, length), np.int32)
         for i, ids in enumerate(sequences):
@@ -121,6 +122,7 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a whole training batch, known before any data is read."""
+    # Known without data, so that compilation overlaps with the reader's start.
     names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
     sides = {"encoder": "inputs", "decoder": "targets"}
     return {

@@ -1,8 +1,8 @@
 """Read a SeqIO mixture in slices of epochs. A slice's examples depend on its number alone.
 
-An epoch reads every example of every task once. Where the rates ask for more of one task, that task
-is read more often, and the task with the lowest rate for its size once. Slice s of S takes every
-S-th example of each task, from the s-th on. It draws and shuffles by a seed of its own.
+An epoch reads every example of every task at least once. The task with the lowest rate for its size
+is read once, the others more often, as the rates ask. Slice s of S takes every S-th example of each
+task, from the s-th on. It draws and shuffles by a seed of its own.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def task_rates(config: datasets.DatasetConfig) -> dict[str, float]:
     mixture = seqio.get_mixture_or_task(seqio_reader.resolve_name(config))
     found = {
         task.name: float(mixture.get_rate(task)) if hasattr(mixture, "get_rate") else 1.0
-        for task, _ in seqio_reader.subtasks(config)
+        for task in seqio_reader.subtasks(config)
     }
     for name, rate in found.items():
         if not rate:
@@ -133,6 +133,7 @@ def read_slice(
     mixture = seqio.Mixture("cache", tasks, sample_fn=sample)
     options = tf.data.Options()
     options.deterministic = True  # else the bytes of a cache would depend on the machine's load
+    # The processes share the cores. TensorFlow would start a thread a core in each.
     options.threading.private_threadpool_size = max(2, (os.cpu_count() or 2) // part.processes)
     with plain_errors(" and ".join(plan), config.split):
         dataset = mixture.get_dataset(
@@ -142,7 +143,7 @@ def read_slice(
             seed=part.draws,
             num_epochs=1,
             passthrough_features=["task", "id"],
-            try_in_mem_cache=False,
+            try_in_mem_cache=False,  # each slice is read once
         )
         batches = dataset.ragged_batch(BATCH_EXAMPLES).map(_flat).prefetch(4).with_options(options)
         for task, sides, names in batches.as_numpy_iterator():
@@ -193,6 +194,7 @@ def _read_source(
     if part.count == 1:
         dataset = source.get_dataset(**settings)
     elif source.supports_arbitrary_sharding or len(source.list_shards(split)) >= part.count:
+        # The source reads its own share, where `shard` reads all and drops most.
         info = seqio.ShardInfo(index=part.index, num_shards=part.count)
         dataset = source.get_dataset(**settings, shard_info=info)
     else:
@@ -208,6 +210,7 @@ def _read_source(
         k = tf.cast(k * part.count + part.index, tf.float64)
         return is_extra(k, part.epoch, fraction, tf.floor)
 
+    # The shuffle that follows in SeqIO mixes the repeated examples with the others.
     some = dataset.enumerate().filter(extra).map(lambda k, example: example)
     return dataset.repeat(whole).concatenate(some)
 

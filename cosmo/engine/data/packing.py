@@ -49,7 +49,7 @@ class Packer:
         if not self.examples:
             return
         form = self.format
-        row = np.zeros(form.width, np.int64)
+        row = np.zeros(form.width, np.int64)  # 0 is padding, as token and as segment
         starts = np.cumsum([0, form.inputs, form.targets, form.inputs])
         for side, tokens_at, segments_at in ((0, starts[0], starts[2]), (1, starts[1], starts[3])):
             place = 0
@@ -114,6 +114,7 @@ def occurrences(tokens: np.ndarray, sequence: Sequence[int]) -> np.ndarray:
     starts = len(tokens) - len(sequence) + 1
     if not len(sequence) or starts < 1:
         return found
+    # An offset at a time over the whole batch: a loop over tokens in Python would be far slower.
     match = np.ones(starts, bool)
     for offset, token in enumerate(sequence):
         match &= tokens[offset : offset + starts] == token

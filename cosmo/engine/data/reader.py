@@ -18,6 +18,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from cosmo.engine.base.errors import UserError
@@ -56,12 +57,12 @@ def train_batches(
 
     Args:
         config: the dataset.
-        start_step: with the seed, it decides the order of live SeqIO, which has no position.
+        start_step: with the seed, it decides the order of SeqIO, which has no position.
         num_steps: the batches that will be read, for the log.
         position: where a cache continues; it came with an earlier batch.
         shard, num_shards: this process's number and the number of all.
 
-    Live SeqIO begins to read with this call, not with the first batch.
+    SeqIO begins to read with this call, not with the first batch.
     """
     if config.cache_path is not None:
         return cache_reading.batches(config, position, num_steps, shard, num_shards)
@@ -88,10 +89,8 @@ def eval_batches(
 
 def eval_tasks(config: DatasetConfig, num_examples: int | None = None) -> list[EvalTask]:
     """Return every task of the mixture that has the split, with its rows in memory."""
-    process = _process()
     doing = f"reading split {config.split!r}"
-    opened = process.call("open_tasks", process.tasks, config, num_examples, doing=doing)
-    process.tasks += len(opened)
+    opened = _process().call("open_tasks", config, num_examples, doing=doing)
     return [EvalTask(name, rows, *kinds, number) for number, name, rows, *kinds in opened]
 
 
@@ -111,15 +110,6 @@ def start() -> None:
     _process()
 
 
-class _Reply:
-    """The reply to one request, once it has arrived."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-        self.error: BaseException | None = None
-        self.value: Any = None
-
-
 class _Reader:
     """The reader process as the training process sees it: requests out, replies in, in order."""
 
@@ -132,21 +122,21 @@ class _Reader:
         )
         self._process.start()
         theirs.close()  # else the pipe would have no end of file when the process is gone
-        self._pending: collections.deque[_Reply] = collections.deque()
-        self.streams = self.tasks = 0  # opened so far: the next number
+        self._pending: collections.deque[Future] = collections.deque()
+        self.streams = 0  # opened so far: the number of the next one
         self.closed = False
+        # At exit Python would send SIGTERM, which the reader ignores, and then wait for its end.
         atexit.register(self.close)
         self.request("load")
 
-    def request(self, name: str, *args: Any) -> _Reply:
+    def request(self, name: str, *args: Any) -> Future:
         """Send a small request: a pipe holds 64 KiB while the other side is busy."""
-        reply = _Reply()
         try:
             self._pipe.send((name, args))
         except OSError:
             raise self._gone() from None
-        self._pending.append(reply)
-        return reply
+        self._pending.append(Future())
+        return self._pending[-1]
 
     def call(self, name: str, *args: Any, doing: str) -> Any:
         """Return the reply to a request of any size. `doing` is logged while the caller waits."""
@@ -154,13 +144,11 @@ class _Reader:
             self._receive(doing)
         return self.result(self.request(name, *args), doing)
 
-    def result(self, reply: _Reply, doing: str) -> Any:
+    def result(self, reply: Future, doing: str) -> Any:
         """Return the value of a reply, or raise its error."""
-        while not reply.arrived:
+        while not reply.done():
             self._receive(doing)
-        if reply.error is not None:
-            raise reply.error
-        return reply.value
+        return reply.result()
 
     def receive_ready(self) -> None:
         """Take the replies that have arrived already."""
@@ -190,11 +178,10 @@ class _Reader:
             self.close()
             raise
         reply = self._pending.popleft()
-        reply.arrived = True
         if good:
-            reply.value = value
+            reply.set_result(value)
         else:
-            reply.error = value
+            reply.set_exception(value)
 
     def _gone(self) -> UserError:
         self._process.join(EXIT_SECONDS)
@@ -219,7 +206,7 @@ class _Stream:
         self._opened = reader.request("open_stream", self._number, *args)
         self._ahead = collections.deque(self._ask() for _ in range(BATCHES_AHEAD))
 
-    def _ask(self) -> _Reply:
+    def _ask(self) -> Future:
         return self._reader.request("next_batch", self._number)
 
     def __iter__(self) -> "_Stream":
@@ -237,7 +224,7 @@ class _Stream:
     def has_batch(self) -> bool:
         """Return whether a batch has arrived already."""
         self._reader.receive_ready()
-        return self._ahead[0].arrived
+        return self._ahead[0].done()
 
     def close(self) -> None:
         """Free the stream's buffers in the reader process."""

@@ -1,10 +1,11 @@
-"""SeqIO tasks: everything that needs TensorFlow, for the reader process and the workers of `cache`.
+"""Read SeqIO tasks with TensorFlow, in the reader process and in the workers of `cache`.
 
-The training process never calls these functions. It asks `cosmo.engine.data.reader`, which runs
-them in a process of their own, because importing SeqIO is unsafe beside JAX: TensorFlow Datasets
-and Grain replace `builtins.__import__` for the whole process while they load, and an import that
-JAX does meanwhile in another thread fails.
+The training process never calls these functions. It asks `cosmo.engine.data.reader`, which calls
+them in a process of their own.
 """
+
+# Importing SeqIO is unsafe beside JAX. TensorFlow Datasets and Grain replace `builtins.__import__`
+# for the whole process while they load. An import that JAX does meanwhile in another thread fails.
 
 import contextlib
 import difflib
@@ -26,7 +27,7 @@ from cosmo.engine.data.datasets import FEATURES, DatasetConfig, HostBatch, Row, 
 def import_seqio():
     """Return the seqio module, with TensorFlow kept off the accelerators: JAX needs their memory.
 
-    Raises UserError where the extra `seqio` is not installed.
+    Raises UserError if the extra `seqio` is not installed.
     """
     if "seqio" not in sys.modules:
         with _without_device_notes():
@@ -39,7 +40,7 @@ def import_seqio():
                     "pip install 'cosmo-dialogue[seqio]', or in a clone pip install -e '.[seqio]'"
                 ) from error
             tf.config.set_visible_devices([], "GPU")
-            tf.constant(0)  # start the runtime here, where its notes are filtered
+            tf.constant(0)  # starts the runtime here, where its notes are filtered
     import seqio
 
     return seqio
@@ -74,33 +75,37 @@ def _without_device_notes() -> Iterator[None]:
                     sys.stderr.write(line)
 
 
-class plain_errors:  # noqa: N801
-    """Context manager that turns TensorFlow's report of an error in a Python reader into one line.
+# The first line of a Python error inside TensorFlow's report.
+_PYTHON_ERROR = re.compile(
+    r"(?:^|\s)[\w.]*(?:Error|Exception): (.+?)(?:\nTraceback|\n\n|$)", re.DOTALL
+)
+
+
+@contextlib.contextmanager
+def plain_errors(name: str, split: str) -> Iterator[None]:
+    """Turn TensorFlow's report of an error in a Python reader into one line, a UserError.
 
     TensorFlow wraps the error of a Python generator in its own, with the traceback as text.
     """
-
-    _SOURCE = re.compile(r"(?:^|\s)([\w.]*(?:Error|Exception)): (.+?)(?:\nTraceback|\n\n|$)", re.S)
-
-    def __init__(self, name: str, split: str):
-        self.what = f"{name!r}, split {split!r}"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is None or isinstance(error, UserError | GeneratorExit):
-            return False
-        if isinstance(error, AssertionError) and "task cache directories" in str(error):
-            raise UserError(
-                f"reading {self.what}: {error} Write it with seqio_cache_tasks and name its folder "
-                "(see docs/extend.md), or leave out --gin.USE_CACHED_TASKS"
-            ) from error
-        if type(error).__module__.startswith("tensorflow"):
-            found = self._SOURCE.search(getattr(error, "message", str(error)))
-            if found:
-                raise UserError(f"reading {self.what}: {found.group(2).strip()}") from error
-        return False
+    dataset = f"{name!r}, split {split!r}"
+    try:
+        yield
+    except UserError:
+        raise
+    except AssertionError as error:
+        if "task cache directories" not in str(error):
+            raise
+        raise UserError(
+            f"reading {dataset}: {error} Write it with seqio_cache_tasks and name its folder (see "
+            "docs/extend.md), or read the task itself",
+            setting="USE_CACHED_TASKS",
+        ) from error
+    except Exception as error:
+        report = getattr(error, "message", str(error))
+        found = _PYTHON_ERROR.search(report)
+        if not found or not type(error).__module__.startswith("tensorflow"):
+            raise
+        raise UserError(f"reading {dataset}: {found[1].strip()}") from error
 
 
 def resolve_name(config: DatasetConfig) -> str:
@@ -126,15 +131,12 @@ def resolve_name(config: DatasetConfig) -> str:
     return name
 
 
-def subtasks(config: DatasetConfig):
-    """Return (task, the seqio module) for each task of the mixture that has the split.
-
-    Raises UserError if no task has it.
-    """
+def subtasks(config: DatasetConfig) -> list[Any]:
+    """Return the tasks of the mixture that have the split. Raises UserError if none has it."""
     seqio = import_seqio()
     name = resolve_name(config)
     tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
-    found = [(task, seqio) for task in tasks if config.split in task.splits]
+    found = [task for task in tasks if config.split in task.splits]
     if not found:
         splits = sorted({split for task in tasks for split in task.splits})
         raise UserError(f"no task of {name!r} has a split {config.split!r}; there are {splits}")
@@ -151,11 +153,13 @@ def train_batches(
 ) -> Iterator[HostBatch]:
     """Yield endless packed batches of this shard's rows, int32, with SeqIO's feature names.
 
-    The order is a function of (seed, start_step). A run that is resumed at another step reads the
-    corpus in another order, because it would else read the beginning again.
+    The order is a function of (seed, start_step).
     """
     seqio = import_seqio()
     name = resolve_name(config)
+    # SeqIO's pipelines keep no position. A run that is resumed reads the corpus in another order,
+    # because else it would read the beginning again.
+    # The prime keeps pairs of neighbouring seeds and steps apart.
     seed = None if config.seed is None else (config.seed * 1_000_003 + start_step) % 2**31
     with plain_errors(name, config.split):
         dataset = seqio.get_dataset(
@@ -178,14 +182,12 @@ def train_batches(
 def eval_batches(
     config: DatasetConfig, num_batches: int | None = None, shard: int = 0, num_shards: int = 1
 ) -> dict[str, list[HostBatch]]:
-    """Return {task: one epoch (or `num_batches`) of packed batches}; empty rows fill the last one.
-
-    Task by task, because a mixture's rates are a way to train, not to measure. Every process reads
-    every row and keeps its share of each batch, so that all processes have equally many batches.
-    """
-    share = config.batch_size // num_shards
+    """Return {task: one epoch, or `num_batches`, of packed batches}, with empty rows at the end."""
+    # Task by task, because a mixture's rates are a way to train, not to measure. Every process
+    # reads every row and keeps its share of each batch, so that all have equally many batches.
+    seqio, share = import_seqio(), config.batch_size // num_shards
     batches = {}
-    for task, seqio in subtasks(config):
+    for task in subtasks(config):
         with plain_errors(task.name, config.split):
             dataset = seqio.get_dataset(
                 task.name,
@@ -222,11 +224,11 @@ class TaskExamples(NamedTuple):
 def task_examples(config: DatasetConfig, num_examples: int | None = None) -> list[TaskExamples]:
     """Return every task of the mixture that has the split, with its examples in memory.
 
-    `num_examples` limits each task (None: all). Raises UserError for a task without examples.
+    `num_examples` limits each task; None is all. Raises UserError for a task without examples.
     """
     lengths = dict(config.task_feature_lengths)
     found = []
-    for task, _ in subtasks(config):
+    for task in subtasks(config):
         with plain_errors(task.name, config.split):
             dataset = task.get_dataset(
                 sequence_length=lengths,
@@ -237,6 +239,7 @@ def task_examples(config: DatasetConfig, num_examples: int | None = None) -> lis
             )
             if num_examples is not None:
                 dataset = dataset.take(num_examples)
+            # All in memory: the metric functions take the whole split at once.
             examples = list(dataset.as_numpy_iterator())
         if not examples:
             raise UserError(f"task {task.name!r} has no examples in split {config.split!r}")
@@ -254,8 +257,11 @@ def measure(
 ) -> dict[str, float]:
     """Return {metric: value} by the task's own metric functions.
 
-    `predictions` are texts and `scores` log-likelihoods (nats), one an example in order; None
-    leaves out the metrics that need them. `counts` (num_tokens, num_correct) are an example's.
+    Args:
+        found: the task with its examples.
+        predictions: a text for each example; None leaves out the metrics of predictions.
+        scores: a log-likelihood (nats) for each example; None leaves out the metrics of scores.
+        counts: num_tokens and num_correct of each example.
     """
     task = found.task
 
@@ -268,7 +274,7 @@ def measure(
     targets = [postprocess(row.targets, example, is_target=True) for row, example in pairs]
     values: dict[str, Any] = {}
     for metric in task.score_metric_fns if scores is not None else ():
-        # SeqIO's metric has two parameters. A third one of ours takes the numbers of tokens.
+        # SeqIO's metrics have two parameters. Ours may take the counts of tokens as a third.
         counted = len(inspect.signature(metric).parameters) > 2
         values.update(metric(targets, list(scores), *([counts] if counted else [])))
     if predictions is not None and task.predict_metric_fns:
@@ -282,12 +288,13 @@ def measure(
 
 
 def _as_int32(batch: Mapping[str, Any]) -> HostBatch:
-    """Return the features that a model reads (T5 does not use positions), as int32."""
+    """Return the features that a model reads, as int32."""
+    # Positions are left out: T5's are relative.
     return {name: np.asarray(batch[name]).astype(np.int32) for name in FEATURES if name in batch}
 
 
 def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
-    """Return a Row of a SeqIO example; text that the task did not keep is decoded from tokens."""
+    """Return the Row of a SeqIO example, with text from the tokens if the task kept none."""
 
     def ids(name):
         return tuple(int(i) for i in example[name][: lengths[name]])
@@ -304,22 +311,21 @@ def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
 
 
 class Requests:
-    """The functions that a reader process answers, with the streams and tasks that it holds open.
+    """The functions that the reader process answers, with its open streams and tasks.
 
-    `reader.Reader` calls each public method by its name; arguments and results are pickled.
+    `reader` calls each public method by its name. Arguments and results are pickled.
     """
 
     def __init__(self) -> None:
         self._streams: dict[int, Iterator[HostBatch]] = {}
-        self._tasks: dict[int, TaskExamples] = {}
+        self._tasks: list[TaskExamples] = []
 
     def load(self) -> None:
         """Import SeqIO now, while the training process compiles."""
         import_seqio()
 
-    def check_split(self, config: DatasetConfig) -> None:
-        """See `check_split`."""
-        check_split(config)
+    check_split = staticmethod(check_split)
+    eval_batches = staticmethod(eval_batches)
 
     def open_stream(self, number: int, *args: Any) -> None:
         """Open `train_batches(*args)` as stream `number`."""
@@ -333,22 +339,18 @@ class Requests:
         """Close stream `number` and free its buffers."""
         self._streams.pop(number).close()
 
-    def eval_batches(self, *args: Any) -> dict[str, list[HostBatch]]:
-        """See `eval_batches`."""
-        return eval_batches(*args)
-
     def open_tasks(
-        self, first_number: int, config: DatasetConfig, num_examples: int | None
+        self, config: DatasetConfig, num_examples: int | None
     ) -> list[tuple[int, str, list[Row], bool, bool]]:
         """Return (number, name, rows, has predict metrics, has score metrics) of each task."""
         opened = []
-        for number, found in enumerate(task_examples(config, num_examples), first_number):
-            self._tasks[number] = found
+        for found in task_examples(config, num_examples):
             task = found.task
             kinds = bool(task.predict_metric_fns), bool(task.score_metric_fns)
-            opened.append((number, task.name, found.rows, *kinds))
+            opened.append((len(self._tasks), task.name, found.rows, *kinds))
+            self._tasks.append(found)
         return opened
 
     def measure(self, number: int, *args: Any) -> dict[str, float]:
-        """See `measure`, of task `number`."""
+        """Return the metrics of task `number`; see `measure`."""
         return measure(self._tasks[number], *args)

@@ -122,14 +122,14 @@ def prepare(
     Raises UserError if the output cannot be written to, if it was made with other settings, or if
     it was not made by this module. With `overwrite` only the first of these is an error.
     """
-    if files.shards[0].is_dir():
+    if files.shards[0].is_dir():  # before hours of work: a file cannot replace a folder
         raise UserError(f"cannot write {files.shards[0]}: it is a folder", setting="output")
     files.units.prepare()
     if overwrite:
         return part_size
     plan = files.units.read_plan(settings)
     if plan is not None:
-        return plan["window"]
+        return plan["window"]  # the part size, by the name of its flag
     there = next((path for path in (*files.shards, files.rejected) if path.exists()), None)
     if there is not None:
         raise UserError(
@@ -181,6 +181,7 @@ def missing(files: OutputFiles, spans: Sequence[Span]) -> list[bool]:
 
 
 def _part_path(files: OutputFiles, span: Span) -> epath.Path:
+    # Padded numbers, so that names are sorted as their records are.
     return files.units.folder / f"part-{span.shard:05d}-{span.start:012d}-{span.stop:012d}.jsonl"
 
 
@@ -196,6 +197,7 @@ def write_part(
     rejects: Sequence[Rejected],
 ) -> None:
     """Write one part: the counts of its answers, the answers, the rejected records."""
+    # The counts come first, so that joining can copy lines without reading them as JSON.
     counts = {"answered": len(answers), "cut": sum(bool(line.get("cut")) for line in answers)}
     lines = [counts, *answers, *(reject._asdict() for reject in rejects)]
     with files.units.replacing(_part_path(files, span)) as partial, partial.open("wb") as file:
@@ -226,6 +228,8 @@ class _PartRemovedError(Exception):
 
 def _join_parts(files: OutputFiles, shard: int, parts: Sequence[epath.Path]) -> None:
     rejects_path = files.units.folder / f"rejected-{shard:05d}.jsonl"
+    # The rejected records go in place before the shard's file, because the file means that all of
+    # the shard is done.
     with (
         files.units.finishing(shard, files.shards[shard]) as (answers_path, counts),
         files.units.replacing(rejects_path) as partial,

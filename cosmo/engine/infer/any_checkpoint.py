@@ -1,4 +1,4 @@
-"""Any checkpoint as a session: its network, vocabulary and lengths are found beside it."""
+"""Find the settings of a session over any checkpoint: network, vocabulary and lengths."""
 
 import dataclasses
 import logging
@@ -25,29 +25,30 @@ def session_config(
     dtype: str | None = None,
     num_partitions: int = 1,
 ) -> tuple[infer.SessionConfig, saved_settings.Saved]:
-    """Return (a session to be opened, the settings of the run that made the checkpoint).
+    """Return (the settings of a session, the settings of the run that made the checkpoint).
 
     Args:
         path: a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X checkpoint.
-        load_vocabulary: reads a SentencePiece model.
-        vocabulary: its path, if none is kept with the checkpoint.
-        lengths: the most tokens of "inputs" and "targets"; else the run's own, else
-            `usual_lengths`.
+        load_vocabulary: function that reads a SentencePiece model.
+        vocabulary: path of the model, if none is kept with the checkpoint.
+        lengths: the most tokens of "inputs" and "targets"; None is the run's own.
+        usual_lengths: the same for a checkpoint that no run of ours made.
         batch_size: rows at a time; rounded up to the number of devices.
         dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
-            bfloat16 is for products with weights alone: with AMX more than twice as fast.
+            bfloat16 is for products with weights alone.
         num_partitions: devices that one copy of the model is split over.
 
-    The settings are empty for a checkpoint that is no run of ours. Nothing in the checkpoint's
-    folder is executed. Raises UserError if there is no checkpoint, or no vocabulary for it.
+    The run's settings are empty for a checkpoint that no run of ours made. Nothing in the
+    checkpoint's folder is executed. Raises UserError if there is no checkpoint, or no vocabulary
+    for it.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes are not for our users
+    logging.getLogger("absl").setLevel(logging.ERROR)  # our users cannot use Orbax's notes
     source = any_format.open_source(str(path))
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
         raise UserError(
-            f"{source} comes without a vocabulary: give a SentencePiece model (of a HuggingFace "
-            "model, its spiece.model)",
+            f"{source} has no vocabulary beside it: give a SentencePiece model (a HuggingFace "
+            "model's spiece.model)",
             setting="vocabulary",
         )
     saved = saved_settings.read(source.path) if source.format == "cosmo" else None
@@ -56,9 +57,10 @@ def session_config(
     network = dataclasses.replace(
         source.network,
         dtype="float32" if on_cpu else dtype or "bfloat16",
+        # With AMX, a CPU's products with weights are more than twice as fast in bfloat16.
         product_dtype=dtype if on_cpu else None,
         dropout_rate=0.0,
-        scan_layers=not on_cpu,  # unrolled, a CPU is faster
+        scan_layers=not on_cpu,  # a CPU is faster with unrolled layers
     )
     partitioner = partitioning.Partitioner(num_partitions)
     shards = partitioner.mesh().shape["data"]

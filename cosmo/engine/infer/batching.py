@@ -1,8 +1,7 @@
-"""Group rows into batches of about equal length, so that little computation goes to padding.
+"""Group rows into batches of about equal length, so that little computation goes to padding."""
 
-A row is padded to the next of a few lengths, chosen by its own length alone: an answer then does
-not depend on which rows happen to be answered beside it, and few shapes are compiled.
-"""
+# A row is padded to the next of a few lengths, by its own length alone: an answer must not depend
+# on the rows beside it. Few lengths, because each is a shape to compile.
 
 import bisect
 from collections import Counter
@@ -13,9 +12,9 @@ from cosmo.engine.data import datasets
 
 
 class Group(NamedTuple):
-    """Rows of one batch, their `places` in the sequence they came from, and the batch's lengths.
+    """Rows of one batch, their `places` in the sequence they came from, and the padded lengths.
 
-    Lengths are in tokens; `targets_length` is None where targets are not read (generation).
+    Lengths are in tokens. `targets_length` is None where targets are not read (generation).
     """
 
     places: list[int]
@@ -27,7 +26,7 @@ class Group(NamedTuple):
 def buckets(length: int) -> tuple[int, ...]:
     """Return padded lengths up to `length` tokens: 32, then multiples of 16, growing by 1.5."""
     sizes, size = [], 32
-    while size * 1.1 < length:  # one hardly below the last would save nothing
+    while size * 1.1 < length:  # a length hardly below the last would save nothing
         sizes.append(size)
         size = 16 * -(-size * 3 // 32)
     return (*sizes, length)
@@ -43,14 +42,14 @@ def groups(
 ) -> list[Group]:
     """Return batches of at most `batch_size` rows of equal padded lengths, the longest first.
 
-    Longest first, so that a batch too large for the memory fails at once. `lengths` are the most
-    tokens of "inputs" and "targets"; with `bucketed=False` all rows are padded to them.
+    `lengths` are the most tokens of "inputs" and "targets"; longer rows are cut. With
+    `bucketed=False` all rows are padded to them.
     """
     sizes = {name: buckets(n) if bucketed else (n,) for name, n in lengths.items()}
 
     def padded(ids, name) -> int:
         fitting = bisect.bisect_left(sizes[name], len(ids))
-        return sizes[name][min(fitting, len(sizes[name]) - 1)]  # longer rows are cut
+        return sizes[name][min(fitting, len(sizes[name]) - 1)]
 
     members: dict[tuple[int, int], list[int]] = {}
     for place, row in enumerate(rows):
@@ -58,16 +57,17 @@ def groups(
             padded(row.input_ids, "inputs"),
             padded(row.target_ids or (), "targets") if targets else 0,
         )
-        members.setdefault(shape, []).append(place)
+        members.setdefault(shape, []).append(place)  # in the order of the rows: batches repeat
     return [
         Group(places, [rows[place] for place in places], shape[0], shape[1] or None)
+        # The longest first, so that a batch too large for the memory fails at once.
         for shape in sorted(members, reverse=True)
         for places in datasets.groups(members[shape], batch_size)
     ]
 
 
 def counts(group: Group, batch_size: int) -> Counter[str]:
-    """Count `records`, and `cells`: positions computed, of which `tokens` hold a token."""
+    """Return the counts of `records`, of `cells` (positions computed) and of `tokens` in them."""
     sides = [(group.inputs_length, [row.input_ids for row in group.rows])]
     if group.targets_length is not None:
         sides.append((group.targets_length, [row.target_ids or () for row in group.rows]))
@@ -79,5 +79,5 @@ def counts(group: Group, batch_size: int) -> Counter[str]:
 
 
 def padding(totals: Mapping[str, int]) -> float:
-    """Return the share of computed positions without a token, 0 to 1, of added-up `counts`."""
+    """Return the share of computed positions without a token, 0 to 1, from sums of `counts`."""
     return 1.0 - totals["tokens"] / totals["cells"] if totals["cells"] else 0.0

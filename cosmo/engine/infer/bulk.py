@@ -27,6 +27,10 @@ from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger(__name__)
 
+# Batches of a part, which is what a kill can cost. A part's rows are sorted by length. The last
+# batch of each length is seldom full, which costs little over so many.
+PART_BATCHES = 64
+
 # A function of a part's records, and of a callback for every finished batch (see `infer.answer`),
 # that returns the lines of output.
 Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]
@@ -94,9 +98,7 @@ class Sharding:
     overwrite: bool = False
 
     def __post_init__(self):
-        answer_files.parse_shards(
-            self.chosen, self.num_shards
-        )  # a mistake is found before any work
+        answer_files.parse_shards(self.chosen, self.num_shards)  # finds a mistake before any work
         if self.part_size is not None and self.part_size < 1:
             raise UserError(
                 f"window={self.part_size}; it must be at least 1 record", setting="window"
@@ -152,13 +154,14 @@ def answer_source(
     `config`) only if a part is missing. Raises UserError if the output was begun with other
     settings, or if no record could be used.
     """
-    # Of several JAX processes all compute. The first decides what is missing, reads and writes.
+    # Several JAX processes all compute. The first one decides what is missing, and writes.
     chosen = answer_files.parse_shards(sharding.chosen, sharding.num_shards)
     settings = _settings(config, source, sharding.num_shards)
     part_size, spans, todo = _find_missing(config, source, files, sharding, chosen, settings)
     session = None
     if todo:
         session, step = (open_session or config.session.open)()
+        # A run that still trains may have saved since its latest checkpoint was looked up.
         if step != settings["checkpoint"]["step"]:
             raise UserError(
                 f"{config.session.checkpoint_path} has a newer checkpoint since this command "
@@ -188,6 +191,7 @@ def answer_source(
         share = (span.stop - span.start) * answered // max(len(records), 1)
         bar.update(records_done + share, f"({_speed(totals, time.monotonic() - began)})")
 
+    # A shard is joined as soon as its last part is there: it can be used while others are not.
     last_of = {span.shard: span for span in todo}
     try:
         answer = config.answerer(session) if todo else None
@@ -226,7 +230,7 @@ def _settings(config: BulkRun, source: record_sources.Source, num_shards: int) -
     """Return every setting that answers depend on, for the manifest."""
     # Not the batch size: a row's padded length depends on its own length alone.
     session = config.session
-    found = any_format.locate(session.checkpoint_path)
+    found = any_format.locate(session.checkpoint_path)  # by step: a folder's latest changes
     path = str(epath.Path(found.folder).resolve())
     return {
         "input": source.identity,
@@ -248,9 +252,10 @@ def _find_missing(
 ) -> tuple[int, list[record_sources.Span], list[record_sources.Span]]:
     """Return (records of a part, all spans of the chosen shards, those that are missing)."""
     first = jax.process_index() == 0
-    part_size = sharding.part_size or infer.SORTED_BATCHES * config.session.batch_size
+    part_size = sharding.part_size or PART_BATCHES * config.session.batch_size
     if first:
         part_size = answer_files.prepare(files, settings, part_size, overwrite=sharding.overwrite)
+    # Parts of another size would not fit those that are finished, so an earlier run's size stays.
     part_size = int(_of_the_first(np.int32(part_size)))
     spans = answer_files.part_spans(source.count, sharding.num_shards, part_size, chosen)
     missing = [True] * len(spans)

@@ -1,11 +1,11 @@
-"""Generate and score in batches; answers come in the order of the rows."""
+"""Generate and score in batches. Answers come in the order of the rows."""
 
 import dataclasses
 import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +23,16 @@ from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
 
-# Batches whose rows are sorted by length together: of a few lengths each, the last batch is seldom
-# full, which over this many costs little.
-SORTED_BATCHES = 64
-
 
 @dataclasses.dataclass(frozen=True)
 class Session:
     """A model ready to answer: parameters on devices, its vocabulary, the batch shape.
 
     `lengths` are the most tokens of "inputs" and "targets". With `bucketed`, batches are padded to
-    the lengths of their rows (see `batching`): faster over many rows, more shapes to compile.
+    the lengths of their rows (see `batching`), else to `lengths`.
     """
+
+    # Buckets are faster over many rows, and compile more shapes: a chat does without.
 
     model: models.EncoderDecoderModel
     params: models.Params = dataclasses.field(repr=False)
@@ -47,10 +45,10 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SessionConfig:
-    """The settings of a session; gin binds them once for every verb that answers.
+    """The settings of a session, the same for every verb that answers.
 
-    `checkpoint_path` is a run's folder (its latest checkpoint is taken), or one of its checkpoints,
-    or MODEL_DIR/best.
+    `checkpoint_path` is a run's folder, which means its latest checkpoint, or one of its
+    checkpoints, or MODEL_DIR/best.
     """
 
     model: models.EncoderDecoderModel
@@ -70,7 +68,8 @@ class SessionConfig:
             )
 
     def open(self) -> tuple[Session, int]:
-        """Return (a session over the checkpoint, the step it was saved at). Raises UserError."""
+        """Open the checkpoint. Return (a session over it, the step it was saved at)."""
+        # The cheap checks come first, because restoring takes minutes.
         check_vocabulary(self.model, self.vocabulary)
         mesh = self.partitioner.mesh()
         partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
@@ -97,11 +96,10 @@ class SessionConfig:
 class Answer:
     """A model's answer to a row: texts with their scores (nats; see DecodingConfig).
 
-    `num_tokens` counts the tokens of the predictions, or of the targets that were scored, with
-    EOS; `num_correct`, of scored ones, those that the model found likeliest.
-
-    Of a closed set of choices (see `choosing`), `scores` are theirs, in their order; of an answer
-    that goes on after one of them, `choice` says after which, and `choice_scores` are theirs.
+    `num_tokens` counts the tokens of the predictions, or of the scored targets, with EOS.
+    `num_correct` counts the scored tokens that the model found likeliest. `choosing` gives the
+    `scores` of the choices, in their order. `choosing_then_generating` gives them as
+    `choice_scores`, with the number of the `choice` taken.
     """
 
     row: datasets.Row
@@ -113,9 +111,10 @@ class Answer:
     choice_scores: tuple[float, ...] = ()
 
 
+# Compiled programs are kept by value, so that sessions and calls of equal settings share them.
 @functools.lru_cache(maxsize=32)
 def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
-    # Whole results: on a pod every process then holds all answers.
+    # The layout replicates results, so that on a pod every process holds all answers.
     def predict(params, tokens, row_keys):
         return generate.predict(model, params, tokens, decoding, row_keys)
 
@@ -153,7 +152,7 @@ class Work(NamedTuple):
 
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
-    """Return the work of generating; a sample depends on (seed, row id), not on the batch."""
+    """Return the work of generating. A sample depends on (seed, row id), not on the batch."""
     run = _predict_fn(session.model, decoding, session.layout)
 
     def start(group):
@@ -172,7 +171,7 @@ def _inputs(session: Session, group: batching.Group) -> jax.Array:
 
 
 def _row_keys(session: Session, group: batching.Group, seed: int) -> jax.Array:
-    missing = session.batch_size - len(group.rows)
+    missing = session.batch_size - len(group.rows)  # rows of padding; their answers are dropped
     seeds = [row_seed(seed, row.id) for row in group.rows] + [0] * missing
     return jax.vmap(jax.random.key)(np.array(seeds))
 
@@ -184,8 +183,9 @@ def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[An
             row,
             tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
             tuple(float(score) for score in scores_N),
-            int(np.count_nonzero(tokens_NT)),
+            int(np.count_nonzero(tokens_NT)),  # 0 is padding
         )
+        # Not strict: rows of padding at the end of the batch have no row here.
         for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
     ]
 
@@ -193,8 +193,8 @@ def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[An
 def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     """Return the work of scoring each choice after each row's inputs: exact log-likelihoods, nats.
 
-    Choices are token ids, with EOS if they are to be all of an answer. A softmax over the scores is
-    the posterior of the choices. Raises UserError for an empty choice or two that are equal.
+    Choices are token ids, ending in EOS if nothing may follow them. A softmax over the scores is
+    the posterior of the choices. Raises UserError for an empty choice or two equal ones.
     """
     options = check_choices(choices, session.model.network.vocab_size)
     run = _choose_fn(session.model, options, session.layout)
@@ -216,12 +216,14 @@ def choosing_then_generating(
     seed: int = 0,
     continues: Sequence[bool] | None = None,
 ) -> Work:
-    """Return the work of taking each row's likeliest choice and generating what follows it.
+    """Return the work of taking each row's likeliest choice and generating after it.
 
-    One encoder pass for both. `predictions` and `scores` are of what follows, without the choice.
-    After a choice that does not continue (by default: that ends in EOS) nothing follows.
+    `predictions` and `scores` are of the text after the choice. `continues` has for each choice
+    whether text follows; None means after choices that do not end in EOS. One encoder pass serves
+    both.
     """
     options = check_choices(choices, session.model.network.vocab_size)
+    # A tuple, because compiled programs are looked up by it.
     continues = None if continues is None else tuple(map(bool, continues))
     run = _continue_fn(session.model, options, continues, decoding, session.layout)
 
@@ -276,7 +278,7 @@ def answer(
 ) -> list[Answer]:
     """Return answers to `rows`, in order. Rows of similar length share a batch.
 
-    `on_batch` is told of every finished batch: `batching.counts` and `new_tokens`.
+    `on_batch` is called for every finished batch with `batching.counts` and `new_tokens`.
     """
     answers: list[Any] = [None] * len(rows)
     groups = batching.groups(
@@ -286,8 +288,10 @@ def answer(
         targets=work.targets,
         bucketed=session.bucketed,
     )
+    # One batch ahead: JAX returns before the devices have finished, and reading a result waits.
     for group, sent in _one_ahead((group, work.start(group)) for group in groups):
         finished = work.finish(group, sent)
+        # Groups come by length; each answer goes to the place of its row.
         for place, found in zip(group.places, finished, strict=True):
             answers[place] = found
         counts = batching.counts(group, session.batch_size)
@@ -295,25 +299,8 @@ def answer(
     return answers
 
 
-def predict(
-    session: Session, rows: Iterable[datasets.Row], decoding: DecodingConfig, seed: int = 0
-) -> Iterator[Answer]:
-    """Generate for each row, in order, reading SORTED_BATCHES batches of rows at a time."""
-    return _stream(session, rows, generation(session, decoding, seed))
-
-
-def score(session: Session, rows: Iterable[datasets.Row]) -> Iterator[Answer]:
-    """Yield the log-likelihood (nats) of each row's targets, in order, with its token counts."""
-    return _stream(session, rows, scoring(session))
-
-
-def _stream(session: Session, rows: Iterable[datasets.Row], work: Work) -> Iterator[Answer]:
-    for window in datasets.groups(rows, session.batch_size * SORTED_BATCHES):
-        yield from answer(session, window, work)
-
-
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same items, each once the next is made: devices work while results are read."""
+    """Yield the same items, each when the next one is made."""
     for item in items:
         for following in items:
             yield item
@@ -322,13 +309,14 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """Return a 32-bit seed of a record's own, the same in whatever batch it is answered."""
+    """Return a 32-bit seed for a record, the same in any batch."""
+    # SHA-256, because Python's own hash of a text differs between processes.
     digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
-    """Put this process's share of a batch on the devices; every process has built the whole."""
+    """Put this process's share of a batch on the devices. Every process has the whole batch."""
     share = session.batch_size // jax.process_count()
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
@@ -338,7 +326,7 @@ def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
 def record(answer: Answer, mode: str) -> dict[str, Any]:
     """Return an answer as a line of output: {id, inputs, targets, prediction, score}.
 
-    A line whose input was cut to fit the model says so: "cut" is true.
+    "cut" is true in a line whose input was cut to fit the model.
     """
     line: dict[str, Any] = {
         "id": answer.row.id,
@@ -348,7 +336,7 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
     if mode == "predict":
         line["prediction"] = answer.predictions[0]
         line["score"] = answer.scores[0]
-        if len(answer.predictions) > 1:
+        if len(answer.predictions) > 1:  # the best one is above, where readers of one look
             line["predictions"] = list(answer.predictions)
             line["scores"] = list(answer.scores)
     else:

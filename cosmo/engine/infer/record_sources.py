@@ -17,7 +17,9 @@ from cosmo.engine.data import datasets
 
 log = logging.getLogger(__name__)
 
-INDEX_EVERY = 1024  # records between the positions that reading can begin at
+# Records between the positions that reading can begin at. The positions of all lines of a large
+# file would not fit in memory.
+INDEX_EVERY = 1024
 REJECTED_LOGGED = 10  # the files of a run have them all
 
 
@@ -40,8 +42,8 @@ class Span(NamedTuple):
 class Source(NamedTuple):
     """Numbered records. `read` yields the items of each of some ascending spans.
 
-    An item is a record, or Rejected. A number may have no item or several. `identity` tells these
-    records from others, as JSON values.
+    An item is a record, or Rejected. A number may have no item or several. `identity` is JSON
+    that differs for other records.
     """
 
     name: str
@@ -67,6 +69,7 @@ def rows_source(name: str, rows: Sequence[datasets.Row]) -> Source:
     """Return a source of rows that are already in memory."""
     digest = hashlib.sha256()
     for row in rows:
+        # A text may hold half a surrogate pair, which plain UTF-8 refuses.
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
 
     def read(spans):
@@ -114,6 +117,7 @@ def file_source(
         with open_input(path) as file:
             pieces, position = cut(file, 0, 0), 0
             for span in spans:
+                # Neighbouring spans need no seek, which in a compressed file reads from the start.
                 if span.start != position:
                     start, line = index.positions[span.start // INDEX_EVERY]
                     file.seek(start)
@@ -121,6 +125,7 @@ def file_source(
                     for _ in range(span.start % INDEX_EVERY):
                         next(pieces)
                 position = span.stop
+                # The range comes first: at its end `zip` must not take a piece of the next span.
                 numbered = zip(range(span.start, span.stop), pieces, strict=False)
                 yield [item for number, piece in numbered for item in logged(items(piece, number))]
 

@@ -1,1 +1,1 @@
-"""The network, its loss, the training step, and generation: pure functions of arrays."""
+"""Compute the network, its loss, the training step and generation: pure functions of arrays."""

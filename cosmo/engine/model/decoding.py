@@ -253,17 +253,17 @@ def _threshold(probs_RV: jax.Array, weights_RV: jax.Array, goal: float) -> jax.A
 
 
 class _Beams(NamedTuple):
-    live_BNT: jax.Array
-    live_logp_BN: jax.Array
+    open_BNT: jax.Array
+    open_logp_BN: jax.Array
     ended_BNT: jax.Array
     ended_score_BN: jax.Array  # IMPOSSIBLE where no hypothesis has ended yet
 
 
 def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
-    """Return the rule of beam search, which keeps N live and N ended hypotheses of each input.
+    """Return the rule of beam search, which keeps N open and N ended hypotheses of each input.
 
-    It stops once no live hypothesis can overtake the worst ended one. If an input has no ended
-    hypothesis at the length limit, its live ones are the answer. Source: T5X's `beam_search`.
+    It stops once no open hypothesis can overtake the worst ended one. If an input has no ended
+    hypothesis at the length limit, its open ones are the answer. Source: T5X's `beam_search`.
     """
     batch, n, length = ended_B.size, config.beam_size, config.max_new_tokens
 
@@ -283,40 +283,43 @@ def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
     def advance(state, logits_RV, index):
         vocab = logits_RV.shape[-1]
         logp_RV = jax.nn.log_softmax(logits_RV, axis=-1)
-        total_BNV = state.live_logp_BN[..., None] + logp_RV.reshape(batch, n, vocab)
-        # 2N candidates: even if N of them end here, N go on.
+        total_BNV = state.open_logp_BN[..., None] + logp_RV.reshape(batch, n, vocab)
+        # 2N candidates: even if N of them end here, N stay open.
         logp_BC, flat_BC = jax.lax.top_k(total_BNV.reshape(batch, n * vocab), 2 * n)
         parent_BC, token_BC = flat_BC // vocab, (flat_BC % vocab).astype(jnp.int32)
-        sequence_BCT = jnp.take_along_axis(state.live_BNT, parent_BC[..., None], axis=1)
+        sequence_BCT = jnp.take_along_axis(state.open_BNT, parent_BC[..., None], axis=1)
         sequence_BCT = sequence_BCT.at[:, :, index].set(token_BC)
         ends_BC = token_BC == EOS
 
-        live_BN, picks_BN = jax.lax.top_k(jnp.where(ends_BC, IMPOSSIBLE, logp_BC), n)
-        live_BNT = jnp.take_along_axis(sequence_BCT, picks_BN[..., None], axis=1)
+        # The best N that did not end stay open.
+        open_BN, picks_BN = jax.lax.top_k(jnp.where(ends_BC, IMPOSSIBLE, logp_BC), n)
+        open_BNT = jnp.take_along_axis(sequence_BCT, picks_BN[..., None], axis=1)
         parent_BN = jnp.take_along_axis(parent_BC, picks_BN, axis=1)
 
+        # Those that did end compete with all that ended before, by penalized score.
         score_BC = jnp.where(ends_BC, logp_BC / penalty(index + 1), IMPOSSIBLE)
         pool_score = jnp.concatenate([state.ended_score_BN, score_BC], axis=1)
         pool = jnp.concatenate([state.ended_BNT, sequence_BCT], axis=1)
         ended_score_BN, best_BN = jax.lax.top_k(pool_score, n)
         ended_BNT = jnp.take_along_axis(pool, best_BN[..., None], axis=1)
 
+        # Each row of the cache becomes that of its hypothesis's parent.
         rows_R = (jnp.arange(batch)[:, None] * n + parent_BN).reshape(-1)
         tokens_R = jnp.take_along_axis(token_BC, picks_BN, axis=1).reshape(-1)
-        return _Beams(live_BNT, live_BN, ended_BNT, ended_score_BN), tokens_R, rows_R
+        return _Beams(open_BNT, open_BN, ended_BNT, ended_score_BN), tokens_R, rows_R
 
     def done(state, index):
-        # Log-likelihoods only fall. A live one reaches at most its present value under the largest
+        # Log-likelihoods only fall. An open one reaches at most its present value under the largest
         # penalty.
-        reach_B = state.live_logp_BN[:, 0] / penalty(length)
+        reach_B = state.open_logp_BN[:, 0] / penalty(length)
         worst_B = jnp.min(state.ended_score_BN, axis=1)
         return jnp.all(worst_B > reach_B)
 
     def finish(state):
         any_B = jnp.max(state.ended_score_BN, axis=1) > IMPOSSIBLE
         return Decoded(
-            jnp.where(any_B[:, None, None], state.ended_BNT, state.live_BNT),
-            jnp.where(any_B[:, None], state.ended_score_BN, state.live_logp_BN / penalty(length)),
+            jnp.where(any_B[:, None, None], state.ended_BNT, state.open_BNT),
+            jnp.where(any_B[:, None], state.ended_score_BN, state.open_logp_BN / penalty(length)),
         )
 
     return _Rule(start, advance, done, finish)

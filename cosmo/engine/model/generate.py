@@ -92,6 +92,7 @@ def choose_and_continue(
     and its score 0.
     """
     tree = build_tree(check_choices(choices, model.network.vocab_size))
+    # EOS ends an answer, so nothing can follow it.
     if continues is None:
         continues = tree.last_C != decoding.EOS
     elif len(continues) != len(tree.last_C):

@@ -17,8 +17,6 @@ from flax import nnx
 from cosmo.engine.model import partitioning
 
 # Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
-# Heads come before positions in attention: on a CPU the other order takes several times as long.
-
 NORM_EPSILON = 1e-6  # T5's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
@@ -174,17 +172,15 @@ class Attention(nnx.Module):
         self.out = param(rngs, fan_in, (joined, emb_dim), ("joined_kv", "embed"))
 
     def heads(self, x_BTM: jax.Array, kernel: nnx.Param) -> jax.Array:
-        """Project and split into heads: [B, T, M] -> [B, H, T, K].
-
-        Heads come before positions so that every later product is over adjacent matrices, which
-        XLA's CPU backend runs up to five times as fast; a TPU's compiler chooses layouts itself.
-        """
+        """Return x [B, T, M] projected by `kernel` and split into heads: [B, H, T, K]."""
+        # Heads come before positions, so that every later product is over adjacent matrices: XLA's
+        # CPU backend runs them up to five times as fast. A TPU's compiler chooses layouts itself.
         x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
     def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values, each [B, H, S, K]."""
+        """Return keys and values of x, each [B, H, S, K]."""
         return self.heads(x_BSM, self.key), self.heads(x_BSM, self.value)
 
     def __call__(
@@ -203,6 +199,7 @@ class Attention(nnx.Module):
         `relative_bias` [1, H, T, S] is learned; `mask_bias` broadcasts to [B, H, T, S] and is not.
         Both are float32, as is the softmax. `rate` is dropout's, on the attention's weights.
         """
+        # No scale of the logits: T5 has it in the query's initial weights.
         q_BHTK = self.heads(q_BTM, self.query)
         logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
         if relative_bias is not None:

@@ -78,6 +78,7 @@ def loss_weights(
             segments_BT = jnp.ones(weights_BT.shape, jnp.int32)
         same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
         tokens_BT = jnp.einsum("BTU,BU->BT", same_BTT.astype(weights_BT.dtype), weights_BT)
+        # Padding and sequences without a target weigh nothing, and must not divide by zero.
         share_BT = jnp.where(weights_BT > 0, weights_BT / jnp.maximum(tokens_BT, 1e-9), 0.0)
         return share_BT, jnp.sum(share_BT)
     if isinstance(normalization, int | float):

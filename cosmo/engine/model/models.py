@@ -129,7 +129,7 @@ def loss(
 
 def _is_best(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Return whether no token scores above the target: bool [B, T]."""
-    # Cheaper than an argmax. Of tied tokens every one counts as the best.
+    # Cheaper than an argmax. If tokens tie, each of them counts as the best.
     target_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     return target_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)
 

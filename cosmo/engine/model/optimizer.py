@@ -171,6 +171,7 @@ class LearningRateSchedule:
     min_learning_rate: float = 1e-8
 
     def __post_init__(self):
+        # At the start, not at the first step: a typo must not cost a compilation.
         for name in self.names:
             if name not in FACTORS:
                 near = difflib.get_close_matches(name, FACTORS, 1)

@@ -1,7 +1,7 @@
 """Lay arrays over one mesh of devices: which axis lies along which side of the mesh.
 
-The mesh has two sides: `data` splits the batch and, fully sharded (FSDP), the parameters and the
-optimizer's state; `model` splits heads, feed-forward and vocabulary (tensor parallelism).
+The mesh has two sides. `data` splits the batch and, fully sharded (FSDP), the parameters and the
+optimizer's state. `model` splits heads, feed-forward and vocabulary (tensor parallelism).
 """
 
 import contextlib
@@ -124,6 +124,7 @@ class Layout:
         An axis stays whole if it does not divide, if an axis before it has taken its side, or if
         its side is `without`.
         """
+        # One side cannot split two axes of an array: the first that fits takes it.
         rules = dict(self.axis_rules)
         spec: list[str | None] = []
         for size, name in zip(shape, names, strict=True):
@@ -243,7 +244,7 @@ def _project(shape, param_shape, spec, lost_first: bool) -> PartitionSpec:
     if shape == param_shape:
         return PartitionSpec(*sides)
     axes = range(len(param_shape))
-    # Of a square matrix both axes fit, and the order of the search decides.
+    # Both axes of a square matrix fit, and the order of the search decides.
     for lost in axes if lost_first else reversed(axes):
         if shape == param_shape[:lost] + param_shape[lost + 1 :]:
             return PartitionSpec(*sides[:lost], *sides[lost + 1 :])
@@ -274,4 +275,5 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: s
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Return global arrays on the mesh from this process's rows of the batch."""
     sharding = batch_sharding(mesh)
+    # Each process has its own rows: none sees the whole batch.
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -116,6 +116,7 @@ def make_train_step(
     num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
 
+    # Of the loss's sum, not of its mean: gradients of microbatches add up before one division.
     def gradients(params, batch, key):
         def loss(params):
             return models.loss(model, params, batch, key)
@@ -166,6 +167,7 @@ def make_train_step(
         # One division, after all gradients are added; never by 0, as a batch may have no target.
         weight = jnp.maximum(sums["loss_weight"], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        # The schedule reads the state's step: the optimizer itself has learning rate 1.
         rate = config.learning_rate(state.step)
         norm = optax.global_norm(grads)
         sums = {**sums, "grad_norm": norm, "learning_rate": rate}

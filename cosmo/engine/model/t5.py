@@ -2,8 +2,8 @@
 
 Settings, then one layer of the encoder and of the decoder, then stacks of them, then the network.
 The layers of a stack lie in one module whose every parameter has a leading axis of layers
-(`[L, ...]`), and run in one `lax.scan`: compile time does not grow with depth. A decoder's cache is
-an argument and a result, never hidden state. `layers` lists the shape suffixes.
+(`[L, ...]`). They run in one `lax.scan`, so compile time does not grow with depth. A decoder's
+cache is an argument and a result, never hidden state. `layers` lists the shape suffixes.
 """
 
 import dataclasses
@@ -99,6 +99,7 @@ class T5Config:
                 f"T5Config.remat_policy={self.remat_policy!r}; known are "
                 f"{['auto', *REMAT_POLICIES]}"
             )
+        # Activations of T5's feed-forward layers pass 65504, float16's largest number.
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"T5Config.dtype={self.dtype!r}; T5 runs in 'float32' or 'bfloat16' "
@@ -313,6 +314,7 @@ def attend_inputs(q_RHK, keys_BHKS, values_BHSK, bias_B1S) -> jax.Array:
         # Sums, because a CPU divides them over its cores, as it does not with small products.
         logits_BHS = jnp.sum(_f32(q_RHK)[..., None] * _f32(keys_BHKS), axis=2) + bias_B1S
         return _weighted(jax.nn.softmax(logits_BHS, axis=-1), values_BHSK, q_RHK.dtype)
+    # Samples of an input are the rows of one product: its keys are read once for all of them.
     q_BHNK = q_RHK.reshape(inputs, rows // inputs, *q_RHK.shape[1:]).swapaxes(1, 2)
     logits_BHNS = jnp.einsum("BHNK,BHKS->BHNS", q_BHNK, keys_BHKS).astype(jnp.float32)
     weights_BHNS = jax.nn.softmax(logits_BHNS + bias_B1S[:, :, None], axis=-1)
@@ -369,6 +371,19 @@ def scan_stack(
     return x
 
 
+def _map_past(
+    layers: list[LayerCache], change: Callable[[jax.Array], jax.Array]
+) -> list[LayerCache]:
+    """Return the layers with `change` applied to each row's own keys and values."""
+    return [
+        layer._replace(
+            self_key_BHTK=change(layer.self_key_BHTK),
+            self_value_BHTK=change(layer.self_value_BHTK),
+        )
+        for layer in layers
+    ]
+
+
 class DecoderCache(NamedTuple):
     """The state of a decoding loop beside parameters and tokens.
 
@@ -384,13 +399,7 @@ class DecoderCache(NamedTuple):
 
     def repeat(self, count: int) -> "DecoderCache":
         """Return the cache with `count` rows for each input, which share its encoder side."""
-        layers = [
-            layer._replace(
-                self_key_BHTK=jnp.repeat(layer.self_key_BHTK, count, axis=0),
-                self_value_BHTK=jnp.repeat(layer.self_value_BHTK, count, axis=0),
-            )
-            for layer in self.layers
-        ]
+        layers = _map_past(self.layers, lambda x: jnp.repeat(x, count, axis=0))
         past = self.past_bias_B1T
         past = None if past is None else jnp.repeat(past, count, axis=0)
         return self._replace(layers=layers, past_bias_B1T=past)
@@ -398,14 +407,7 @@ class DecoderCache(NamedTuple):
     def take(self, rows_R: jax.Array) -> "DecoderCache":
         """Return the cache of rows `rows_R`; row i must come from an earlier row of its input."""
         # Rows move within one input alone, so its encoder side stays.
-        layers = [
-            layer._replace(
-                self_key_BHTK=layer.self_key_BHTK[rows_R],
-                self_value_BHTK=layer.self_value_BHTK[rows_R],
-            )
-            for layer in self.layers
-        ]
-        return self._replace(layers=layers)
+        return self._replace(layers=_map_past(self.layers, lambda x: x[rows_R]))
 
 
 class DecoderWeights(NamedTuple):
@@ -469,6 +471,7 @@ class Decoder(nnx.Module):
         positions = jnp.arange(length)
         relative = None if c.relative_attention_per_layer else self.relpos_bias(positions)
         causal_TT = jnp.tril(jnp.ones((length, length), bool))
+        # Segments keep the examples of a packed row apart, here and across to the encoder.
         self_mask = mask_bias(segment_mask(segments_BT, segments_BT) & causal_TT)
         cross_mask = mask_bias(segment_mask(segments_BT, encoder_segments_BS))
         x_BTM = dropout(x_BTM, c.dropout_rate, k_in)
@@ -544,6 +547,7 @@ class T5(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Return teacher-forced logits, float32 [B, T, V]. Packed rows give their segment ids."""
+        # Inference is the absence of a key: then no dropout is compiled.
         k_encode, k_decode = split_key(key, 2)
         encoder_segments_BS = _segments(encoder_tokens_BS, encoder_segments_BS)
         decoder_segments_BT = _segments(decoder_targets_BT, decoder_segments_BT)
@@ -624,13 +628,7 @@ class T5(nnx.Module):
             past = jnp.take_along_axis(x_BHNK, path_BD[:, None, :, None], axis=2)
             return jnp.pad(past, ((0, 0), (0, 0), (0, more), (0, 0)))
 
-        layers = [
-            layer._replace(
-                self_key_BHTK=lay_out(layer.self_key_BHTK),
-                self_value_BHTK=lay_out(layer.self_value_BHTK),
-            )
-            for layer in layers
-        ]
+        layers = _map_past(layers, lay_out)
         known_BT = jnp.pad(in_path_BD, ((0, 0), (0, more)), constant_values=True)
         past_B1T = mask_bias(known_BT)[:, None]
         return self._cache(layers, tokens_BS, known_BT.shape[1], past_B1T)
@@ -659,6 +657,7 @@ class T5(nnx.Module):
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
         if cache.past_bias_B1T is not None:
             biases_1HT = [bias_1HT + cache.past_bias_B1T for bias_1HT in biases_1HT]
+        # One table for all layers.
         if len(biases_1HT) == 1:
             biases_1HT = biases_1HT * len(weights.layers)
         new = []

@@ -81,13 +81,13 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
     limits = _constants(program, condition)
     # Two limits or counters would be a `while` of the program's own, of unknown length.
     if len(limits) != 1 or len(counter) != 1:
-        raise ValueError(f"cannot tell how often the loop {loop.name} runs: it ends at {limits}")
+        raise ValueError(f"unknown number of runs of the loop {loop.name}: it ends at {limits}")
     index = int(re.search(r"index=(\d+)", counter[0].attributes)[1])
     inside = program.computations[re.search(r"\bbody=%?([\w.\-]+)", loop.attributes)[1]]
     (result,) = (i for i in inside.values() if i.root)
     steps = _added(program, inside, result.operands[index])
     if len(steps) != 1:
-        raise ValueError(f"cannot tell how often the loop {loop.name} runs: it counts by {steps}")
+        raise ValueError(f"unknown number of runs of the loop {loop.name}: it counts by {steps}")
     first, carried = 0, _origin(body, loop.operands[0])
     if carried is not None and carried.opcode == "tuple":
         start = _origin(body, carried.operands[index])

@@ -118,6 +118,7 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
         flops = count(instruction, *operands)
     # Inside a fusion values stay in registers: only the fusion's own operands and results move.
     moved = 0.0
+    # The `-start` of an asynchronous operation has counted for its `-done` too.
     if not fused and opcode not in _FREE and not opcode.endswith("-done"):
         moved = _moved_bytes(program, body, instruction)
     return Cost(matmul_flops=flops, hbm_bytes=moved)
@@ -206,7 +207,7 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
     opcode = instruction.opcode
     result = size(instruction.shape)
     if opcode in ("dynamic-slice", "slice", "gather"):
-        return 2.0 * result
+        return 2.0 * result  # read and written
     if opcode == "dynamic-update-slice":
         return 2.0 * size(body[instruction.operands[1]].shape)
     reads = [size(body[name].shape) for name in instruction.operands]

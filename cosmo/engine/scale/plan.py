@@ -12,10 +12,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.model import models, partitioning
@@ -106,17 +107,19 @@ def plan_step(
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
     # CPU devices share the memory of their host.
-    limit = chip.hbm_bytes or _host_memory() // count
-    local = min(count, _GPUS_A_HOST) if devices is None else _per_host(devices)
-    bound = chip.hbm_bytes if name != "cpu" else None
-    settings = job.model, job.step, job.partitioner
+    limit = chip.hbm_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+    local = min(count, _GPUS_A_HOST)
+    if devices is not None:  # libtpu's description names the process that would own each device
+        local = sum(device.process_index == devices[0].process_index for device in devices)
     choice = sizing.choose_device_settings(
-        job.model, job.step, batch, job.partitioner, count, local, bound
+        job.model, job.step, batch, job.partitioner, count, local, chip.hbm_bytes
     )
-    partitioning.check_partitions(choice.num_partitions, count, local)
-    model, config, partitioner = sizing.apply_device_settings(*settings, choice)
+    parts = choice.num_partitions
+    partitioning.check_partitions(parts, count, local)
+    model, config, partitioner = sizing.apply_device_settings(
+        job.model, job.step, job.partitioner, choice
+    )
     if devices is None:
-        parts = choice.num_partitions
         mesh = partitioning.abstract_mesh(count // parts, parts)
         if hlo_path:
             raise UserError(
@@ -130,8 +133,7 @@ def plan_step(
         found = _by_arithmetic(model, config, batch, count, choice)
     else:
         found = _compiled(model, config, job, partitioner, partitioner.layout(mesh), hlo_path)
-    mesh_shape = dict(mesh.shape)
-    return _finish(job, topology, chip, mesh_shape, choice, found, limit, batch, start_step)
+    return _finish(job, topology, chip, dict(mesh.shape), choice, found, limit, batch, start_step)
 
 
 def sweep(
@@ -142,6 +144,7 @@ def sweep(
         model, config, partitioner = sizing.apply_device_settings(
             job.model, job.step, job.partitioner, choice
         )
+        # An error of one choice must not end the sweep.
         asked = dataclasses.replace(job, model=model, step=config, partitioner=partitioner)
         try:
             yield choice, plan_step(asked, topology, start_step=start_step)
@@ -152,6 +155,7 @@ def sweep(
 def rank(plans: list[Plan]) -> list[Plan]:
     """Return the plans that fit, the fastest bound first; of equal ones, the least total work."""
 
+    # Bounds are often equal, as the same resource limits several settings.
     def key(plan: Plan):
         parts = [seconds or 0.0 for seconds in plan.roofline_seconds.values()]
         return plan.step_seconds_bound or 0.0, sum(parts), plan.hbm_peak_bytes or 0
@@ -172,15 +176,14 @@ def remedy(job: PlannedRun, plan: Plan, start_step: int = 0) -> Plan | None:
     return next((found for found in plans if isinstance(found, Plan) and found.fits), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """The result of compiling, or of arithmetic."""
 
-    arguments: int
+    arguments: int  # bytes, as are temporaries
     temporaries: int | None
-    cost: hlo_cost.Cost | None
-    estimated: bool
-    seconds: float | None
+    cost: hlo_cost.Cost | None = None
+    estimated: bool = False
+    seconds: float | None = None
 
 
 def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> _Found:
@@ -199,17 +202,13 @@ def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> 
             raise UserError(f"the compiler failed: {str(error).splitlines()[0]}") from error
         number, unit = [group for group in needed.groups() if group is not None]
         temporaries = int(float(number) * 1024 ** " KMGT".index(unit or " "))
-        return _Found(_shard_bytes(abstract, shardings), temporaries, None, False, None)
+        shards = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+        sizes = [a.dtype.itemsize * math.prod(s.shard_shape(a.shape)) for a, s in shards]
+        return _Found(sum(sizes), temporaries)
     seconds = time.monotonic() - began
     text = compiled.as_text()
     if hlo_path:
-        try:
-            with open(hlo_path, "w") as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(
-                f"{hlo_path} cannot be written: {error.strerror}", setting="hlo"
-            ) from error
+        write_atomic(hlo_path, text)
     try:
         cost = hlo_cost.cost(hlo.parse(text))
     except ValueError as error:
@@ -223,7 +222,7 @@ def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> 
     # program, all temporaries.
     others = memory.output_size_in_bytes - memory.alias_size_in_bytes
     others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
-    return _Found(arguments, others, cost, False, seconds)
+    return _Found(arguments, others, cost, seconds=seconds)
 
 
 def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettings) -> _Found:
@@ -234,7 +233,7 @@ def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettin
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
     moved = collections.Counter({(kind, sizes[kind]): size for kind, size in kinds.items()})
     cost = hlo_cost.Cost(flops, 0.0, moved)
-    return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, True, None)
+    return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, estimated=True)
 
 
 def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begin) -> Plan:
@@ -253,6 +252,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
     known = [seconds for seconds in roofline.values() if seconds is not None]
     # Without the peak of products the others alone would be a bound that means little.
     bound = max(known) if known and roofline["compute"] is not None else None
+    # Padding counts too: rows have a fixed length, and devices compute all of it.
     tokens = sum(
         batch[name].shape[0] * batch[name].shape[1]
         for name in ("encoder_input_tokens", "decoder_target_tokens")
@@ -271,12 +271,14 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         batch_size=job.dataset.batch_size,
         tokens_per_step=tokens,
         parameters=sum(leaf.size for leaf in params),
+        # Without a cost the compiler has refused the program.
         fits=peak is not None and peak <= limit and cost is not None,
         hbm_arguments_bytes=found.arguments,
         hbm_temporaries_bytes=found.temporaries,
         hbm_peak_bytes=peak,
         hbm_limit_bytes=limit,
         matmul_flops=cost and cost.matmul_flops,
+        # Without recomputation: the ratio of the two shows how much the settings recompute.
         matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
         hbm_traffic_bytes=traffic,
         collective_bytes=cost and cost.collective_bytes(),
@@ -339,16 +341,6 @@ def _shard_bytes(abstract: Any, shardings: Any) -> int:
             jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True
         )
     )
-
-
-# libtpu describes which process would own each device.
-def _per_host(devices: list[Any]) -> int:
-    first = devices[0].process_index
-    return sum(device.process_index == first for device in devices)
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _over(amount: float | None, rate: float | None) -> float | None:

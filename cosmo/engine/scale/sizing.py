@@ -172,8 +172,8 @@ def choose_device_settings(
 ) -> DeviceSettings:
     """Return the settings with open ones (None, "auto") chosen.
 
-    They are for `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory
-    (None: not known, as on a CPU; then nothing is recomputed). First the partitions are chosen with
+    They are for `devices`, of which a host has `local_devices`, each with `hbm_bytes` of memory.
+    None means not known, as on a CPU: then nothing is recomputed. The partitions are those with
     the least collective traffic. Then the cheapest rematerialization and microbatches are taken
     whose estimated memory fits.
     """
@@ -188,6 +188,7 @@ def choose_device_settings(
     parts = partitioner.num_partitions
     if parts is None:
         heads, mlp = _size(model.network, "num_heads"), _size(model.network, "mlp_dim")
+        # A partition must not leave its host, nor cut a head, nor leave devices without rows.
         able = [
             n
             for n in range(1, local_devices + 1)

@@ -96,7 +96,7 @@ class BadStepMonitor:
         self.norms = collections.deque(map(tuple, saved.get("norms", [])), config.window + LAG)
         self.in_a_row = saved.get("in_a_row", 0)
         self.bad_steps = saved.get("bad_steps", 0)  # of the run so far
-        # Of good steps since the last report. float32 as from the device, so sums come out equal.
+        # Sums of good steps since the last report: float32 as from the device, so totals are equal.
         self.unreported: list[Sums] = [
             {name: np.float32(value) for name, value in sums.items()}
             for sums in saved.get("window", [])
@@ -203,7 +203,7 @@ class BadStepMonitor:
         if batch.rows is not None:
             line["rows"] = np.asarray(batch.rows).tolist()
         else:
-            # Live SeqIO has no row numbers, so the tokens themselves are kept.
+            # Rows that come from SeqIO, not from a cache, have no numbers: the tokens are kept.
             line["tokens"] = f"{BATCHES}/{step}.npz"
             with replacing(self.folder / line["tokens"]) as partial:
                 partial.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Early stopping: end a run whose evaluations no longer improve, and keep its best checkpoint."""
+"""End a run early whose evaluations no longer improve, and keep its best checkpoint."""
 
 import dataclasses
 import json
@@ -92,6 +92,7 @@ def after_evaluation(
 
     A value of None (not measured), NaN or infinity is no improvement.
     """
+    # A run that diverges has NaN: never the best, however NaN compares.
     finite = value is not None and math.isfinite(value)
     first = history.best_step is None
     if finite and (first or config.gain(value, history.best) > config.min_delta):
@@ -110,6 +111,11 @@ def read_history(config: StoppingConfig, model_dir: str, until_step: int) -> His
             line = json.loads(text)
             history = after_evaluation(config, history, line["step"], line.get(config.metric))
     return history
+
+
+def is_over(config: StoppingConfig, history: History) -> bool:
+    """Return whether a run with this history must stop."""
+    return config.patience is not None and history.since >= config.patience
 
 
 class Stopping:
@@ -141,7 +147,7 @@ class Stopping:
     @property
     def finished(self) -> bool:
         """Whether the run is to stop."""
-        return self.config.patience is not None and self.history.since >= self.config.patience
+        return is_over(self.config, self.history)
 
     def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
         """Count an evaluation at `step`. Return the metrics to write: `results` and COUNT.

@@ -127,6 +127,7 @@ def judge(
             predictions = [answer.predictions[0] for answer in answers]
             if keep is not None:
                 keep[task.name] = [infer.record(answer, "predict") for answer in answers]
+        # In the reader's process, because the metric functions belong to SeqIO's tasks.
         results[task.name] = reader.measure(task, predictions, scores, counts)
     return results
 
@@ -148,15 +149,18 @@ def _answered(
     return answers
 
 
+@dataclasses.dataclass
 class Evaluator:
     """Evaluates parameters while training. Reads each validation set once and keeps it."""
 
-    def __init__(self, config, model, vocabulary, layout, seed):
-        self.config, self.model, self.vocabulary = config, model, vocabulary
-        self.layout, self.seed = layout, seed
-        # Read at the first evaluation: a run that never gets there need not wait for them.
-        self.packed: dict[str, list[datasets.HostBatch]] | None = None
-        self.tasks: list[reader.EvalTask] | None = None
+    config: EvalConfig
+    model: models.EncoderDecoderModel
+    vocabulary: Vocabulary
+    layout: partitioning.Layout
+    seed: int
+    # Read at the first evaluation: a run that never gets there need not wait for them.
+    packed: dict[str, list[datasets.HostBatch]] | None = None
+    tasks: list[reader.EvalTask] | None = None
 
     def check(self) -> None:
         """Raise UserError if a validation set does not exist."""
@@ -179,6 +183,7 @@ class Evaluator:
                 )
             results["eval"] = teacher_forced(self.model, params, self.packed, self.layout)
         if config.generated is not None:
+            # Kept as the packed sets are, so that each evaluation asks the same.
             if self.tasks is None:
                 self.tasks = reader.eval_tasks(config.generated, config.num_examples)
             # The parameters that are being trained, on the devices where they are.
@@ -207,6 +212,7 @@ class Evaluator:
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """Return results as text: a row for each metric, a column for each task."""
+    # In order of appearance, without repetition.
     names = list(dict.fromkeys(metric for values in results.values() for metric in values))
     width = max([len(name) for name in names] + [6])
     columns = [max(len(task), 10) for task in results]
@@ -248,6 +254,7 @@ def evaluate(
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(epath.Path(folder) / f"{task}-predictions.jsonl", text)
         report = {"step": step, "checkpoint": str(session.checkpoint_path), "metrics": results}
+        # Last: a folder with metrics.json is a finished evaluation.
         write_atomic(epath.Path(folder) / "metrics.json", json.dumps(report, indent=1) + "\n")
         print(table(results))
         print(f"written to {folder}")

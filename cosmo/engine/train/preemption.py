@@ -4,7 +4,7 @@ Between steps `Notice.reached` returns whether the run should save and stop. Bef
 there is nothing to save: the process ends at once, even out of a compilation. An evaluation is left
 by the exception `Stopped`. Ctrl-C is handled like SIGTERM, and a second one ends the process.
 
-Of several processes none may stop alone. JAX carries SIGTERM to all, and they stop after the same
+No process of several may stop alone. JAX carries SIGTERM to all, and they stop after the same
 step; they finish compilations and evaluations. Ctrl-C ends only the process that receives it.
 """
 

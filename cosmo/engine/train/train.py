@@ -1,4 +1,4 @@
-"""The training loop: read batches, run steps, evaluate, save. Reads top to bottom."""
+"""Train: read batches, run steps, evaluate, save. Reads top to bottom."""
 
 import contextlib
 import dataclasses
@@ -107,6 +107,7 @@ def train(
     mesh = layout.mesh
     partitioning.check_batch_size(dataset.batch_size, mesh, step.num_microbatches, "BATCH_SIZE")
     description = describe(model, vocabulary)
+    # Everything that can be wrong with settings is checked before anything takes long.
     if dataset.cache_path is not None:
         cache_reading.open_cache(dataset, vocabulary)  # refuses another vocabulary or length
     if evaluation is not None and evaluation.period is None:
@@ -239,6 +240,7 @@ def train(
                 save()
             if save_now or evaluate_now:
                 rates = _Rates()  # a rate counts training alone
+            # Here, not in the loop's condition: the last step needs no further batch.
             if last or stop or stopping.finished:
                 break
             # The devices may be busy still. Only time that they spend idle is waiting for input.
@@ -249,6 +251,7 @@ def train(
             rates.waited += time.monotonic() - asked
             batch = _on_device(host_batch, mesh)
         saver.wait()  # a save that failed in the background is an error here
+        # Saved like SIGTERM; then Ctrl-C ends the command as its user expects.
         if notice.interrupted:
             raise KeyboardInterrupt
         if done == total_steps or stopping.finished:

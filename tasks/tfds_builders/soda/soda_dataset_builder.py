@@ -9,7 +9,7 @@ from cosmo.tasks.tfds_builders import examples
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads `allenai/soda`'s files with the readers that training from files uses."""
+    """Read `allenai/soda`'s files with the readers that training from files uses."""
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = examples.INSTRUCTIONS.format(name="soda")

@@ -149,7 +149,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     if untied and tied:
         untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
-        raise UserError(f"{where} says tie_word_embeddings=false, and there is no lm_head.weight")
+        raise UserError(f"{where} has tie_word_embeddings=false, and there is no lm_head.weight")
     return t5.T5Config(
         **sizes,
         mlp_activations=(ACTIVATIONS[activation], *(("linear",) if gated else ())),

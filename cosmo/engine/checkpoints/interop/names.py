@@ -83,7 +83,7 @@ OUTSIDE = (
 
 
 class Parameter(NamedTuple):
-    """A parameter of a network. Of a stack, shape and axes are those of one layer."""
+    """A parameter of a network. In a stack, shape and axes are those of one layer."""
 
     path: Path  # in our tree
     name: Name  # in a stack: without the side and the layer

@@ -128,7 +128,10 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
         # Plain T5X joins heads in its kernels. Only the bias table shows their number.
         heads, buckets = shape("encoder/relpos_bias/rel_embedding")
         head_dim = shape(f"{first}/attention/query/kernel")[1] // heads
-        layers = [_count_layers(target, side) for side in SIDES]
+        layers = [
+            len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
+            for side in SIDES
+        ]
     # The distance of the last bucket leaves no trace: T5X's models all have the default.
     vocab_size, emb_dim = shape("token_embedder/embedding")
     return t5.T5Config(
@@ -149,10 +152,6 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
 def _target(arrays: dict[str, LazyArray]) -> dict[str, LazyArray]:
     """Return the parameters among the arrays, without their common prefix."""
     return {k.removeprefix(TARGET): a for k, a in arrays.items() if k.startswith(TARGET)}
-
-
-def _count_layers(target: dict[str, LazyArray], side: str) -> int:
-    return len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
 
 
 def stacks(parameter_names: Iterable[str]) -> dict[str | None, str | None]:

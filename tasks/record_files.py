@@ -1,6 +1,6 @@
-"""The records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
+"""Read the records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
 
-Each comes with its `Place`, so that whoever checks it can name file and line.
+Each comes with its `Place`, so that an error about it can name file and line.
 """
 
 from __future__ import annotations
@@ -9,77 +9,92 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import Place
+from cosmo.tasks.files import split_names
 
 DOWNLOAD_AGAIN = "Download or write the file again."
 
 _SPACE = re.compile(r"\s*")
-_BATCH_ROWS = 1024  # Parquet rows held at a time
+_BATCH_ROWS = 1024  # Parquet rows held at a time, because a row group may be a whole shard
 
 
-def rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
-    """(place, value) of each record of `file`; a nested dialogue comes as a list."""
+def read_records(file: Any, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Any]]:
+    """Yield (place, value) for each record of a JSON or Parquet file.
+
+    `columns` are those to read of Parquet (None: all). A nested dialogue comes as a list. Raises
+    DataError.
+    """
     if file.name.endswith(".parquet"):
         return _parquet_rows(file, columns)
     return _json_rows(file)
 
 
-def table(file: Any, delimiter: str) -> Iterator[tuple[Place, dict[str, str]]]:
-    """(place, row as column -> text) of a table with a header line; quoted as the csv module reads.
+def read_table(
+    file: Any, delimiter: str, columns: Sequence[str] = ()
+) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Yield (place, {column: text}) for each row of a table with a header line.
 
-    Raises DataError for a row with another number of fields than the header.
+    Raises DataError for a row with another number of fields than the header, and for a table
+    that lacks one of `columns`.
     """
-    last = 0  # lines handed to the csv module so far
-
-    def texts() -> Iterator[str]:
-        nonlocal last
-        for number, line in lines(file):
-            last = number
-            yield line
-
-    reader = csv.reader(texts(), delimiter=delimiter)
+    reader = csv.reader((line for _, line in read_lines(file)), delimiter=delimiter)
     header: list[str] = []
-    first = 1  # the line that the next row begins on: a quoted field may hold line breaks
+    first = 1  # the line that the next row begins on: line_num is where the last one ended
     try:
         for fields in reader:
-            place, first = Place(str(file), first), last + 1
-            if not header:
-                header = fields
-            elif fields:
-                if len(fields) != len(header):
-                    wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
-                    raise place.error(
-                        "a row of another length than the header", wrong, f"{len(header)} fields"
-                    )
-                yield place, dict(zip(header, fields, strict=True))
+            place, first = Place(str(file), first), reader.line_num + 1
+            if not header or not fields:
+                header = header or fields
+                continue
+            if len(fields) != len(header):
+                wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
+                raise place.error(
+                    "a row of another length than the header", wrong, f"{len(header)} fields"
+                )
+            row = dict(zip(header, fields, strict=True))
+            for name in columns:
+                if name not in row:
+                    raise missing_column(name, row, place)
+            yield place, row
     except csv.Error as error:
         raise Place(str(file), first).error("not a table", str(error), "rows of fields") from None
 
 
+def missing_column(name: str, row: Mapping[str, str], place: Place) -> DataError:
+    """Return the error for a row without the column `name`."""
+    return place.error(f"column '{name}' is missing", f"the columns {list(row)}", "it")
+
+
 def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
-    numbered = lines(file)
+    numbered = read_lines(file)
     for number, line in numbered:
         if not line.strip():
             continue
+        # The content decides, because a .json file may hold a list (ProsocialDialog's direct
+        # download) or lines (its hub files).
         if line.lstrip().startswith("["):
             yield from _json_list(file, number, line + "".join(text for _, text in numbered))
             return
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise _broken_json(file, number, line, error) from None
+            problem = f"broken JSON ({error.msg} at column {error.colno})"
+            raise Place(str(file), number).error(
+                problem, shown(line.strip()), "one JSON object a line"
+            ) from None
         yield Place(str(file), number), row
 
 
 def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, Any]]:
-    """Elements of the JSON list that `text` is, decoded one at a time to know their lines."""
+    """Yield the elements of the JSON list that `text` is."""
+    # One element at a time, because json.loads of the whole would lose their lines.
     decoder = json.JSONDecoder()
-    line, counted = first_line, 0  # `line` holds text[counted]
+    line, counted = first_line, 0  # text[counted] is on `line`
 
     def skip_space(position: int) -> int:
         nonlocal line, counted
@@ -110,13 +125,11 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
         raise wrong("text after the JSON list", counted, "the end of file")
 
 
-def _broken_json(file: Any, number: int, line: str, error: json.JSONDecodeError) -> DataError:
-    problem = f"broken JSON ({error.msg} at column {error.colno})"
-    return Place(str(file), number).error(problem, shown(line.strip()), "one JSON object a line")
+def read_lines(file: Any) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, text with its newline) of each line of a text file, decompressed.
 
-
-def lines(file: Any) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text with its newline) of each line of a text file, decompressed."""
+    Raises DataError for a damaged file, and for one that is not UTF-8.
+    """
     number = 0
     with files.opened(file) as stream:
         try:
@@ -143,7 +156,7 @@ def lines(file: Any) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, Any]]:
+def _parquet_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Place, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -159,10 +172,11 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
     number = 0
     with file.open("rb") as raw:
         try:
-            # A remote file is fetched whole: Parquet seeks, and its shards are small.
+            # A remote file is fetched whole, because Parquet seeks and its shards are small.
             source = raw if hasattr(raw, "fileno") else io.BytesIO(raw.read())
             parquet = pq.ParquetFile(source)
-            present = [name for name in columns if name in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            present = [name for name in names if columns is None or name in columns]
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=present):
                 for row in batch.to_pylist():
                     number += 1
@@ -178,14 +192,14 @@ def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[Place, An
             ) from None
 
 
-def refuse_empty(files: Sequence[Any], count: int) -> None:
-    """Raises DataError if `files` held no record."""
+def refuse_empty(path: Any, split: str, count: int) -> None:
+    """Raise DataError if `path` held no record of `split`."""
     if not count:
         raise DataError.at(
-            files[0],
+            path,
             None,
-            "the data holds no dialogue",
-            got=f"{len(files)} files without a record",
-            expected="at least one record",
-            remedy=DOWNLOAD_AGAIN,
+            f"the data holds no record of split {split!r}",
+            got="0 records",
+            expected=f"at least one of the split {' or '.join(split_names(split))}",
+            remedy="Correct the path, or download the file again.",
         )
