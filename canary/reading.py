@@ -70,7 +70,7 @@ def source(path: str, *, whole: bool = False) -> record_sources.Source:
 def recognise(path: str) -> Format:
     """Return the format of a file, by its first records; UserError if it is none of FORMATS."""
     with record_sources.open_input(path) as file:
-        blank = True
+        blank = True  # an empty file gets an error of its own
         for _ in range(MAX_LINES):
             line = file.readline(MAX_LINE_BYTES)
             if not line:
@@ -243,6 +243,7 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
         turns = casual.dailydialog_turns(data.decode("utf-8-sig"), place)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
+    # Spaces before punctuation go, as in training: Canary would take them for a mark of small talk.
     return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
@@ -299,6 +300,7 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
     name, count, broken = "", 0, False
     for place, kept, read in rows:
         try:
+            # Every context holds all turns before it, so one bad row spoils the later ones.
             if broken:
                 raise ValueError("a row before it in its dialogue cannot be used")
             name, response, found = turn(read(), place, count)

@@ -1,9 +1,13 @@
 """Draw the loss curves of a run as a PNG: `python -m cosmo.plot MODEL_DIR --output=loss.png`."""
 
 import argparse
+import io
 import json
 import pathlib
 import sys
+
+from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.errors import UserError
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -25,7 +29,7 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     """Draw training and validation loss (nats a token) over steps, `baseline` as a level."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a display, as on servers
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -40,13 +44,13 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     if baseline is not None:
         axes.axhline(baseline, color="grey", linestyle=":", label="unigram model, validation")
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0)  # an axis that is cut would exaggerate the drop
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(output)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
     plt.close(figure)
+    write_atomic(output, png.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if not any(r.get("train/loss") is not None for r in rows):
             raise ValueError(f"{args.model_dir}/metrics.jsonl holds no train/loss yet")
         plot(rows, output, title=str(args.model_dir))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(output)

@@ -61,7 +61,7 @@ def row(
     text = formatting.cosmo_input(parts["narrative"], parts["instruction"], kept, separators)
     ids = vocabulary.encode(text)
     too_long = len(ids) >= inputs_length  # EOS needs a place
-    # The newest words are what is answered: the front goes.
+    # The front is cut, because the answer is to the newest words.
     ids = (*ids[-(inputs_length - 1) :], 1) if too_long else (*ids, 1)
     target_ids = None if response is None else (*vocabulary.encode(response), 1)
     name = record.get("id")
@@ -87,7 +87,8 @@ class _Survey:
     """Facts about a whole file: the ids that it gives, those given twice, its unknown fields."""
 
     def __init__(self):
-        # 24 bytes a record, for files of any size: a hash of its id, its line, where it starts.
+        # 24 bytes a record, because files have any size: a hash of its id, its line, its start. Two
+        # of a million 64-bit hashes are equal by chance in 1 of 37 million files.
         self.hashes, self.lines, self.starts = array("q"), array("q"), array("q")
         self.unknown: Counter[str] = Counter()
         self.prefix = ""
