@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.calls import answer_text
 from data_pipeline.calls.requests import Stage
 from data_pipeline.co3 import commonsense, prompts
 from data_pipeline.co3.dialogue import repetitions
@@ -30,7 +31,10 @@ MODERATED = ("violence", "hate", "sexual")
 
 
 def lexical(record: Record) -> str | None:
-    """Find erroneous patterns (1): repetition, missing prefixes, prefixes in a turn, variables."""
+    """Find erroneous patterns (1): repetition, missing prefixes, prefixes in a turn, variables.
+
+    Marks of reasoning, templates and fences are patterns too.
+    """
     if "dialogue: missing prefix" in record.marks:
         return "missing prefix"
     if repetitions(record.dialogue) > 1:
@@ -42,6 +46,8 @@ def lexical(record: Record) -> str | None:
         if ":" in said and any(f" {prefix}" in f" {said}" for prefix in prefixes):
             return "prefix within a turn"
     text = "\n".join((record.narrative, *record.dialogue))
+    if answer_text.mark_in("\n".join((text, record.interlocutor, *set(record.speakers)))):
+        return "mark of a model's format"
     if ("[" in text or "PERSON" in text.upper()) and _VARIABLE.search(text):
         return "open variable"
     return None
@@ -116,17 +122,20 @@ def head_event(record: Record) -> str | None:
 
 
 def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[Record]:
-    """Ask whether a speaker is a person, where names and words do not decide."""
-    answers = dict(record.human)
+    """Ask whether a speaker is a person, where names and words do not decide.
+
+    A reply without an answer is a mark, and decides nothing.
+    """
+    answers, marks = dict(record.human), record.marks
     for speaker in dict.fromkeys(record.speakers):
         if human(speaker, record, names) is None:
             response = yield texts.request("human", record.id, speaker=speaker)
-            scores = commonsense.log_probabilities(response)
-            if scores is not None:
-                answers[speaker] = scores["Yes"] > scores["No"]
+            answer = commonsense.plain_answer(response, ("Yes", "No"))
+            if answer:
+                answers[speaker] = answer == "Yes"
             else:
-                answers[speaker] = commonsense.in_words(response.text) == "Yes"
-    return dataclasses.replace(record, human=answers)
+                marks = (*marks, f"human: {response.fault}")
+    return dataclasses.replace(record, human=answers, marks=marks)
 
 
 def ask_moderation(record: Record) -> Stage[Record]:

@@ -37,6 +37,7 @@ def test_bodies_are_what_the_api_wants():
     assert chat["logprobs"] is True and chat["top_logprobs"] == 5 and "prompt" not in chat
     for made in (completion, chat):
         assert made["max_tokens"] == 8 and made["stop"] == ["."] and made["seed"] == 3
+        assert made["stream"] is False
     changed = body(extra_body='{"seed": null, "max_tokens": null, "max_completion_tokens": 8}')
     assert "seed" not in changed and "max_tokens" not in changed
     assert changed["max_completion_tokens"] == 8
@@ -68,7 +69,7 @@ def test_answers_are_read_in_both_forms():
     "text",
     [
         *("", '{"choices": [{"te', "[]", '{"choices": []}', '{"choices": [{"text": 3}]}', "null"),
-        *("[" * 100_000, '{"choices": [{"text": ""}], "usage": {"prompt_tokens": Infinity}}'),
+        *("[" * 100_000, "data: {}", "<html>", '{"error": {"code": 429}}', '{"choices": null}'),
     ],
 )
 def test_what_is_no_answer_is_said_to_be_none(text):
@@ -124,17 +125,74 @@ class Replies:
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
+CHAT = '{"choices": [{"message": {"content": "Hi"}, "finish_reason": "length"}]}'
+
+
 def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
     """Oracle: what the server says once it has time; a redirection names the flag to mend."""
     sleep = asyncio.sleep
     monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
-    busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, "{}")
+    busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, CHAT)
     assert asyncio.run(client.probe(Replies(busy, none, busy, fine), "auto")) == "chat"
     with pytest.raises(UserError, match="setting: form"):
         asyncio.run(client.probe(Replies(busy), "auto"))
     assert asyncio.run(client.probe(Replies(busy), "chat")) == "chat"
     with pytest.raises(UserError, match="setting: base_url"):
         asyncio.run(client.probe(Replies(Reply(307, "")), "chat"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "<html>Sign in</html>", 'data: {"choices": []}\n\n', '{"error": {"code": 429}}']
+)
+def test_a_server_whose_answers_cannot_be_read_is_given_up_at_once(monkeypatch, text):
+    """Oracle: one line with the address and the beginning of the answer, after four tries."""
+    sleep = asyncio.sleep
+    monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
+    for form in ("auto", "chat"):
+        with pytest.raises(UserError, match="cannot be read") as odd:
+            asyncio.run(client.probe(Replies(Reply(200, text)), form))
+        assert text[:8].strip() in str(odd.value) and "\n" not in str(odd.value)
+    # A server may be disturbed once.
+    assert asyncio.run(client.probe(Replies(Reply(200, text), Reply(200, CHAT)), "chat")) == "chat"
+
+
+def test_a_first_call_that_breaks_off_is_tried_again(monkeypatch):
+    """Oracle: the answer that comes later; a server without a connection is not waited for."""
+    slept, sleep = [], asyncio.sleep
+
+    async def counted(seconds):
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(client.asyncio, "sleep", counted)
+    cut, fine = Reply(0, "RemoteProtocolError: peer closed"), Reply(200, CHAT)
+    assert asyncio.run(client.probe(Replies(cut, cut, fine), "chat")) == "chat"
+    assert slept == [0.2, 1.0]
+    with pytest.raises(UserError, match="does not answer"):
+        asyncio.run(client.probe(Replies(cut), "auto"))
+    assert len(slept) == 5
+    for gone, more in (("ConnectError: refused", 0), ("no answer within 5 s", 1)):
+        slept.clear()
+        with pytest.raises(UserError, match="does not answer"):
+            asyncio.run(client.probe(Replies(Reply(0, gone)), "chat"))
+        assert len(slept) == more
+
+
+def test_odd_numbers_leave_the_answer():
+    """Oracle: the text is there; the alternative without a number is left out."""
+    for number in ("Infinity", "NaN", "1" * 5000, '"many"', "[]", "{}", "true", "-3", "null"):
+        usage = f'"usage": {{"prompt_tokens": {number}, "completion_tokens": 2}}'
+        text = f'\ufeff{{"choices": [{{"text": "Yes"}}], {usage}}}'
+        found = client.parse_answer(text, "completion")
+        assert (found.text, found.completion_tokens) == ("Yes", 2)
+        assert found.prompt_tokens in (0, 1, 10**308) or number == "1" * 5000
+        top = f'"logprobs": {{"top_logprobs": [{{"Yes": -0.5, "No": {number}}}, null, 3]}}'
+        text = f'{{"choices": [{{"text": "Yes", {top}}}], "usage": 7}}'
+        first, second, third = client.parse_answer(text, "completion").logprobs
+        assert first["Yes"] == -0.5 and (second, third) == ({}, {})
+    for odd in ("[]", "3", '{"content": 3}', '{"content": [3, {"top_logprobs": [null]}]}'):
+        text = f'{{"choices": [{{"text": "Yes", "logprobs": {odd}}}]}}'
+        assert client.parse_answer(text, "completion").text == "Yes"
 
 
 def test_refusals_that_cannot_heal():
