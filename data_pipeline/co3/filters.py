@@ -16,6 +16,7 @@ from pathlib import Path
 from data_pipeline.calls import answer_text
 from data_pipeline.calls.requests import Stage
 from data_pipeline.co3 import commonsense, prompts
+from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
@@ -147,4 +148,6 @@ def ask_moderation(record: Record) -> Stage[Record]:
 
 def _words(name: str) -> list[str]:
     """Return lower-case words without numbers ("Friend 1") and possessive endings."""
-    return re.findall(r"[^\W\d_][\w-]*", name.lower().replace("'s", ""))
+    name = texts_of.composed(name.lower().replace("'s", ""))
+    spans = re.finditer(r"[^\W\d_][\w-]*", texts_of.with_letters(name))
+    return [name[slice(*match.span())] for match in spans]
