@@ -27,6 +27,7 @@ UNCONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 POOL_CONNECTIONS = 8
 MAX_ANSWER_BYTES = 1 << 26  # 64 MiB, decompressed; the longest answers have a few MiB
 PROBE_WAITS = (0.2, 1.0, 5.0)  # seconds between the tries of a start's first call
+MAX_PORT = 65535
 TIMED_OUT = "no answer within"
 # Words of servers for an answer that the token limit cut off.
 CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "model_length", "token_limit"))
@@ -269,15 +270,24 @@ class Client:
             settings = openai.AsyncOpenAI(
                 base_url=server.base_url, api_key=server.key(), http_client=self._pools[0]
             )
+            # The path of a call goes before the query, where openai would not put it.
+            base = httpx2.URL(server.base_url)
+            if not base.host or (base.port or 0) > MAX_PORT:
+                fault = f"port {base.port} is above {MAX_PORT}" if base.host else "it has no host"
+                raise UserError(f"{server.address}: {fault}", setting="base_url")
+            path = base.path.rstrip("/")
+            self._urls = {
+                form: base.copy_with(path=path + end, fragment=None) for form, end in FORMS.items()
+            }
         except openai.OpenAIError as error:
             raise UserError(str(error)) from error
+        except httpx2.InvalidURL as error:
+            raise UserError(f"{server.address}: {error}", setting="base_url") from error
         headers = {**settings.default_headers, **settings.auth_headers}
         # openai marks headers to leave out with an object that is no string.
         headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         for pool in self._pools:
             pool.headers.update({**headers, "Content-Type": "application/json"})
-        base = str(settings.base_url).rstrip("/")
-        self._urls = {form: httpx2.URL(base + path) for form, path in FORMS.items()}
         self._timeouts, self._no_reply = httpx2.TimeoutException, httpx2.RequestError
 
     async def __aenter__(self) -> Client:

@@ -105,7 +105,7 @@ def words(text: str) -> list[str]:
 
 
 def with_letters(text: str) -> str:
-    """Return the text with a letter in place of each mark and emoji, so that a pattern of words finds them.
+    """Return the text with a letter for each mark and emoji: a pattern of words finds them.
 
     It has the same length, so that a match in it shows the place in the text.
     """
