@@ -192,10 +192,12 @@ class Gateway:
                 f"{where} cannot be read ({_fault(reply, server.form)}), the last is "
                 f"{_short(reply)!r}. Correct the address or the server. {end}"
             )
-        most = request.sampling.max_tokens
+        # A stop sequence may end the reasoning: "stop" goes, as null takes a field away.
+        room = {"max_tokens": 4096} | ({"stop": None} if request.sampling.stop else {})
         raise UserError(
-            f"{where} have no answer: {response.fault} ({most}). Switch the model's reasoning off "
-            "or give it room, as by --body='{\"max_tokens\": 4096}'. " + end,
+            f"{where} have no answer: {response.fault} (max_tokens="
+            f"{request.sampling.max_tokens}). Switch the model's reasoning off, or add fields that "
+            f"give it room, such as {json.dumps(room)}. {end}",
             setting="body",
         )
 

@@ -86,7 +86,9 @@ def _ask(
         return answer, ""
     response = yield prompts.request(f"{stage}_alone", record_id, question=question)
     alone = log_probabilities(response)
-    return answer, by_information(given, alone) if alone else ""
+    if alone is None or answer not in given.known:
+        return answer, ""
+    return answer, by_information(given, alone)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,9 @@ def plain_answer(response: Response, answers: tuple[str, ...] = ANSWERS) -> str:
         return ""
     found = log_probabilities(response)
     known = {answer: p for answer, p in found.known.items() if answer in answers} if found else {}
-    if known:
+    # The server may leave out the log-probability of the very word that the model chose.
+    chosen = _MEANINGS.get(_word((response.text.split() or [""])[0]))
+    if known and (chosen is None or chosen in known):
         return max(known, key=known.__getitem__)
     answer = in_words(response.text)
     return answer if answer in answers else answers[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from cosmo.engine.base.atomic import replacing, write_atomic
 from cosmo.engine.base.tables import text_table
+from data_pipeline.calls.limits import BYTES_PER_TOKEN
 from data_pipeline.co3 import postprocess, prompts, statistics
 from data_pipeline.co3.card import card
 from data_pipeline.co3.reasons import explained
@@ -157,7 +158,7 @@ def table(report: dict[str, Any]) -> str:
     if tokens["estimated"]:
         costs = f"; cost {report['estimated_cost']:.4f}" if report["estimated_cost"] else ""
         lines.append(
-            "estimated maximum for answers that could not be read: "
+            "estimated maximum for answers that were lost or could not be read: "
             f"{tokens['estimated']:,} tokens{costs}"
         )
     start = {"retries": {}, **report["this_start"]}
@@ -168,6 +169,11 @@ def table(report: dict[str, Any]) -> str:
             f"{start['replayed']} answers from the journal"
         )
     lines += [f"  {what}: {number}" for what, number in start["retries"].items()]
+    if number := start.get("estimated_answers"):
+        lines.append(
+            f"  {number:,} answers without a possible count of tokens (usage): "
+            f"{BYTES_PER_TOKEN} bytes of text are counted as one"
+        )
     if (calls := start.get("concurrency", {})).get("decreases"):
         lines.append(
             f"  concurrency lowered {calls['decreases']} times by 429 and 503, to {calls['least']} "

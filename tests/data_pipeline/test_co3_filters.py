@@ -253,6 +253,16 @@ def test_information_needs_both_log_probabilities(given, alone, wanted):
     assert found.head_answer == ("No" if given["No"] > -1 else "Yes")
 
 
+def test_a_chosen_word_without_log_probability_is_the_answer():
+    """The server writes null for it. Oracle: the text; no pmi answer, for lack of its number."""
+    reply = Response(" Yes", logprobs=({"No": -5.0, "Unknown": -7.0},))
+    found, _ = judged([reply] * 4)
+    assert (found.head_answer, found.pmi_head_answer) == ("Yes", "")
+    asked = record(names=("Ann", "Zorblax"))
+    found, _ = drive(filters.ask_human(asked, NAMES, BOOK), [reply])
+    assert found.human == {"Zorblax": True}
+
+
 def test_a_reply_without_an_answer_decides_nothing():
     """Oracle: the answers stay empty, the marks name the fault, and nobody is called no human."""
     fault = "reasoning used up max_tokens"

@@ -1,5 +1,7 @@
 """Runs over a real socket with the real client and the scripted teacher."""
 
+import contextlib
+import http.server
 import json
 import os
 import random
@@ -8,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import zlib
 
 import pytest
 
@@ -470,3 +474,83 @@ def test_half_a_surrogate_pair_is_a_counted_rejection(tmp_path):
     assert command.main([*clean, "--processes=1"]) == 0
     (gone,) = lines(tmp_path / "clean/rejected.jsonl")
     assert gone["reason"] == "broken row" and "surrogate" in gone["detail"]
+
+
+@contextlib.contextmanager
+def proxy(base_url: str, bend):
+    """A server before the teacher that passes each answer (an object) through `bend`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            path = self.path.removeprefix("/v1")
+            with urllib.request.urlopen(base_url + path, body) as got:
+                data = json.dumps(bend(json.load(got), json.loads(body))).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{serving.server_address[1]}/v1"
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("form", ["chat", "completion"])
+def test_marks_around_answers_change_no_record(tmp_path, triples, form):
+    """Each answer in another of a dozen spellings. Oracle: the run without any of them.
+
+    Reasoning has a line that looks like a turn.
+    """
+    reasoning = "Okay.\nMia: I am no turn.\n"
+    shapes = (
+        "<think>{r}</think>\n\n{a}", "{r}</think>\n\n{a}", "[THINK]{r}[/THINK]{a}", "{a}<|im_end|>",
+        "<|channel|>analysis<|message|>{r}<|end|><|channel|>final<|message|>{a}",
+        "{a}</s>", "<|start_header_id|>assistant<|end_header_id|>\n\n{a}<|eot_id|>", "\x00{a}",
+        "```\n{a}\n```", "<reasoning>{r}</reasoning><answer>{a}</answer>", "{a}<|im_end|>\nMia: No.",  # noqa: E501
+    )  # fmt: skip
+
+    def bend(answer, asked):
+        choice = answer["choices"][0]
+        said = choice["message"]["content"] if form == "chat" else choice["text"]
+        number = zlib.crc32(json.dumps(asked, sort_keys=True).encode())
+        said = shapes[number % len(shapes)].replace("{a}", said).replace("{r}", reasoning)
+        if form == "chat":
+            choice["message"]["content"] = [{"type": "text", "text": said}]
+        else:
+            choice["text"] = said
+        choice["logprobs"] = None
+        return answer
+
+    with teacher(logprobs=False) as (url, _):
+        flags = (f"--form={form}", "--limit=12", "--concurrency=8")
+        assert co3(triples, tmp_path / "plain", url, *flags) == 0
+        with proxy(url, bend) as bent:
+            assert co3(triples, tmp_path / "bent", bent, *flags) == 0
+    assert outputs(tmp_path / "bent") == outputs(tmp_path / "plain")
+    assert len(lines(tmp_path / "bent/soda.jsonl")) > 5
+
+
+def test_a_model_that_only_reasons_stops_the_run(tmp_path, triples, capsys):
+    """Oracle: exit code 1, one line with fault and remedy, and few calls a start."""
+
+    def bend(answer, asked):
+        choice = answer["choices"][0]
+        choice["message"] = {"content": None, "reasoning_content": "Hm."}
+        choice["finish_reason"] = "length"
+        return answer
+
+    with teacher() as (url, taught), proxy(url, bend) as bent:
+        for start in (1, 2):
+            assert co3(triples, tmp_path, bent, "--form=chat", "--concurrency=4") == 1
+            said = capsys.readouterr().err.strip()
+            assert "reasoning used up max_tokens" in said and "4096" in said and "\n" not in said
+            assert taught.counts["completions"] <= 30 * start

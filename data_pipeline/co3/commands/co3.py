@@ -191,6 +191,7 @@ def _report(
             "least": gateway.limits.concurrency.least,
             "at_the_end": int(gateway.limits.concurrency.allowed),
         },
+        "estimated_answers": counts["estimated"],  # their tokens are our own count
         "errors": counts["errors"],
         "retries": retries,
     }
