@@ -54,6 +54,7 @@ _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 def replace(record: Record, names: Namebook, seed: int) -> Record:
     """Return the record with other names; unchanged if it was renamed before or has no name."""
+    # A second renaming would draw other names, because the draw depends on the names found.
     if record.renamed:
         return record
     persons = [name for name in (record.x, record.y, record.z) if name]
@@ -77,7 +78,9 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     found |= certain | introduced
     if not found:
         return dataclasses.replace(record, renamed=True)
+    # Sorted, because the order of a set differs between processes.
     old = sorted(found)
+    # No new name may be in the text already, else two persons become one.
     given = names.replacements(record.id, seed, len(old), avoid=found | capitalised)
     mapping = dict(zip(old, given, strict=True))
     unsure = {name for name in old if name in names.words}
@@ -85,6 +88,7 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     def another(match: re.Match[str]) -> str:
         name = match["name"]
         new = mapping.get(name)
+        # "EMILY" is shouted; two capitals are more often initials.
         if new is None and name.isupper() and len(name) > 2:
             new = mapping.get(name.capitalize(), "").upper()
         if not new or (name in unsure and not _stands_as_name(match)):
