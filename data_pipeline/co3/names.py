@@ -3,11 +3,11 @@
 Kim et al. 2023, section 3.1, "Name Bias Mitigation". One name is one other name throughout
 narrative, conversation, speakers and persons; which one depends on the record's id and the seed.
 
-Names are the persons of the triple, speakers who are on the list of names, and any capitalised word
-of the list that is no word or place. Some names are words or places too ("Will", "Grace", "May",
-"Paris"). They are replaced only if a person of the triple or a speaker has them, or if the text
-shows it ("my friend Grace", "I asked Will"). Even then other uses stay: "Will you come?", "in May",
-"Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
+Names are the persons of the triple, speakers on the list of names, and capitalised words of that
+list. Some names are words or places too ("Will", "Grace", "May", "Paris"). They are replaced only
+for a person of the triple or a speaker, or if the text shows it ("my friend Grace", "I asked
+Will"). Even then other uses stay: "Will you come?", "in May", "Grace under pressure". A name within
+a longer word is none ("Annapolis", "Jean-Luc").
 """
 
 from __future__ import annotations
