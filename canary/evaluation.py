@@ -32,7 +32,7 @@ def cases(path: str, split: str) -> Iterator[Case]:
     for dialogue in readers.read_prosocial(path, split):
         turns: tuple[str, ...] = ()
         for number, turn in enumerate(dialogue.turns):
-            safety.check_votes(turn)
+            safety.check_votes(turn)  # here, because reading for Cosmo does not use labels
             turns += (turn.context,)
             # A casual context has no RoTs, as in the targets that a model learns.
             rots = turn.rots if safety.needs_rots(turn.safety_label) else ()

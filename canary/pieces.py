@@ -15,8 +15,8 @@ from cosmo.tasks import readers
 
 CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
 MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
-# A string, whose end may lie in the next chunk, or a bracket.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+# A string, or a bracket. The group is the string's closing quote, or the end of the data so far.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*("|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[\s,]*")
 _SPACE = re.compile(rb"\s*")
 _SCALAR = re.compile(rb"[^,\]\s]*")
@@ -76,14 +76,14 @@ class _Window:
 def _element(window: _Window) -> int:
     """Return the size of the element that the window begins with, once all of it is read."""
     place = depth = 0
-    if window.data[:1] not in (b"[", b"{", b'"'):
+    if window.data[:1] not in (b"[", b"{", b'"'):  # no dialogue; the reader rejects it
         while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
             pass
         return max(end, 1)
     while True:
         token = _TOKEN.search(window.data, place)
-        open_string = token is not None and token[0][:1] == b'"' and _unended(token[0])
-        if token is None or open_string:
+        # Brackets in a string do not count, so a string must be whole before the next token.
+        if token is None or token[1] not in (None, b'"'):
             place = token.start() if token else len(window.data)
             if len(window.data) > MAX_ELEMENT_BYTES:
                 raise UserError(
@@ -98,15 +98,6 @@ def _element(window: _Window) -> int:
         place = token.end()
         if depth <= 0:
             return place
-
-
-def _unended(string: bytes) -> bool:
-    """Return whether a match of _TOKEN that begins with a quote lacks the closing one."""
-    body = string[1:]
-    if not body.endswith(b'"'):
-        return True
-    slashes = len(body) - 1 - len(body[:-1].rstrip(b"\\"))
-    return slashes % 2 == 1
 
 
 def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:

@@ -70,7 +70,7 @@ def source(path: str, *, whole: bool = False) -> record_sources.Source:
 def recognise(path: str) -> Format:
     """Return the format of a file, by its first records; UserError if it is none of FORMATS."""
     with record_sources.open_input(path) as file:
-        blank = True
+        blank = True  # an empty file gets an error of its own
         for _ in range(MAX_LINES):
             line = file.readline(MAX_LINE_BYTES)
             if not line:
@@ -118,18 +118,6 @@ def _looks(path: str) -> str:
     return f"looks like {name}" if name else "is of no corpus known here"
 
 
-def _object(data: bytes) -> Any:
-    """Return the JSON value of some bytes; ValueError that names the fault."""
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON: nested too deeply") from error
-
-
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
     """Return a `Format.read` for pieces of one record: it rejects what `read` refuses."""
 
@@ -152,7 +140,9 @@ def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_s
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
-    return Dialogue(number, readers.soda_dialogue(_object(data), place, number).dialogue)
+    return Dialogue(
+        number, readers.soda_dialogue(record_sources.json_value(data), place, number).dialogue
+    )
 
 
 def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
@@ -225,7 +215,7 @@ def _parquet_source(path: str) -> record_sources.Source:
 
 
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:
-    record = _object(data)
+    record = record_sources.json_value(data)
     if not isinstance(record, dict):
         raise ValueError(f"got {type(record).__name__}, expected an object {{turns}}")
     name = record.get("id")
@@ -253,6 +243,7 @@ def _daily(data: bytes, place: Place, number: str) -> Dialogue:
         turns = casual.dailydialog_turns(data.decode("utf-8-sig"), place)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
+    # Spaces before punctuation go, as in training: Canary would take them for a mark of small talk.
     return Dialogue(number, tuple(map(casual.detokenize, turns)))
 
 
@@ -262,7 +253,11 @@ def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool)
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
         for offset, data in enumerate(piece.lines):
             if data.strip():
-                yield Place(path, piece.line + offset + 1), [data], lambda data=data: _object(data)
+                yield (
+                    Place(path, piece.line + offset + 1),
+                    [data],
+                    lambda data=data: record_sources.json_value(data),
+                )
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
         dialogue, response, _ = readers.row_position(row, place)
@@ -281,7 +276,7 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
     """Read a dialogue of the direct download, whose id is its number, because it has no other."""
     place = Place(path, piece.line + 1)
     try:
-        dialogue = _object(b"".join(piece.lines))
+        dialogue = record_sources.json_value(b"".join(piece.lines))
         if not isinstance(dialogue, list) or not dialogue:
             raise ValueError("expected a dialogue: a list of at least one row")
     except ValueError as error:
@@ -305,6 +300,7 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
     name, count, broken = "", 0, False
     for place, kept, read in rows:
         try:
+            # Every context holds all turns before it, so one bad row spoils the later ones.
             if broken:
                 raise ValueError("a row before it in its dialogue cannot be used")
             name, response, found = turn(read(), place, count)

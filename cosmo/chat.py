@@ -68,6 +68,7 @@ def chat(
                     continue
                 turns.append(line)
                 record = {
+                    # A sample depends on seed and id: the same lines give the same conversation.
                     "id": f"{seed}-{count}",
                     "narrative": here,
                     "instruction": who,
@@ -77,6 +78,7 @@ def chat(
                 work = infer.generation(session, decoding, seed)
                 (answer,) = infer.answer(session, [row], work)
                 count += 1
+                # Never empty, because the next turn's record may hold no empty turn.
                 reply = answer.predictions[0].strip() or "..."
                 turns.append(reply)
                 say(f"Cosmo: {reply}\n")

@@ -68,7 +68,8 @@ class DialogueModel:
         the record's id, its place in `records` if it has none. Raises UserError for a record that
         cannot be used, before any is answered.
         """
-        decoding = _decoding({"max_new_tokens": self.session.lengths["targets"], **sampling})
+        longest = self.session.lengths["targets"]
+        decoding = DecodingConfig.from_settings({"max_new_tokens": longest, **sampling})
         rows = self._rows(records)
         found = infer.answer(self.session, rows, infer.generation(self.session, decoding, seed))
         return [Reply(a.predictions[0], a.scores[0], a.predictions, a.scores) for a in found]
@@ -153,11 +154,3 @@ def load(
         )
     session, step = config.open()
     return DialogueModel(session, separators, step)
-
-
-def _decoding(settings: dict[str, Any]) -> DecodingConfig:
-    known = {field.name for field in dataclasses.fields(DecodingConfig)}
-    unknown = sorted(settings.keys() - known)
-    if unknown:
-        raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
-    return DecodingConfig(**settings)

@@ -1,23 +1,28 @@
 """Draw the loss curves of a run as a PNG: `python -m cosmo.plot MODEL_DIR --output=loss.png`."""
 
 import argparse
+import io
 import json
 import pathlib
 import sys
 
+from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.command_line import guarded
+from cosmo.engine.base.errors import UserError
+
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Return the lines of a run's metrics.jsonl; ValueError that names file and line."""
+    """Return the lines of a run's metrics.jsonl; UserError that names file and line."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; expected a run's metrics.jsonl") from error
+        raise UserError(f"{path}: {error.strerror}; expected a run's metrics.jsonl") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error
     return rows
 
 
@@ -25,7 +30,7 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     """Draw training and validation loss (nats a token) over steps, `baseline` as a level."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a display, as on servers
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -40,13 +45,13 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     if baseline is not None:
         axes.axhline(baseline, color="grey", linestyle=":", label="unigram model, validation")
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0)  # an axis that is cut would exaggerate the drop
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(output)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
     plt.close(figure)
+    write_atomic(output, png.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,17 +60,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model_dir", type=pathlib.Path, help="a run's folder, with metrics.jsonl")
     parser.add_argument("--output", type=pathlib.Path, help="PNG; default MODEL_DIR/loss.png")
     args = parser.parse_args(argv)
-    output = args.output or args.model_dir / "loss.png"
-    try:
-        rows = read_metrics(args.model_dir / "metrics.jsonl")
-        if not any(r.get("train/loss") is not None for r in rows):
-            raise ValueError(f"{args.model_dir}/metrics.jsonl holds no train/loss yet")
-        plot(rows, output, title=str(args.model_dir))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return guarded(lambda: run(args.model_dir, args.output or args.model_dir / "loss.png"))
+
+
+def run(model_dir: pathlib.Path, output: pathlib.Path) -> None:
+    """Draw the curves of a run, and print where they are."""
+    rows = read_metrics(model_dir / "metrics.jsonl")
+    if not any(r.get("train/loss") is not None for r in rows):
+        raise UserError(f"{model_dir}/metrics.jsonl holds no train/loss yet")
+    plot(rows, output, title=str(model_dir))
     print(output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def row(
     text = formatting.cosmo_input(parts["narrative"], parts["instruction"], kept, separators)
     ids = vocabulary.encode(text)
     too_long = len(ids) >= inputs_length  # EOS needs a place
-    # The newest words are what is answered: the front goes.
+    # The front is cut, because the answer is to the newest words.
     ids = (*ids[-(inputs_length - 1) :], 1) if too_long else (*ids, 1)
     target_ids = None if response is None else (*vocabulary.encode(response), 1)
     name = record.get("id")
@@ -87,7 +87,8 @@ class _Survey:
     """Facts about a whole file: the ids that it gives, those given twice, its unknown fields."""
 
     def __init__(self):
-        # 24 bytes a record, for files of any size: a hash of its id, its line, where it starts.
+        # 24 bytes a record, because files have any size: a hash of its id, its line, its start. Two
+        # of a million 64-bit hashes are equal by chance in 1 of 37 million files.
         self.hashes, self.lines, self.starts = array("q"), array("q"), array("q")
         self.unknown: Counter[str] = Counter()
         self.prefix = ""
@@ -153,14 +154,15 @@ def source(
         if not line.strip():
             return []
         try:
-            name = f"{survey.prefix}{number}"
-            return [_line_row(line, vocabulary, inputs_length, separators, mode, name)]
+            record = record_sources.json_value(line)
+            json.dumps(record, ensure_ascii=False).encode()  # raises for half a surrogate pair
+            found = row(record, vocabulary, inputs_length, separators, f"{survey.prefix}{number}")
+            if mode == "score" and found.target_ids is None:
+                raise ValueError("field 'response': missing, and MODE=score needs it")
+            return [found]
         except (ValueError, RecursionError) as error:
-            return [
-                record_sources.Rejected(
-                    piece.line + 1, str(error), record_sources.text_of(piece.lines)
-                )
-            ]
+            kept = record_sources.text_of(piece.lines)
+            return [record_sources.Rejected(piece.line + 1, str(error), kept)]
 
     found = record_sources.file_source(
         path,
@@ -170,19 +172,4 @@ def source(
         survey=survey.add,
     )
     survey.warn(path)
-    return found
-
-
-def _line_row(line, vocabulary, inputs_length, separators, mode, default_id) -> Row:
-    """Return the row of one line; raises ValueError. One line may be bad UTF-8, the next good."""
-    try:
-        record = json.loads(line.decode())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    json.dumps(record, ensure_ascii=False).encode()  # or half a surrogate pair would pass
-    found = row(record, vocabulary, inputs_length, separators, default_id)
-    if mode == "score" and found.target_ids is None:
-        raise ValueError("field 'response': missing, and MODE=score needs it")
     return found

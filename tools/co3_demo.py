@@ -8,6 +8,7 @@ below that of a unigram model divided by MIN_PERPLEXITY_RATIO.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -20,6 +21,7 @@ from typing import Any
 from cosmo import plot
 from cosmo.cli.quickstart import exchange_text, loss_table, unigram_perplexity
 from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.command_line import guarded
 from cosmo.engine.base.demo import begin_folder, run_module
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks import vocabularies
@@ -108,7 +110,7 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
         f"{len(train)} examples to learn from, {len(held_out)} held out (other heads); "
         f"{pieces.count(vocabulary.unk_id)} of {len(pieces)} pieces unknown\n"
     )
-    print(f"validation, {step} steps:\n{table}")
+    print(f"after {step} steps:\n{table}")
     print(f"\nOne exchange from the held-out dialogues:\n\n{exchange_text(answer)}")
     print(f"""
 Files in {folder}:
@@ -134,19 +136,20 @@ Talk to it, from {pathlib.Path.cwd()}:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run every stage; return the exit code."""
+    """Parse the command line and run; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
     parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
     parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")
     parser.add_argument("--output", default=OUTPUT, help="folder; emptied first")
     parser.add_argument("--train_steps", type=int, default=300, help="(%(default)s)")
     args = parser.parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the corpus, train, ask and report; return the exit code."""
     began = time.monotonic()
-    try:
-        folder = begin_folder(args.output, "co3 demo", OUTPUT)
-    except UserError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return 1
+    folder = begin_folder(args.output, "co3 demo", OUTPUT)
     seconds = {}
     corpus, where = folder / "corpus", f"--gin.MODEL_DIR={folder}/model"
     with teacher() as url:
@@ -158,8 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asked = question(list(soda_file_examples(f"{folder}/soda", "validation")))
     except DataError as error:
-        print(f"error: too few records to hold some out, raise --limit: {error}", file=sys.stderr)
-        return 1
+        raise UserError(f"too few records to hold some out, raise --limit: {error}") from error
     seconds["corpus"] = time.monotonic() - began
 
     run_module(
@@ -175,10 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     seconds["training"] = time.monotonic() - began - seconds["corpus"]
 
-    record = {
-        name: getattr(asked, name) for name in ("id", "narrative", "instruction", "turns")
-    } | {"response": asked.response}
-    write_atomic(folder / "question.jsonl", json.dumps(record) + "\n")
+    write_atomic(folder / "question.jsonl", json.dumps(dataclasses.asdict(asked)) + "\n")
     files = (f"--input={folder}/question.jsonl", f"--output={folder}/answer.jsonl")
     run_module("cosmo", "infer", where, *files)
     seconds["answer"] = time.monotonic() - began - sum(seconds.values())

@@ -5,6 +5,7 @@ Training refuses a corpus with a bad record; statistics report the fault and con
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import operator
@@ -192,30 +193,6 @@ def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
     return Read(tuple(text for pair in said for text in pair), tuple(rows), lacks)
 
 
-def _soda(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, lambda row, place: soda_dialogue(row, place, "").dialogue)
-
-
-def _turns(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, lambda row, place: row["turns"])
-
-
-def _dailydialog(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, casual.dailydialog_turns)
-
-
-def _blended(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, casual.blended_turns)
-
-
-def _wizard(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, lambda row, place: [turn["text"] for turn in row["dialog"]])
-
-
-def _topical(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    return _each(items, lambda row, place: [turn["message"] for turn in row["content"]])
-
-
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
     errors: list[DataError] = []
@@ -257,16 +234,24 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         yield Read(tuple(turns))
 
 
-# Corpora by the names of tasks.recognize: what an item of their files is, and how items are read.
+def _turns(parse: Callable[[Any, Place], Sequence[Any]]) -> Any:
+    """Return a reader of items that are a dialogue each: `parse` returns its utterances."""
+    return functools.partial(_each, parse=parse)
+
+
+# Corpora by the names of tasks.recognize: how files are cut into items, and how items are read.
 READERS = {
-    "SODA": (records, _soda),
+    "SODA": (records, _turns(lambda row, place: soda_dialogue(row, place, "").dialogue)),
     "ProsocialDialog": (records, _prosocial),
     "ProsocialDialog (direct download)": (records, _prosocial),
-    "DailyDialog": (lines, _dailydialog),
+    "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
     "EmpatheticDialogues": (lines, _empathetic),
-    "BlendedSkillTalk": (records, _blended),
-    "Topical-Chat": (document, _topical),
+    "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
+    "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
     "PersonaChat": (lines, _personachat),
-    "Wizard of Wikipedia": (records, _wizard),
-    'records {"turns": [...]}': (records, _turns),
+    "Wizard of Wikipedia": (
+        records,
+        _turns(lambda row, place: [turn["text"] for turn in row["dialog"]]),
+    ),
+    'records {"turns": [...]}': (records, _turns(lambda row, place: row["turns"])),
 }

@@ -22,11 +22,11 @@ import glob
 import importlib.util
 import json
 import logging
-import os
 import pathlib
 import sys
 from typing import Any
 
+from cosmo.engine.base import command_line
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
@@ -292,16 +292,16 @@ def _two(value: float | None) -> str:
 
 
 def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
-    """Raise ValueError for a flag that would fail only after everything has been read."""
+    """Raise UserError for a flag that would fail only after everything has been read."""
     labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
     if args.plot and len(labelled) != 1:
-        raise ValueError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
+        raise UserError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
     needs = {"krippendorff": "stats"} if labelled else {}
     if labelled and (args.plot or args.output):
         needs["matplotlib"] = "plot"
     for module, extra in needs.items():
         if importlib.util.find_spec(module) is None:
-            raise ValueError(f"{module} is not installed: pip install -e '.[{extra}]'")
+            raise UserError(f"{module} is not installed: pip install -e '.[{extra}]'")
 
 
 def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib.Path]:
@@ -344,21 +344,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cosmo").setLevel(logging.INFO)  # progress, where stderr is no terminal
-    try:
-        paths = [find(path) for path in args.paths]
-        _check_extras(paths, args)
-        made = [statistics(found) for found in paths]
-        written = _write(made, args)
-    except (ValueError, OSError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
-        print(
-            json.dumps(made, indent=1) if args.json else text(made), end="\n" if args.json else ""
-        )
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return command_line.guarded(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Count, print and write; return the exit code."""
+    paths = [find(path) for path in args.paths]
+    _check_extras(paths, args)
+    made = [statistics(found) for found in paths]
+    written = _write(made, args)
+    print(json.dumps(made, indent=1) if args.json else text(made).rstrip("\n"), flush=True)
     for path in written:
         print(path, file=sys.stderr)
     empty = [one["path"] for one in made if not one["dialogues"] and not one["safety"]]

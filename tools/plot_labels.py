@@ -6,6 +6,7 @@ to the next. On the right are the transitions as a matrix.
 
 from __future__ import annotations
 
+import io
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmo.engine.base.atomic import write_atomic
 from tools.corpus_stats import all_transitions
 
 # From calm to alarm. They darken with severity, so that they differ in grey too.
@@ -28,7 +30,7 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
     """Draw `safety` (`corpus_stats.Labels.result`) to the PNG `output`; needs the extra `plot`."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a display, as on servers
     import matplotlib.pyplot as plt
 
     turns = safety["by_turn"][:_TURNS]
@@ -61,10 +63,10 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
         frameon=False,
     )
     figure.suptitle(title)
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, dpi=130, format="png")
-    partial.replace(output)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=130, format="png")
     plt.close(figure)
+    write_atomic(output, png.getvalue())
 
 
 def _bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> None:

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
+        # An argument given wins over gin's: only a flag that was given may do so.
         given = {"output": args.output} if args.output else {}
         settings.check_tasks(config.query("INFER_SPLIT"))
         reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         if reports[args.output].rejected and jax.process_index() == 0:
             print(f"rejected records, with reasons: {layout.rejected}")
     for where, report in reports.items():
-        if jax.process_index() == 0:
+        if jax.process_index() == 0:  # every process has the same report
             print(f"{where}: {report}")
 
 

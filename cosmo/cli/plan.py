@@ -23,7 +23,7 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
     """Return the variables to set before JAX starts: no accelerator, as many devices as asked."""
     name, _, count = args.topology.partition(":")
     settings = {
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": "cpu",  # a plan must not take the accelerators from a run on this machine
         "TPU_SKIP_MDS_QUERY": "1",  # libtpu would ask the metadata server of a TPU VM
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock file guards devices, and none is used
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -160,9 +160,10 @@ def _costs(made: Any) -> Iterator[tuple[str, str]]:
         f"{_si(made.matmul_flops, 'FLOP')} a device and step, {made.matmul_flops / least:.3f} of "
         f"the least possible {_si(least, 'FLOP')}",
     )
+    # Kinds below a thousandth of all bytes are noise, such as the sum of a loss.
     kinds = sorted(made.collective_bytes.items(), key=lambda item: -item[1])
     total = sum(made.collective_bytes.values())
-    shown = ", ".join(f"{kind} {_si(size, 'B')}" for kind, size in kinds if size >= total / 1000)
+    shown = ", ".join(f"{kind} {_si(size, 'B')}" for kind, size in kinds if size > total / 1000)
     yield "collectives", f"{_si(total, 'B')} a device and step: {shown or 'none'}"
     if made.step_seconds_bound is None:  # of processors whose peak nobody published
         return

@@ -57,12 +57,51 @@ DAMAGES = {
     "no manifest": (lambda c: flip(c / "checksums.0.json"), ""),
     "not finished": (lambda c: (c / "commit_success.txt").unlink(), "was not finished"),
     "progress": (lambda c: (c / "progress/metadata").write_text("{}"), "progress/metadata"),
+    "another step's": (
+        lambda c: (shutil.rmtree(c), shutil.copytree(c.parent / "8", c)),
+        "it is the checkpoint of step 8 under another step's name",
+    ),
+    "another run's": (
+        lambda c: edit_manifest(c, run="of-another"),
+        "it belongs to another run: to of-another, and this run is ",
+    ),
     # Of an older version: no checksums, but what cannot be read is seen too.
     "unreadable, without checksums": (
         lambda c: ((c / "checksums.0.json").unlink(), files(c)[0].unlink()),
         "cannot be read",
     ),
 }
+
+
+def edit_manifest(folder, **changes):
+    """Replace entries of a checkpoint's manifest; None removes one."""
+    path = folder / "checksums.0.json"
+    manifest = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def test_a_renamed_checkpoint_without_a_step_in_its_checksums_is_refused(copied):
+    """Of an older version. Oracle: one error with both steps; `train` and `infer` of new ones too.
+
+    Taken as step 10, the state of step 8 would train two updates fewer than TRAIN_STEPS says.
+    """
+    shutil.rmtree(copied / "checkpoints/12")
+    (copied / "checkpoints/8").rename(copied / "checkpoints/10")
+    with pytest.raises(UserError, match="damaged: it is the checkpoint of step 8 under another"):
+        run_checkpoints.locate(str(copied / "checkpoints/10"))
+    edit_manifest(copied / "checkpoints/10", step=None)
+    with pytest.raises(UserError, match="checkpoints/10 holds the state of step 8"):
+        run(copied)
+
+
+def test_checkpoints_copied_alone_keep_their_run(copied):
+    """Property: without the file run_id the newest checkpoint's run goes on under its name."""
+    before = (copied / "run_id").read_text()
+    shutil.rmtree(copied / "checkpoints/12")
+    (copied / "run_id").unlink()
+    assert run(copied) == 12
+    assert (copied / "run_id").read_text() == before
+    assert json.loads((copied / "checkpoints/12/checksums.0.json").read_text())["run"] in before
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -194,6 +233,7 @@ if action == "save":
     fill = lambda a: rng.integers(1, 2**30, a.shape, np.int32).view(np.int32)
     make = lambda a, s: jax.device_put(fill(a).astype(a.dtype), s)
     state = jax.tree.map(make, abstract, shardings)
+    state = state._replace(step=jax.device_put(np.int32(5), shardings.step))
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     saver.save(5, state, {})
     saver.wait()

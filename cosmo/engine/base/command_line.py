@@ -117,7 +117,10 @@ def guarded(
     try:
         return run() or 0
     except BrokenPipeError:
-        return _leave(1)  # the reader of our output has left, such as `head`
+        # The reader of our output has left, such as `head`. Python would fail again at exit, when
+        # it writes what is left in the buffer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave(1)
     except (UserError, OSError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -35,12 +36,13 @@ def run(do: Do, jobs: Sequence[Any], processes: int, report: Report, *, kept: st
     # alone would leave them waiting for ever for a parent that was killed.
     alive, stop = context.Pipe(duplex=False)
     quiet = logging.getLogger("cosmo").getEffectiveLevel() > logging.INFO
+    # Pickled here, so that a worker first watches `alive` and then imports what the function needs.
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(jobs)), context, _start_worker, (do, counts, alive, quiet)
+        min(processes, len(jobs)), context, _start_worker, (pickle.dumps(do), counts, alive, quiet)
     )
     reported, finished = 0, False
     try:
-        with _interrupts_ignored():
+        with _interrupts_blocked():
             waiting = {pool.submit(_do_job, place, job) for place, job in enumerate(jobs)}
         while waiting:
             done, waiting = concurrent.futures.wait(
@@ -66,32 +68,33 @@ def run(do: Do, jobs: Sequence[Any], processes: int, report: Report, *, kept: st
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Have processes that start in this block ignore Ctrl-C: their parent ends them."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, from the first import on
+def _interrupts_blocked() -> Iterator[None]:
+    """Have processes that start in this block take no Ctrl-C: their parent ends them."""
+    # A mask is inherited, so it holds from the first import on. Our own Ctrl-C is only delayed.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def set_up_worker(quiet: bool) -> None:
     """Set up logging in a worker process, and keep JAX off the devices: they are the parent's."""
     command_line.set_up_logging(quiet=quiet)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:  # imported with the function to call: it has read the variable
+    if "jax" in sys.modules:  # it has read the variable before
         sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
 _worker: tuple[Do, Any]  # in a worker: the function, and the counts of all jobs
 
 
-def _start_worker(do: Do, counts: Any, alive: Any, quiet: bool) -> None:
+def _start_worker(do: bytes, counts: Any, alive: Any, quiet: bool) -> None:
     global _worker
-    _worker = do, counts
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     os.dup2(2, 1)  # libraries print, and standard output is the command's result
     set_up_worker(quiet)
+    _worker = pickle.loads(do), counts
 
 
 def _end_with_parent(alive: Any) -> None:

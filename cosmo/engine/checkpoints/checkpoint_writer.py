@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
@@ -50,6 +52,10 @@ class CheckpointWriter:
         self.folder = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER
         self.timeout = config.save_timeout
         self.newest = _newest_sound_step(model_dir)
+        self._run = integrity.read_run_id(model_dir)
+        if self._run is None and self.newest is not None:
+            # `checkpoints/` alone was copied here.
+            self._run = integrity.run_of(self.folder / str(self.newest))
         self.best: int | None = None
         self._step: int | None = None  # of the save in progress
         self._bytes = 0  # of its arrays, before compression: for an error of a full disk
@@ -90,6 +96,10 @@ class CheckpointWriter:
             # for ever for a process that has died.
             if jax.process_count() > 1:
                 self._meet(key=f"cosmo_save_{step}", timeout_ms=1000 * self.timeout)
+            # Not earlier: a run that has saved nothing leaves nothing that looks like a run.
+            if jax.process_index() == 0 and integrity.read_run_id(self.folder.parent) is None:
+                self._run = self._run or uuid.uuid4().hex[:12]
+                write_atomic(self.folder.parent / integrity.RUN_ID, f"{self._run}\n")
             run_checkpoints.start_saving(self._manager, step, state, description, progress)
 
     def wait(self) -> None:
@@ -159,7 +169,7 @@ class CheckpointWriter:
         # Orbax writes into a folder beside the final one; in a bucket, into the final one.
         partial = next(iter(self.folder.glob(f"{self._step}{integrity.PARTIAL}*")), None)
         folder = partial or self.folder / str(self._step)
-        integrity.write_manifest(folder, process, jax.process_count())
+        integrity.write_manifest(folder, self._step, self._run, process, jax.process_count())
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

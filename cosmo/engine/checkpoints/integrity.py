@@ -1,8 +1,9 @@
 """Write checksums of a checkpoint's files before it counts as finished; compare them before use.
 
 Neither TensorStore nor a file system notices every flipped bit. A checkpoint's folder therefore
-holds a manifest of each process that wrote it: {"processes": N, "files": {path: [bytes, crc32]}}.
-CRC-32 finds all damage of up to 32 bits in a row, and of other damage misses one in 4 billion.
+holds a manifest of each process that wrote it: {"processes": N, "files": {path: [bytes, crc32]},
+"step": S, "run": ID}. CRC-32 finds all damage of up to 32 bits in a row, and of other damage misses
+one in 4 billion. Step and run tell a checkpoint that was renamed or came from another run.
 """
 
 import concurrent.futures
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 # Written by each process for its own files, before Orbax's rename: a checkpoint has all of them, or
 # does not count as finished.
 MANIFEST = "checksums.{}.json"  # of process {}
+RUN_ID = "run_id"  # a file beside `checkpoints/`: the run that the checkpoints belong to
 PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
 PIECE_BYTES = 8 * 2**20  # read at once, in each of THREADS
 THREADS = min(16, 2 * (os.cpu_count() or 1))
@@ -38,11 +40,18 @@ def checksum(path: epath.PathLike) -> tuple[int, int]:
     return size, crc
 
 
-def write_manifest(folder: epath.PathLike, process: int = 0, processes: int = 1) -> None:
-    """Write the manifest of the files in a checkpoint's `folder` that `process` wrote.
+def write_manifest(
+    folder: epath.PathLike,
+    step: int,
+    run: str | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> None:
+    """Write the manifest of the files in the `folder` of a checkpoint of `step` and `run`.
 
-    Files below a folder *.process_I are process I's, all others are the first's. Raises OSError
-    or UserError if files cannot be read or the manifest cannot be written.
+    It lists the files that `process` wrote: those below a folder *.process_I are process I's, all
+    others are the first's. Raises OSError or UserError if files cannot be read or the manifest
+    cannot be written.
     """
     folder = epath.Path(folder)
     names = [n for n in _files(folder) if _owner(n, processes) == process]
@@ -50,17 +59,19 @@ def write_manifest(folder: epath.PathLike, process: int = 0, processes: int = 1)
         sums = pool.map(lambda name: checksum(folder / name), names)
         # Other processes come here while the folders of items still have Orbax's temporary names.
         files = dict(zip((n.replace(PARTIAL, "") for n in names), sums, strict=True))
-    text = json.dumps({"processes": processes, "files": files})
+    text = json.dumps({"processes": processes, "step": step, "run": run, "files": files})
     write_atomic(folder / MANIFEST.format(process), text)
 
 
 def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | None:
     """Return the first damage found in the checkpoint in `folder`, or None.
 
-    Reads part `part` of `parts` of the files. A checkpoint without any manifest (of an older
-    version, or copied without it) has no known damage; see `has_manifest`.
+    Reads part `part` of `parts` of the files. A checkpoint under another step's name or among those
+    of another run counts as damaged: training from it would repeat or leave out steps. A checkpoint
+    without any manifest (of an older version, or copied without it) has no known damage; see
+    `has_manifest`.
     """
-    folder = epath.Path(folder)
+    folder = epath.Path(folder).resolve()
     if not has_manifest(folder):
         return None
     expected: dict[str, tuple[int, int]] = {}
@@ -71,12 +82,19 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
             manifest = json.loads((folder / name).read_text())
             processes = int(manifest["processes"])
             expected.update(manifest["files"])
+            # Manifests of older versions have neither.
+            step, run = manifest.get("step"), manifest.get("run")
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             raise _unreadable(folder / name, error) from error
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"{name} is no manifest of ours: it is damaged"
+        if step is not None and folder.name.isdigit() and int(folder.name) != step:
+            return f"it is the checkpoint of step {step} under another step's name"
+        here = read_run_id(folder.parent.parent)
+        if run is not None and here is not None and run != here:
+            return f"it belongs to another run: to {run}, and this run is {here}"
         process += 1
     # By size: the largest files take longest, so the parts share them first.
     names = sorted(expected, key=lambda name: (-expected[name][0], name))[part::parts]
@@ -89,6 +107,22 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
                 pool.shutdown(wait=False, cancel_futures=True)
                 return found
     return None
+
+
+def read_run_id(model_dir: epath.PathLike) -> str | None:
+    """Return the identity of the run in `model_dir`, None if it has none."""
+    try:
+        return (epath.Path(model_dir) / RUN_ID).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def run_of(folder: epath.PathLike) -> str | None:
+    """Return the run that the checkpoint in `folder` belongs to, None if it does not say."""
+    try:
+        return json.loads((epath.Path(folder) / MANIFEST.format(0)).read_text()).get("run")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def has_manifest(folder: epath.PathLike) -> bool:

@@ -177,7 +177,9 @@ def restore_state(saver, step: int, abstract: Any, description: dict[str, Any]) 
     _check(saver, step, abstract, description)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     with one_line_errors(f"checkpoint {saver.directory}/{step} cannot be read"):
-        return saver.restore(step, args=args)["state"]
+        state = saver.restore(step, args=args)["state"]
+    _check_step(state.step, step, saver.directory)
+    return state
 
 
 def restore_params(
@@ -202,6 +204,16 @@ def restore_params(
     problem = f"checkpoint {saver.directory}/{step} cannot be read"
     with ocp.PyTreeCheckpointer() as reader, one_line_errors(problem):
         return reader.restore(target, args=args)["params"]
+
+
+def _check_step(found: Any, step: int, folder: epath.PathLike) -> None:
+    """Raise UserError unless the state's own step is that of its folder."""
+    # Checkpoints of older versions have no step in their checksums.
+    if int(found) != step:
+        raise UserError(
+            f"checkpoint {folder}/{step} holds the state of step {int(found)}: the folder was "
+            "renamed or exchanged; give it its own name again"
+        )
 
 
 def locate(path: epath.PathLike) -> tuple[str, int] | None:

@@ -88,7 +88,7 @@ def write_checkpoint(
         raise UserError(f"cannot write checkpoint {step} to {output}: Orbax did not keep it")
     # If a kill comes before this, the checkpoint has no checksums, and can be read nevertheless.
     with one_line_errors("cannot write checksums"):
-        integrity.write_manifest(folder / str(step))
+        integrity.write_manifest(folder / str(step), step)
 
 
 def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:

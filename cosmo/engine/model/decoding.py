@@ -6,7 +6,7 @@ Suffixes: R rows, B inputs, N beams or samples, C beam candidates, T new tokens,
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -65,6 +65,15 @@ class DecodingConfig:
                 " above 0",
                 setting="TEMPERATURE",
             )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "DecodingConfig":
+        """Return the config of some fields by name; UserError for a name that is no field."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
+        return cls(**settings)
 
     @property
     def rows_per_input(self) -> int:
