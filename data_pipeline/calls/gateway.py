@@ -138,27 +138,11 @@ class Gateway:
         raise RequestError(request, reason, _short(reply))
 
     def _keep(
-        self,
-        key: str,
-        request: Request,
-        kind: str,
-        raw: str,
-        call: Call,
-        reason: str = "",
+        self, key: str, request: Request, kind: str, raw: str, call: Call, reason: str = ""
     ) -> None:
-        self.journal.append(
-            Entry(
-                key=key,
-                id=request.record_id,
-                stage=request.stage,
-                attempt=request.attempt,
-                kind=kind,
-                raw=raw,
-                prompt_tokens=call.prompt_tokens,
-                completion_tokens=call.completion_tokens,
-                reason=reason,
-            )
-        )
+        asked = (request.record_id, request.stage, request.attempt)
+        tokens = (call.prompt_tokens, call.completion_tokens)
+        self.journal.append(Entry(key, *asked, kind, raw, *tokens, reason))
 
     def _check_final(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""

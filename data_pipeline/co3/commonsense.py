@@ -61,12 +61,14 @@ def _ask(
     given = log_probabilities(response)
     if given is None:
         return in_words(response.text), ""
+    # The bias does not depend on the text, but it does on the question: one request each.
     response = yield prompts.request(f"{stage}_alone", record_id, question=question)
     alone = log_probabilities(response)
     return _best(given), _best({a: given[a] - alone[a] for a in ANSWERS}) if alone else ""
 
 
 def _best(scores: dict[str, float]) -> str:
+    # Of equal scores the first of ANSWERS, so that the answer is the same everywhere.
     return max(ANSWERS, key=lambda answer: scores[answer])
 
 
@@ -103,6 +105,7 @@ def in_words(text: str) -> str:
     text = texts.plain(text).strip(" \"'*.,")
     if _YES.match(text):
         return "Yes"
+    # Before No, because "not mentioned" begins like one.
     if _UNKNOWN.search(text):
         return "Unknown"
     return "No" if _NO.match(text) else "Unknown"

@@ -80,6 +80,7 @@ class Teacher:
     def _completion(
         self, form: str, asked: dict, words: Any, data: bytes
     ) -> tuple[int, bytes, str]:
+        # By the content alone, so that the order of requests changes no answer.
         digest = hashlib.blake2b(data, digest_size=8, key=b"%d" % self.manners.seed).digest()
         number = int.from_bytes(digest, "big")
         kind = self._mood(number, self.seen[number])
@@ -231,6 +232,7 @@ def _shortened(said: voice.Answer, asked: dict) -> voice.Answer:
     text, reason = said.text, said.finish_reason
     for stop in asked.get("stop") or []:
         text = text.split(stop)[0]
+    # As `voice.tokens` counts: four letters a token.
     most = 4 * (asked.get("max_tokens") or asked.get("max_completion_tokens") or 4096)
     if len(text) > most:
         text, reason = text[:most], "length"
