@@ -49,12 +49,12 @@ def converse(
     others = (label(y),)
     candidates: list[tuple[int, int, Turns, str]] = []
     continuations = 0
-    last = ""
+    last = fault_of_answer = ""
     for attempt in range(retries + 1):
         response = yield prompts.request("dialogue", record_id, attempt, **fields)
-        last = response.text
+        last, fault_of_answer = response.text, response.fault
         parsed = turns.parse(last, x, others)
-        if _declined(last, parsed):
+        if fault_of_answer or _declined(last, parsed):
             continue
         # The cut turn goes first, else the continuation would follow half a sentence.
         found = _complete(parsed, response)
@@ -66,7 +66,7 @@ def converse(
             )
             continuations += 1
             more = turns.parse(response.text, following, (x, *others))
-            if not _declined(response.text, more):
+            if not response.fault and not _declined(response.text, more):
                 found = _joined(found, _complete(more, response))
         if not len(found):
             continue
@@ -77,6 +77,7 @@ def converse(
         candidates.append((-len(found), attempt, found, fault))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
+        reason = fault_of_answer or reason
         record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
         return Rejected(record_id, "dialogue", reason, record)
     _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
+from data_pipeline.co3.texts import with_letters
 
 # A capitalised word, with the apostrophe of "James' car"; what may not stand before it is looked
 # at after its first letter, which lets the search jump from capital to capital.
@@ -102,9 +103,8 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
             return mapping[name]
         return _LABEL_WORD.sub(lambda match: mapping.get(match[0], match[0]), name)
 
-    literal, narrative, interlocutor, *dialogue = _CAPITALISED.sub(another, everything).split(
-        _BREAK
-    )
+    everything = _CAPITALISED.sub(another, _without_ascii_capital(everything, mapping))
+    literal, narrative, interlocutor, *dialogue = everything.split(_BREAK)
     return dataclasses.replace(
         record,
         literal=literal,
@@ -118,6 +118,25 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
         human={label(name): verdict for name, verdict in record.human.items()},
         renamed=True,
     )
+
+
+def _without_ascii_capital(text: str, mapping: dict[str, str]) -> str:
+    """Replace the names that `_CAPITALISED` cannot find: those that begin with no letter A to Z."""
+    others = [name for name in mapping if not "A" <= name[0] <= "Z"]
+    if not others:
+        return text
+    letters = with_letters(text)
+
+    def another(match: re.Match[str]) -> str:
+        name, before, after = match[0], match.start() - 1, match.end()
+        # Scripts without capitals may write a name and the next word as one.
+        joined = name[0].isupper() and (
+            (before >= 0 and letters[before].isalnum()) or letters[after : after + 1].isalnum()
+        )
+        return name if joined else mapping[name]
+
+    longest_first = sorted(others, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), another, text)
 
 
 def _is_evident(match: re.Match[str]) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from data_pipeline.calls.requests import Rejected
-from data_pipeline.co3 import inflection
+from data_pipeline.co3 import inflection, texts
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.triples import Triple, persons
@@ -78,7 +78,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     tail, tail_past = fitted
     # Names that the source drew stay. Persons without one get a name here.
     ours = [n for n in names.people(triple.id, seed, 6) if n not in triple.names]
-    drawn = [given or ours.pop(0) for given in triple.names]
+    drawn = [texts.composed(given) or ours.pop(0) for given in triple.names]
     wanted = f"{head} {tail}"
     x, y, z = (n if f"Person{p}" in wanted else "" for n, p in zip(drawn, "XYZ", strict=True))
     head, tail, tail_past = (
@@ -86,7 +86,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     )
     fields = {"head": head, "tail": tail, "tail_past": tail_past, "x": x}
     # The sodaverse has its sentence already.
-    literal = triple.literal or prompts.sentence(triple.relation, **fields)
+    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **fields)
     return Sentence(literal=literal, head=head, tail=tail, tail_past=tail_past, x=x, y=y, z=z)
 
 

@@ -35,6 +35,8 @@ def interlocutor(
     response = yield prompts.request("speaker", record_id, narrative=narrative, x=x)
     found = parse(response.text, x)
     record = {"narrative": narrative, "answer": response.text[:200]}
+    if response.fault:
+        return Rejected(record_id, "speaker", response.fault, record)
     if not found or texts.is_refusal(response.text):
         return Rejected(record_id, "speaker", "no interlocutor", record)
     if label(found).casefold() == x.casefold():
