@@ -84,6 +84,7 @@ def _ask(
     answer, given = plain_answer(response), log_probabilities(response)
     if given is None:
         return answer, ""
+    # The bias does not depend on the text, but it does on the question: one request each.
     response = yield prompts.request(f"{stage}_alone", record_id, question=question)
     alone = log_probabilities(response)
     if alone is None or answer not in given.known:
@@ -175,6 +176,7 @@ def in_words(text: str) -> str:
     text = texts.plain(text).strip(" \"'*.,")
     if _YES.match(text):
         return "Yes"
+    # Before No, because "not mentioned" begins like one.
     if _UNKNOWN.search(text):
         return "Unknown"
     return "No" if _NO.match(text) else "Unknown"

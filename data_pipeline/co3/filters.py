@@ -42,6 +42,7 @@ def lexical(record: Record) -> str | None:
         return "repetition"
     if not all(any(c.isalnum() for c in said) for said in record.dialogue):
         return "empty utterance"
+    # With a space before it below, so that "Joann:" is no "Ann:".
     prefixes = tuple(f"{name}:" for name in dict.fromkeys(record.speakers))
     for said in record.dialogue:
         if ":" in said and any(f" {prefix}" in f" {said}" for prefix in prefixes):
@@ -49,6 +50,7 @@ def lexical(record: Record) -> str | None:
     text = "\n".join((record.narrative, *record.dialogue))
     if answer_text.mark_in("\n".join((text, record.interlocutor, *set(record.speakers)))):
         return "mark of a model's format"
+    # Few texts have either, and a search for them is faster than the expression.
     if ("[" in text or "PERSON" in text.upper()) and _VARIABLE.search(text):
         return "open variable"
     return None

@@ -3,11 +3,11 @@
 Kim et al. 2023, section 3.1, "Name Bias Mitigation". One name is one other name throughout
 narrative, conversation, speakers and persons; which one depends on the record's id and the seed.
 
-Names are the persons of the triple, speakers who are on the list of names, and any capitalised word
-of the list that is no word or place. Some names are words or places too ("Will", "Grace", "May",
-"Paris"). They are replaced only if a person of the triple or a speaker has them, or if the text
-shows it ("my friend Grace", "I asked Will"). Even then other uses stay: "Will you come?", "in May",
-"Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
+Names are the persons of the triple, speakers on the list of names, and capitalised words of that
+list. Some names are words or places too ("Will", "Grace", "May", "Paris"). They are replaced only
+for a person of the triple or a speaker, or if the text shows it ("my friend Grace", "I asked
+Will"). Even then other uses stay: "Will you come?", "in May", "Grace under pressure". A name within
+a longer word is none ("Annapolis", "Jean-Luc").
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 def replace(record: Record, names: Namebook, seed: int) -> Record:
     """Return the record with other names; unchanged if it was renamed before or has no name."""
+    # A second renaming would draw other names, because the draw depends on the names found.
     if record.renamed:
         return record
     persons = [name for name in (record.x, record.y, record.z) if name]
@@ -78,7 +79,9 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     found |= certain | introduced
     if not found:
         return dataclasses.replace(record, renamed=True)
+    # Sorted, because the order of a set differs between processes.
     old = sorted(found)
+    # No new name may be in the text already, else two persons become one.
     given = names.replacements(record.id, seed, len(old), avoid=found | capitalised)
     mapping = dict(zip(old, given, strict=True))
     unsure = {name for name in old if name in names.words}
@@ -86,6 +89,7 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     def another(match: re.Match[str]) -> str:
         name = match["name"]
         new = mapping.get(name)
+        # "EMILY" is shouted; two capitals are more often initials.
         if new is None and name.isupper() and len(name) > 2:
             new = mapping.get(name.capitalize(), "").upper()
         if not new or (name in unsure and not _stands_as_name(match)):

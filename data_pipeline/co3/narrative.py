@@ -39,10 +39,12 @@ def narrate(
         if not any(c.isalpha() for c in text):
             continue
         found = fault(text, literal)
+        # Added here: the token limit may end the story in the middle of a sentence.
         if not found and response.finish_reason == "length":
             found = "cut short"
         if not found:
             return Narrative(text=text, attempts=attempt + 1)
+        # The shortest comes first: it is kept if no attempt is good.
         candidates.append((len(text), attempt, text, found))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty narrative"

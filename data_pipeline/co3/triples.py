@@ -76,6 +76,7 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
         if isinstance(triple, Triple):
             number = int(triple.id, 16)  # eight bytes each: SODA's 2.2M triples fit
             if number in seen:
+                # The first stays, so that an extended file keeps its records.
                 triple = _reject(triple.id, "duplicate", row)
             seen.add(number)
         yield triple
@@ -348,4 +349,5 @@ def lists_version(folder: Path = Path(__file__).parent) -> str:
 def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
     if isinstance(row, Triple):
         return shard(row, index, count)
+    # The id of a rejected row is no hash, but it too belongs to exactly one shard.
     return zlib.crc32(row.id.encode()) % count == index
