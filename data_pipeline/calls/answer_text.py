@@ -11,6 +11,9 @@ import tomllib
 import unicodedata
 from pathlib import Path
 
+# Outputs made by another version are made anew from the journal, so that one corpus has one rule.
+# Raise it with every change of what an answer is.
+VERSION = 1
 # Faults of an answer: why it has no text that can be used. They are reasons of rejections.
 USED_UP = "reasoning used up max_tokens"
 ALONE = "reasoning without an answer"
@@ -30,11 +33,13 @@ _MARK = re.compile(
     r"(?:<<|<|\uff1c|&lt;|\u25c1)(?P<angle>[^<>\n\uff1c\uff1e\u25c1\u25b7]{1,80}?)"
     r"(?:>>|>|\uff1e|&gt;|\u25b7)"
     r"|\[(?P<square>/?(?:THINK|INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|BOS|EOS|PAD|UNK|CLS"
-    r"|SEP|MASK))\]"
+    r"|SEP|MASK|ASSISTANT|USER|SYSTEM))\]"
 )
-_PAIR = re.compile(r"\[(think|thinking|reasoning|thought|thoughts)\](?=.*\[/\1\])", re.I | re.S)
-_PAIR_END = re.compile(r"\[(/(?:think|thinking|reasoning|thought|thoughts))\]", re.I)
-_NAME = re.compile(r"(?P<slash>/\s*)?(?:[\w.-]+:)?(?P<name>[\w-]+)")
+_PAIR = re.compile(
+    r"[\[({](think|thinking|reasoning|thought|thoughts)[\])}](?=.*[\[({]/\1[\])}])", re.I | re.S
+)
+_PAIR_END = re.compile(r"[\[({](/(?:think|thinking|reasoning|thought|thoughts))[\])}]", re.I)
+_NAME = re.compile(r"(?P<slash>\\?/\s*)?(?:[\w.-]+:)?(?P<name>[\w-]+)")
 _ROLE = re.compile(r"[ \t]*(?P<role>[A-Za-z_]+)(?P<rest>[^\n<]*)\n?")
 _FENCED_REASONING = re.compile(
     r"^[ \t]*```[ \t]*(?:think|thinking|thought|thoughts|reasoning|analysis|scratchpad)[ \t]*\n"
@@ -46,13 +51,29 @@ _FENCE = re.compile("`{3,}")
 _CUT_MARK = re.compile(r"<[|/][\w|]{0,20}$")  # the token limit cut it
 # Harmony's channels, where the server took their tokens away: "analysisThe user ...assistantfinal".
 _BARE_CHANNEL = re.compile(r"\s*(?:assistant)?(?:analysis|commentary)(?=[A-Z\"'(\u201c])")
-_BARE_FINAL = re.compile(r"assistant\s*final(?=\S)|assistantfinal")
+_BARE_FINAL = re.compile("assistantfinal")
+# "Reasoning: ... Answer: ...", as labels or headings.
+_LABELLED = re.compile(
+    r"\s*(?:[#*]{1,4}\s*)?(?:my )?(?:thinking|reasoning|thought process|thoughts?|analysis)"
+    r"(?:[*]{0,2}:|:?[*]{2})|\s*(?:[#]{1,4}|[*]{2})\s*(?:thinking|reasoning|"
+    r"thought process|thoughts?|analysis)[*:]*[ \t]*\n|Thinking\.\.\.\n(?=.*done thinking)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LABELLED_ANSWER = re.compile(
+    r"^[#* \t]*(?:(?:final |my )?(?:answer|response|output|story|narrative|version)|conversation|"
+    r"dialogue|rewritten story)[*: \t]*(?:(?<=[:*])|\n)|^\W*done thinking\.?[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HTML = re.compile(r"<!--.*?-->|</?(?:p|b|i|u|em|strong|div|span)(?:\s[^<>\n]*)?>", re.I | re.S)
+_HTML_BREAK = re.compile(r"<br\s*/?>\n?", re.IGNORECASE)
 # Llama's header, where the server took its tokens away.
 _BARE_ROLE = re.compile(r"\s*(?:assistant|model)[ \t]*\n")
 _BARE_TURN = re.compile(r"(?<=[.!?\"'\u201d\u2026*)])(?:assistant|user|model)[ \t]*\n")
 # Alpaca's and Vicuna's headers.
 _HEADING = re.compile(
-    r"^#{2,3} ?(?:Instruction|Human|User|Input|Assistant|Response):[ \t]*\n?", re.MULTILINE
+    r"^#{2,3} ?(?:Instruction|Human|User|Input|Assistant|Response):[ \t]*\n?"
+    r"|(?<=\n\n)(?:Human|User|USER):(?=\s)",
+    re.MULTILINE,
 )
 # Reasoning as plain text: it names the user, or the task, as no story does.
 _PLAIN_REASONING = re.compile(
@@ -70,7 +91,7 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )
 _CLOSING_TAG = re.compile(r"</[A-Za-z][\w:-]*\s*>")
-_HINTS = re.compile("[<\\[`~#\uff1c\u25c1&]")
+_HINTS = re.compile("[<\\[`~#\uff1c\u25c1&]|[({]/")
 
 
 def separated(text: str, finish_reason: str = "stop") -> tuple[str, str, bool]:
@@ -81,21 +102,28 @@ def separated(text: str, finish_reason: str = "stop") -> tuple[str, str, bool]:
         text, reasoned, fault = _sorted(text)
         if fault:
             return "", USED_UP if finish_reason == "length" and fault == ALONE else fault, True
-    if opened := _BARE_CHANNEL.match(text):
-        finals = list(_BARE_FINAL.finditer(text, opened.end()))
-        if not finals:
-            return "", USED_UP if finish_reason == "length" else MIXED, True
-        text, reasoned = text[finals[-1].end() :], True
+    cut = USED_UP if finish_reason == "length" else MIXED
+    *_, last = (None, *_BARE_FINAL.finditer(text))
+    if last:
+        text, reasoned = text[last.end() :], True
+    elif _BARE_CHANNEL.match(text):
+        return "", cut, True
+    if _LABELLED.match(text):
+        found = _LABELLED_ANSWER.search(text)
+        if not found:
+            return "", cut, True
+        text, reasoned = text[found.end() :], True
     if headed := _BARE_ROLE.match(text):
         text = text[headed.end() :].lstrip("\n")
     if turned := _BARE_TURN.search(text):
         text = text[: turned.start()]
+    text = _first_section(text)
     if _HINTS.search(text):
-        text = _first_section(_FENCE.sub("", _FENCE_LINE.sub("", text)).strip("\n"))
-        text = _CUT_MARK.sub("", text)
+        text = _FENCE.sub("", _FENCE_LINE.sub("", text)).strip("\n")
+        text = _HTML.sub("", _HTML_BREAK.sub("\n", _CUT_MARK.sub("", text)))
     if _PLAIN_REASONING.match(text):
         # No mark shows where it ends.
-        return "", USED_UP if finish_reason == "length" else MIXED, True
+        return "", cut, True
     return unicodedata.normalize("NFC", text), "", reasoned
 
 
@@ -154,6 +182,8 @@ def _meaning(mark: re.Match[str]) -> tuple[str, str]:
     name, closes = found["name"].replace("-", "_"), bool(found["slash"])
     if bare == "unused95":  # MedGemma
         return "close", name
+    if bare.endswith("/") and name in _REASONING:
+        return "noise", name  # <think/> holds nothing
     core = name
     for prefix in ("begin_of_", "start_of_", "begin_", "start_", "end_of_", "end_"):
         if name.startswith(prefix) and name.removeprefix(prefix) in _REASONING | _WRAPPERS:
@@ -165,6 +195,8 @@ def _meaning(mark: re.Match[str]) -> tuple[str, str]:
     if mark["square"]:
         if name in ("inst", "system_prompt", "available_tools", "tool_calls"):
             return ("answerer" if closes else "role"), name
+        if name in _ANSWERERS or name in _OTHERS:
+            return ("answerer" if name in _ANSWERERS else "role"), name
         return ("end" if name == "eos" else "noise"), name
     token = ("/" if closes else "") + name
     if barred:
@@ -200,6 +232,7 @@ def _sorted(text: str) -> tuple[str, bool, str]:
         text = _PAIR_END.sub(r"<\1>", _PAIR.sub(r"<\1>", text))
     kept: list[str] = []
     section, reasoned, marked, place = "answer", False, False, 0
+    header = 0  # pieces before the last header
     tagged = False  # whether the reasoning began with a tag, and not with a channel
     for mark in _MARK.finditer(text):
         meaning, name = _meaning(mark)
@@ -229,6 +262,9 @@ def _sorted(text: str) -> tuple[str, bool, str]:
                 section, reasoned, tagged = "reasoning", True, False
             else:
                 section = "other"
+            header = len(kept)
+        elif meaning == "message":
+            del kept[header:]  # the rest of the header, as a format
         elif meaning == "close_header":
             section = "answer"
         elif meaning == "wrapper":

@@ -31,7 +31,7 @@ from typing import Any
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import Progress
-from data_pipeline.calls import run, secrets
+from data_pipeline.calls import answer_text, run, secrets
 from data_pipeline.calls.client import Client, Server, probe
 from data_pipeline.calls.gateway import Gateway, RetryPolicy
 from data_pipeline.calls.journal import Journal
@@ -298,6 +298,7 @@ def _about(
         "model": server.model,
         "form": server.form,
         "body": secrets.body(server.extra_body),
+        "answers": answer_text.VERSION,
         "prompts": settings.prompts.version,
         "retries": settings.retries,
         # With its hash, because other labels make another output.
