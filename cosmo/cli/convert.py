@@ -20,6 +20,7 @@ def run_import(args: argparse.Namespace) -> None:
         vocabulary=vocabularies.load(path) if path else None,
         optimizer_state=args.optimizer_state,
         step=args.step,
+        allow_nonfinite=args.allow_nonfinite,
     )
     step = source.step if args.step is None else args.step
     count = any_format.parameter_count(source.network)
@@ -81,6 +82,11 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "--optimizer_state",
         action="store_true",
         help="take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True",
+    )
+    parser.add_argument(
+        "--allow_nonfinite",
+        action="store_true",
+        help="import weights that hold NaN or infinity, which are an error otherwise",
     )
     parser.add_argument(
         "--step", type=int, help="the step to count from, if not the checkpoint's own (hf: 0)"

@@ -48,6 +48,11 @@ def teacher(**manners):
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         serving.close()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.close()
 
 

@@ -201,6 +201,202 @@ def test_other_networks_are_refused(folder, field, value):
         any_format.open_source(str(out))
 
 
+def rewrite(out: pathlib.Path, **fields) -> None:
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+NUMBERS = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+ODD = ("text", True, -1, 0, 2.5, [], {}, [[[1]]], 10**12, 10**400, float("nan"), "\ud800")
+
+
+@pytest.mark.parametrize("value", ODD, ids=[str(number) for number in range(len(ODD))])
+def test_odd_values_of_every_field_are_refused_in_one_line(folder, value):
+    """Oracle: a UserError that names config.json and the field, of one line, for each field."""
+    out, _ = folder()
+    before = (out / "config.json").read_text()
+    flags = ("tie_word_embeddings", "scale_decoder_outputs")
+    fields = (*NUMBERS, *flags, "feed_forward_proj", "model_type", "dropout_rate")
+    for field in fields:
+        if (field in flags and value is True) or (field == "dropout_rate" and value == 0):
+            continue
+        rewrite(out, **{field: value})
+        with pytest.raises(UserError) as caught:
+            any_format.open_source(str(out))
+        text = str(caught.value)
+        assert "config.json" in text and "\n" not in text and len(text) < 500
+        # Two flags that contradict the tensors are named by the tensor.
+        assert field in text or field.removesuffix("_layers") in text, text
+        (out / "config.json").write_text(before)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"null",
+        b"5",
+        b"[]",
+        b"",
+        b"{",
+        b"\xff\xfe{}",
+        b"[" * 50_000,
+        b'{"a":' * 50_000,
+        b"1" * 10_000,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_no_object_is_refused_in_one_line(folder, name, content):
+    """Oracle: a UserError of one line that names the file."""
+    out, _ = folder(max_shard_bytes=8000)
+    (out / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        any_format.open_source(str(out))
+    assert str(out / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_read_over(folder):
+    """Oracle: the same network as without it."""
+    out, _ = folder()
+    network = any_format.open_source(str(out)).network
+    (out / "config.json").write_bytes(b"\xef\xbb\xbf" + (out / "config.json").read_bytes())
+    assert any_format.open_source(str(out)).network == network
+
+
+def test_no_dropout_rate_is_none(folder):
+    """Oracle: transformers' meaning of null is no number; ours is a network without dropout."""
+    out, _ = folder()
+    rewrite(out, dropout_rate=None)
+    assert any_format.open_source(str(out)).network.dropout_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        None,
+        [],
+        {},
+        5,
+        {"shared.weight": None},
+        {"shared.weight": 5},
+        {"shared.weight": ["a"]},
+        {"shared.weight": ""},
+        {"shared.weight": ".."},
+        {"shared.weight": "../model.safetensors"},
+        {"shared.weight": "/etc/passwd"},
+        {"shared.weight": "a/b.safetensors"},
+        {"shared.weight": "..\\model.safetensors"},
+        {"shared.weight": "a\0b"},
+        {"shared.weight": "gs://bucket/model.safetensors"},
+    ],
+    ids=str,
+)
+def test_an_index_names_files_of_its_own_folder(folder, weight_map):
+    """Oracle: a UserError that names the index and its field."""
+    out, _ = folder(max_shard_bytes=8000)
+    index = out / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"index\.json: weight_map") as caught:
+        any_format.open_source(str(out))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    """Oracle: the tensor's name in the message."""
+    out, _ = folder(max_shard_bytes=8000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    (out / "again.safetensors").write_bytes(
+        (out / index["weight_map"]["shared.weight"]).read_bytes()
+    )
+    index["weight_map"]["extra"] = "again.safetensors"
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="is in another file too"):
+        any_format.open_source(str(out))
+
+
+def test_weights_that_are_a_git_lfs_pointer(folder):
+    """Oracle: the command that fetches them, in the message."""
+    out, _ = folder()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (out / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(UserError, match="git lfs pull"):
+        any_format.open_source(str(out))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "kept", [[0], [1], [0, 1], [2], [0, 1, 2]], ids=lambda kept: f"names{kept}"
+)
+def test_an_embedding_under_its_other_names(folder, kept, tied):
+    """safetensors keeps one name of a shared tensor. Oracle: the parameters that were written."""
+    out, arrays = folder(mlp_activations=("relu",), logits_via_embedding=tied)
+    names = (*huggingface.COPIES, "lm_head.weight")
+
+    def rename(tensors):
+        embedding = tensors.pop("shared.weight")
+        # In an untied network lm_head is a parameter of its own.
+        chosen = [names[i] for i in kept if tied or i < 2]
+        tensors.update({name: embedding.copy() for name in chosen})
+
+    edit(out, rename)
+    if not tied and kept == [2]:
+        with pytest.raises(UserError, match=r"lacks shared\.weight"):
+            any_format.open_source(str(out))
+        return
+    source = any_format.open_source(str(out))
+    assert source.params.keys() == arrays.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(source.params[path].whole(), array)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_unless_allowed(folder, tmp_path, value):
+    """Oracle: the tensor's name in the message, no checkpoint; allowed, the same value."""
+    out, _ = folder()
+    name = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+    edit(out, lambda t: t[name].__setitem__((2, 3), value))
+    with pytest.raises(UserError, match=name) as caught:
+        convert.import_checkpoint(str(out), str(tmp_path / "ours"))
+    assert caught.value.settings == ("allow_nonfinite",)
+    assert not list((tmp_path / "ours/checkpoints").glob("*"))
+    convert.import_checkpoint(str(out), str(tmp_path / "ours"), allow_nonfinite=True)
+    params = any_format.open_source(str(tmp_path / "ours")).params
+    assert str(params["decoder", "layers", "mlp", "wo"].whole()[1, 3, 2]) == str(np.float32(value))
+
+
+def test_weights_of_another_type_are_refused(folder):
+    """Oracle: the tensor and its type in the message."""
+    out, _ = folder()
+    edit(out, lambda t: t.update({"shared.weight": t["shared.weight"].astype(np.int32)}))
+    with pytest.raises(UserError, match=r"shared\.weight is stored as I32"):
+        any_format.open_source(str(out))
+
+
+@pytest.mark.parametrize(
+    ("above", "given"),
+    [
+        ("checkpoint-500", "."),  # a Trainer's output
+        ("hub/models--google--t5/snapshots/1f2e", "."),  # HF_HOME
+        ("models--google--t5/snapshots/1f2e", "."),  # a hub's cache
+        ("runs/model", "runs"),
+        ("model", "model/model.safetensors"),
+        ("model", "model/onnx"),
+    ],
+)
+def test_a_path_beside_a_checkpoint_says_where_it_is(folder, tmp_path, above, given):
+    """Oracle: the right folder in the message."""
+    out, _ = folder()
+    right = tmp_path / "data" / above
+    right.parent.mkdir(parents=True)
+    out.rename(right)
+    (right / "onnx").mkdir()
+    with pytest.raises(UserError) as caught:
+        any_format.locate(str(tmp_path / "data" / given))
+    assert f"{right}" in str(caught.value)
+    assert any_format.locate(str(right)).format == "huggingface"
+
+
 def test_pytorch_weights_are_refused_with_a_way(folder):
     """Oracle: the conversion command in the message."""
     out, _ = folder()

@@ -268,6 +268,92 @@ def test_every_tensor_is_accounted_for(written, change, words):
         assert word in str(caught.value)
 
 
+def odd_leaf(value):
+    """A change of the index: one parameter's entry becomes `value`, or what it gives."""
+
+    def change(optimizer):
+        parent = optimizer["target"]["encoder"]["encoder_norm"]
+        parent["scale"] = value(parent["scale"]) if callable(value) else value
+
+    return change
+
+
+def nested_deeply(entry):
+    for _ in range(300):
+        entry = {"a": entry}
+    return entry
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "text",
+        b"bytes",
+        5,
+        2.5,
+        1 + 2j,
+        [1, 2],
+        [{"kvstore": {}}],
+        {},
+        {"kvstore": None},
+        {"kvstore": "file:///etc"},
+        lambda entry: {**entry, "driver": None},
+        lambda entry: {**entry, "driver": "json"},
+        lambda entry: {**entry, "kvstore": {"driver": "file", "path": "../secret/"}},
+        lambda entry: {**entry, "kvstore": {"driver": "file", "path": "/etc/"}},
+        lambda entry: {**entry, "kvstore": {"driver": "file", "path": 5}},
+        lambda entry: {**entry, "kvstore": {"driver": "file", "path": "x|gzip:"}},
+        lambda entry: {**entry, "kvstore": {"driver": "file", "path": "other"}},
+        np.zeros(16, np.int32),
+        np.zeros(16, np.complex64),
+        nested_deeply,
+    ],
+    ids=str,
+)
+def test_odd_leaves_of_the_index_are_refused_in_one_line(written, value):
+    """Oracle: a UserError of one line that names the parameter."""
+    with pytest.raises(UserError) as caught:
+        any_format.open_source(written(odd_leaf(value)))
+    text = str(caught.value)
+    assert "encoder/encoder_norm" in text and "\n" not in text and len(text) < 1000
+
+
+@pytest.mark.parametrize("step", ["text", [1], -1, 2.5, np.zeros(3, np.int32)], ids=str)
+def test_a_step_that_is_none_is_refused(written, step):
+    """Oracle: a UserError that names the entry, from the step alone and from the whole."""
+    folder = written(lambda optimizer: optimizer["state"].update(step=step))
+    for read in (any_format.locate, any_format.open_source):
+        with pytest.raises(UserError, match="state/step"):
+            read(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc0", b"\x80", b"\x91" * 100_000, b"\xc7\x01\x01\x00"])
+def test_an_index_that_is_none_is_refused_in_one_line(tmp_path, content):
+    """Oracle: a UserError that names the folder."""
+    folder = tmp_path / "checkpoint_3"
+    folder.mkdir()
+    (folder / "checkpoint").write_bytes(content)
+    with pytest.raises(UserError, match="checkpoint_3") as caught:
+        any_format.open_source(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_shape_in_the_index_is_no_size_of_the_cache(written):
+    """Oracle: the parameters that were written; the array's own folder has the shape."""
+    shape = {"shape": [2**62, 2**62]}
+    folder = written(odd_leaf(lambda entry: {**entry, "metadata": shape}))
+    params = any_format.open_source(folder).params
+    assert params["encoder", "encoder_norm", "scale"].whole().shape == (16,)
+
+
+def test_a_parameter_that_is_no_number_is_refused(written):
+    """Oracle: the parameter's name in the message."""
+    folder = written(odd_leaf(np.full(16, np.inf, np.float32)))
+    source = any_format.open_source(folder)
+    with pytest.raises(UserError, match="encoder/encoder_norm/scale holds NaN or infinity"):
+        source.params["encoder", "encoder_norm", "scale"].whole()
+
+
 def test_untouched_checkpoint_is_accepted(written):
     """The checks above refuse the change, not the checkpoint. Oracle: the step that was written."""
     assert any_format.open_source(written()).step == 7

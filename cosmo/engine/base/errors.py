@@ -56,6 +56,9 @@ class DataError(UserError, ValueError):
 
 
 def shown(value: Any) -> str:
-    """Return the repr of a value, shortened, for an error's text."""
-    text = repr(value)
+    """Return the repr of a value, shortened and on one line, for an error's text."""
+    try:
+        text = repr(value).replace("\n", " ")  # that of an array has several lines
+    except (RecursionError, ValueError):  # nested too deeply, or a number of 5,000 digits
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."

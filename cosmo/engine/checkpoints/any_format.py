@@ -5,6 +5,7 @@
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import (
     Path,
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
 # Threads overlap their waits for a bucket. Only a few: each holds a parameter in memory.
 READ_THREADS = 4
+# Where a path without a checkpoint is looked around: a hub's cache has HOME/hub/MODEL/snapshots/ID.
+LEVELS_ABOVE, LEVELS_BELOW, MAX_FOLDERS_SEARCHED = 3, 4, 500
+CHECKPOINTS_SHOWN = 3  # in an error
 
 
 class Located(NamedTuple):
@@ -53,6 +58,8 @@ def locate(path: str) -> Located:
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
+    if not folder.is_dir() and folder.name != run_checkpoints.BEST:
+        raise UserError(f"no checkpoint at {path}: it is a file; {_where_else(folder)}")
     # Ours first: a run's folder may also hold checkpoints that were exported to T5X.
     ours = run_checkpoints.locate(path)
     if ours is not None:
@@ -66,10 +73,53 @@ def locate(path: str) -> Located:
         return Located(path, 0, "huggingface")  # that format stores no step
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
-        f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); give another "
-        "folder",
+        f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); "
+        + _where_else(folder),
         setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
+
+
+def _where_else(folder: epath.Path) -> str:
+    """Return the remedy for a path without a checkpoint: those around it, if there are any."""
+    # One level too low: MODEL_DIR/checkpoints, a file of a checkpoint, or a part of one.
+    for above in list(folder.parents)[:LEVELS_ABOVE]:
+        if _looks_like_checkpoint(above):
+            return f"give the folder {above}, which holds this one"
+    # One level too high: a Trainer's output, a hub's cache, a folder of several runs.
+    below = sorted(str(found) for found in _checkpoints_below(folder))
+    if not below:
+        return "give another folder"
+    more = f" and {len(below) - CHECKPOINTS_SHOWN} more" if len(below) > CHECKPOINTS_SHOWN else ""
+    return f"below it there are {', '.join(below[:CHECKPOINTS_SHOWN])}{more}: give one of them"
+
+
+def _checkpoints_below(folder: epath.Path) -> list[epath.Path]:
+    """Return the folders below `folder` that look like checkpoints, breadth first."""
+    found: list[epath.Path] = []
+    # Not in a bucket, where each folder costs a request; nor far, as `/` may be given.
+    left = [] if is_remote(folder) else [(folder, 0)]
+    looked_at = 0
+    while left and looked_at < MAX_FOLDERS_SEARCHED:
+        place, depth = left.pop(0)
+        looked_at += 1
+        if depth and _looks_like_checkpoint(place):
+            found.append(place)
+        elif depth < LEVELS_BELOW:
+            with contextlib.suppress(OSError):  # a folder that cannot be read
+                left += [(p, depth + 1) for p in sorted(place.iterdir()) if p.is_dir()]
+    return found
+
+
+def _looks_like_checkpoint(folder: epath.Path) -> bool:
+    """Return whether `locate` would look further into `folder`. Reads no file."""
+    try:
+        return bool(
+            run_checkpoints.completed_steps(folder)
+            or t5x.is_checkpoint(folder)
+            or (huggingface.is_checkpoint(folder) and any(folder.glob("*.safetensors")))
+        )
+    except OSError:
+        return False
 
 
 def results_folder(path: str, name: str, setting: str) -> str:
@@ -114,11 +164,12 @@ class Source:
         return self.description.get("vocabulary", {}).get("path")
 
 
-def open_source(path: str, format: str | None = None) -> Source:
+def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool = False) -> Source:
     """Open the checkpoint at `path`.
 
     Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
-    are not exactly those of a T5.
+    are not exactly those of a T5. Reading a foreign parameter with NaN or infinity raises UserError
+    too, unless `allow_nonfinite`.
     """
     folder, step, found = locate(path)
     if format is not None and format != found:
@@ -128,12 +179,12 @@ def open_source(path: str, format: str | None = None) -> Source:
     if found == "t5x":
         _, arrays = t5x.open_checkpoint(folder)
         network = t5x.network(folder, arrays)
-        params = t5x.read_params(folder, arrays, network)
+        params = t5x.read_params(folder, arrays, network, allow_nonfinite=allow_nonfinite)
         others = {name: array for name, array in arrays.items() if name.startswith("state/")}
     elif found == "huggingface":
         config, tensors = huggingface.open_checkpoint(folder)
         network = huggingface.network(folder, config, tensors)
-        params = huggingface.read_params(folder, tensors, network)
+        params = huggingface.read_params(folder, tensors, network, allow_nonfinite=allow_nonfinite)
     else:
         arrays, description = streaming.read_checkpoint(folder, step)
         if description.get("network") != "T5Config":

@@ -38,6 +38,7 @@ def import_checkpoint(
     vocabulary: Vocabulary | None = None,
     optimizer_state: bool = False,
     step: int | None = None,
+    allow_nonfinite: bool = False,
 ) -> Source:
     """Convert a T5X or HuggingFace checkpoint to ours, `output`/checkpoints/STEP.
 
@@ -48,12 +49,13 @@ def import_checkpoint(
         vocabulary: the meaning of its token ids. Its file is kept with the checkpoint.
         optimizer_state: whether to take over Adafactor's state (T5X only).
         step: the step to write instead of the checkpoint's own (0 for HuggingFace).
+        allow_nonfinite: whether parameters may hold NaN or infinity.
 
     Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
     or misshapen. An interrupted import leaves no checkpoint.
     """
     # This checks every tensor's name and shape, before anything is written.
-    source = any_format.open_source(path, format)
+    source = any_format.open_source(path, format, allow_nonfinite=allow_nonfinite)
     if source.format == "cosmo":
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
     # HuggingFace stores no step, so a user may know better than the file.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from cosmo.engine.base.errors import UserError
+
 Index = tuple[slice, ...]  # one slice an axis
 
 # Pieces of this size keep memory small, and are long enough that seeking costs nothing.
@@ -75,6 +77,27 @@ def astype(source: LazyArray, dtype) -> LazyArray:
     if source.dtype == dtype:
         return source
     return LazyArray(source.shape, dtype, lambda index: source.read(index).astype(dtype))
+
+
+def finite(source: LazyArray, name: str) -> LazyArray:
+    """Return `source`, with each part checked as it is read: UserError for NaN or infinity.
+
+    `name` begins the error.
+    """
+
+    def read(index):
+        part = source.read(index)
+        bad = part.size - int(np.count_nonzero(np.isfinite(part)))
+        if bad:
+            # Training would skip every step, and inference answer nonsense, without a word.
+            raise UserError(
+                f"{name} holds NaN or infinity ({bad} of {part.size} numbers): copy the checkpoint "
+                "again, or import it with these numbers allowed",
+                setting="allow_nonfinite",
+            )
+        return part
+
+    return LazyArray(source.shape, source.dtype, read)
 
 
 def transposed(source: LazyArray) -> LazyArray:

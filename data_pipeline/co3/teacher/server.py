@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import http
 import json
 import signal
 from collections import Counter
@@ -21,6 +23,23 @@ from data_pipeline.co3.teacher import voice
 # the same request gets the same answer always.
 PASSING = ("429", "500", "slow", "cut", "truncated")
 LASTING = ("garbage", "empty", "refusal")
+MAX_HEAD_BYTES, MAX_BODY_BYTES = 2**16, 2**24
+LINGER_SECONDS = 1.0  # to read on after the last answer of a connection
+# The types of a request's fields, all of which may be missing or null.
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    "max_tokens": (int,),
+    "max_completion_tokens": (int,),
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
+    "n": (int,),
+    "seed": (int,),
+    "logprobs": (int, bool),
+    "top_logprobs": (int,),
+    "stop": (str, list),
+    "stream": (bool,),
+}
 FORMS = {"/v1/completions": "completion", "/v1/chat/completions": "chat"}
 
 
@@ -53,6 +72,13 @@ class Teacher:
 
     def answer(self, method: str, path: str, key: str, data: bytes) -> tuple[int, bytes, str]:
         """Return (status, body, kind of misbehaviour or "") for one request."""
+        try:
+            return self._answer(method, path, key, data)
+        except RefusedError as refused:
+            return refused.status, _error(str(refused)), ""
+
+    def _answer(self, method: str, path: str, key: str, data: bytes) -> tuple[int, bytes, str]:
+        path = path.partition("?")[0]
         if path == "/stats":
             return 200, self._stats(), ""
         if self.manners.key and key != f"Bearer {self.manners.key}":
@@ -68,18 +94,17 @@ class Teacher:
         form = FORMS.get(path)
         if method != "POST" or form not in self.manners.forms:
             return 404, _error(f"Unknown request URL: {method} {path}"), ""
-        try:
-            asked = json.loads(data)
-            words = asked["messages" if form == "chat" else "prompt"]
-        except (ValueError, KeyError, TypeError):
-            return 400, _error("the body is no JSON object with a prompt or messages"), ""
-        if asked.get("model") != self.manners.model:
-            return 404, _error(f"The model `{asked.get('model')}` does not exist"), ""
+        asked = _json_object(data)
+        words = _words(form, asked)
+        _check_types(asked)
+        if asked["model"] != self.manners.model:
+            return 404, _error(f"The model `{asked['model']}` does not exist"), ""
         return self._completion(form, asked, words, data)
 
     def _completion(
         self, form: str, asked: dict, words: Any, data: bytes
     ) -> tuple[int, bytes, str]:
+        # By the content alone, so that the order of requests changes no answer.
         digest = hashlib.blake2b(data, digest_size=8, key=b"%d" % self.manners.seed).digest()
         number = int.from_bytes(digest, "big")
         kind = self._mood(number, self.seen[number])
@@ -142,95 +167,203 @@ class Teacher:
 
     def _moderation(self, data: bytes) -> tuple[int, bytes, str]:
         self.counts["moderations"] += 1
-        text = str(json.loads(data).get("input"))
-        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-        scores = voice.moderation(text, number)
-        flagged = {name: score > 0.5 for name, score in scores.items()}
-        result = {"flagged": any(flagged.values()), "categories": flagged}
-        result["category_scores"] = scores
-        return 200, _json({"id": "modr", "model": "teacher", "results": [result]}), ""
+        texts = _json_object(data).get("input")
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise RefusedError(400, "input is no text and no list of texts")
+        results = []
+        for text in texts:
+            # A lone surrogate has no UTF-8.
+            digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+            scores = voice.moderation(text, int.from_bytes(digest, "big"))
+            flagged = {name: score > 0.5 for name, score in scores.items()}
+            result = {"flagged": any(flagged.values()), "categories": flagged}
+            results.append({**result, "category_scores": scores})
+        return 200, _json({"id": "modr", "model": "teacher", "results": results}), ""
 
     def _stats(self) -> bytes:
         stats = {"distinct": len(self.seen), "now": self.in_flight, "most_at_once": self.most}
         return _json({**self.counts, **stats})
 
 
-class Connection(asyncio.Protocol):
-    """One connection of a caller, with one request at a time."""
+class RefusedError(Exception):
+    """A request that is not answered: an HTTP status, and the reason as the text."""
 
-    def __init__(self, teacher: Teacher):
-        self.teacher, self.buffer, self.busy, self.gone = teacher, bytearray(), False, False
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
 
-    def connection_made(self, transport: Any) -> None:
-        """Keep the transport of a new connection."""
-        self.transport = transport
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """Remember that the caller has left."""
-        self.gone = True
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity
 
-    def data_received(self, data: bytes) -> None:
-        """Collect bytes, and answer once a request is whole."""
-        self.buffer += data
-        if not self.busy:
-            self._read()
 
-    def _read(self) -> None:
-        end = self.buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        first, *lines = self.buffer[:end].decode("latin-1").split("\r\n")
-        parts = (line.partition(":") for line in lines)
-        headers = {name.lower(): value.strip() for name, _, value in parts}
-        length = int(headers.get("content-length", 0))
-        if len(self.buffer) < end + 4 + length:
-            if headers.get("expect"):
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return
-        body = bytes(self.buffer[end + 4 : end + 4 + length])
-        del self.buffer[: end + 4 + length]
-        method, path, _ = first.split(" ", 2)
-        teacher, manners = self.teacher, self.teacher.manners
-        self.busy = True
-        teacher.in_flight += 1
-        teacher.most = max(teacher.most, teacher.in_flight)
+def _json_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request's body. Raises RefusedError."""
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"the body is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RefusedError(400, "the body is no JSON object")
+    return value
+
+
+def _words(form: str, asked: dict[str, Any]) -> Any:
+    """Return the prompt or the messages of a request. Raises RefusedError."""
+    if form == "completion":
+        if not isinstance(asked.get("prompt"), str):
+            raise RefusedError(400, "prompt is no text")
+        return asked["prompt"]
+    messages = asked.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RefusedError(400, "messages is no list of messages")
+    for message in messages:
+        fields = message if isinstance(message, dict) else {}
+        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
+            raise RefusedError(400, "a message has no role and content that are texts")
+    return messages
+
+
+def _check_types(asked: dict[str, Any]) -> None:
+    """Raise RefusedError if a field of a request is of another type than OpenAI's API has."""
+    if not isinstance(asked.get("model"), str):
+        raise RefusedError(400, "model is no text")
+    for name, kinds in OPTIONAL.items():
+        value = asked.get(name)
+        # A bool is an int in Python, and no number in JSON.
+        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if value is not None and wrong:
+            raise RefusedError(400, f"{name} is of the wrong type")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if asked.get(name) is not None and asked[name] < 1:
+            raise RefusedError(400, f"{name} is below 1")
+    if asked.get("stream"):
+        raise RefusedError(400, "stream: the teacher answers in one piece")
+    if not all(isinstance(stop, str) and stop for stop in _stops(asked)):
+        raise RefusedError(400, "stop has an empty text, or something that is no text")
+
+
+def _stops(asked: dict[str, Any]) -> list[str]:
+    stop = asked.get("stop") or []
+    return [stop] if isinstance(stop, str) else stop
+
+
+async def _serve_connection(
+    teacher: Teacher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Answer the requests of one connection, one after another, until the caller hangs up."""
+    try:
+        while await _serve_request(teacher, reader, writer):
+            pass
+        await _hang_up(reader, writer)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass  # the caller has left
+    except asyncio.CancelledError:
+        # The teacher ends. Python 3.11's streams would log the cancellation as an error.
+        writer.transport.abort()
+    finally:
+        writer.close()
+
+
+async def _serve_request(teacher: Teacher, reader: Any, writer: Any) -> bool:
+    """Answer one request. Return whether the connection is kept."""
+    try:
+        method, path, headers, body = await _read_request(reader, writer)
+    except RefusedError as refused:
+        # Where the next request begins cannot be known.
+        writer.write(_response(refused.status, _error(str(refused))))
+        return False
+    manners = teacher.manners
+    teacher.in_flight += 1
+    teacher.most = max(teacher.most, teacher.in_flight)
+    try:
         try:
             answer = teacher.answer(method, path, headers.get("authorization", ""), body)
         except Exception as error:  # the caller must get a reply
             answer = 500, _error(f"the teacher failed: {type(error).__name__}: {error}"), ""
             teacher.counts["errors"] += 1
-        wait = manners.slow_seconds if answer[2] == "slow" else manners.latency
-        wait = 0 if path == "/stats" or answer[2] == "too many" else wait
-        if wait:
-            asyncio.get_running_loop().call_later(wait, self._write, *answer)
-        else:
-            self._write(*answer)
+        status, body, kind = answer
+        wait = manners.slow_seconds if kind == "slow" else manners.latency
+        if wait and path != "/stats" and kind != "too many":
+            await asyncio.sleep(wait)
+    finally:
+        teacher.in_flight -= 1
+    retry_after = manners.retry_after if status == 429 and kind != "too many" else None
+    data = _response(status, body, retry_after)
+    if kind == "cut":
+        writer.write(data[: len(data) // 2])
+        return False
+    writer.write(data)
+    await writer.drain()
+    return headers.get("connection", "").lower() != "close"
 
-    def _write(self, status: int, body: bytes, kind: str) -> None:
-        self.teacher.in_flight -= 1
-        self.busy = False
-        if self.gone:
-            return
-        reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
-        head = f"HTTP/1.1 {status} {reason.get(status, 'Error')}\r\ncontent-type: application/json"
-        head += f"\r\ncontent-length: {len(body)}"
-        if status == 429 and kind != "too many":
-            head += f"\r\nretry-after: {self.teacher.manners.retry_after}"
-        data = head.encode() + b"\r\n\r\n" + body
-        if kind == "cut":
-            self.transport.write(data[: len(data) // 2])
-            self.transport.close()
-            return
-        self.transport.write(data)
-        if self.buffer:
-            self._read()
+
+async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, str], bytes]:
+    """Return (method, path, headers, body) of the next request. Raises RefusedError.
+
+    Raises IncompleteReadError once the caller has hung up.
+    """
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError as error:
+        raise RefusedError(431, f"the header has more than {MAX_HEAD_BYTES} bytes") from error
+    first, *lines = head.decode("latin-1").strip().split("\r\n")
+    request = first.split(" ")
+    if len(request) != 3 or not request[2].startswith("HTTP/1."):
+        raise RefusedError(400, "no request of HTTP/1.1")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        name, value = name.lower(), value.strip()
+        # Two lengths would leave open where the next request begins.
+        if not colon or (name == "content-length" and headers.get(name, value) != value):
+            raise RefusedError(400, "a header without a name, or with two lengths")
+        headers[name] = value
+    if request[2] == "HTTP/1.0":
+        headers["connection"] = "close"
+    if "transfer-encoding" in headers:
+        raise RefusedError(411, "give the body's content-length: chunks are not read")
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise RefusedError(400, "content-length is no number")
+    # By its digits first: Python converts no number of 5,000 digits.
+    if len(length) > 12 or int(length) > MAX_BODY_BYTES:
+        raise RefusedError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    if headers.get("expect", "").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return request[0], request[1], headers, await reader.readexactly(int(length))
+
+
+def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
+    try:
+        reason = http.HTTPStatus(status).phrase
+    except ValueError:
+        reason = "Error"
+    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json"
+    head += f"\r\ncontent-length: {len(body)}"
+    head += f"\r\nretry-after: {retry_after}" if retry_after is not None else ""
+    return head.encode() + b"\r\n\r\n" + body
+
+
+async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say that nothing follows, and read on for a moment."""
+    # Closing a socket with unread bytes resets it, and the caller may lose the last answer.
+    await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await reader.read(MAX_HEAD_BYTES):
+                pass
 
 
 def _shortened(said: voice.Answer, asked: dict) -> voice.Answer:
     """Cut an answer at `stop` and at the limit of tokens."""
     text, reason = said.text, said.finish_reason
-    for stop in asked.get("stop") or []:
+    for stop in _stops(asked):
         text = text.split(stop)[0]
+    # As `voice.tokens` counts: four letters a token.
     most = 4 * (asked.get("max_tokens") or asked.get("max_completion_tokens") or 4096)
     if len(text) > most:
         text, reason = text[:most], "length"
@@ -247,8 +380,8 @@ def _json(value: dict) -> bytes:
 
 async def serve(teacher: Teacher, host: str, port: int) -> asyncio.Server:
     """Listen; port 0 takes a free port (`server.sockets[0].getsockname()[1]`)."""
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Connection(teacher), host, port, backlog=1024)
+    answer = functools.partial(_serve_connection, teacher)
+    return await asyncio.start_server(answer, host, port, backlog=1024, limit=MAX_HEAD_BYTES)
 
 
 async def forever(teacher: Teacher, host: str, port: int, said: Any = print) -> None:
@@ -259,7 +392,8 @@ async def forever(teacher: Teacher, host: str, port: int, said: Any = print) -> 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     address = f"http://{host}:{server.sockets[0].getsockname()[1]}/v1"
     said(f"teacher at {address}, model {teacher.manners.model}", flush=True)
-    # Not `async with server`: as of Python 3.12 it waits until every caller hangs up.
+    # Not `async with server`: as of Python 3.12 it waits until every caller hangs up. asyncio.run
+    # cancels the connections' tasks, which close them.
     with contextlib.closing(server):
         await stop.wait()
         said(json.dumps(json.loads(teacher._stats())), flush=True)

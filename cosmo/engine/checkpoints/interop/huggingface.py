@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.description import Path
-from cosmo.engine.checkpoints.interop import names
+from cosmo.engine.checkpoints.interop import foreign_files, names
 from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import t5
 
@@ -44,6 +44,10 @@ FIXED = {
     "decoder_start_token_id": 0,
 }
 ACTIVATIONS = {"gelu_new": "gelu", "relu": "relu", "silu": "silu"}  # theirs: ours
+# The activation of each `feed_forward_proj`.
+PROJECTIONS = {gate + name: name for gate in ("", "gated-") for name in ACTIVATIONS}
+PROJECTIONS["gated-gelu"] = "gelu_new"
+MAX_SIZE = 2**31 - 1  # of one axis or a number of layers: XLA's indices
 
 # transformers' `T5Config` and `T5ForConditionalGeneration` are the reference for all of these.
 
@@ -65,14 +69,8 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
     if "://" in path:
         raise UserError(f"{path}: HuggingFace folders are read from local disk; copy it first")
     folder = epath.Path(path)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        if (folder / INDEX).exists():
-            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        else:
-            files = [SINGLE]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"HuggingFace folder {path} cannot be read: {error}") from error
+    config = foreign_files.read_json_object(folder / CONFIG)
+    files = _shards_of(folder / INDEX) if (folder / INDEX).exists() else [SINGLE]
     missing = [name for name in files if not (folder / name).exists()]
     # Unpickling runs any code that the file holds.
     if missing and any(folder.glob("pytorch_model*.bin")):
@@ -86,24 +84,55 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
         raise UserError(f"HuggingFace folder {path} has no {missing[0]}: copy the whole folder")
     tensors: dict[str, LazyArray] = {}
     for name in files:
-        tensors |= _tensors(str(folder / name))
-    return config, tensors
+        found = _tensors(folder / name)
+        # Two files with one tensor are of two savings: which one is right cannot be known.
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise UserError(f"{folder / name}: {twice[0]} is in another file too; copy one saving")
+        tensors |= found
+    return config, _one_embedding(config, tensors)
 
 
-def _tensors(file: str) -> dict[str, LazyArray]:
+def _shards_of(index: epath.Path) -> list[str]:
+    """Return the names of the weights' files by their index. Raises UserError if it is no index."""
+    places = foreign_files.read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index}: weight_map={shown(places)}, expected {{tensor: file}}")
+    for name in places.values():
+        foreign_files.check_inside(f"{index}: weight_map", name)
+    return sorted(set(places.values()))
+
+
+def _one_embedding(config: dict[str, Any], tensors: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """Return the tensors with the embedding under its name `shared.weight`."""
+    # safetensors stores a tensor that has several names under one of them, whichever comes first.
+    # With tied embeddings lm_head is one more name of it.
+    tied = config.get("tie_word_embeddings", True) is True
+    others = COPIES + (("lm_head.weight",) if tied else ())
+    present = [name for name in others if name in tensors]
+    if "shared.weight" in tensors or not present:
+        return tensors
+    embedding = tensors[present[0]]
+    return {"shared.weight": embedding} | {k: t for k, t in tensors.items() if k != present[0]}
+
+
+def _tensors(file: epath.Path) -> dict[str, LazyArray]:
     """Return the tensors of one safetensors file by name."""
 
     def lazily(name: str, shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
         def read(index):
             # Open the file for each part: in an open one, pages that were read stay mapped, and
             # count as this process's memory.
-            with safe_open(file, "numpy") as content:
-                part = content.get_slice(name)
-                return np.asarray(part[index]) if index else content.get_tensor(name)
+            try:
+                with safe_open(file, "numpy") as content:
+                    part = content.get_slice(name)
+                    return np.asarray(part[index]) if index else content.get_tensor(name)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file}: {name} cannot be read: {error}") from error
 
         return LazyArray(shape, dtype, read)
 
     try:
+        foreign_files.check_no_pointer(file)
         found = {}
         with safe_open(file, "numpy") as content:
             for name in content.keys():  # noqa: SIM118
@@ -116,7 +145,9 @@ def _tensors(file: str) -> dict[str, LazyArray]:
                 found[name] = lazily(name, tuple(part.get_shape()), np.dtype(STORED[stored]))
         return found
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(
+            f"{file} cannot be read: {error}; copy or download the file again"
+        ) from error
 
 
 def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -> t5.T5Config:
@@ -125,25 +156,51 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     settings = {**FIXED, "model_type": None, **config}
     for name, value in FIXED.items():
         if settings[name] not in (value, [value]):  # eos_token_id may be a list
-            raise UserError(f"{where}: {name}={settings[name]!r}, expected {value!r}")
+            raise UserError(f"{where}: {name}={shown(settings[name])}, expected {value!r}")
     # As in transformers: a decoder as deep as the encoder.
     if settings.get("num_decoder_layers") is None:
         settings["num_decoder_layers"] = settings.get("num_layers")
     sizes = {}
     for ours, theirs, default in SIZES:
         sizes[ours] = size = settings.get(theirs, default)
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"{where}: {theirs}={size!r}, expected a whole number above 0")
-    projection = settings.get("feed_forward_proj") or "relu"
-    gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-    # T5 1.1's "gated-gelu" is the tanh approximation of gelu.
-    activation = "gelu_new" if projection == "gated-gelu" else activation
-    if activation not in ACTIVATIONS:
+        # A bool is an int in Python.
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_SIZE:
+            raise UserError(
+                f"{where}: {theirs}={shown(size)}, expected a whole number from 1 to {MAX_SIZE}"
+            )
+    # Before anything is listed layer by layer: a wrong number of layers may be any number.
+    for side in ("encoder", "decoder"):
+        layers, stored = sizes[f"num_{side}_layers"], _layers_in(tensors, side)
+        if layers != stored:
+            raise UserError(
+                f"{where} has {layers} {side} layers, the tensors are of {stored}: copy config and "
+                "weights of one model"
+            )
+    buckets = sizes["relative_attention_num_buckets"]
+    # Half of an encoder's buckets are for each direction, and half of those for single distances.
+    if buckets < 4 or sizes["relative_attention_max_distance"] <= buckets // 2:
         raise UserError(
-            f"{where}: feed_forward_proj={projection!r}, expected one of {list(ACTIVATIONS)}, or "
-            "gated-..."
+            f"{where}: relative_attention_num_buckets={buckets} and relative_attention_max_distance"
+            f"={sizes['relative_attention_max_distance']}, expected at least 4, and more than half "
+            "of the first"
         )
-    tied = settings.get("tie_word_embeddings", True)
+    projection = settings.get("feed_forward_proj")
+    projection = "relu" if projection is None else projection
+    # As transformers reads it: T5 1.1's "gated-gelu" is the tanh approximation of gelu.
+    activation = PROJECTIONS.get(projection) if isinstance(projection, str) else None
+    if activation is None:
+        raise UserError(
+            f"{where}: feed_forward_proj={shown(projection)}, expected one of {list(PROJECTIONS)}"
+        )
+    gated = projection.startswith("gated-")
+    tied = _flag(where, settings, "tie_word_embeddings", True)
+    scaled = _flag(where, settings, "scale_decoder_outputs", tied)
+    dropout = settings.get("dropout_rate")
+    dropout = 0.0 if dropout is None else dropout
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(
+            f"{where}: dropout_rate={shown(dropout)}, expected a number from 0 to less than 1"
+        )
     untied = "lm_head.weight" in tensors
     # Some folders declare tied embeddings and hold another lm_head: the tensors decide.
     if untied and tied:
@@ -155,13 +212,31 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
         mlp_activations=(ACTIVATIONS[activation], *(("linear",) if gated else ())),
         logits_via_embedding=not untied,
         # transformers 5 writes this field. Version 4 scales logits exactly if they are tied.
-        scale_decoder_outputs=bool(settings.get("scale_decoder_outputs", tied)),
-        dropout_rate=settings.get("dropout_rate", 0.0),
+        scale_decoder_outputs=scaled,
+        dropout_rate=float(dropout),
     )
 
 
+def _flag(where: str, settings: dict[str, Any], name: str, default: bool) -> bool:
+    """Return a setting that is true or false. Raises UserError for any other value."""
+    value = settings.get(name, default)
+    if not isinstance(value, bool):  # the text "false" would count as true
+        raise UserError(f"{where}: {name}={shown(value)}, expected true or false")
+    return value
+
+
+def _layers_in(tensors: dict[str, LazyArray], side: str) -> int:
+    """Return the number of layers of one side whose tensors there are."""
+    parts = (name.split(".") for name in tensors if name.startswith(f"{side}.block."))
+    return len({part[2] for part in parts})
+
+
 def read_params(
-    path: str, tensors: dict[str, LazyArray], config: t5.T5Config
+    path: str,
+    tensors: dict[str, LazyArray],
+    config: t5.T5Config,
+    *,
+    allow_nonfinite: bool = False,
 ) -> dict[Path, LazyArray]:
     """Return our parameters, float32, from HuggingFace's tensors.
 
@@ -178,7 +253,9 @@ def read_params(
         flip = parameter.name.transposed
         layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
         places.append(names.Place(parameter, stored(parameter), *layout))
-    return names.gather(f"HuggingFace folder {path}", found, places)
+    return names.gather(
+        f"HuggingFace folder {path}", found, places, allow_nonfinite=allow_nonfinite
+    )
 
 
 def stored(parameter: names.Parameter) -> list[str]:

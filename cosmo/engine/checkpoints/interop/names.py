@@ -7,6 +7,7 @@ in our checkpoints and in T5X, [out, in] in HuggingFace's files.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from cosmo.engine.base.errors import UserError
@@ -120,16 +121,25 @@ class Place(NamedTuple):
     transform: Callable[[LazyArray], LazyArray] = lambda array: array
 
 
-def gather(where: str, found: dict[str, LazyArray], places: list[Place]) -> dict[Path, LazyArray]:
+def gather(
+    where: str, found: dict[str, LazyArray], places: list[Place], *, allow_nonfinite: bool = False
+) -> dict[Path, LazyArray]:
     """Return our parameters, float32, from the arrays `found` in the checkpoint `where`.
 
-    Raises UserError if an array is missing, surplus or misshapen.
+    Raises UserError if an array is missing, surplus or misshapen. Reading one raises UserError for
+    NaN and infinity unless `allow_nonfinite`.
     """
     # Names and shapes first: nothing is read from a checkpoint that does not fit.
     _check(where, {name: place.shape for place in places for name in place.stored}, found)
     out = {}
     for parameter, stored, _, transform in places:
-        parts = [transform(found[name]) for name in stored]
+        arrays = [found[name] for name in stored]
+        if not allow_nonfinite:
+            arrays = [
+                lazy.finite(array, f"{where}: {name}")
+                for name, array in zip(stored, arrays, strict=True)
+            ]
+        parts = [transform(array) for array in arrays]
         # A stack is stored whole, or layer by layer.
         apart = parameter.side and len(parts[0].shape) == len(parameter.shape)
         out[parameter.path] = lazy.astype(lazy.stacked(parts) if apart else parts[0], np.float32)
@@ -146,6 +156,10 @@ def _check(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, Lazy
     if surplus:
         raise UserError(f"{where} has {_first_of(surplus)}, which this network has no place for")
     for name, shape in wanted.items():
+        dtype = found[name].dtype
+        # bfloat16 is no number of numpy's own.
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f"{where}: {name} is of type {dtype}, expected floating-point numbers")
         if found[name].shape != shape:
             raise UserError(
                 f"{where}: {name} is {found[name].shape}, expected {shape} by the sizes of the "

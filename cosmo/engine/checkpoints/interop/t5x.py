@@ -7,19 +7,20 @@ relative bias in every layer.
 
 import functools
 import math
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgpack
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 from flax import serialization
 
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.description import Path, nested
-from cosmo.engine.checkpoints.interop import names
+from cosmo.engine.checkpoints.interop import foreign_files, names
 from cosmo.engine.checkpoints.interop.names import Parameter
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
 from cosmo.engine.checkpoints.run_checkpoints import one_line_errors
@@ -31,6 +32,9 @@ SCAN_AXIS = 1  # of a scanned stack: the one that counts layers
 SIDES = ("encoder", "decoder")
 STACKS = ("{side}/{side}", "{side}/layers")  # a scanned stack's name: today's, and an earlier one
 TARGET = "target/"  # prefix of the parameters' names
+STEP = "state/step"
+DRIVERS = ("zarr", "zarr3")  # TensorStore's names of formats
+MAX_CACHE_BYTES = 2**36  # more than the largest parameter
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
@@ -56,53 +60,96 @@ def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
     leaves = dict(_leaves(_read_index(path)))
     arrays: dict[str, LazyArray] = {}
     # One chunk may hold many layers. Cache one array's chunks, so that none is decoded per layer.
-    context = chunk_cache(max(map(_nbytes, leaves.values())))
+    context = chunk_cache(max((_nbytes(node) for node in leaves.values()), default=0))
     for name, node in leaves.items():
         if isinstance(node, dict):
-            # Older specs of TensorStore hold the path beside the kvstore.
-            stored = node["kvstore"].get("path") or node.get("path") or name.replace("/", ".")
-            kvstore = f"{tensorstore_url(folder)}/{stored.strip('/')}/"
-            spec = {"driver": node["driver"], "kvstore": kvstore}
+            driver, stored = _place(f"{where}: {name}", name, node)
+            kvstore = f"{tensorstore_url(folder)}/{urllib.parse.quote(stored)}/"
+            spec = {"driver": driver, "kvstore": kvstore}
             # T5X leaves out the zeros of a fresh optimizer's state: there a missing chunk is zeros.
             # A missing chunk of a parameter is an error, or half a copy would pass for a model.
             complete = name.startswith(TARGET)
             arrays[name] = open_array(spec, f"{where}: {name}", context, complete=complete)
         elif node is not None:
-            arrays[name] = lazy.from_array(np.asarray(node))
-    step = arrays.pop("state/step", None)
-    return int(step.whole()) if step else 0, arrays
+            arrays[name] = lazy.from_array(_numbers(f"{where}: {name}", node))
+    return _step(where, arrays.pop(STEP, None)), arrays
 
 
 def step_of(path: str) -> int:
     """Return the step of a checkpoint folder, from its index alone."""
-    return int(np.asarray(_read_index(path).get("state", {}).get("step", 0)))
+    where = f"T5X checkpoint {path}"
+    node = dict(_leaves(_read_index(path))).get(STEP)
+    found = None if node is None else _numbers(f"{where}: {STEP}", node)
+    return _step(where, None if found is None else lazy.from_array(found))
+
+
+def _step(where: str, array: LazyArray | None) -> int:
+    """Return the step that an array holds, 0 without one. Raises UserError if it is no step."""
+    if array is None:
+        return 0
+    if array.size != 1 or array.dtype.kind not in "iu" or int(array.whole().reshape(())) < 0:
+        raise UserError(f"{where}: {STEP} is no whole number above 0: the index is damaged")
+    return int(array.whole().reshape(()))
 
 
 def _read_index(path: str) -> dict[str, Any]:
     """Return the index's tree {"target": ..., "state": ...}. Raises UserError if there is none."""
     where = f"T5X checkpoint {path}"
+    index = epath.Path(path) / INDEX
+    foreign_files.check_no_pointer(index)
     try:
-        content = serialization.msgpack_restore((epath.Path(path) / INDEX).read_bytes())
-    except (OSError, ValueError, msgpack.exceptions.UnpackException) as error:
+        content = serialization.msgpack_restore(index.read_bytes())
+    # Flax decodes whatever the bytes say they are, and fails in as many ways.
+    except Exception as error:
         raise UserError(f"{where}: its index {INDEX!r} cannot be read: {error}") from error
-    if not isinstance(content, dict) or "target" not in content.get("optimizer", {}):
+    optimizer = content.get("optimizer") if isinstance(content, dict) else None
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("target"), dict):
         raise UserError(f"{where}: its index holds no optimizer/target: no checkpoint of T5X's")
-    return content["optimizer"]
+    return optimizer
 
 
-def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (name, leaf). A leaf is an array, or the dict by which TensorStore finds one."""
-    if not isinstance(node, dict) or "kvstore" in node:
-        yield name, node
-        return
-    for key, child in node.items():
-        yield from _leaves(child, f"{name}/{key}" if name else key)
+    # A list of what is left, not a recursion: an index may be nested deeper than Python calls.
+    left: list[tuple[str, Any]] = [("", tree)]
+    while left:
+        name, node = left.pop()
+        if not isinstance(node, dict) or "kvstore" in node:
+            yield name, node
+            continue
+        left += [(f"{name}/{key}" if name else str(key), node[key]) for key in reversed(node)]
+
+
+def _place(where: str, name: str, node: dict[str, Any]) -> tuple[str, str]:
+    """Return (driver, folder) of an array that is stored outside of the index.
+
+    Raises UserError if its entry is none of T5X's, or the folder is not in the checkpoint's.
+    """
+    driver, kvstore = node.get("driver"), node["kvstore"]
+    if driver not in DRIVERS or not isinstance(kvstore, dict):
+        raise UserError(f"{where} is stored as {shown(node)}, expected one of {DRIVERS}")
+    # Older specs of TensorStore hold the path beside the kvstore.
+    stored = kvstore.get("path") or node.get("path") or name.replace("/", ".")
+    stored = stored.removesuffix("/") if isinstance(stored, str) else stored
+    return driver, foreign_files.check_inside(where, stored)
+
+
+def _numbers(where: str, node: Any) -> np.ndarray:
+    """Return a leaf of the index as an array. Raises UserError if it holds no numbers."""
+    if isinstance(node, np.ndarray | np.generic | int | float):
+        array = np.asarray(node)
+        if jnp.issubdtype(array.dtype, jnp.number) and not np.iscomplexobj(array):
+            return array
+    raise UserError(f"{where} is {shown(node)} in the index, expected an array of numbers")
 
 
 def _nbytes(node: Any) -> int:
     """Return the bytes, as float32, of an array stored outside of the index; 0 for other leaves."""
-    shape = node.get("metadata", {}).get("shape", ()) if isinstance(node, dict) else ()
-    return math.prod(shape) * 4
+    metadata = node.get("metadata") if isinstance(node, dict) else None
+    shape = metadata.get("shape") if isinstance(metadata, dict) else None
+    if not isinstance(shape, list | tuple) or not all(isinstance(size, int) for size in shape):
+        return 0  # a hint for the cache alone: TensorStore reads the shape from the array's folder
+    return min(max(math.prod(shape), 0) * 4, MAX_CACHE_BYTES)
 
 
 def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
@@ -112,28 +159,33 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
     """
     target = _target(arrays)
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in target:
             raise UserError(f"T5X checkpoint {path} has no target/{name}: of another architecture")
-        return target[name].shape
+        found = target[name].shape
+        if len(found) != axes or 0 in found:
+            raise UserError(
+                f"T5X checkpoint {path}: target/{name} is {found}, expected {axes} axes, none of 0"
+            )
+        return found
 
     stack_of = stacks(target)
     stack = stack_of["encoder"]
     first = stack or "encoder/layers_0"
     if stack:
-        heads, head_dim = shape(f"{stack}/attention/query/kernel")[2:]
-        layers = [shape(f"{stack_of[side]}/mlp/wo/kernel")[SCAN_AXIS] for side in SIDES]
-        buckets = shape(f"{stack}/relpos_bias/rel_embedding")[-1]
+        heads, head_dim = shape(f"{stack}/attention/query/kernel", 4)[2:]
+        layers = [shape(f"{stack_of[side]}/mlp/wo/kernel", 3)[SCAN_AXIS] for side in SIDES]
+        buckets = shape(f"{stack}/relpos_bias/rel_embedding", 3)[-1]
     else:
         # Plain T5X joins heads in its kernels. Only the bias table shows their number.
-        heads, buckets = shape("encoder/relpos_bias/rel_embedding")
-        head_dim = shape(f"{first}/attention/query/kernel")[1] // heads
+        heads, buckets = shape("encoder/relpos_bias/rel_embedding", 2)
+        head_dim = shape(f"{first}/attention/query/kernel", 2)[1] // heads
         layers = [
             len({name.split("/")[1] for name in target if name.startswith(f"{side}/layers_")})
             for side in SIDES
         ]
     # The distance of the last bucket leaves no trace: T5X's models all have the default.
-    vocab_size, emb_dim = shape("token_embedder/embedding")
+    vocab_size, emb_dim = shape("token_embedder/embedding", 2)
     return t5.T5Config(
         vocab_size=vocab_size,
         emb_dim=emb_dim,
@@ -141,7 +193,7 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
         num_encoder_layers=layers[0],
         num_decoder_layers=layers[1],
         head_dim=head_dim,
-        mlp_dim=shape(f"{first}/mlp/wo/kernel")[0],
+        mlp_dim=shape(f"{first}/mlp/wo/kernel", 3 if stack else 2)[0],
         mlp_activations=("gelu", "linear") if f"{first}/mlp/wi_0/kernel" in target else ("relu",),
         logits_via_embedding="decoder/logits_dense/kernel" not in target,
         relative_attention_num_buckets=buckets,
@@ -202,7 +254,11 @@ def scanned_shape(parameter: Parameter, config: t5.T5Config) -> tuple[int, ...]:
 
 
 def read_params(
-    path: str, arrays: dict[str, LazyArray], config: t5.T5Config
+    path: str,
+    arrays: dict[str, LazyArray],
+    config: t5.T5Config,
+    *,
+    allow_nonfinite: bool = False,
 ) -> dict[Path, LazyArray]:
     """Return our parameters, float32, from T5X's arrays.
 
@@ -217,7 +273,7 @@ def read_params(
         if stack:
             layout = scanned_shape(parameter, config), functools.partial(_layers_first, parameter)
         places.append(names.Place(parameter, stored(parameter, stack), *layout))
-    return names.gather(f"T5X checkpoint {path}", target, places)
+    return names.gather(f"T5X checkpoint {path}", target, places, allow_nonfinite=allow_nonfinite)
 
 
 def _layers_first(parameter: Parameter, source: LazyArray) -> LazyArray:

@@ -1,0 +1,58 @@
+"""Check the small files of a checkpoint that another system wrote, before anything relies on them.
+
+Such a folder may come from anywhere: its files may be damaged, be of another kind than their names
+say, or name files outside of the folder.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from cosmo.engine.base.errors import UserError, shown
+
+LFS_POINTER = b"version https://git-lfs"  # the first bytes of a Git LFS pointer
+MAX_JSON_BYTES = 2**28  # the index of a model of a million tensors has half of it
+
+
+def check_no_pointer(file: epath.Path) -> None:
+    """Raise UserError if a file is a Git LFS pointer, which `git clone` without LFS leaves."""
+    with file.open("rb") as content:
+        if content.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+                "folder, or download the file"
+            )
+
+
+def read_json_object(file: epath.Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises UserError if there is none that can be read."""
+    try:
+        check_no_pointer(file)
+        with file.open("rb") as content:
+            data = content.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise UserError(
+                f"{file} has more than {MAX_JSON_BYTES} bytes: it is no index or config"
+            )
+        value = json.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
+    except RecursionError as error:
+        raise UserError(f"{file} cannot be read: its JSON is nested too deeply") from error
+    # ValueError: no UTF-8, no JSON, or a number of more digits than Python converts.
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; copy the whole folder again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds {shown(value)}, expected a JSON object")
+    return value
+
+
+def check_inside(where: str, name: Any) -> str:
+    """Return the name of a file in a folder. Raise UserError unless it stays in that folder.
+
+    `where` begins the error: the file that has the name.
+    """
+    # Any other name would read files of the user's that do not belong to the checkpoint.
+    inside = isinstance(name, str) and name.isprintable() and name not in ("", ".", "..")
+    if not inside or "/" in name or "\\" in name:
+        raise UserError(f"{where} names the file {shown(name)}, expected a file in its own folder")
+    return name
