@@ -5,19 +5,19 @@ A record that cannot be used becomes `record_sources.Rejected` with the reason; 
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from canary import pieces
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import record_sources
-from cosmo.tasks import casual, dialogues, readers, recognize
+from cosmo.tasks import casual, dialogues, readers, recognize, record_files
 from cosmo.tasks.dialogues import Place
 
 MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
 PARQUET_COLUMNS = ("narrative", "dialogue", "speakers")
-PARQUET_ROWS = 1024  # held at a time
 EXPECTED = (
     "SODA rows or {turns} records (JSON lines; SODA in Parquet too), ProsocialDialog rows or its "
     "direct download, or DailyDialog's text"
@@ -55,8 +55,10 @@ def source(path: str, *, whole: bool = False) -> record_sources.Source:
     `whole` each dialogue comes once. Raises UserError for a file that cannot be read, or is of no
     corpus in FORMATS.
     """
-    if path.endswith(".parquet"):
-        return _parquet_source(path)
+    with record_sources.open_input(path, text=False) as file:
+        columnar = file.read(len(files.ARROW_FILE)).startswith(record_files.COLUMNAR)
+    if columnar or path.lower().endswith((".parquet", ".arrow")):
+        return _columnar_source(path)
     found = recognise(path)
     return record_sources.file_source(
         path,
@@ -150,63 +152,57 @@ def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.
         return _rejected(error, place, [json_lines.line(row)])
 
 
-def _parquet_source(path: str) -> record_sources.Source:
-    """Return the dialogues of SODA in Parquet, as it ships; UserError for any other file."""
+def _columnar_source(path: str) -> record_sources.Source:
+    """Return the dialogues of SODA in Parquet or Arrow; UserError for any other file."""
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow; install it (it is in the extra `seqio`), or "
-            "give JSON lines",
-            setting="input",
-        ) from None
-    try:
-        with record_sources.open_input(path) as file:
+        with record_sources.open_input(path, text=False) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found = pq.ParquetFile(file)
-            names = set(found.schema_arrow.names)
-            sizes = [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)]
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is no whole Parquet file: {error}", setting="input") from error
-    if not set(PARQUET_COLUMNS) <= names:
+            file.seek(0)
+            found = record_files.open_columnar(path, file)
+    except record_files.DAMAGED as error:
+        if isinstance(error, UserError):
+            raise
+        text = f"{path} is no whole Parquet or Arrow file: {error}"
+        raise UserError(text, setting="input") from error
+    sizes, kind = found.sizes, found.kind
+    if not set(PARQUET_COLUMNS) <= set(found.names):
         raise UserError(
-            f"{path} has the columns {sorted(names)}; of Parquet files those of SODA are read "
+            f"{path} has the columns {sorted(found.names)}; of {kind} files those of SODA are read "
             f"({', '.join(PARQUET_COLUMNS)}): give other corpora as JSON lines",
             setting="input",
         )
     if not sum(sizes):
         raise UserError(f"{path} is empty", setting="input")
 
-    def rows(file: Any, start: int) -> Iterator[Any]:
-        # Row groups before `start` are skipped unread: only their sizes are known without reading.
-        group = passed = 0
-        while passed + sizes[group] <= start:
-            passed += sizes[group]
-            group += 1
-        batches = pq.ParquetFile(file).iter_batches(
-            batch_size=PARQUET_ROWS,
-            row_groups=range(group, len(sizes)),
-            columns=list(PARQUET_COLUMNS),
-        )
-        number = passed
-        for batch in batches:
-            if number + batch.num_rows > start:
-                yield from batch.slice(max(0, start - number)).to_pylist()
-            number += batch.num_rows
+    def rows(file: Any, start: int) -> Iterator[Dialogue | record_sources.Rejected]:
+        """Yield an item for each row from `start` on; rows of a damaged part are rejected."""
+        blocks = record_files.open_columnar(path, file)
+        end = 0
+        for block, size in enumerate(sizes):
+            number, end = end, end + size
+            if end <= start:  # skipped unread
+                continue
+            try:
+                for row in blocks.rows(block, list(PARQUET_COLUMNS)):
+                    if number >= start:
+                        yield _soda_row(row, Place(path, number + 1), number)
+                    number += 1
+            except record_files.DAMAGED as error:
+                reason = f"the {kind} file is damaged here: {' '.join(str(error).split())}"
+                for lost in range(max(number, start), end):
+                    yield record_sources.Rejected(lost + 1, reason, "")
 
     logged = record_sources.rejects_logger(path)
 
     def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
-        with record_sources.open_input(path) as file:
+        with record_sources.open_input(path, text=False) as file:
             position, following = -1, iter(())
             for span in spans:
                 if span.start != position:
+                    file.seek(0)
                     following = rows(file, span.start)
                 position = span.stop
-                numbered = zip(range(span.start, span.stop), following, strict=False)
-                found = [_soda_row(row, Place(path, n + 1), n) for n, row in numbered]
-                yield list(logged(found))
+                yield list(logged(list(itertools.islice(following, span.stop - span.start))))
 
     return record_sources.Source(path, sum(sizes), {"rows": sum(sizes), "sha256": digest}, items)
 

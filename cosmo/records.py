@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base import json_lines
+from cosmo.engine.base.errors import shown
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import record_sources
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FIELDS = "{narrative, instruction, turns}"
 KNOWN = frozenset({"id", "narrative", "instruction", "turns", "response"})
+FIELDS_NAMED = 20  # of the unknown fields
 DOUBLES_NAMED = 3  # ids given twice that the warning names; the others are counted
 _AUTOMATIC = re.compile(r"(#*)\d+")
 
@@ -76,8 +78,14 @@ def row(
 def warn_of_unknown_fields(names: Mapping[str, int]) -> None:
     """Log one warning that names the fields that no record has. `names` counts their records."""
     if names:
-        shown = ", ".join(f"{name!r} ({count} records)" for name, count in sorted(names.items()))
-        log.warning("fields that are ignored: %s; known are %s", shown, ", ".join(sorted(KNOWN)))
+        found = [f"{shown(name)} ({count} records)" for name, count in sorted(names.items())]
+        more = f" and {len(found) - FIELDS_NAMED} more" if len(found) > FIELDS_NAMED else ""
+        log.warning(
+            "fields that are ignored: %s%s; known are %s",
+            ", ".join(found[:FIELDS_NAMED]),
+            more,
+            ", ".join(sorted(KNOWN)),
+        )
 
 
 def automatic_ids(given: Iterable[str]) -> str:
@@ -121,17 +129,18 @@ class _Survey:
             return
         pairs = [(order[i], order[i + 1]) for i in same]
         pairs.sort(key=lambda pair: pair[1])
-        shown = []
+        named = []
         with record_sources.open_input(path) as file:
             for first, again in pairs[:DOUBLES_NAMED]:
                 file.seek(self.starts[again])
                 name = str(json_lines.value(file.readline())["id"])
-                shown.append(f"{name!r} (lines {self.lines[first]} and {self.lines[again]})")
-        more = f" and {len(pairs) - len(shown)} more" if len(pairs) > len(shown) else ""
+                lines = f"lines {self.lines[first]} and {self.lines[again]}"
+                named.append(f"{shown(name)} ({lines})")
+        more = f" and {len(pairs) - len(named)} more" if len(pairs) > len(named) else ""
         log.warning(
             "%s: ids given twice: %s%s; their answers can be told apart by their order only",
             path,
-            ", ".join(shown),
+            ", ".join(named),
             more,
         )
 

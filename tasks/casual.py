@@ -18,7 +18,7 @@ from cosmo.tasks.dialogues import Place, utterances
 from cosmo.tasks.files import TABLES, TEXTS, files_for_split, resolve, split_names
 from cosmo.tasks.formatting import Example
 from cosmo.tasks.recognize import naming_other_corpus
-from cosmo.tasks.record_files import read_lines, read_records, refuse_empty
+from cosmo.tasks.record_files import read_lines, read_records, read_separated, refuse_empty
 from cosmo.tasks.safety import LabelStyle, label_text
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,18 @@ END = "__eou__"
 _EMPATHETIC_HEADER = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
 # selfeval and tags too; validation and test have candidates after them.
 _EMPATHETIC_FIELD_COUNTS = (8, 9)
+# Column: (its pattern, the same in words).
+_EMPATHETIC_KINDS = {
+    "conv_id": (re.compile(r"[^\s\"]+"), "one word"),
+    "utterance_idx": (re.compile(r"[0-9]{1,4}"), "a number (1, 2, ...)"),
+    "context": (re.compile(r"[A-Za-z]+"), "one word"),
+    "prompt": (re.compile(r".*", re.DOTALL), "a text"),
+    "speaker_idx": (re.compile(r"[0-9]{1,9}"), "a number"),
+    "utterance": (re.compile(r".+", re.DOTALL), "a text"),
+    "selfeval": (re.compile(r"([0-9_]+(\|[0-9_]+)+)?"), "ratings (5|5|5_2|2|5)"),
+    # No ratings: these would be of a row that was cut at a comma before them.
+    "tags": (re.compile(r"(?![0-9_]+\|).*", re.DOTALL), "tags"),
+}
 _OPENERS = ("free_turker_utterance", "guided_turker_utterance")
 
 
@@ -72,10 +84,10 @@ def read_empathetic(path: Any, split: str = "train") -> Iterator[CasualDialogue]
     """Yield the EmpatheticDialogues dialogues of `split` under `path`. Rashkin et al. 2019.
 
     The file (`train.csv` ...) is not quoted: fields are between commas, and a comma inside a text
-    is `_comma_`. Rows of one `conv_id` in `utterance_idx` order, from 1, are a dialogue. One that
-    lacks its first or a middle utterance is not used, and a warning counts these. Ids are
-    `empathetic-SPLIT-N`, N counting all dialogues. Raises DataError for a missing path and for
-    the first bad row.
+    is `_comma_`. Rows that a csv writer has quoted are read too. Rows of one `conv_id` in
+    `utterance_idx` order, from 1, are a dialogue. One that lacks its first or a middle utterance is
+    not used, and a warning counts these. Ids are `empathetic-SPLIT-N`, N counting all dialogues.
+    Raises DataError for a missing path and for the first bad row.
     """
     files = files_for_split(path, split, TABLES)
     yield from _dialogues("empathetic", path, split, files, "EmpatheticDialogues", _empathetic)
@@ -166,42 +178,48 @@ def dailydialog_turns(line: str, place: Place) -> tuple[str, ...]:
 
 
 def _empathetic(file: Any) -> Iterator[tuple[str, ...] | None]:
-    for _, rows in itertools.groupby(_empathetic_rows(file), key=lambda row: row[0]):
+    parsed = (empathetic_utterance(fields, place) for place, fields in empathetic_rows(file))
+    for _, rows in itertools.groupby(parsed, key=lambda row: row[0]):
         _, numbers, turns = zip(*rows, strict=True)
         yield turns if numbers == tuple(range(1, len(turns) + 1)) else None
 
 
-def _empathetic_rows(file: Any) -> Iterator[tuple[str, int, str]]:
-    for number, line in read_lines(file):
-        place = Place(str(file), number)
-        if number == 1:
-            header = line.rstrip("\r\n").split(",")
-            if header[: len(_EMPATHETIC_HEADER)] != _EMPATHETIC_HEADER:
-                raise place.error(
-                    "not EmpatheticDialogues' header",
-                    shown(line.strip()),
-                    ",".join(_EMPATHETIC_HEADER) + ",...",
-                )
-        elif line.strip():
-            yield empathetic_utterance(line, place)
+def empathetic_rows(file: Any) -> Iterator[tuple[Place, list[str]]]:
+    """Yield (place, fields) for each row of EmpatheticDialogues; DataError for another header."""
+    # Raw first, as it is published: a quote there is a character of the text.
+    rows = read_separated(file, ",", lambda fields, _: _empathetic_fault(fields) is None, False)
+    for number, (place, fields) in enumerate(rows):
+        if number:
+            yield place, fields
+        elif fields[: len(_EMPATHETIC_HEADER)] != _EMPATHETIC_HEADER:
+            raise place.error(
+                "not EmpatheticDialogues' header",
+                shown(",".join(fields)),
+                ",".join(_EMPATHETIC_HEADER) + ",...",
+            )
 
 
-def empathetic_utterance(line: str, place: Place) -> tuple[str, int, str]:
+def empathetic_utterance(fields: Sequence[str], place: Place) -> tuple[str, int, str]:
     """Return (conv_id, utterance_idx, utterance) of a row of EmpatheticDialogues.
 
-    Raises DataError.
+    Raises DataError if the fields are not of their columns' kinds.
     """
-    fields = line.rstrip("\r\n").split(",")
+    fault = _empathetic_fault(fields)
+    if fault is not None:
+        raise place.error(*fault)
+    return fields[0].strip(), int(fields[1]), fields[5].replace("_comma_", ",").strip()
+
+
+def _empathetic_fault(fields: Sequence[str]) -> tuple[str, str, str] | None:
+    """Return (problem, value, rule) of the first field that is not of its column's kind."""
     if len(fields) not in _EMPATHETIC_FIELD_COUNTS:
-        raise place.error(
-            "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
-        )
-    if not fields[1].strip().isdigit():
-        raise place.error("field 'utterance_idx' is no number", shown(fields[1]), "1, 2, ...")
-    text = fields[5].replace("_comma_", ",").strip()
-    if not text:
-        raise place.error("field 'utterance' is empty", shown(fields[5]), "a text")
-    return fields[0], int(fields[1]), text
+        return "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
+    # All columns count, because a row that was cut at a comma shows only in those after the cut.
+    for (name, (pattern, rule)), value in zip(_EMPATHETIC_KINDS.items(), fields, strict=False):
+        if not pattern.fullmatch(value.strip()):
+            problem = f"is not {rule}" if value.strip() else "is empty"
+            return f"field '{name}' {problem}", shown(value), rule
+    return None
 
 
 def _blended(file: Any) -> Iterator[tuple[str, ...] | None]:

@@ -17,11 +17,13 @@ from cosmo.engine.base.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")
-RECORDS = ("jsonl", "json", "ndjson", "parquet")  # the endings of files of records
+RECORDS = ("jsonl", "json", "ndjson", "parquet", "arrow")  # the endings of files of records
 TABLES = ("csv", "tsv")
 TEXTS = ("txt",)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PATH_SETTINGS = ("SODA_PATH", "PROSOCIAL_PATH")
+# What `datasets` writes beside the data in `save_to_disk`, in folders of the splits.
+_ABOUT_DATA = ("dataset_dict.json", "dataset_info.json", "state.json")
 MAX_NAMES_SHOWN = 20  # file names that an error lists
 
 _log = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -
     """Return the data files of `split` under `path`, sorted by name; in folders those of `endings`.
 
     `path` is a mapping split -> path, a template with `{split}`, a glob, a folder or one file. A
-    folder has `SPLIT*.jsonl|json|parquet`, compressed or not, or folders named by split. One file
-    serves every split, and a warning names it.
+    folder has `SPLIT*.jsonl|json|parquet|arrow`, compressed or not, or folders named by split. One
+    file serves every split, and a warning names it.
 
     `valid`, `val` and `dev` are other names for `validation`. Raises DataError if there is no file.
     """
@@ -168,20 +170,21 @@ def _listed(path: Any, endings: tuple[str, ...]) -> list[Any]:
 
 def _named(found: list[Any], names: tuple[str, ...]) -> list[Any]:
     # "train-00000-of-00002" is of split train, "training" would be something else.
-    pattern = re.compile(rf"(?:{'|'.join(names)})(?![A-Za-z])")
+    pattern = re.compile(rf"(?:{'|'.join(names)})(?![A-Za-z])", re.I)
     return [file for file in found if pattern.match(file.name)]
 
 
 def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
     # Sorted, because the ids of examples count records in the order of files' names.
     found = (child for child in folder.iterdir() if _data_name(endings).match(child.name))
-    return sorted((f for f in found if not f.name.startswith(".")), key=lambda f: f.name)
+    found = (f for f in found if not f.name.startswith(".") and f.name not in _ABOUT_DATA)
+    return sorted(found, key=lambda f: f.name)
 
 
 @functools.cache
 def _data_name(endings: tuple[str, ...]) -> re.Pattern[str]:
     packed = "|".join(files.ENDINGS)
-    return re.compile(rf"(?P<stem>.+?)\.({'|'.join(endings)})(\.({packed}))?$")
+    return re.compile(rf"(?P<stem>.+?)\.({'|'.join(endings)})(\.({packed}))?$", re.I)
 
 
 def _one_format(found: list[Any], path: Any, endings: tuple[str, ...]) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import resolve
+from cosmo.tasks.record_files import columns_of, is_columnar
 
 HEAD_BYTES = 1 << 16  # looked at: the first records, or a part of the first
 
@@ -49,13 +50,13 @@ _FIELDS = (
 def looks_like(file: Any) -> str | None:
     """Return the name of the corpus that `file` (a path) seems to hold, None if it is unknown.
 
-    The names of fields in the first 64 KiB decide, or the columns of a Parquet file, or the marks
-    of DailyDialog and PersonaChat. A file that cannot be read is unknown.
+    The names of fields in the first 64 KiB decide, or the columns of a Parquet or Arrow file, or
+    the marks of DailyDialog and PersonaChat. A file that cannot be read is unknown.
     """
     place = resolve(file)
     try:
-        if place.name.endswith(".parquet"):
-            return _of_fields(_parquet_columns(place))
+        if is_columnar(place):
+            return _of_fields(set(columns_of(place)))
         text = _head(place)
     except Exception:  # the caller has an error to report already
         return None
@@ -98,10 +99,3 @@ def _of_fields(fields: set[str]) -> str | None:
 def _head(file: Any) -> str:
     with files.opened(file) as stream:
         return stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")
-
-
-def _parquet_columns(file: Any) -> set[str]:
-    import pyarrow.parquet as pq
-
-    with file.open("rb") as raw:
-        return set(pq.read_schema(raw).names)

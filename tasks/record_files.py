@@ -1,37 +1,52 @@
-"""Read the records of one data file: JSON lines, JSON lists, Parquet, tables; compressed or not.
+"""Read the records of a data file: JSON lines and lists, Parquet, Arrow, tables; packed or not.
 
 Each comes with its `Place`, so that an error about it can name file and line.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import csv
+import dataclasses
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from cosmo.engine.base import files
-from cosmo.engine.base.errors import DataError, shown
+from cosmo.engine.base import files, json_lines
+from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import split_names
 
-DOWNLOAD_AGAIN = "Download or write the file again."
-
 _SPACE = re.compile(r"\s*")
+# What pyarrow raises: OSError for damaged pages, ValueError (its own errors, texts that are not
+# UTF-8, dates that Python does not have), NotImplementedError for an unknown encoding.
+DAMAGED = (OSError, ValueError, OverflowError, MemoryError, NotImplementedError, LookupError)
+COLUMNAR = (files.PARQUET, files.ARROW_FILE, files.ARROW_STREAM)
+MAX_ROW_LINES = 1000  # of one quoted field: a lost quote must not take the rest of a file
+T = TypeVar("T")
 _BATCH_ROWS = 1024  # Parquet rows held at a time, because a row group may be a whole shard
 
 
 def read_records(file: Any, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Any]]:
-    """Yield (place, value) for each record of a JSON or Parquet file.
+    """Yield (place, value) for each record of a JSON, Parquet or Arrow file.
 
-    `columns` are those to read of Parquet (None: all). A nested dialogue comes as a list. Raises
-    DataError.
+    `columns` are those to read of Parquet and Arrow (None: all). A nested dialogue comes as a list.
+    Raises DataError.
     """
-    if file.name.endswith(".parquet"):
-        return _parquet_rows(file, columns)
-    return _json_rows(file)
+    return _columnar_rows(file, columns) if is_columnar(file) else _json_rows(file)
+
+
+def is_columnar(file: Any) -> bool:
+    """Return whether a file is Parquet or Arrow, by its name or its content."""
+    # The name first, because a look at the content of a remote file costs a request.
+    if file.name.lower().endswith((".parquet", ".arrow")):
+        return True
+    with readable(file), files.opened(file, text=False) as stream:
+        return stream.read(len(files.ARROW_FILE)).startswith(COLUMNAR)
 
 
 def read_table(
@@ -42,27 +57,101 @@ def read_table(
     Raises DataError for a row with another number of fields than the header, and for a table
     that lacks one of `columns`.
     """
-    reader = csv.reader((line for _, line in read_lines(file)), delimiter=delimiter)
     header: list[str] = []
-    first = 1  # the line that the next row begins on: line_num is where the last one ended
+    for place, fields in read_separated(file, delimiter):
+        if not header:
+            header = fields
+            continue
+        if len(fields) != len(header):
+            wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
+            raise place.error(
+                "a row of another length than the header", wrong, f"{len(header)} fields"
+            )
+        row = dict(zip(header, fields, strict=True))
+        for name in columns:
+            if name not in row:
+                raise missing_column(name, row, place)
+        yield place, row
+
+
+def read_separated(
+    file: Any,
+    delimiter: str,
+    fits: Callable[[list[str], int], bool] = lambda fields, width: len(fields) == width,
+    quoted: bool = True,
+) -> Iterator[tuple[Place, list[str]]]:
+    """Yield (place, fields) for each row of a file of separated fields, the header first.
+
+    A row may be quoted, as csv writers do it, or raw: a quote is then a character of the text.
+    `fits(fields, number of the header's fields)` decides which. Where both fit, `quoted` chooses.
+    A row that fits neither way comes for the caller to refuse.
+    """
+    lines = _Pushback(read_lines(file))
+    width = 0
+    for number, line in lines:
+        if not line.strip():
+            continue
+        place, raw = Place(str(file), number), _raw(line, delimiter)
+        # A field with a quote at its start is what a csv writer would have quoted.
+        if not any(field.startswith('"') for field in raw):
+            yield place, raw
+            width = width or len(raw)
+            continue
+        raw_fits = width > 0 and fits(raw, width)
+        if raw_fits and not quoted and not _doubled(raw):
+            yield place, raw
+            continue
+        parsed, used = _csv_row(line, lines, delimiter)
+        # Two stray quotes, rows apart, look like one long field. Lines that are rows each are rows.
+        if raw_fits and used and all(fits(_raw(one, delimiter), width) for _, one in used):
+            parsed = None
+        if parsed is None or (raw_fits and not fits(parsed, width)):
+            lines.push(used)
+            parsed = raw
+        yield place, parsed
+        width = width or len(parsed)
+
+
+def _raw(line: str, delimiter: str) -> list[str]:
+    return line.rstrip("\r\n").split(delimiter)
+
+
+def _doubled(raw: list[str]) -> bool:
+    """Return whether a field is in quotes and each quote in it is doubled, as csv writers do it."""
+    inside = [f[1:-1] for f in raw if len(f) > 1 and f[0] == f[-1] == '"']
+    return any('""' in text and '"' not in text.replace('""', "") for text in inside)
+
+
+def _csv_row(
+    line: str, following: Iterator[tuple[int, str]], delimiter: str
+) -> tuple[list[str] | None, list[tuple[int, str]]]:
+    """Return (the fields of a row, the further lines that it took); None if it is no row of csv."""
+    used: list[tuple[int, str]] = []
+
+    def texts() -> Iterator[str]:
+        yield line
+        for number, text in itertools.islice(following, MAX_ROW_LINES):
+            used.append((number, text))
+            yield text
+
     try:
-        for fields in reader:
-            place, first = Place(str(file), first), reader.line_num + 1
-            if not header or not fields:
-                header = header or fields
-                continue
-            if len(fields) != len(header):
-                wrong = f"{len(fields)} fields, the first {shown(fields[0])}"
-                raise place.error(
-                    "a row of another length than the header", wrong, f"{len(header)} fields"
-                )
-            row = dict(zip(header, fields, strict=True))
-            for name in columns:
-                if name not in row:
-                    raise missing_column(name, row, place)
-            yield place, row
-    except csv.Error as error:
-        raise Place(str(file), first).error("not a table", str(error), "rows of fields") from None
+        # strict: a quote that is never closed would otherwise take the rest of the file.
+        return next(csv.reader(texts(), delimiter=delimiter, strict=True)), used
+    except (csv.Error, StopIteration):
+        return None, used
+
+
+class _Pushback(Iterator[T]):
+    """An iterator that takes items back."""
+
+    def __init__(self, items: Iterator[T]):
+        self._items, self._returned = items, collections.deque[T]()
+
+    def __next__(self) -> T:
+        return self._returned.popleft() if self._returned else next(self._items)
+
+    def push(self, items: Sequence[T]) -> None:
+        self._returned.extendleft(reversed(items))
 
 
 def missing_column(name: str, row: Mapping[str, str], place: Place) -> DataError:
@@ -80,14 +169,13 @@ def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
         if line.lstrip().startswith("["):
             yield from _json_list(file, number, line + "".join(text for _, text in numbered))
             return
+        place = Place(str(file), number)
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"broken JSON ({error.msg} at column {error.colno})"
-            raise Place(str(file), number).error(
-                problem, shown(line.strip()), "one JSON object a line"
-            ) from None
-        yield Place(str(file), number), row
+            row = json_lines.value(line)
+        except ValueError as error:
+            problem = f"broken JSON ({str(error).removeprefix('not JSON: ')})"
+            raise place.error(problem, shown(line.strip()), "one JSON object a line") from None
+        yield place, row
 
 
 def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, Any]]:
@@ -117,8 +205,12 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
         number += 1
         try:
             value, end = decoder.raw_decode(text, position)
+            json_lines.check_depth(value, text[position:end])
         except json.JSONDecodeError as error:
             raise wrong(f"broken JSON ({error.msg})", error.pos, "valid JSON") from None
+        except (ValueError, RecursionError) as error:
+            problem = f"broken JSON ({json_lines.fault(error)})"
+            raise wrong(problem, position, "valid JSON") from None
         yield Place(str(file), line, f"dialogue {number}"), value
         position = skip_space(end)
     if text[skip_space(position + 1) :]:
@@ -131,32 +223,97 @@ def read_lines(file: Any) -> Iterator[tuple[int, str]]:
     Raises DataError for a damaged file, and for one that is not UTF-8.
     """
     number = 0
-    with files.opened(file) as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
+    with readable(file, lambda: number + 1), files.opened(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
                 # A byte order mark is no part of the first record.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except files.CORRUPT as error:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError.at(
+                    file,
+                    number,
+                    "not a text file",
+                    got=f"byte {error.object[error.start]:#x}",
+                    expected="text in UTF-8",
+                    remedy=files.DOWNLOAD_AGAIN,
+                ) from None
+            yield number, text
+
+
+@contextlib.contextmanager
+def readable(file: Any, line: Callable[[], int] | None = None) -> Iterator[None]:
+    """Turn an error of the file system, or of a damaged compressed file, into DataError."""
+    try:
+        yield
+    except files.CORRUPT as error:
+        refused = isinstance(error, OSError) and error.errno is not None
+        raise DataError.at(
+            file,
+            None if refused or line is None else line(),
+            "the file cannot be read" if refused else "the compressed file is cut short or damaged",
+            got=str(getattr(error, "strerror", None) or error),
+            expected="a whole file",
+            remedy="Correct the path or its permissions." if refused else files.DOWNLOAD_AGAIN,
+        ) from None
+
+
+def _columnar_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Place, Any]]:
+    """Yield the rows of a Parquet file, an Arrow file or an Arrow stream."""
+    number, kind = 0, "Arrow" if file.name.lower().endswith(".arrow") else "Parquet"
+    with readable(file), files.opened(file, text=False) as stream:
+        try:
+            blocks = open_columnar(file, stream)
+            kind = blocks.kind
+            names = [name for name in blocks.names if columns is None or name in columns]
+            for block in range(len(blocks.sizes)):
+                for row in blocks.rows(block, names):
+                    number += 1
+                    yield Place(str(file), number, f"row of a {kind} file"), row
+        except DAMAGED as error:
+            if isinstance(error, UserError):
+                raise
             raise DataError.at(
                 file,
                 number + 1,
-                "the compressed file is cut short or damaged",
-                got=str(error),
-                expected="a whole file",
-                remedy=DOWNLOAD_AGAIN,
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError.at(
-                file,
-                number,
-                "not a text file",
-                got=f"byte {error.object[error.start]:#x}",
-                expected="text in UTF-8",
-                remedy=DOWNLOAD_AGAIN,
+                f"the {kind} file is damaged",
+                got=shown(str(error)),
+                expected=f"a whole {kind} file",
+                remedy=files.DOWNLOAD_AGAIN,
             ) from None
 
 
-def _parquet_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Place, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Columnar:
+    """An open Parquet or Arrow file: the names of its columns, and its blocks of rows.
+
+    A block is a row group of Parquet, or a record batch of Arrow. `sizes` are their numbers of
+    rows. `batches(block, columns)` yields record batches.
+    """
+
+    kind: str
+    names: list[str]
+    sizes: list[int]
+    batches: Callable[[int, list[str]], Iterable[Any]]
+
+    def rows(self, block: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a block; raises one of DAMAGED."""
+        for batch in self.batches(block, columns):
+            # Arrow trusts its files: offsets out of bounds would read memory that is not ours.
+            batch.validate(full=True)
+            yield from batch.to_pylist()
+
+
+def columns_of(file: Any) -> list[str]:
+    """Return the names of the columns of a Parquet or Arrow file."""
+    with files.opened(file, text=False) as stream:
+        return open_columnar(file, stream).names
+
+
+def open_columnar(file: Any, stream: Any) -> Columnar:
+    """Return the blocks of an open Parquet file, Arrow file or Arrow stream.
+
+    Raises DataError without pyarrow, and one of DAMAGED.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -164,32 +321,39 @@ def _parquet_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[Pl
         raise DataError.at(
             file,
             None,
-            "reading Parquet needs pyarrow",
+            "reading Parquet and Arrow needs pyarrow",
             got="no pyarrow",
             expected="it installed",
             remedy="Install the extra `seqio`, which holds it, or give the data as JSON lines.",
         ) from None
-    number = 0
-    with file.open("rb") as raw:
-        try:
-            # A remote file is fetched whole, because Parquet seeks and its shards are small.
-            source = raw if hasattr(raw, "fileno") else io.BytesIO(raw.read())
-            parquet = pq.ParquetFile(source)
-            names = parquet.schema_arrow.names
-            present = [name for name in names if columns is None or name in columns]
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=present):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Place(str(file), number, "row of a Parquet file"), row
-        except pa.ArrowException as error:
-            raise DataError.at(
-                file,
-                number + 1,
-                "the Parquet file is damaged",
-                got=shown(str(error)),
-                expected="a whole Parquet file",
-                remedy=DOWNLOAD_AGAIN,
-            ) from None
+    head = stream.read(len(files.ARROW_FILE))
+    stream.seek(0)
+    # A stream without a descriptor (remote, decompressed) is fetched whole, because the formats
+    # seek and the shards of corpora are small.
+    source = stream if hasattr(stream, "fileno") else io.BytesIO(stream.read())
+    if not head.startswith((files.ARROW_FILE, files.ARROW_STREAM)):
+        parquet = pq.ParquetFile(source)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        return Columnar(
+            "Parquet",
+            parquet.schema_arrow.names,
+            sizes,
+            lambda block, columns: parquet.iter_batches(
+                batch_size=_BATCH_ROWS, row_groups=[block], columns=columns
+            ),
+        )
+    if head.startswith(files.ARROW_STREAM):
+        reader = pa.ipc.open_stream(source)
+        batches = list(reader)
+    else:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(block) for block in range(reader.num_record_batches)]
+    return Columnar(
+        "Arrow",
+        list(dict.fromkeys(reader.schema.names)),  # a row holds one of several columns of a name
+        [batch.num_rows for batch in batches],
+        lambda block, columns: [batches[block].select(columns)],
+    )
 
 
 def refuse_empty(path: Any, split: str, count: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError
 from cosmo.engine.base.vocabulary import fingerprint_of
 from cosmo.tasks.files import resolve
@@ -75,6 +76,7 @@ def _load(path: str) -> Vocabulary:
     except Exception as error:  # remote file systems raise errors of their own
         found = f"{type(error).__name__}: {error}"
         raise wrong("no vocabulary", found, "a SentencePiece model file") from error
+    files.refuse_pointer(path, data)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:

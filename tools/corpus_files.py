@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks import casual
 from cosmo.tasks.dialogues import Place, ProsocialTurn, utterances
@@ -24,7 +24,7 @@ from cosmo.tasks.readers import (
     row_position,
     soda_dialogue,
 )
-from cosmo.tasks.record_files import read_lines, read_records
+from cosmo.tasks.record_files import is_columnar, read_lines, read_records
 
 T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
@@ -67,7 +67,7 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
 def records(file: Any) -> Iterator[Item | DataError]:
     """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
     try:
-        if file.name.endswith(".parquet") or _is_list(file):
+        if is_columnar(file) or _is_list(file):
             yield from read_records(file, COLUMNS)
             return
         for number, line in read_lines(file):
@@ -75,8 +75,8 @@ def records(file: Any) -> Iterator[Item | DataError]:
                 continue
             place = Place(str(file), number)
             try:
-                item = place, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                item = place, json_lines.value(line)
+            except ValueError as error:
                 item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
             yield item
     except DataError as error:
@@ -86,12 +86,12 @@ def records(file: Any) -> Iterator[Item | DataError]:
 def document(file: Any) -> Iterator[Item | DataError]:
     """Yield the entries of a file that is one JSON object."""
     try:
-        value = json.loads("".join(line for _, line in read_lines(file)))
+        value = json_lines.value("".join(line for _, line in read_lines(file)))
         for name, entry in value.items():
             yield Place(str(file), 1, f"entry {name}"), entry
     except DataError as error:
         yield _ended(error)
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         yield Place(str(file), 1).error("not a JSON object", str(error), "one object")
 
 
@@ -101,6 +101,14 @@ def lines(file: Any) -> Iterator[Item | DataError]:
         for number, line in read_lines(file):
             if line.strip():
                 yield Place(str(file), number), line.rstrip("\r\n")
+    except DataError as error:
+        yield _ended(error)
+
+
+def rows_between_commas(file: Any) -> Iterator[Item | DataError]:
+    """Yield the rows of EmpatheticDialogues as lists of fields."""
+    try:
+        yield from casual.empathetic_rows(file)
     except DataError as error:
         yield _ended(error)
 
@@ -196,12 +204,7 @@ def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
     errors: list[DataError] = []
-    rows = (
-        item
-        for item in items
-        if isinstance(item, DataError) or not item[1].startswith("conv_id,")  # the header
-    )
-    parsed = _parsed(rows, casual.empathetic_utterance, errors)
+    parsed = _parsed(items, casual.empathetic_utterance, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
         _, numbers, turns = zip(*group, strict=True)
         whole = numbers == tuple(range(1, len(numbers) + 1))
@@ -245,7 +248,7 @@ READERS = {
     "ProsocialDialog": (records, _prosocial),
     "ProsocialDialog (direct download)": (records, _prosocial),
     "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
-    "EmpatheticDialogues": (lines, _empathetic),
+    "EmpatheticDialogues": (rows_between_commas, _empathetic),
     "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
     "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
     "PersonaChat": (lines, _personachat),

@@ -268,6 +268,68 @@ def test_soda_in_parquet(tmp_path, caplog):
         read(path)
 
 
+@pytest.mark.parametrize("name", ["soda.arrow", "renamed.jsonl"])
+def test_soda_in_arrow(tmp_path, name):
+    """Oracle: the same rows as JSON lines."""
+    pa = pytest.importorskip("pyarrow")
+    rows = [{**SODA, "dialogue": [f"Hi {i}.", "Hello."]} for i in range(10)]
+    wanted, _ = read(write(tmp_path / "soda.jsonl", *rows))
+    for new in (pa.ipc.new_file, pa.ipc.new_stream):
+        table = pa.Table.from_pylist(rows)
+        with new(tmp_path / name, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+        assert read(tmp_path / name) == (wanted, [])
+        assert read(tmp_path / name, spans=[(2, 5), (8, 9)])[0] == [*wanted[2:5], wanted[8]]
+
+
+def test_a_damaged_part_of_a_parquet_file_is_set_aside(tmp_path):
+    """Oracle: by hand: zeros over the pages of the second of three row groups, rows 3 to 5."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{**SODA, "dialogue": [f"Hi {i}.", "Hello."]} for i in range(9)]
+    path = tmp_path / "soda.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    wanted, _ = read(path)
+    group, content = pq.ParquetFile(path).metadata.row_group(1), bytearray(path.read_bytes())
+    for column in (group.column(i) for i in range(group.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    dialogues, rejects = read(path)
+    assert dialogues == [*wanted[:3], *wanted[6:]]
+    assert [reject.line for reject in rejects] == [4, 5, 6]
+    assert all("the Parquet file is damaged here" in reject.reason for reject in rejects)
+    assert len(read(path, spans=[(4, 7)])[1]) == 2
+
+
+def test_half_a_character_in_an_id_is_kept(tmp_path):
+    """Oracle: by hand; a turn with one is set aside."""
+    half = "\\ud800"
+    path = write(
+        tmp_path / "in", f'{{"id": "{half}", "turns": ["Hi."]}}', f'{{"turns": ["{half}"]}}'
+    )
+    (dialogue,), (reject,) = read(path)
+    assert dialogue.id == "\ud800" and "half a character" in reject.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "git lfs pull"),
+        (b"PK\x03\x04zip", "a zip archive"),
+        (json.dumps(SODA).encode("utf-16"), "text in UTF-16"),
+        (gzip.compress(json.dumps(SODA).encode())[:-12], "cannot be read"),
+        (b"PAR1", "no whole Parquet"),
+        (b"", "has no dialogues"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, words):
+    """Oracle: the words by hand, in one line."""
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read(tmp_path / "in.jsonl")
+    assert str(tmp_path / "in.jsonl") in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_real_rows(shared):
     """Oracle: counts of the files, by hand; cosmo.tasks.readers reads the same dialogues."""
     from cosmo.tasks import readers

@@ -5,12 +5,16 @@ write.
 """
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.work_units import WorkUnits
+from cosmo.engine.base.work_units import MAX_WRITE_SECONDS, WorkUnits
 
 
 @pytest.fixture(params=["pathlib", "etils"])
@@ -90,3 +94,47 @@ def test_a_damaged_plan_names_the_remedy(units):
     with pytest.raises(UserError, match=r"plan.json is damaged") as caught:
         units.read_plan()
     assert caught.value.settings == ("overwrite",)
+
+
+WRITER = """
+import pathlib, sys, time
+from cosmo.engine.base.work_units import WorkUnits
+units = WorkUnits("OUT", pathlib.Path(sys.argv[1]))
+with units.replacing(units.folder.parent / "result") as partial:
+    partial.write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_only_files_that_nobody_writes_any_more_are_removed(units, tmp_path):
+    """Oracle: a writer that lives keeps its file; the same writer after a kill does not."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(units.folder)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        (units.folder / "partial-older").write_text("of a process that was killed")
+        with units.replacing(tmp_path / "mine") as mine:
+            units.remove_partial_files()
+            names = {path.name for path in units.folder.glob("partial-*")}
+            assert len(names) == 2 and mine.name in names and "partial-older" not in names
+            mine.write_text("whole")
+        writer.kill()
+    units.remove_partial_files()
+    assert not list(units.folder.iterdir()) and not (tmp_path / "result").exists()
+    assert (tmp_path / "mine").read_text() == "whole"
+
+
+def test_age_decides_where_there_are_no_locks(units, monkeypatch):
+    """Oracle: by hand, with a lock that the file system refuses."""
+    import fcntl
+
+    def refuse(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name, age in (("partial-young", 0), ("partial-old", MAX_WRITE_SECONDS + 60)):
+        (units.folder / name).write_text("")
+        os.utime(units.folder / name, (time.time() - age, time.time() - age))
+    units.remove_partial_files()
+    assert [path.name for path in units.folder.iterdir()] == ["partial-young"]

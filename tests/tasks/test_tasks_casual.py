@@ -142,7 +142,7 @@ def test_every_beginning_is_a_casual_example():
             read_empathetic,
             "train.csv",
             ED_HEADER + ed_row("c", "one", "x"),
-            "'utterance_idx' is no number",
+            "'utterance_idx' is not a number",
         ),
         (read_empathetic, "train.csv", ED_HEADER + ed_row("c", 1, " "), "'utterance' is empty"),
         (read_empathetic, "train.csv", ED_HEADER, "the data holds no record"),

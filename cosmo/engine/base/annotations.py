@@ -52,6 +52,13 @@ def fits(value: Any, wanted: Any) -> bool:
     return True
 
 
+def is_plain(wanted: Any) -> bool:
+    """Return whether only numbers, texts, bools and None are of type `wanted`."""
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return all(map(is_plain, typing.get_args(wanted)))
+    return wanted is None or wanted in (int, float, str, bool, type(None))
+
+
 def words(wanted: Any) -> str:
     """Return an annotated type in words: "a whole number or None"."""
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)

@@ -19,7 +19,7 @@ from etils import epath
 
 import gin
 from cosmo.engine.base import annotations, saved_settings
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import UserError, shown
 from gin import config as gin_internals
 
 # The package: gin files are named from here (gin/runs/train.gin).
@@ -82,6 +82,7 @@ def load(
         where = f"--gin.{binding.replace(' = ', '=', 1)}"
         text = f"{imports}\n{binding}\n"
         _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
+    _check_references()
     # Not gin.finalize: it would want the required macros of every verb, not of this one.
     _check_required(run_file)
     _check_types()
@@ -188,6 +189,14 @@ def _resolved(name: str, value: Any) -> tuple[str, Any]:
     return name, value
 
 
+def _last_reference(value: Any) -> Any:
+    """Return the reference to a class or function, not to a call of it, behind `value`, or None."""
+    while isinstance(value, gin_internals.ConfigurableReference) and value.selector == "gin.macro":
+        value = gin_internals._CONFIG[value.scopes[-1], "gin.macro"]["value"]
+    is_reference = isinstance(value, gin_internals.ConfigurableReference)
+    return value if is_reference and not value.evaluate else None
+
+
 def _check_types() -> None:
     """Raise UserError for the first plain value that its parameter's annotation does not allow."""
     for (scope, selector), given in gin_internals._CONFIG.items():
@@ -197,9 +206,16 @@ def _check_types() -> None:
                 continue
             place = "/".join([*filter(None, [scope]), _short(selector)])
             name, plain = _resolved(f"{place}.{parameter}", value)
-            if plain is not _UNBOUND and not annotations.fits(plain, wanted[parameter]):
+            if plain is _UNBOUND:
+                # A reference without () is a class or a function, which is no plain value.
+                target = _last_reference(value)
+                if target is None or not annotations.is_plain(wanted[parameter]):
+                    continue
+                plain = target
+            if not annotations.fits(plain, wanted[parameter]):
                 raise UserError(
-                    f"{name}={plain!r}; give {annotations.words(wanted[parameter])}", setting=name
+                    f"{name}={shown(plain)}; give {annotations.words(wanted[parameter])}",
+                    setting=name,
                 )
 
 
@@ -235,8 +251,10 @@ def registration(function: Callable[..., str]) -> Callable[[], str]:
 
 
 def query(name: str) -> Any:
-    """Return the value of a macro."""
-    return gin.query_parameter(f"%{name}")
+    """Return the value of a macro, that of another macro where it refers to one."""
+    value = gin.query_parameter(f"%{name}")
+    _, plain = _resolved(name, value)
+    return value if plain is _UNBOUND else plain
 
 
 def operative_config() -> str:
@@ -336,6 +354,28 @@ def _check_macros(texts: dict[str, str], bindings: Sequence[str]) -> None:
                     f"macro {name} is used in {where} and set nowhere{_hint(name, defined)}; "
                     f"give it with --gin.{name}=VALUE"
                 )
+
+
+def _check_references() -> None:
+    """Raise UserError for a macro that refers to itself, or to one that is set nowhere."""
+    bound = gin_internals._CONFIG
+
+    def follow(name: str, value: Any, path: tuple[str, ...]) -> None:
+        for reference in gin_internals.iterate_references(value):
+            if reference.selector != "gin.macro":
+                continue
+            macro = reference.scopes[-1] if reference.scopes else "gin.macro"
+            if macro in path:
+                way = " -> ".join([*path[path.index(macro) :], macro])
+                raise UserError(f"{macro} refers to itself ({way}); give it a value", setting=macro)
+            if "value" not in bound.get((macro, "gin.macro"), {}):
+                raise UserError(f"{name} refers to {macro}, which is set nowhere", setting=name)
+            follow(macro, bound[macro, "gin.macro"]["value"], (*path, macro))
+
+    for (scope, selector), given in bound.items():
+        for parameter, value in given.items():
+            name = scope if selector == "gin.macro" else f"{_short(selector)}.{parameter}"
+            follow(name, value, (name,))
 
 
 def _check_required(run_file: str) -> None:

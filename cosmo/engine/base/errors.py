@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_SHOWN_CHARS = 120  # of a value in an error: enough to recognise it in the file
+MAX_GOT_CHARS = 600  # of all that is wrong in an error
 
 
 class UserError(Exception):
@@ -47,6 +48,8 @@ class DataError(UserError, ValueError):
         setting: str | Sequence[str] = (),
     ) -> "DataError":
         """Return the error for a line (from 1; None if there is none) of a file."""
+        if len(got) > MAX_GOT_CHARS:  # a list of names that are 5,000 characters each
+            got = got[: MAX_GOT_CHARS - 3] + "..."
         place = f"{file}:{line}" if line is not None else str(file)
         text = f"{place}: {problem}: got {got}, expected {expected}. {remedy}"
         return cls(text, setting=setting)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.files import explained, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,24 @@ def only_writer(folder: epath.Path, setting: str = "MODEL_DIR") -> Iterator[None
         return
     import fcntl
 
-    with open(folder / ".lock", "a+") as file:
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        with explained(path, "free some space, or give another folder", setting):
+            # Without a buffer, because a full disk would refuse it again when the file is closed.
+            file = stack.enter_context(open(path, "ab+", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            holder = file.read().decode(errors="replace").strip()
             raise UserError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}: stop it, or "
-                "give another folder",
+                f"{folder} is in use by {holder or 'another process'}: stop it, or give another "
+                "folder",
                 setting=setting,
             ) from error
         except OSError:  # a file system without locks
             log.info("%s cannot be locked: make sure that no other process writes there", folder)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with explained(path, "free some space, or give another folder", setting):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

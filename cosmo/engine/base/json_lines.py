@@ -7,6 +7,7 @@ from typing import Any
 # Far below Python's limit of about 1,000, because later stages walk, print and write the value from
 # deeper in their own stacks. No corpus known here nests deeper than 6.
 MAX_DEPTH = 100
+_TOO_DEEP = f"nested too deeply (more than {MAX_DEPTH} levels)"
 
 
 def encode(text: str) -> bytes:
@@ -49,20 +50,21 @@ def value(data: bytes | str) -> Any:
         raise ValueError(f"not UTF-8 text (byte {data[error.start]:#x})") from error
     try:
         found = json.loads(text)
+        check_depth(found, text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {fault(error)}") from error
-    check_depth(found, text)
     return found
 
 
 def fault(error: Exception) -> str:
-    """Return in words why Python's JSON parser failed."""
+    """Return in words why parsing JSON, or `check_depth`, failed."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, column {error.colno}"
     if isinstance(error, RecursionError):
-        return f"nested too deeply (more than {MAX_DEPTH} levels)"
+        return _TOO_DEEP
     # Python's own limit on int(text): its message tells programmers how to raise it.
-    return "a whole number of more than 4,300 digits"
+    digits = "Exceeds the limit" in str(error)
+    return "a whole number of more than 4,300 digits" if digits else str(error)
 
 
 def check_depth(found: Any, text: str) -> None:
@@ -73,5 +75,5 @@ def check_depth(found: Any, text: str) -> None:
     while level := [x for x in level if isinstance(x, dict | list)]:
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"not JSON: nested too deeply (more than {MAX_DEPTH} levels)")
+            raise ValueError(_TOO_DEEP)
         level = [one for x in level for one in (x.values() if isinstance(x, dict) else x)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from cosmo.engine.base import annotations
+from cosmo.engine.base import annotations, json_lines
 from cosmo.engine.base.errors import UserError
 
 FILE = "settings.json"
@@ -89,7 +89,7 @@ def read(folder: epath.PathLike) -> Saved | None:
 
 def _parse(path: epath.Path) -> Saved:
     try:
-        content = json.loads(path.read_text())
+        content = json_lines.value(path.read_bytes())
         if content["format"] > VERSION:
             raise UserError(
                 f"{path} was written by a newer version of this project (format "

@@ -8,15 +8,18 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cosmo.engine.base import atomic, json_lines
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import KEPT, explained
+from cosmo.engine.base.files import KEPT, explained, is_remote
 from cosmo.engine.base.folders import prepare_folder
 
+# A partial file that is older is left behind, where no lock can tell: parts take minutes.
+MAX_WRITE_SECONDS = 24 * 3600
 ITEMS_SHOWN = 3  # of a list that differs, such as the lines of a recipe
 
 
@@ -76,10 +79,13 @@ class WorkUnits:
             # Indented, because errors send people to this file.
             self.write(self.plan_path, json.dumps(plan, indent=1) + "\n")
 
-    def replacing(self, path: Any) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of `atomic.replacing`, with a partial file in the work folder."""
+    @contextlib.contextmanager
+    def replacing(self, path: Any) -> Iterator[Any]:
+        """Enter `atomic.replacing` with a partial file in the work folder, locked until the end."""
         # A name of its own, because several processes may finish the same unit at once.
-        return atomic.replacing(path, self.folder / f"partial-{uuid.uuid4().hex}", KEPT)
+        partial = self.folder / f"partial-{uuid.uuid4().hex}"
+        with _locked(partial), atomic.replacing(path, partial, KEPT):
+            yield partial
 
     def write(self, path: Any, content: str | bytes) -> None:
         """Write a whole file, or none and UserError."""
@@ -106,9 +112,11 @@ class WorkUnits:
         return self.folder / f"done-{number:05d}.json"
 
     def remove_partial_files(self) -> None:
-        """Remove what killed processes have left. No other process may be at work."""
-        for path in self.folder.glob("partial-*"):
-            path.unlink(missing_ok=True)
+        """Remove what killed processes have left, and no file that another process writes."""
+        with explained(self.folder):
+            for path in self.folder.glob("partial-*"):
+                if _is_left_behind(path):
+                    path.unlink(missing_ok=True)
 
     def remove(self, results: Iterable[Any] = ()) -> None:
         """Remove `results` and the work folder."""
@@ -121,6 +129,41 @@ class WorkUnits:
                     if path.name != self.plan_name:
                         path.unlink(missing_ok=True)
                 getattr(self.folder, "rmtree", lambda: shutil.rmtree(self.folder))()
+
+
+@contextlib.contextmanager
+def _locked(path: Any) -> Iterator[None]:
+    """Create a local file and hold a shared lock on it, which ends with the process."""
+    if is_remote(path):
+        yield
+        return
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            file = stack.enter_context(open(path, "ab", buffering=0))
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def _is_left_behind(path: Any) -> bool:
+    """Return whether nobody writes a partial file any more: by its lock, else by its age."""
+    try:
+        if not is_remote(path):
+            import fcntl
+
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    return False
+        changed = path.stat()
+        seconds = time.time() - (getattr(changed, "mtime", None) or changed.st_mtime)
+        return seconds > MAX_WRITE_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def read_json(path: Any) -> Any:

@@ -121,7 +121,7 @@ def write_cache(
         )
         _check_sources(folder, config, plan["tasks"])
     units.prepare()
-    units.remove_partial_files()  # a cache is written by one command at a time
+    units.remove_partial_files()
     if plan is None:
         plan = {"settings": settings, **_plan(config, shards_per_epoch, allow_unknown)}
         units.begin(plan)

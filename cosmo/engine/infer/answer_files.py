@@ -264,6 +264,7 @@ def finish(files: OutputFiles, chosen: Iterable[int]) -> Counter[str]:
         while seen != (names := _work_files(files, "rejected-")):
             seen = names
             _join_rejects(files, names)
+    files.units.remove_partial_files()
     return sum((Counter(files.units.note(shard)) for shard in chosen), Counter())
 
 

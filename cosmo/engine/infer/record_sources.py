@@ -175,10 +175,13 @@ def _index(path: str, cut: Cut, survey: Callable[[Piece], None]) -> _Index:
 
 
 @contextlib.contextmanager
-def open_input(path: str) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, decompressed. Raises UserError if it cannot be read."""
+def open_input(path: str, *, text: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, decompressed; see `files.opened` for `text`.
+
+    Raises UserError if it cannot be read.
+    """
     try:
-        with files.opened(path) as file:
+        with files.opened(path, text=text) as file:
             yield file
     except files.CORRUPT as error:
         reason = getattr(error, "strerror", None) or error
