@@ -146,19 +146,23 @@ class Gateway:
         call: Call,
         reason: str = "",
     ) -> None:
-        self.journal.append(
-            Entry(
-                key=key,
-                id=request.record_id,
-                stage=request.stage,
-                attempt=request.attempt,
-                kind=kind,
-                raw=raw,
-                prompt_tokens=call.prompt_tokens,
-                completion_tokens=call.completion_tokens,
-                reason=reason,
-            )
+        entry = Entry(
+            key=key,
+            id=request.record_id,
+            stage=request.stage,
+            attempt=request.attempt,
+            kind=kind,
+            raw=raw,
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            reason=reason,
         )
+        try:
+            self.journal.append(entry)
+        except UserError:
+            # At once: a call that another record begins now would be paid for and lost, too.
+            self.limits.close("an error")
+            raise
 
     def _check_final(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
