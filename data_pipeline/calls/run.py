@@ -148,12 +148,14 @@ async def run(
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(BaseException):
                 await everything
-    outputs.save()
     errors = [e for e in ended if isinstance(e, Exception)]
     # The cause, not the ClosedError of the workers that it stopped.
     worst = next((e for e in errors if not isinstance(e, ClosedError)), None)
     if worst is not None:
+        with contextlib.suppress(UserError):  # a full disk fails here again, and is no news
+            outputs.save()
         raise worst
+    outputs.save()
     return limits.closed
 
 

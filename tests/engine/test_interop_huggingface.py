@@ -455,3 +455,19 @@ def test_a_vocabulary_of_another_type_has_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="is a BPE model, expected UNIGRAM"):
         tokenizer.write_tokenizer(out, str(path))
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"\0junk", None], ids=str
+)
+def test_a_vocabulary_that_is_none_is_one_error(tmp_path, content):
+    """Oracle: a UserError of one line that names the file; None stands for a folder."""
+    path = tmp_path / "spiece.model"
+    path.mkdir() if content is None else path.write_bytes(content)
+    for read in (
+        lambda: tokenizer.fingerprint(str(path)),
+        lambda: tokenizer.write_tokenizer(epath.Path(tmp_path), str(path)),
+    ):
+        with pytest.raises(UserError, match=r"spiece\.model") as caught:
+            read()
+        assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ from etils import epath
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import SENTINEL, fingerprint_of
+from cosmo.engine.checkpoints.interop import foreign_files
 
 SPIECE = "spiece.model"
 FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabulary
@@ -18,10 +19,9 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
 
     Raises UserError if the SentencePiece model at `vocabulary_path` is of another type.
     """
-    data = epath.Path(vocabulary_path).read_bytes()
-    tokenizer, sentinels = _tokenizer(data, vocabulary_path)
+    tokenizer, sentinels = _tokenizer(_read_model(vocabulary_path), vocabulary_path)
     # AutoTokenizer reads tokenizer.json. The original serves SentencePiece, and our own import.
-    (folder / SPIECE).write_bytes(data)
+    (folder / SPIECE).write_bytes(epath.Path(vocabulary_path).read_bytes())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -36,18 +36,27 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
 
 def fingerprint(path: str) -> str:
     """Return the hash of a SentencePiece model's pieces, equal to `Vocabulary.fingerprint`."""
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
-    return fingerprint_of([model.id_to_piece(i) for i in range(model.get_piece_size())])
+    return fingerprint_of([piece.piece for piece in _read_model(path).pieces])
 
 
-def _tokenizer(data: bytes, path: str) -> tuple[dict[str, Any], list[str]]:
-    """Return (the content of tokenizer.json, the sentinels in the order of their numbers)."""
+def _read_model(path: str) -> Any:
+    """Return the SentencePiece model in a file, as its protocol buffer. Raises UserError."""
+    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(data)
+    try:
+        foreign_files.check_no_pointer(epath.Path(path))
+        model.ParseFromString(epath.Path(path).read_bytes())
+    except (OSError, DecodeError) as error:
+        raise UserError(f"vocabulary {path} cannot be read: {error}; copy it again") from error
+    if not model.pieces:
+        raise UserError(f"vocabulary {path} has no pieces: it is no SentencePiece model")
+    return model
+
+
+def _tokenizer(model: Any, path: str) -> tuple[dict[str, Any], list[str]]:
+    """Return (the content of tokenizer.json, the sentinels in the order of their numbers)."""
     # The tokenizer.json below holds Unigram's scores. Other types have none: BPE has merges.
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
