@@ -279,4 +279,6 @@ def _most(body: str) -> int | None:
 
 
 def _short(reply: Reply) -> str:
-    return f"{reply.status} " * bool(reply.status) + " ".join(reply.text.split())[:200]
+    # It is printed and written down, so no half of a surrogate pair may be in it.
+    text = " ".join(reply.text.split())[:200].encode("utf-8", "replace").decode()
+    return f"{reply.status} " * bool(reply.status) + text

@@ -15,18 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
 FILES = ("soda", "provenance", "rejected")
 SAVE_SECONDS = 10  # a kill repeats this much writing; its answers are in the journal
 Lines = dict[str, str]  # file of FILES -> a line for it, without its end
-
-
-def encoded(line: str) -> bytes:
-    """Return a line of JSON as bytes. No text of a stranger can make that fail."""
-    # UTF-8 has no half of a surrogate pair, but JSON can spell it: the same text is read back.
-    return line.encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Outputs:
             # Duplicates are found here, because here the order is that of the input.
             for name, line in result.keep_first(self._keys).items():
                 try:
-                    self._files[name].write(encoded(line))
+                    self._files[name].write(json_lines.encode(line) + b"\n")
                 except OSError as error:
                     raise self._lost(name, error) from error
             self.next += 1

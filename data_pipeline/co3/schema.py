@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import replacing
-from data_pipeline.co3.triples import Triple, is_text
+from data_pipeline.co3.triples import Triple
 
 SODA_FIELDS = (
     *("head", "relation", "tail", "literal", "narrative", "dialogue", "speakers"),
@@ -108,7 +109,7 @@ def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) ->
             raise ValueError(f"field {name}: wanted {wanted.__name__}, got {value!r:.60}")
         if wanted is list and not all(isinstance(item, str) for item in value):
             raise ValueError(f"field {name}: wanted texts, got {value!r:.60}")
-        if not is_text("".join(value) if wanted is list else str(value)):
+        if not json_lines.is_whole("".join(value) if wanted is list else str(value)):
             raise ValueError(f"field {name}: half a surrogate pair is no text")
         fields[_OURS.get(name, name)] = tuple(value) if wanted is list else value
     if len(fields["dialogue"]) != len(fields["speakers"]):

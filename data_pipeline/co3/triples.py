@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import files
+from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3.prompts import RELATIONS
@@ -133,11 +133,6 @@ def persons(text: str) -> str:
     return _PERSON.sub(lambda match: f"Person{match[1].upper()}", text)
 
 
-def is_text(text: str) -> bool:
-    """Return whether a text can be written as UTF-8. JSON can spell half a surrogate pair."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def content_id(head: str, relation: str, tail: str, names: Iterable[str] = ()) -> str:
     """Return 16 hexadecimal digits, the same for the same triple at any place."""
     text = json.dumps([head, relation, tail, *names], ensure_ascii=False)
@@ -207,7 +202,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
     drawn = tuple(row.get(key) or "" for key in "xyz")
     if not all(isinstance(name, str) for name in drawn):
         return _reject(f"line-{index}", "no text in field x, y or z", row)
-    if not is_text("".join((*fields, *drawn, str(row.get("named_literal"))))):
+    if not json_lines.is_whole("".join((*fields, *drawn, str(row.get("named_literal"))))):
         return _reject(f"line-{index}", "broken line: half a surrogate pair is no text", row)
     record_id = content_id(head, relation, tail, drawn)
     if relation not in RELATIONS or row.get("x_relations") is False:
