@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
@@ -25,8 +26,7 @@ Lines = dict[str, str]  # file of FILES -> a line for it, without its end
 
 def encoded(line: str) -> bytes:
     """Return a line of JSON as bytes. No text of a stranger can make that fail."""
-    # UTF-8 has no half of a surrogate pair, but JSON can spell it: the same text is read back.
-    return line.encode("utf-8", "backslashreplace") + b"\n"
+    return json_lines.encode(line) + b"\n"
 
 
 @dataclasses.dataclass(frozen=True)

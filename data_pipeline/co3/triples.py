@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import files
+from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3.prompts import RELATIONS
@@ -165,8 +165,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for index, raw in _lines(path):
         if raw.strip():
             try:
-                yield index, json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, ValueError, RecursionError):
+                yield index, json_lines.value(raw)
+            except ValueError:
                 text = raw[:500].decode("utf-8", "replace")
                 yield index, _reject(f"line-{index}", "broken line", text)
 
