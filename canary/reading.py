@@ -19,8 +19,8 @@ from cosmo.tasks.dialogues import Place
 MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
 PARQUET_COLUMNS = ("narrative", "dialogue", "speakers")
 EXPECTED = (
-    "SODA rows or {turns} records (JSON lines; SODA in Parquet too), ProsocialDialog rows or its "
-    "direct download, or DailyDialog's text"
+    "SODA rows or {turns} records (JSON lines; SODA in Parquet and Arrow too), "
+    "ProsocialDialog rows or its direct download, or DailyDialog's text"
 )
 
 

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         required=True,
         metavar="FILE",
-        help="SODA rows (JSON lines or Parquet), ProsocialDialog rows or its direct download, "
-        "{turns} records (JSON lines), or DailyDialog's text; which it is, is found out; "
+        help="SODA rows (JSON lines, Parquet or Arrow), ProsocialDialog rows or its direct "
+        "download, {turns} records (JSON lines), or DailyDialog's text; which it is, is found out; "
         "compressed (gz, bz2, xz, zst) or not",
     )
     what.add_argument(

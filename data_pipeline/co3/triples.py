@@ -160,8 +160,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for index, raw in _lines(path):
         if raw.strip():
             try:
-                yield index, json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, ValueError, RecursionError):
+                yield index, json_lines.value(raw)
+            except ValueError:
                 text = raw[:500].decode("utf-8", "replace")
                 yield index, _reject(f"line-{index}", "broken line", text)
 

@@ -255,6 +255,15 @@ def test_a_newer_checkpoint_is_another_setting(run, config, tmp_path, monkeypatc
         run(tmp_path, records(3))
 
 
+def test_a_run_that_finishes_removes_what_killed_ones_left(run, tmp_path):
+    """Oracle: the names in the work folder."""
+    run(tmp_path, records(4), 2)
+    work = tmp_path / ".predictions.work"
+    (work / "partial-of-a-killed-run").write_text("half a line")
+    run(tmp_path, records(4), 2)
+    assert not [p for p in work.iterdir() if p.name.startswith("partial-")]
+
+
 def test_files_of_somebody_else_are_not_replaced(run, tmp_path):
     """A file that no manifest describes is kept, unless --overwrite is given."""
     output = tmp_path / "answers.jsonl"

@@ -4,11 +4,11 @@ Such a folder may come from anywhere: its files may be damaged, be of another ki
 say, or name files outside of the folder.
 """
 
-import json
 from typing import Any
 
 from etils import epath
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError, shown
 
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a Git LFS pointer
@@ -35,10 +35,7 @@ def read_json_object(file: epath.Path) -> dict[str, Any]:
             raise UserError(
                 f"{file} has more than {MAX_JSON_BYTES} bytes: it is no index or config"
             )
-        value = json.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
-    except RecursionError as error:
-        raise UserError(f"{file} cannot be read: its JSON is nested too deeply") from error
-    # ValueError: no UTF-8, no JSON, or a number of more digits than Python converts.
+        value = json_lines.value(data)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}; copy the whole folder again") from error
     if not isinstance(value, dict):
