@@ -22,8 +22,9 @@ EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra dev
 # numbers: training amplifies the rounding of another compiler beyond their bounds.
 NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer rows reader sizing \
   decoding)
-# One worker process a core; the tests of one file share its fixtures in one of them.
-PYTEST := -m pytest -n auto --dist loadfile
+# One worker process a core; the tests of one file share its fixtures in one of them. Files start in
+# the order of tests/conftest.py, the slowest first.
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart canary-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
 

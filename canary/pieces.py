@@ -4,11 +4,11 @@ Each function is a `cosmo.engine.infer.record_sources.Cut`. A streaming JSON par
 run resumes at a piece's byte offset. Nor may a damaged element end the rest of the list.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer.record_sources import Piece, by_line
 from cosmo.tasks import readers
@@ -128,8 +128,8 @@ def _position(data: bytes) -> readers.Position | None:
     This is laxer than `readers.row_position`, because a row is checked when its dialogue is read.
     """
     try:
-        row = json.loads(data)
+        row = json_lines.value(data)
         done = bool(row.get("episode_done"))
         return readers.Position(row["dialogue_id"], int(row["response_id"]), done)
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):
         return None

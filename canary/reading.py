@@ -5,11 +5,11 @@ A record that cannot be used becomes `record_sources.Rejected` with the reason; 
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from canary import pieces
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import record_sources
 from cosmo.tasks import casual, dialogues, readers, recognize
@@ -91,8 +91,8 @@ def recognise(path: str) -> Format:
 
 def _of_object(text: str) -> str | None:
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
+        row = json_lines.value(text)
+    except ValueError:
         return None
     if not isinstance(row, dict):
         return None
@@ -107,9 +107,9 @@ def _is_download(path: str) -> bool:
     with record_sources.open_input(path) as file:
         first = next(pieces.elements(file), None)
     try:
-        dialogue = json.loads(b"".join(first.lines)) if first else None
+        dialogue = json_lines.value(b"".join(first.lines)) if first else None
         return isinstance(dialogue, list) and {"text", "labels"} <= dialogue[0].keys()
-    except (ValueError, RecursionError, LookupError, AttributeError):
+    except (ValueError, LookupError, AttributeError):
         return False
 
 
@@ -140,17 +140,14 @@ def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_s
 
 
 def _soda(data: bytes, place: Place, number: str) -> Dialogue:
-    return Dialogue(
-        number, readers.soda_dialogue(record_sources.json_value(data), place, number).dialogue
-    )
+    return Dialogue(number, readers.soda_dialogue(json_lines.value(data), place, number).dialogue)
 
 
 def _soda_row(row: Any, place: Place, number: int) -> Dialogue | record_sources.Rejected:
     try:
         return Dialogue(str(number), readers.soda_dialogue(row, place, str(number)).dialogue)
     except ValueError as error:
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        return _rejected(error, place, [text])
+        return _rejected(error, place, [json_lines.line(row)])
 
 
 def _parquet_source(path: str) -> record_sources.Source:
@@ -215,7 +212,7 @@ def _parquet_source(path: str) -> record_sources.Source:
 
 
 def _turns(data: bytes, place: Place, number: str) -> Dialogue:
-    record = record_sources.json_value(data)
+    record = json_lines.value(data)
     if not isinstance(record, dict):
         raise ValueError(f"got {type(record).__name__}, expected an object {{turns}}")
     name = record.get("id")
@@ -231,10 +228,8 @@ def checked(turns: Any) -> tuple[str, ...]:
             raise ValueError(f"turn {place + 1}: got {type(turn).__name__}, expected a string")
         if not turn.strip():
             raise ValueError(f"turn {place + 1} is empty: every turn needs a text")
-        try:
-            turn.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"turn {place + 1} is not valid text (half a character)") from None
+        if not json_lines.is_whole(turn):
+            raise ValueError(f"turn {place + 1} is not valid text (half a character)")
     return tuple(turn.strip() for turn in turns)
 
 
@@ -256,7 +251,7 @@ def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool)
                 yield (
                     Place(path, piece.line + offset + 1),
                     [data],
-                    lambda data=data: record_sources.json_value(data),
+                    lambda data=data: json_lines.value(data),
                 )
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
@@ -276,7 +271,7 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
     """Read a dialogue of the direct download, whose id is its number, because it has no other."""
     place = Place(path, piece.line + 1)
     try:
-        dialogue = record_sources.json_value(b"".join(piece.lines))
+        dialogue = json_lines.value(b"".join(piece.lines))
         if not isinstance(dialogue, list) or not dialogue:
             raise ValueError("expected a dialogue: a list of at least one row")
     except ValueError as error:
@@ -285,7 +280,7 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
         for row_number, row in enumerate(dialogue, start=1):
             here = Place(path, piece.line + 1, f"row {row_number}")
-            yield here, [json.dumps(row).encode()], lambda row=row: row
+            yield here, [json_lines.line(row)], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
         return str(number), str(expected), readers.direct_download_turn(row, place)

@@ -1,7 +1,6 @@
 """Turn plain dialogue records into rows that the engine answers, without SeqIO or TensorFlow."""
 
 import dataclasses
-import json
 import logging
 import re
 from array import array
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import record_sources
@@ -51,6 +51,9 @@ def row(
     response = record.get("response")
     if response is not None and not isinstance(response, str):
         raise ValueError(f"field 'response': got {type(response).__name__}, expected a string")
+    for name, texts in {**parts, "turns": "".join(turns), "response": response or ""}.items():
+        if not json_lines.is_whole(texts):
+            raise ValueError(f"field {name!r}: not valid text (half a character)")
 
     def count(text: str) -> int:
         return len(vocabulary.encode(text))
@@ -96,8 +99,8 @@ class _Survey:
     def add(self, piece: record_sources.Piece) -> None:
         """Add one line to the survey."""
         try:
-            record = json.loads(piece.lines[0])
-        except (ValueError, RecursionError):
+            record = json_lines.value(piece.lines[0])
+        except ValueError:
             return  # rejected when it is read
         if not isinstance(record, dict):
             return
@@ -122,7 +125,7 @@ class _Survey:
         with record_sources.open_input(path) as file:
             for first, again in pairs[:DOUBLES_NAMED]:
                 file.seek(self.starts[again])
-                name = str(json.loads(file.readline())["id"])
+                name = str(json_lines.value(file.readline())["id"])
                 shown.append(f"{name!r} (lines {self.lines[first]} and {self.lines[again]})")
         more = f" and {len(pairs) - len(shown)} more" if len(pairs) > len(shown) else ""
         log.warning(
@@ -154,13 +157,12 @@ def source(
         if not line.strip():
             return []
         try:
-            record = record_sources.json_value(line)
-            json.dumps(record, ensure_ascii=False).encode()  # raises for half a surrogate pair
+            record = json_lines.value(line)
             found = row(record, vocabulary, inputs_length, separators, f"{survey.prefix}{number}")
             if mode == "score" and found.target_ids is None:
                 raise ValueError("field 'response': missing, and MODE=score needs it")
             return [found]
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             kept = record_sources.text_of(piece.lines)
             return [record_sources.Rejected(piece.line + 1, str(error), kept)]
 

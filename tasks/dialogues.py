@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import DataError, shown
 
 
@@ -71,4 +72,8 @@ def utterances(values: Any, place: Place) -> tuple[str, ...]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str) or not value.strip():
             raise place.error(f"utterance {number} is empty or no text", shown(value), "a text")
+        if not json_lines.is_whole(value):
+            raise place.error(
+                f"utterance {number} is not valid text", shown(value), "characters UTF-8 can encode"
+            )
     return tuple(value.strip() for value in values)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import shown
 from cosmo.tasks.dialogues import Place, ProsocialDialogue, ProsocialTurn, SodaDialogue
 from cosmo.tasks.files import files_for_split
@@ -239,14 +240,11 @@ def _field(row: Mapping[str, Any], name: str, kind: type, place: Place) -> Any:
 
 
 def _encodable(text: str, name: str, place: Place) -> str:
-    # JSON can spell half a surrogate pair, which no later stage can write as UTF-8.
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise place.error(
-                f"field '{name}' is not valid text", shown(text), "characters UTF-8 can encode"
-            ) from None
+    # JSON can spell half a surrogate pair, which no vocabulary can read.
+    if not json_lines.is_whole(text):
+        raise place.error(
+            f"field '{name}' is not valid text", shown(text), "characters UTF-8 can encode"
+        )
     return text
 
 

@@ -29,6 +29,9 @@ _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 # Examples given from Python to TensorFlow at once, because each such call is slow.
 _CHUNK_EXAMPLES = 64
 _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that call
+# TensorFlow rewrites mapped functions so that Python's `if` and `for` work on tensors. Those here
+# use neither on tensors, and the rewriting would take seconds at every start.
+_do_not_convert = tf.autograph.experimental.do_not_convert
 
 
 class _FilesSource(seqio.FunctionDataSource):
@@ -133,6 +136,7 @@ def tokenize_parts(
     """
     vocabulary = output_features["inputs"].vocabulary
 
+    @_do_not_convert
     def tokenize(batch):
         def before_the_rest(text):
             return tf.where(tf.equal(text, ""), "", tf.strings.join([text, separators.sep]))
@@ -172,6 +176,7 @@ def drop_parts(
     """
 
     @functools.partial(seqio.map_over_dataset, num_seeds=1)
+    @_do_not_convert
     def drop(example, seed):
         example = dict(example)
         draws = tf.random.stateless_uniform([2], seed)
@@ -204,6 +209,7 @@ def join_parts(
     separator_length = len(output_features["inputs"].vocabulary.encode(separators.turn))
 
     @seqio.map_over_dataset
+    @_do_not_convert
     def join(example):
         lengths, turn_tokens = example["turn_lengths"], example["turn_tokens"]
         fixed = tf.concat([example["narrative_tokens"], example["instruction_tokens"]], axis=0)
@@ -263,6 +269,7 @@ def _file_dataset(
         chunks, output_signature={name: tf.TensorSpec([None], tf.string) for name in texts}
     ).unbatch()
 
+    @_do_not_convert
     def with_turns(example):
         turns = tf.raw_ops.StringSplitV2(input=[example["turns"]], sep=_UNIT).values
         # As a feature, because SeqIO does not give preprocessors the split.

@@ -6,6 +6,7 @@ that came. The corpus is the sample corpus many times over.
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 import tempfile
@@ -55,16 +56,16 @@ def run(args: argparse.Namespace) -> None:
             (folder / corpus).mkdir()
             (folder / corpus / "train.jsonl").write_text(text * COPIES)
 
-        def register() -> str:
-            return mixtures.use(
-                "cosmo",
-                soda_path=folder / "soda",
-                prosocial_path=folder / "prosocial",
-                vocabulary_path=VOCABULARY,
-                rates={"soda": 3.0, "prosocial_dialog": 1.0},
-                shuffle_buffer_size=2000,
-            )
-
+        # Not a function of this module: the reader process imports it by name.
+        register = functools.partial(
+            mixtures.use,
+            "cosmo",
+            soda_path=folder / "soda",
+            prosocial_path=folder / "prosocial",
+            vocabulary_path=VOCABULARY,
+            rates={"soda": 3.0, "prosocial_dialog": 1.0},
+            shuffle_buffer_size=2000,
+        )
         live = datasets.DatasetConfig(register, LENGTHS, batch_size=ROWS)
         began = time.monotonic()
         settings = cache_writing.CacheConfig(live, vocabularies.load(VOCABULARY))

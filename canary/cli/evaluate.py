@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from canary.cli import flags
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
@@ -60,10 +61,7 @@ def run(args: argparse.Namespace) -> None:
     }
     write_atomic(folder / "metrics.json", json.dumps({**about, **made}, indent=1))
     lines = map(evaluation.line, cases, founds)
-    write_atomic(
-        folder / "predictions.jsonl",
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-    )
+    write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
     print(report.table(made))
     print(f"{folder}: metrics.json, predictions.jsonl")
 

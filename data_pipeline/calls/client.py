@@ -10,12 +10,13 @@ import asyncio
 import dataclasses
 import email.utils
 import json
+import math
 import os
 import time
 from typing import Any
 
-from cosmo.engine.base.errors import UserError
-from data_pipeline.calls import secrets
+from cosmo.engine.base.errors import UserError, shown
+from data_pipeline.calls import answer_text, secrets
 from data_pipeline.calls.requests import Request, Response
 
 FORMS = {"completion": "/completions", "chat": "/chat/completions", "moderation": "/moderations"}
@@ -24,7 +25,15 @@ UNCONNECTED = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 # httpx2 looks through all connections of a pool at each call: 4.4 ms of a core a call with one pool
 # of 256, 1.8 ms with 32 pools of 8.
 POOL_CONNECTIONS = 8
-MAX_TOKENS = 10**9  # no prompt or answer has more tokens
+MAX_ANSWER_BYTES = 1 << 26  # 64 MiB, decompressed; the longest answers have a few MiB
+PROBE_WAITS = (0.2, 1.0, 5.0)  # seconds between the tries of a start's first call
+MAX_PORT = 65535
+TIMED_OUT = "no answer within"
+# Words of servers for an answer that the token limit cut off.
+CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "model_length", "token_limit"))
+# Fields of a message, and types of its parts, that hold reasoning. They are no answer.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content")
 NO_KEY = "none"  # local servers want no key, but the library wants one
 
 
@@ -98,7 +107,8 @@ def request_body(request: Request, server: Server, seed: int = 0) -> bytes:
             asked["logprobs"] = sampling.top_logprobs
     names = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
     asked |= {name: getattr(sampling, name) for name in names}
-    asked["seed"] = seed
+    # Some servers stream an answer unless the request refuses that.
+    asked |= {"seed": seed, "stream": False}
     if sampling.stop:
         asked["stop"] = list(sampling.stop)
     if server.extra_body != "{}":
@@ -113,59 +123,108 @@ def _dumps(asked: dict[str, Any]) -> bytes:
 
 
 def parse_answer(text: str, form: str) -> Response:
-    """Return the response in a server's text. Raises AnswerError if there is none."""
+    """Return the response in a server's text. Raises AnswerError if there is none.
+
+    The text of the response is the answer alone. One without an answer has a `fault`.
+    """
     try:
-        answer = json.loads(text)
+        # Servers write infinities and numbers of any length, and some a byte order mark.
+        answer = json.loads(text.removeprefix("\ufeff"), parse_int=_integer)
         if form == "moderation":
             scores = answer["results"][0]["category_scores"]
             return Response(scores={name: float(value or 0) for name, value in scores.items()})
         choice = answer["choices"][0]
-        if form == "chat":
-            message = choice["message"]
-            words = message.get("content") or message.get("refusal") or ""
-        else:
-            words = choice["text"] or ""
-        if not isinstance(words, str):
-            raise TypeError(f"text is {type(words).__name__}")
-        if not words.isascii():  # an escaped half of a surrogate pair is no text
-            words = words.encode("utf-8", "replace").decode()
-        prompt_tokens, completion_tokens = _usage(answer.get("usage") or {})
-        return Response(
-            text=words,
-            finish_reason=choice.get("finish_reason") or "stop",
-            logprobs=_logprobs(choice.get("logprobs"), form),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-        )
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        message = choice["message"] if form == "chat" or "text" not in choice else {}
+        words = _words(message.get("content") or message.get("refusal") if message else None)
+        words = words or _words(choice.get("text"))
+        reasoning = [message[name] for name in REASONING_FIELDS if message.get(name)]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         what = "truncated or no JSON" if isinstance(error, ValueError) else "unexpected JSON"
         raise AnswerError(f"{what}: {str(error) or type(error).__name__}") from error
     except RecursionError as error:
         raise AnswerError("JSON of too many levels") from error
+    finish = str(choice.get("finish_reason") or "stop")
+    finish = "length" if finish.lower() in CUT_OFF else finish
+    if not words.isascii():  # an escaped half of a surrogate pair is no text
+        words = words.encode("utf-8", "replace").decode()
+    said, fault, reasoned = answer_text.separated(words, finish)
+    if not words and finish == "length" and (form == "chat" or reasoning):
+        fault = answer_text.USED_UP  # tokens were made, and none of them shown
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Response(
+        text=said,
+        finish_reason=finish,
+        # The first tokens of reasoning would be taken for those of the answer.
+        logprobs=None if reasoned else _logprobs(choice.get("logprobs")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        fault=fault,
+        written_bytes=len(words.encode()) + sum(len(str(part)) for part in reasoning),
+    )
 
 
-def _usage(usage: dict) -> tuple[int, int]:
-    """Return prompt and completion tokens, or zeros if one is no possible count.
+def _words(content: Any) -> str:
+    """Return the text of a message's content: a text, or a list of parts.
 
-    Raises ValueError or TypeError for what is no number.
+    Raises TypeError for a part that is neither text nor reasoning.
     """
-    counts = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    return counts if all(0 <= count <= MAX_TOKENS for count in counts) else (0, 0)
+    if content is None or isinstance(content, str):
+        return content or ""
+    words = ""
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, dict) and part.get("type") not in REASONING_PARTS:
+            part = part.get("text", part.get("refusal"))
+            part = part.get("value") if isinstance(part, dict) else part
+        elif isinstance(part, dict):
+            continue
+        if not isinstance(part, str):
+            raise TypeError(f"a part of the content is {type(part).__name__}, no text")
+        words += part
+    return words
 
 
-def _logprobs(given: dict | None, form: str) -> tuple[dict[str, float], ...] | None:
-    """Return each token's alternatives, or None if the server gives none."""
-    if not given:
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _number(value: Any) -> float:
+    """Return a number, or NaN for what is none."""
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens, or 0 for what is none. `limits.used` bounds it."""
+    number = _number(value)
+    return int(number) if math.isfinite(number) and number > 0 else 0
+
+
+def _logprobs(given: Any) -> tuple[dict[str, float], ...] | None:
+    """Return each token's alternatives, or None if the server gives none.
+
+    An alternative without a number (null where it means minus infinity) is left out.
+    """
+    if not isinstance(given, dict):
         return None
-    if given.get("content"):  # chat, and servers that use its shape for both
-        return tuple(
-            {other["token"]: float(other["logprob"]) for other in token.get("top_logprobs") or []}
-            for token in given["content"]
-        )
-    if given.get("top_logprobs"):
-        tokens = given["top_logprobs"]
-        return tuple({name: float(p) for name, p in (token or {}).items()} for token in tokens)
-    return None
+    tokens: list[list[tuple[Any, Any]]] = []
+    if isinstance(given.get("content"), list):  # chat, and servers that use its shape for both
+        for token in given["content"]:
+            others = token.get("top_logprobs") if isinstance(token, dict) else None
+            others = [other for other in others or () if isinstance(other, dict)]
+            tokens.append([(other.get("token"), other.get("logprob")) for other in others])
+    elif isinstance(given.get("top_logprobs"), list):
+        for token in given["top_logprobs"]:
+            tokens.append(list(token.items()) if isinstance(token, dict) else [])
+    if not tokens:
+        return None
+    numbered = ([(name, _number(p)) for name, p in token] for token in tokens)
+    return tuple(
+        {name: p for name, p in token if isinstance(name, str) and not math.isnan(p)}
+        for token in numbered
+    )
 
 
 def retry_after(headers: Any, now: float | None = None) -> float | None:
@@ -211,15 +270,24 @@ class Client:
             settings = openai.AsyncOpenAI(
                 base_url=server.base_url, api_key=server.key(), http_client=self._pools[0]
             )
+            # The path of a call goes before the query, where openai would not put it.
+            base = httpx2.URL(server.base_url)
+            if not base.host or (base.port or 0) > MAX_PORT:
+                fault = f"port {base.port} is above {MAX_PORT}" if base.host else "it has no host"
+                raise UserError(f"{server.address}: {fault}", setting="base_url")
+            path = base.path.rstrip("/")
+            self._urls = {
+                form: base.copy_with(path=path + end, fragment=None) for form, end in FORMS.items()
+            }
         except openai.OpenAIError as error:
             raise UserError(str(error)) from error
+        except httpx2.InvalidURL as error:
+            raise UserError(f"{server.address}: {error}", setting="base_url") from error
         headers = {**settings.default_headers, **settings.auth_headers}
         # openai marks headers to leave out with an object that is no string.
         headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         for pool in self._pools:
             pool.headers.update({**headers, "Content-Type": "application/json"})
-        base = str(settings.base_url).rstrip("/")
-        self._urls = {form: httpx2.URL(base + path) for form, path in FORMS.items()}
         self._timeouts, self._no_reply = httpx2.TimeoutException, httpx2.RequestError
 
     async def __aenter__(self) -> Client:
@@ -238,15 +306,25 @@ class Client:
             # or an answer that arrives byte by byte cannot hold a place for ever.
             async with asyncio.timeout(self.server.timeout):
                 # Not through `openai.post`: it costs 0.35 ms of a core more for each call.
-                got = await self._pools[index].post(self._urls[form], content=data)
+                pool = self._pools[index]
+                request = pool.build_request("POST", self._urls[form], content=data)
+                got = await pool.send(request, stream=True)
+                content = bytearray()
+                try:
+                    async for part in got.aiter_bytes():
+                        content += part
+                        if len(content) > MAX_ANSWER_BYTES:
+                            return Reply(0, f"more than {MAX_ANSWER_BYTES >> 20} MiB of answer")
+                finally:
+                    await got.aclose()
         except (TimeoutError, self._timeouts):
-            return Reply(0, f"no answer within {self.server.timeout:g} s")
+            return Reply(0, f"{TIMED_OUT} {self.server.timeout:g} s")
         except self._no_reply as error:
             return Reply(0, f"{type(error).__name__}: {error}".rstrip(": "))
         finally:
             self._in_flight[index] -= 1
         # An error page need not be UTF-8, but its text goes into UTF-8 files.
-        text = got.content.decode("utf-8", "replace")
+        text = content.decode("utf-8", "replace")
         wait = retry_after(got.headers) if got.status_code != 200 else None
         return Reply(got.status_code, text, wait)
 
@@ -255,32 +333,34 @@ async def probe(client: Client, form: str) -> str:
     """Send one small request; return the form that the server takes.
 
     "auto" tries the completion form first. A server without it, or a model that only converses, is
-    tried in the chat form. Raises UserError for no answer, a wrong key or an unknown model.
+    tried in the chat form. Raises UserError for no answer, one that cannot be read, a wrong key or
+    an unknown model.
     """
-    server = client.server
+    server, unreadable = client.server, ""
     for tried in ("completion", "chat") if form == "auto" else (form,):
         candidate = dataclasses.replace(server, form=tried)
         data = json.loads(request_body(Request("probe", "probe", 0, "Hello"), candidate))
         # One token is enough to see the status, and the cheapest.
         data |= {name: 1 for name in ("max_tokens", "max_completion_tokens") if name in data}
-        # The form is kept for later starts, so an overloaded server must not decide it.
-        for wait in (0.2, 1.0, 5.0, None) if form == "auto" else (None,):
-            reply = await client.post(tried, _dumps(data))
-            passing = reply.status in RETRYABLE_STATUS or (
-                reply.status >= 500 and reply.status != 501
-            )
-            if not passing or wait is None:
-                break
-            await asyncio.sleep(min(reply.retry_after or wait, 30))
+        reply, fault = await _first_reply(client, tried, _dumps(data), form == "auto")
         if reply.status == 0:
             raise UserError(
                 f"{server.address} does not answer ({reply.text}): start the server, or correct "
                 "the address",
                 setting="base_url",
             )
+        if fault:
+            unreadable = unreadable or (
+                f"{server.address}: its answer in the {tried} form cannot be read ({fault}): it "
+                f"begins {shown(reply.text[:100])}. Give the address of an OpenAI-compatible API "
+                "(it often ends in /v1), or another form"
+            )
+            continue
         # No such path, or a 400 that names the chat form: the model only converses.
         other = reply.status in (404, 405, 501) or (reply.status == 400 and "chat" in reply.text)
         if form == "auto" and tried == "completion" and other:
+            continue
+        if unreadable and reply.status != 200:
             continue
         if is_final(reply) or is_refused(reply):
             raise refusal(reply, candidate)
@@ -291,7 +371,34 @@ async def probe(client: Client, form: str) -> str:
                 setting="form",
             )
         return tried
-    raise AssertionError("unreachable: the chat form is returned or refused")
+    raise UserError(unreadable, setting=("base_url", "form"))
+
+
+async def _first_reply(client: Client, form: str, data: bytes, decides: bool) -> tuple[Reply, str]:
+    """Return a start's first reply, and why it cannot be read or ""; try again what may pass.
+
+    An overload is tried again only if the reply decides the form, because later calls wait anyway.
+    """
+    timeouts = 0
+    for wait in (*PROBE_WAITS, None):
+        reply, fault = await client.post(form, data), ""
+        if reply.status == 200:
+            try:
+                parse_answer(reply.text, form)
+                return reply, ""
+            except AnswerError as error:
+                fault = str(error)
+        overloaded = reply.status in RETRYABLE_STATUS or (
+            reply.status >= 500 and reply.status != 501
+        )
+        # A call that broke off may have been answered. Without a connection there is no server.
+        broke_off = reply.status == 0 and reply.billed
+        timeouts += reply.text.startswith(TIMED_OUT)
+        again = fault or (overloaded and decides) or (broke_off and timeouts < 2)
+        if wait is None or not again:
+            break
+        await asyncio.sleep(min(reply.retry_after or wait, 30))
+    return reply, fault
 
 
 RETRYABLE_STATUS = (408, 409, 425, 429)  # the 4xx that another try may pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from cosmo.engine.base.errors import UserError
 from data_pipeline.calls import client as clients
 from data_pipeline.calls.client import AnswerError, Reply, Server
 from data_pipeline.calls.journal import Entry, Journal
-from data_pipeline.calls.limits import Call, Limits, max_tokens
+from data_pipeline.calls.limits import BYTES_PER_TOKEN, Call, Limits, max_tokens, used_tokens
 from data_pipeline.calls.requests import Request, Response
 
 log = logging.getLogger("data_pipeline")
@@ -25,6 +26,7 @@ log = logging.getLogger("data_pipeline")
 Post = Callable[[str, bytes], Awaitable[Reply]]
 MAX_REFUSED_IN_A_ROW = 20  # refusals (3xx, 4xx) without one answer: the settings are wrong
 MAX_FAILED_IN_A_ROW = 20  # calls without an answer, and one request out of tries: a dead server
+MAX_UNREADABLE_IN_A_ROW = 20  # paid replies of a stage without one answer: no later one has it
 MAX_PAUSE_SECONDS = 600.0  # a longer Retry-After is cut to this
 OVERLOADED_STATUS = (429, 503)  # fewer calls in flight may help
 
@@ -72,7 +74,11 @@ class Gateway:
         self.stages: Counter = Counter()
         self._failed_in_a_row = 0
         self._refused_in_a_row = 0
+        # By stage, because the answers of another stage may be readable.
+        self._unreadable_in_a_row: Counter = Counter()
         self._random = random.Random()  # of waiting times alone: no answer depends on it
+        # The body's fields may allow an answer more tokens than the stage asks for.
+        self._body_tokens = {name: _most(one.extra_body) for name, (_, one) in self.servers.items()}
 
     async def answer(self, request: Request) -> Response:
         """Return the answer, from the journal or the server.
@@ -94,8 +100,15 @@ class Gateway:
                 return response
         # A seed made of the key: another attempt has another key, so it gets another answer.
         data = clients.request_body(request, server, seed=int(key[:7], 16))
+        charged = self._charged(request, moderation)
+        most = max_tokens(charged)
         for tried in range(1, self.policy.tries + 1):
-            async with self.limits.slot(request) as call:
+            async with self.limits.slot(charged) as call:
+                # Before the call, so that a kill cannot hide what it costs.
+                number = self.journal.begin(_entry(key, request, "", "", Call(0, *most)))
+                # Kept if the call is cancelled, because the server may have been asked.
+                call.prompt_tokens, call.completion_tokens = most
+                call.estimated = True
                 reply = await post(form, data)
                 self.counts["calls"] += 1
                 if reply.status == 200:
@@ -104,17 +117,18 @@ class Gateway:
                     self.limits.concurrency.overloaded(call.number)
                 response, reason = _judge(reply, form)
                 if response is not None:
-                    call.prompt_tokens = response.prompt_tokens
-                    call.completion_tokens = response.completion_tokens
-                    if not (response.prompt_tokens or response.completion_tokens):
-                        # A server that counts no tokens must not pass the caps.
-                        call.prompt_tokens, call.completion_tokens = max_tokens(request)
-                        call.estimated = True
-                    self._keep(key, request, "answer", reply.text, call)
+                    tokens_in, tokens_out, ours = used_tokens(charged, response)
+                    call.prompt_tokens, call.completion_tokens = tokens_in, tokens_out
+                    call.estimated = ours
+                    note = self._note_estimate(server) if ours else ""
+                    entry = _entry(key, request, "answer", reply.text, call, note)
                 elif reply.billed:  # no answer, but it may have been paid for
-                    call.prompt_tokens, call.completion_tokens = max_tokens(request)
-                    call.estimated = True
-                    self._keep(key, request, "failure", reply.text, call, reason)
+                    entry = _entry(key, request, "failure", reply.text, call, reason)
+                else:
+                    call.prompt_tokens = call.completion_tokens = 0
+                    entry = None
+                self.journal.end(number, entry)
+            self._check_readable(reply, response, charged, server)
             if response is not None:
                 self._failed_in_a_row = 0
                 self.stages[request.stage] += 1
@@ -128,7 +142,8 @@ class Gateway:
             await self._pause(reply, tried)
         # People read the failures; no stage ever gets one.
         if not reply.billed:
-            self._keep(key, request, "failure", reply.text, Call(), f"{reason} ({reply.status})")
+            note = f"{reason} ({reply.status})"
+            self.journal.append(_entry(key, request, "failure", reply.text, Call(), note))
         if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
                 f"{server.address} answers no call: {self._failed_in_a_row} in a row failed "
@@ -137,32 +152,52 @@ class Gateway:
             )
         raise RequestError(request, reason, _short(reply))
 
-    def _keep(
-        self,
-        key: str,
-        request: Request,
-        kind: str,
-        raw: str,
-        call: Call,
-        reason: str = "",
+    def _charged(self, request: Request, moderation: bool) -> Request:
+        """Return the request with the most tokens of an answer that the body's fields allow."""
+        most = self._body_tokens["moderation" if moderation else "model"]
+        if most is None:
+            return request
+        sampling = dataclasses.replace(request.sampling, max_tokens=most)
+        return dataclasses.replace(request, sampling=sampling)
+
+    def _note_estimate(self, server: Server) -> str:
+        """Count an answer whose tokens are our own estimate, and log that once."""
+        if not self.counts["estimated"]:
+            log.warning(
+                "%s gives no possible count of tokens (usage): caps, cost and report count %d "
+                "bytes of text as a token",
+                server.address,
+                BYTES_PER_TOKEN,
+            )
+        self.counts["estimated"] += 1
+        return "tokens estimated"
+
+    def _check_readable(
+        self, reply: Reply, response: Response | None, request: Request, server: Server
     ) -> None:
-        entry = Entry(
-            key=key,
-            id=request.record_id,
-            stage=request.stage,
-            attempt=request.attempt,
-            kind=kind,
-            raw=raw,
-            prompt_tokens=call.prompt_tokens,
-            completion_tokens=call.completion_tokens,
-            reason=reason,
+        """Raise UserError if a stage got many paid replies in a row, and no answer in them."""
+        if reply.status != 200:
+            return
+        if response is not None and not response.fault:
+            self._unreadable_in_a_row[request.stage] = 0
+            return
+        self._unreadable_in_a_row[request.stage] += 1
+        count = self._unreadable_in_a_row[request.stage]
+        if count < MAX_UNREADABLE_IN_A_ROW:
+            return
+        where = f"{server.address}: {count} replies in a row to {request.stage!r}"
+        end = "All answers are kept: give the same command again after that"
+        if response is None:
+            raise UserError(
+                f"{where} cannot be read ({_fault(reply, server.form)}), the last is "
+                f"{_short(reply)!r}. Correct the address or the server. {end}"
+            )
+        most = request.sampling.max_tokens
+        raise UserError(
+            f"{where} have no answer: {response.fault} ({most}). Switch the model's reasoning off "
+            "or give it room, as by --body='{\"max_tokens\": 4096}'. " + end,
+            setting="body",
         )
-        try:
-            self.journal.append(entry)
-        except UserError:
-            # At once: a call that another record begins now would be paid for and lost, too.
-            self.limits.close("an error")
-            raise
 
     def _check_final(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""
@@ -196,6 +231,36 @@ def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
         return clients.parse_answer(reply.text, form), ""
     except AnswerError:
         return None, "broken answer"
+
+
+def _fault(reply: Reply, form: str) -> str:
+    """Return why a reply cannot be read."""
+    try:
+        clients.parse_answer(reply.text, form)
+    except AnswerError as error:
+        return str(error)
+    return ""
+
+
+def _entry(key: str, request: Request, kind: str, raw: str, call: Call, reason: str = "") -> Entry:
+    return Entry(
+        key=key,
+        id=request.record_id,
+        stage=request.stage,
+        attempt=request.attempt,
+        kind=kind,
+        raw=raw,
+        prompt_tokens=call.prompt_tokens,
+        completion_tokens=call.completion_tokens,
+        reason=reason,
+    )
+
+
+def _most(body: str) -> int | None:
+    """Return the most tokens of an answer by the fields that the user adds to each request."""
+    fields = json.loads(body)
+    given = [fields.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    return max((n for n in given if isinstance(n, int) and n > 0), default=None)
 
 
 def _short(reply: Reply) -> str:

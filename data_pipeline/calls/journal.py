@@ -1,7 +1,8 @@
 """Keep every answer that was paid for, in one SQLite table, before anything uses it.
 
 `journal/calls.sqlite` has one row a call: answers, and failures that may have been billed. A row is
-committed as soon as its answer arrives, so a killed process loses none.
+committed as soon as its answer arrives, so a killed process loses none. It is there from the moment
+that the call is sent, with the most that it may cost, so a call that a kill broke off is charged.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, key BLOB NOT NULL,
 CREATE INDEX IF NOT EXISTS answers ON calls (key) WHERE kind = 'answer';
 """
 _COLUMNS = "key, id, stage, attempt, kind, prompt_tokens, completion_tokens, reason, answer"
+SENT = "sent"  # the kind of a row whose call is under way
+BROKEN_OFF = "the run ended while this call was under way"
 _INSERT = f"INSERT OR IGNORE INTO calls (number, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_REPLACE = _INSERT.replace("OR IGNORE", "OR REPLACE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +108,32 @@ class Journal:
                 log.warning("%s: an answer is damaged (%s): asked again", self.path, error)
                 return None
 
-    def append(self, entry: Entry) -> None:
-        """Commit an entry. After this returns, a kill of the process does not lose it."""
+    def begin(self, entry: Entry) -> int:
+        """Commit the entry of a call before it is sent; return its number for `end`.
+
+        Its tokens are the most that the call may take. If no `end` follows, the next start counts
+        the call as a failure.
+        """
         with self._errors():
-            self._database.execute(_INSERT, (None, *_row(entry)))
+            row = _row(dataclasses.replace(entry, kind=SENT))
+            return self._database.execute(_INSERT, (None, *row)).lastrowid
+
+    def end(self, number: int, entry: Entry | None) -> None:
+        """Commit the entry of a call that ended, or remove its row if it cost nothing (None)."""
+        if entry is not None:
+            self.append(entry, number)
+            return
+        with self._errors():
+            self._database.execute("DELETE FROM calls WHERE number = ?", (number,))
+
+    def append(self, entry: Entry, number: int | None = None) -> None:
+        """Commit an entry. After this returns, a kill of the process does not lose it.
+
+        `number` is that of its row, if it was begun.
+        """
+        with self._errors():
+            statement = _INSERT if number is None else _REPLACE
+            self._database.execute(statement, (number, *_row(entry)))
             if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
                 self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._checkpointed = time.monotonic()
@@ -158,6 +185,10 @@ class Journal:
             earlier.append(aside)
         if not self._database.execute("PRAGMA user_version").fetchone()[0]:
             self._fill(earlier[-1] if earlier else None)
+        # The lock is ours, so no call of another process is under way.
+        self._database.execute(
+            "UPDATE calls SET kind = 'failure', reason = ? WHERE kind = ?", (BROKEN_OFF, SENT)
+        )
 
     def _fill(self, damaged: Path | None) -> None:
         """Copy what earlier files hold into a new database: a damaged one, the former format."""

@@ -2,7 +2,8 @@
 
 The tokens of an answer are not known before it comes. A rate counts the mean of its stage, and
 corrects it afterwards. A cap counts the most that the answer may have, so that no cap is passed. A
-call that may have been billed, but whose answer cannot be read, is charged that most.
+call that may have been billed, but whose answer cannot be read, is charged that most. The server's
+counts are used where they are possible, else our own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 
-from data_pipeline.calls.requests import Request
+from data_pipeline.calls.requests import Request, Response
+
+# English has 4 letters a token and Chinese a character, so this estimate is seldom too low.
+BYTES_PER_TOKEN = 3
+# A server's count beyond our own by more than this is none: a template, a system prompt and hidden
+# reasoning take fewer tokens.
+MAX_HIDDEN_TOKENS = 200_000
+# No text has so few tokens, so a lower count than this is none either.
+MAX_BYTES_PER_TOKEN = 64
 
 
 class ClosedError(Exception):
@@ -253,6 +262,28 @@ def max_tokens(request: Request) -> tuple[int, int]:
     letters = max(len(request.prompt), sum(len(text) for _, text in request.messages))
     # Tokens have two letters or more, except in rare scripts.
     return -(-letters // 2), request.sampling.max_tokens
+
+
+def used_tokens(request: Request, response: Response) -> tuple[int, int, bool]:
+    """Return the tokens of a call, in and out, and whether a count is ours.
+
+    The server's counts are used where they are possible, else the text's bytes are counted. A wrong
+    count could void a cap, or stop this start and all later ones.
+    """
+    if request.stage == "moderation":
+        return 0, 0, False
+    prompt = max(
+        len(request.prompt.encode("utf-8", "replace")),
+        sum(len(text.encode("utf-8", "replace")) for _, text in request.messages),
+    )
+    given = response.prompt_tokens, response.completion_tokens
+    counts, ours = [], False
+    for count, written in zip(given, (prompt, response.written_bytes), strict=True):
+        most = written + MAX_HIDDEN_TOKENS + request.sampling.max_tokens
+        possible = written / MAX_BYTES_PER_TOKEN <= count <= most
+        ours |= not possible
+        counts.append(count if possible else -(-written // BYTES_PER_TOKEN))
+    return counts[0], counts[1], ours
 
 
 @dataclasses.dataclass

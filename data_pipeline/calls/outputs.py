@@ -23,6 +23,12 @@ SAVE_SECONDS = 10  # a kill repeats this much writing; its answers are in the jo
 Lines = dict[str, str]  # file of FILES -> a line for it, without its end
 
 
+def encoded(line: str) -> bytes:
+    """Return a line of JSON as bytes. No text of a stranger can make that fail."""
+    # UTF-8 has no half of a surrogate pair, but JSON can spell it: the same text is read back.
+    return line.encode("utf-8", "backslashreplace") + b"\n"
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """The lines of one record, or those to write instead if another record had its `key`."""
@@ -79,7 +85,7 @@ class Outputs:
             # Duplicates are found here, because here the order is that of the input.
             for name, line in result.keep_first(self._keys).items():
                 try:
-                    self._files[name].write(line.encode() + b"\n")
+                    self._files[name].write(encoded(line))
                 except OSError as error:
                     raise self._lost(name, error) from error
             self.next += 1

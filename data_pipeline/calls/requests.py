@@ -65,7 +65,9 @@ class Response:
 
     `finish_reason` is "stop", "length", or the server's own word. `logprobs` has for each token its
     likeliest alternatives {token: log-probability in nats}, or is None if the server gives none.
-    `scores` are a moderation's {category: 0 to 1}.
+    `scores` are a moderation's {category: 0 to 1}. `fault` is why the model's reply has no answer:
+    a reason of rejections. `written_bytes` counts the reply's text, reasoning included. Tokens are
+    0 if the server gives no possible count.
     """
 
     text: str = ""
@@ -74,6 +76,8 @@ class Response:
     scores: dict[str, float] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    fault: str = ""
+    written_bytes: int = dataclasses.field(default=0, compare=False)
 
 
 Stage = Generator[Request, Response, Result]

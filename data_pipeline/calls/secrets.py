@@ -11,21 +11,33 @@ HIDDEN = "***"
 # "tokens" and "token_ids" are amounts and ids where they are no text: max_tokens, stop_token_ids.
 _SECRET = re.compile(r"key|secret|passw|credential|authorization|token", re.IGNORECASE)
 _COUNTS = re.compile(r"token(?:s|_id|_count|izer)", re.IGNORECASE)
+# Parameters of an address that hold no secret.
+_SHOWN = frozenset(("api-version", "api_version", "version", "v", "model", "deployment", "region"))
 _USER = re.compile(r"^((?:[a-z][a-z0-9+.-]*:)?//)?[^/?#]*@", re.IGNORECASE)
 
 
 def address(url: str) -> str:
-    """Return the URL without user, password and the values of secret parameters."""
+    """Return the URL without user, password, fragment, and the values of its parameters.
+
+    Values of parameters that are known to be no secret are shown.
+    """
     url = _USER.sub(lambda match: f"{match[1] or ''}{HIDDEN}@", url)
-    start, mark, query = url.partition("?")
-    if not mark:
-        return url
-    pairs = (pair.partition("=") for pair in query.split("&"))
+    url, mark, fragment = url.partition("#")
+    # A list of secret names would never be whole: sig, X-Amz-Signature, code, auth, sv, ...
+    start, query_mark, query = url.partition("?")
+    pairs = (pair.partition("=") for pair in re.split("([&;])", query))
     shown = (
-        f"{name}={HIDDEN}" if _SECRET.search(urllib.parse.unquote(name)) else name + equals + value
+        # Without a name it is a value: "?abc".
+        name + equals + (HIDDEN if value and not _is_shown(name) else value)
+        if equals or name in ("", "&", ";")
+        else HIDDEN
         for name, equals, value in pairs
     )
-    return f"{start}?{'&'.join(shown)}"
+    return start + query_mark + "".join(shown) + (mark + HIDDEN if fragment else mark)
+
+
+def _is_shown(name: str) -> bool:
+    return urllib.parse.unquote_plus(name).strip().lower() in _SHOWN
 
 
 def body(text: str) -> str:

@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.files import resolve
-from data_pipeline.calls.outputs import FILES, Lines, Result
+from data_pipeline.calls.outputs import FILES, Lines, Result, encoded
 from data_pipeline.co3 import postprocess
 from data_pipeline.co3.postprocess import Chunk, Settings
 
@@ -61,8 +61,8 @@ def _write_part(group: tuple[int, Iterable[tuple[int, Lines]]], folder: str) -> 
     number, rows = group
     lines = [line for _, line in sorted(rows, key=lambda item: item[0])]
     for name in FILES:
-        text = "".join(f"{row[name]}\n" for row in lines if name in row)
+        content = b"".join(encoded(row[name]) for row in lines if name in row)
         path = resolve(folder) / f"{name}-{number:08d}"
         # Beam may run a bundle twice at once, so each try needs a temporary name of its own.
         with replacing(path, path.with_name(f".{path.name}.{uuid.uuid4().hex}")) as partial:
-            partial.write_bytes(text.encode())
+            partial.write_bytes(content)

@@ -143,6 +143,7 @@ def _meanings(reasons: Iterable[str]) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
+    # A bar in a cell would end it.
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
     return "\n".join(f"| {line} |" for line in cells)
 

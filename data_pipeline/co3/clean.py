@@ -21,7 +21,7 @@ from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
 from cosmo.engine.base.progress import SharedProgress
-from data_pipeline.calls.outputs import FILES
+from data_pipeline.calls.outputs import FILES, encoded
 from data_pipeline.co3 import labels, postprocess
 from data_pipeline.co3.postprocess import Chunk, Settings, chunks
 from data_pipeline.co3.statistics import Statistics
@@ -104,7 +104,7 @@ def in_processes(
         for results in results_in_order(process, work, processes):
             for result in results:
                 for name, line in result.keep_first(keys).items():
-                    files[name].write(line.encode() + b"\n")
+                    files[name].write(encoded(line))
 
 
 def results_in_order(

@@ -22,75 +22,144 @@ if TYPE_CHECKING:  # post-processing needs no English inflection
     from data_pipeline.co3.sentences import Sentence
 
 ANSWERS = ("Yes", "No", "Unknown")
-_YES = re.compile(
-    r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?(?:yes|yeah|true|correct)\b", re.IGNORECASE
-)
+# First words of an answer that mean one of ANSWERS. "Not" may begin "Not mentioned", so it is none.
+_MEANINGS = {
+    **dict.fromkeys(("yes", "yeah", "yep", "yup", "yea", "true", "correct"), "Yes"),
+    **dict.fromkeys(("no", "nope", "nah", "false", "incorrect"), "No"),
+    **dict.fromkeys(("unknown", "unclear", "unsure", "uncertain"), "Unknown"),
+}
+_UNDECIDED = frozenset(("not", "cannot", "can't", "maybe", "n/a"))
+# Servers write such numbers, or -inf, for an alternative that they left out. It has none.
+LEFT_OUT = -99.0
+_OPENING = r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?"
+_YES = re.compile(_OPENING + r"(?:yes|yeah|yep|yup|yea|true|correct)\b", re.IGNORECASE)
 _UNKNOWN = re.compile(
     r"unknown|unclear|not (?:clear|known|mentioned|stated|specified|sure)|cannot|can't|don't know"
-    r"|maybe|possibly|it depends|no (?:information|mention|way to)",
+    r"|maybe|possibly|it depends|no (?:information|mention|way to)|unsure|uncertain|n/a",
     re.IGNORECASE,
 )
-_NO = re.compile(
-    r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?(?:no|not|false|incorrect)\b", re.IGNORECASE
-)
+_NO = re.compile(_OPENING + r"(?:no|nope|nah|not|false|incorrect)\b", re.IGNORECASE)
 
 
 def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]:
-    """Return the record with its four answers, of two requests, or four with log-probabilities."""
+    """Return the record with its four answers, of two requests, or four with log-probabilities.
+
+    A reply without an answer leaves it empty, and is a mark.
+    """
     conversation = "\n".join(
         f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
     )
     relation = prompts.question(record.relation, **sentence.fields())
     head = prompts.head_question(sentence.head)
-    head_answers = yield from _ask(record.id, "head", head, record.narrative, prompts)
-    tail_answers = yield from _ask(record.id, "relation_tail", relation, conversation, prompts)
+    marks = list(record.marks)
+    head_answers = yield from _ask(record.id, "head", head, record.narrative, prompts, marks)
+    tail_answers = yield from _ask(
+        record.id, "relation_tail", relation, conversation, prompts, marks
+    )
     return dataclasses.replace(
         record,
         head_answer=head_answers[0],
         pmi_head_answer=head_answers[1],
         relation_tail_answer=tail_answers[0],
         pmi_relation_tail_answer=tail_answers[1],
+        marks=tuple(marks),
     )
 
 
 def _ask(
-    record_id: str, stage: str, question: str, context: str, prompts: Prompts
+    record_id: str,
+    stage: str,
+    question: str,
+    context: str,
+    prompts: Prompts,
+    marks: list[str] | None = None,
 ) -> Stage[tuple[str, str]]:
-    """Return the answer by log-probability, and that by pointwise mutual information."""
+    """Return the answer by log-probability, and that by pointwise mutual information.
+
+    A reply without an answer is added to `marks`.
+    """
     response = yield prompts.request(stage, record_id, question=question, context=context)
-    given = log_probabilities(response)
+    if response.fault and marks is not None:
+        marks.append(f"{stage}: {response.fault}")
+    answer, given = plain_answer(response), log_probabilities(response)
     if given is None:
-        return in_words(response.text), ""
+        return answer, ""
+    # The bias does not depend on the text, but it does on the question: one request each.
     response = yield prompts.request(f"{stage}_alone", record_id, question=question)
     alone = log_probabilities(response)
-    return _best(given), _best({a: given[a] - alone[a] for a in ANSWERS}) if alone else ""
+    return answer, by_information(given, alone) if alone else ""
 
 
-def _best(scores: dict[str, float]) -> str:
-    return max(ANSWERS, key=lambda answer: scores[answer])
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """The log-probabilities of the answers that a server names, in nats.
+
+    `least` is an upper bound of those that it does not name.
+    """
+
+    known: dict[str, float]
+    least: float
 
 
-def log_probabilities(response: Response) -> dict[str, float] | None:
-    """Return each answer's log-probability in nats, from the alternatives of the first word.
+def plain_answer(response: Response, answers: tuple[str, ...] = ANSWERS) -> str:
+    """Return the likeliest of the answers, by log-probability or else by words; "" for none."""
+    if response.fault:
+        return ""
+    found = log_probabilities(response)
+    known = {answer: p for answer, p in found.known.items() if answer in answers} if found else {}
+    if known:
+        return max(known, key=known.__getitem__)
+    answer = in_words(response.text)
+    return answer if answer in answers else answers[-1]
 
-    An answer that is not among them gets the least of them, an upper bound. None if the server gave
-    none, or if no answer is among them.
+
+def by_information(given: Likelihoods, alone: Likelihoods) -> str:
+    """Return the answer with the highest pointwise mutual information, or "" if none is sure.
+
+    An answer that both name has one. An answer that only one names has a bound. One that neither
+    names is left out.
+    """
+    both = [answer for answer in ANSWERS if answer in given.known and answer in alone.known]
+    sure = {answer: given.known[answer] - alone.known[answer] for answer in both}
+    if len(sure) < 2:
+        return ""  # nothing to compare
+    best = max(sure, key=sure.__getitem__)
+    if given.known.keys() - alone.known.keys():
+        return ""  # the less likely it is alone, the higher it is: no bound
+    below = (given.least - alone.known[a] for a in alone.known.keys() - given.known.keys())
+    return best if all(bound <= sure[best] for bound in below) else ""
+
+
+def log_probabilities(response: Response) -> Likelihoods | None:
+    """Return the log-probabilities of the answers, from the alternatives of the first word.
+
+    None if the server gave none, if no answer is among them, or if the likeliest word decides
+    nothing ("Not").
     """
     for alternatives in response.logprobs or ():
-        words = {token: token.strip(" \n\t\"'*.,:!\u2581\u0120").lower() for token in alternatives}
-        if not alternatives or not words[max(alternatives, key=alternatives.__getitem__)]:
+        told = {token: p for token, p in alternatives.items() if p > LEFT_OUT}
+        words = {token: _word(token) for token in told}
+        if not told or not words[likeliest := max(told, key=told.__getitem__)]:
             continue  # the likeliest token is a space or a line's end: the answer follows
         found: dict[str, float] = {}
         for token, word in words.items():
-            for answer in ANSWERS:
-                if word and answer.lower().startswith(word):
-                    before = found.get(answer, -math.inf)
-                    found[answer] = _log_sum(before, alternatives[token])
-        if not found:
+            if answer := _meant(word):
+                found[answer] = _log_sum(found.get(answer, -math.inf), told[token])
+        if not found or words[likeliest] in _UNDECIDED:
             return None
-        least = min(alternatives.values()) - 1e-6  # below one that is the least itself
-        return {answer: found.get(answer, least) for answer in ANSWERS}
+        return Likelihoods(found, min(told.values()))
     return None
+
+
+def _word(token: str) -> str:
+    return token.strip(" \n\t\"'*.,:!\u2581\u0120").lower()
+
+
+def _meant(word: str) -> str:
+    """Return the answer that a token means or begins ("Y", "Unk"), or "" for any other."""
+    if word in _MEANINGS:
+        return _MEANINGS[word]
+    return next((a for a in ANSWERS if word and a.lower().startswith(word)), "")
 
 
 def _log_sum(a: float, b: float) -> float:
@@ -103,6 +172,7 @@ def in_words(text: str) -> str:
     text = texts.plain(text).strip(" \"'*.,")
     if _YES.match(text):
         return "Yes"
+    # Before No, because "not mentioned" begins like one.
     if _UNKNOWN.search(text):
         return "Unknown"
     return "No" if _NO.match(text) else "Unknown"

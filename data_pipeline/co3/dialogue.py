@@ -49,31 +49,35 @@ def converse(
     others = (label(y),)
     candidates: list[tuple[int, int, Turns, str]] = []
     continuations = 0
-    last = ""
+    last = fault_of_answer = ""
     for attempt in range(retries + 1):
         response = yield prompts.request("dialogue", record_id, attempt, **fields)
-        last = response.text
+        last, fault_of_answer = response.text, response.fault
         parsed = turns.parse(last, x, others)
-        if _declined(last, parsed):
+        if fault_of_answer or _declined(last, parsed):
             continue
+        # The cut turn goes first, else the continuation would follow half a sentence.
         found = _complete(parsed, response)
         if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
+            # The prompt ends with the next speaker's name, as the first one does with X's.
             following = _next_speaker(found, x, others[0])
             response = yield prompts.request(
                 "continuation", record_id, attempt, so_far=found.text(), next=following, **fields
             )
             continuations += 1
             more = turns.parse(response.text, following, (x, *others))
-            if not _declined(response.text, more):
+            if not response.fault and not _declined(response.text, more):
                 found = _joined(found, _complete(more, response))
         if not len(found):
             continue
         fault = fault_of(found, wanted_turns)
         if not fault:
             return Conversation(found, attempt + 1, continuations)
+        # The longest comes first, of equally long ones the earliest attempt.
         candidates.append((-len(found), attempt, found, fault))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
+        reason = fault_of_answer or reason
         record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
         return Rejected(record_id, "dialogue", reason, record)
     _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
@@ -102,6 +106,7 @@ def repetitions(dialogue: tuple[str, ...]) -> int:
     An utterance of one or two words ("Yes.") counts from the third time on: any conversation has
     some.
     """
+    # By letters and digits alone, so that other punctuation hides no repetition.
     counts = collections.Counter(texts.same(utterance) for utterance in dialogue)
     repeated = 0
     if len(counts) < len(dialogue):
@@ -137,6 +142,7 @@ def _joined(found: Turns, more: Turns) -> Turns:
         (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
     }
     pairs = list(zip(more.speakers, more.dialogue, strict=True))
+    # Models may repeat the last turns before they continue.
     while start < len(pairs) and (pairs[start][0], texts.same(pairs[start][1])) in known:
         start += 1
     return Turns(

@@ -13,8 +13,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.calls import answer_text
 from data_pipeline.calls.requests import Stage
 from data_pipeline.co3 import commonsense, prompts
+from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
@@ -30,18 +32,25 @@ MODERATED = ("violence", "hate", "sexual")
 
 
 def lexical(record: Record) -> str | None:
-    """Find erroneous patterns (1): repetition, missing prefixes, prefixes in a turn, variables."""
+    """Find erroneous patterns (1): repetition, missing prefixes, prefixes in a turn, variables.
+
+    Marks of reasoning, templates and fences are patterns too.
+    """
     if "dialogue: missing prefix" in record.marks:
         return "missing prefix"
     if repetitions(record.dialogue) > 1:
         return "repetition"
     if not all(any(c.isalnum() for c in said) for said in record.dialogue):
         return "empty utterance"
+    # With a space before it below, so that "Joann:" is no "Ann:".
     prefixes = tuple(f"{name}:" for name in dict.fromkeys(record.speakers))
     for said in record.dialogue:
         if ":" in said and any(f" {prefix}" in f" {said}" for prefix in prefixes):
             return "prefix within a turn"
     text = "\n".join((record.narrative, *record.dialogue))
+    if answer_text.mark_in("\n".join((text, record.interlocutor, *set(record.speakers)))):
+        return "mark of a model's format"
+    # Few texts have either, and a search for them is faster than the expression.
     if ("[" in text or "PERSON" in text.upper()) and _VARIABLE.search(text):
         return "open variable"
     return None
@@ -116,17 +125,20 @@ def head_event(record: Record) -> str | None:
 
 
 def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[Record]:
-    """Ask whether a speaker is a person, where names and words do not decide."""
-    answers = dict(record.human)
+    """Ask whether a speaker is a person, where names and words do not decide.
+
+    A reply without an answer is a mark, and decides nothing.
+    """
+    answers, marks = dict(record.human), record.marks
     for speaker in dict.fromkeys(record.speakers):
         if human(speaker, record, names) is None:
             response = yield texts.request("human", record.id, speaker=speaker)
-            scores = commonsense.log_probabilities(response)
-            if scores is not None:
-                answers[speaker] = scores["Yes"] > scores["No"]
+            answer = commonsense.plain_answer(response, ("Yes", "No"))
+            if answer:
+                answers[speaker] = answer == "Yes"
             else:
-                answers[speaker] = commonsense.in_words(response.text) == "Yes"
-    return dataclasses.replace(record, human=answers)
+                marks = (*marks, f"human: {response.fault}")
+    return dataclasses.replace(record, human=answers, marks=marks)
 
 
 def ask_moderation(record: Record) -> Stage[Record]:
@@ -138,4 +150,6 @@ def ask_moderation(record: Record) -> Stage[Record]:
 
 def _words(name: str) -> list[str]:
     """Return lower-case words without numbers ("Friend 1") and possessive endings."""
-    return re.findall(r"[^\W\d_][\w-]*", name.lower().replace("'s", ""))
+    name = texts_of.composed(name.lower().replace("'s", ""))
+    spans = re.finditer(r"[^\W\d_][\w-]*", texts_of.with_letters(name))
+    return [name[slice(*match.span())] for match in spans]

@@ -17,14 +17,9 @@ _AFTER_VERB, _VERBS, _ADVERBS = (
     frozenset(_LISTS[name].split()) for name in ("followers", "openers", "adverbs")
 )
 # Where the dictionary has another form first, or none.
-_PAST = {
-    "babysit": "babysat",
-    "mimic": "mimicked",
-    "weave": "wove",
-    "dive": "dove",
-    "sneak": "snuck",
-}
-_PAST |= {"broadcast": "broadcast", "can": "could", "cannot": "could not", "can't": "couldn't"}
+_PAST = {"babysit": "babysat", "mimic": "mimicked", "weave": "wove", "dive": "dove"}
+_PAST |= {"sneak": "snuck", "broadcast": "broadcast"}
+_PAST |= {"can": "could", "cannot": "could not", "can't": "couldn't"}
 _JOINING = frozenset(["and", "or", "then", "and/or"])
 _PLACES = frozenset(["bed", "church", "class", "school", "work"])  # "to go to work"
 _WORD = re.compile(r"[a-z-]+")
@@ -87,6 +82,7 @@ def _finite(phrase: str, tag: str) -> str | None:
     base = word if infinitive else lemma(word)
     if base is None or base == "to" or not (infinitive or _is_finite(words, first, base)):
         return None
+    # "not go" is "did not go", but "not be" is "was not".
     if negated and base != "be":
         return " ".join(["did" if tag == "VBD" else "does", "not", *words])
     denial = ["not"] if negated else []

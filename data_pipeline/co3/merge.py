@@ -71,6 +71,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             if position == before[0]:
                 raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
             before = (position, folder)
+            # Each shard kept its own first. The first of all shards is known in this order alone.
             key = postprocess.key_of(json.loads(row))
             if key in keys:
                 lines = postprocess.duplicate_lines(json.loads(row), json.loads(origin))
@@ -91,6 +92,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     numbers, reasons = report.count_outputs(output)
     calls: dict[str, Counter] = {}
     for folder in folders:
+        # From the reports, because the journals may be left on other machines.
         for stage, row in json.loads((folder / "report.json").read_text())["calls"].items():
             calls.setdefault(stage, Counter()).update({**_ESTIMATED, **row})
     made = report.build(about, numbers, reasons, {k: dict(v) for k, v in calls.items()}, {})

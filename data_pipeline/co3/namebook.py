@@ -63,6 +63,7 @@ class Namebook:
         generator = random.Random(fraction_bits(seed, "replace", record_id))
         chosen: list[str] = []
         while len(chosen) < count:
+            # Only random() keeps its sequence in all versions of Python.
             name = self._given[int(generator.random() * len(self._given))]
             if name not in avoid and name not in chosen:
                 chosen.append(name)

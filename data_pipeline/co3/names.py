@@ -3,11 +3,11 @@
 Kim et al. 2023, section 3.1, "Name Bias Mitigation". One name is one other name throughout
 narrative, conversation, speakers and persons; which one depends on the record's id and the seed.
 
-Names are the persons of the triple, speakers who are on the list of names, and any capitalised word
-of the list that is no word or place. Some names are words or places too ("Will", "Grace", "May",
-"Paris"). They are replaced only if a person of the triple or a speaker has them, or if the text
-shows it ("my friend Grace", "I asked Will"). Even then other uses stay: "Will you come?", "in May",
-"Grace under pressure". A name within a longer word is none ("Annapolis", "Jean-Luc").
+Names are the persons of the triple, speakers on the list of names, and capitalised words of that
+list. Some names are words or places too ("Will", "Grace", "May", "Paris"). They are replaced only
+for a person of the triple or a speaker, or if the text shows it ("my friend Grace", "I asked
+Will"). Even then other uses stay: "Will you come?", "in May", "Grace under pressure". A name within
+a longer word is none ("Annapolis", "Jean-Luc").
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
+from data_pipeline.co3.texts import with_letters
 
 # A capitalised word, with the apostrophe of "James' car"; what may not stand before it is looked
 # at after its first letter, which lets the search jump from capital to capital.
@@ -54,6 +55,7 @@ _BREAK = "\n\0\n"  # between texts, when all are looked through at once
 
 def replace(record: Record, names: Namebook, seed: int) -> Record:
     """Return the record with other names; unchanged if it was renamed before or has no name."""
+    # A second renaming would draw other names, because the draw depends on the names found.
     if record.renamed:
         return record
     persons = [name for name in (record.x, record.y, record.z) if name]
@@ -77,7 +79,9 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     found |= certain | introduced
     if not found:
         return dataclasses.replace(record, renamed=True)
+    # Sorted, because the order of a set differs between processes.
     old = sorted(found)
+    # No new name may be in the text already, else two persons become one.
     given = names.replacements(record.id, seed, len(old), avoid=found | capitalised)
     mapping = dict(zip(old, given, strict=True))
     unsure = {name for name in old if name in names.words}
@@ -85,6 +89,7 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
     def another(match: re.Match[str]) -> str:
         name = match["name"]
         new = mapping.get(name)
+        # "EMILY" is shouted; two capitals are more often initials.
         if new is None and name.isupper() and len(name) > 2:
             new = mapping.get(name.capitalize(), "").upper()
         if not new or (name in unsure and not _stands_as_name(match)):
@@ -98,9 +103,8 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
             return mapping[name]
         return _LABEL_WORD.sub(lambda match: mapping.get(match[0], match[0]), name)
 
-    literal, narrative, interlocutor, *dialogue = _CAPITALISED.sub(another, everything).split(
-        _BREAK
-    )
+    everything = _CAPITALISED.sub(another, _without_ascii_capital(everything, mapping))
+    literal, narrative, interlocutor, *dialogue = everything.split(_BREAK)
     return dataclasses.replace(
         record,
         literal=literal,
@@ -114,6 +118,25 @@ def replace(record: Record, names: Namebook, seed: int) -> Record:
         human={label(name): verdict for name, verdict in record.human.items()},
         renamed=True,
     )
+
+
+def _without_ascii_capital(text: str, mapping: dict[str, str]) -> str:
+    """Replace the names that `_CAPITALISED` cannot find: those that begin with no letter A to Z."""
+    others = [name for name in mapping if not "A" <= name[0] <= "Z"]
+    if not others:
+        return text
+    letters = with_letters(text)
+
+    def another(match: re.Match[str]) -> str:
+        name, before, after = match[0], match.start() - 1, match.end()
+        # Scripts without capitals may write a name and the next word as one.
+        joined = name[0].isupper() and (
+            (before >= 0 and letters[before].isalnum()) or letters[after : after + 1].isalnum()
+        )
+        return name if joined else mapping[name]
+
+    longest_first = sorted(others, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), another, text)
 
 
 def _is_evident(match: re.Match[str]) -> bool:

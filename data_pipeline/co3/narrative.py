@@ -29,23 +29,26 @@ def narrate(
 ) -> Stage[Narrative | Rejected]:
     """Ask for the narrative, up to `retries` times more. Return Rejected without a story."""
     candidates: list[tuple[int, int, str, str]] = []
-    last = ""
+    last = fault_of_answer = ""
     for attempt in range(retries + 1):
         response = yield prompts.request("narrative", record_id, attempt, literal=literal)
-        last = response.text
-        if texts.is_refusal(last):
+        last, fault_of_answer = response.text, response.fault
+        if fault_of_answer or texts.is_refusal(last):
             continue
         text = texts.paragraph(last)
         if not any(c.isalpha() for c in text):
             continue
         found = fault(text, literal)
+        # Added here: the token limit may end the story in the middle of a sentence.
         if not found and response.finish_reason == "length":
             found = "cut short"
         if not found:
             return Narrative(text=text, attempts=attempt + 1)
+        # The shortest comes first: it is kept if no attempt is good.
         candidates.append((len(text), attempt, text, found))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty narrative"
+        reason = fault_of_answer or reason
         return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
     _, _, text, found = min(candidates)
     return Narrative(text=text, attempts=retries + 1, fault=found)

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,12 +19,11 @@ from cosmo.engine.base.files import resolve
 from data_pipeline.calls.outputs import Result
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.calls.run import rejection
-from data_pipeline.co3 import filters, namebook, names, prompts, schema
+from data_pipeline.co3 import filters, namebook, names, prompts, schema, texts
 from data_pipeline.co3.schema import Record
 
 # The filters by name, in the paper's order: a report counts rejections under these.
 FILTERS = ("lexical", "turns", "speakers", "human", "canary", "moderation", "commonsense")
-_WORD = re.compile(r"\w+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,7 @@ def duplicate_key(record: Record) -> bytes:
     """
     people = set(" ".join((record.x, record.y, record.z, *record.speakers)).split())
     names_known = namebook.load()
-    words = _WORD.findall("\n".join(record.dialogue))
+    words = texts.words("\n".join(record.dialogue))
     said = [word for word in words if word not in people and word not in names_known]
     # 96 bits: among SODA's 1.5 million dialogues two get one key by chance with odds of 1e-17.
     return hashlib.blake2b(" ".join(said).casefold().encode(), digest_size=12).digest()

@@ -69,6 +69,7 @@ class Prompts:
             record_id=record_id,
             stage=stage,
             attempt=attempt,
+            # Both forms, because the server decides which is sent.
             prompt=entry["completion"].format(**fields),
             messages=tuple((m["role"], m["content"].format(**fields)) for m in entry["chat"]),
             sampling=self.samplings[entry["sampling"]],
@@ -101,6 +102,7 @@ def load(path: str | Path = DEFAULT) -> Prompts:
             raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
     book = Prompts(table=table, samplings=samplings, version=_hash(text))
+    # Now, because a mistake in a rare prompt would end a run after hours of calls.
     _try_all(book, path)
     return book
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from data_pipeline.calls import answer_text
+
 # By the beginning of a reason, because some end in a number, a field or an error's name.
 MEANINGS = {
     "broken row": "not a row with SODA's fields",
@@ -23,6 +25,11 @@ MEANINGS = {
     "its relation wants",
     "no interlocutor": "the model named nobody to talk to",
     "speaks with oneself": "the model named PersonX as the one to talk to",
+    answer_text.USED_UP: "no room was left for the answer: switch the model's reasoning off, or "
+    "raise max_tokens by --body",
+    answer_text.ALONE: "the model reasoned and gave no answer",
+    answer_text.MIXED: "a mark of reasoning opens or closes alone",
+    "mark of a model's format": "<think>, a template's token, a fence or a control character",
     "missing prefix": "a turn without its speaker's name",
     "repetition": "utterances or sentences that repeat earlier ones",
     "empty utterance": "a turn without a word",

@@ -219,6 +219,7 @@ def plots(report: dict[str, Any], path: Path) -> bool:
         import matplotlib
     except ImportError:
         return False
+    # Servers have no display.
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -13,28 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cosmo.engine.base.atomic import replacing
-from data_pipeline.co3.triples import Triple
+from data_pipeline.co3.triples import Triple, is_text
 
-# (published name, our name)
-_FIELDS = (
-    ("head", "head"),
-    ("relation", "relation"),
-    ("tail", "tail"),
-    ("literal", "literal"),
-    ("narrative", "narrative"),
-    ("dialogue", "dialogue"),
-    ("speakers", "speakers"),
-    ("PersonX", "x"),
-    ("PersonY", "y"),
-    ("PersonZ", "z"),
-    ("original_index", "original_index"),
-    ("split", "split"),
-    ("head_answer", "head_answer"),
-    ("pmi_head_answer", "pmi_head_answer"),
-    ("relation_tail_answer", "relation_tail_answer"),
-    ("pmi_relation_tail_answer", "pmi_relation_tail_answer"),
+SODA_FIELDS = (
+    *("head", "relation", "tail", "literal", "narrative", "dialogue", "speakers"),
+    *("PersonX", "PersonY", "PersonZ", "original_index", "split"),
+    *("head_answer", "pmi_head_answer", "relation_tail_answer", "pmi_relation_tail_answer"),
 )
-SODA_FIELDS = tuple(published for published, _ in _FIELDS)
+_OURS = {"PersonX": "x", "PersonY": "y", "PersonZ": "z"}  # other fields have the published names
 _LISTS = ("dialogue", "speakers")
 
 
@@ -91,7 +77,7 @@ def begin(triple: Triple, **fields: Any) -> Record:
 
 def soda_row(record: Record) -> dict[str, Any]:
     """Return the record as SODA publishes it: the same fields, types and order."""
-    row = {published: getattr(record, ours) for published, ours in _FIELDS}
+    row = {name: getattr(record, _OURS.get(name, name)) for name in SODA_FIELDS}
     return row | {name: list(row[name]) for name in _LISTS}
 
 
@@ -114,18 +100,22 @@ def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) ->
         ValueError: a field is missing or of another type.
     """
     fields: dict[str, Any] = {}
-    for published, ours in _FIELDS:
-        value = row.get(published)
-        wanted = list if published in _LISTS else int if ours == "original_index" else str
+    for name in SODA_FIELDS:
+        value = row.get(name)
+        wanted = list if name in _LISTS else int if name == "original_index" else str
+        # True and False are integers to isinstance.
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ValueError(f"field {published}: wanted {wanted.__name__}, got {value!r:.60}")
+            raise ValueError(f"field {name}: wanted {wanted.__name__}, got {value!r:.60}")
         if wanted is list and not all(isinstance(item, str) for item in value):
-            raise ValueError(f"field {published}: wanted texts, got {value!r:.60}")
-        fields[ours] = tuple(value) if wanted is list else value
+            raise ValueError(f"field {name}: wanted texts, got {value!r:.60}")
+        if not is_text("".join(value) if wanted is list else str(value)):
+            raise ValueError(f"field {name}: half a surrogate pair is no text")
+        fields[_OURS.get(name, name)] = tuple(value) if wanted is list else value
     if len(fields["dialogue"]) != len(fields["speakers"]):
         turns, speakers = len(fields["dialogue"]), len(fields["speakers"])
         raise ValueError(f"{turns} turns in dialogue, {speakers} in speakers")
     known = {name: origin[name] for name in _PROVENANCE if name in origin} if origin else {}
+    # Published rows have no id of ours.
     known["id"] = str(known.get("id", row["original_index"]))
     if "marks" in known:
         known["marks"] = tuple(known["marks"])

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from data_pipeline.calls.requests import Rejected
-from data_pipeline.co3 import inflection
+from data_pipeline.co3 import inflection, texts
 from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.triples import Triple, persons
@@ -33,6 +33,10 @@ _FEELS = re.compile(
 )
 _WANTS = re.compile(r"^(?:wants?|because|intends?)\s+(?:to want\s+)?", re.IGNORECASE)
 _NOT_LOWERED = re.compile(r"^(?:I\b|Person[XYZ]|[A-Z]{2})")
+# Verbs that are in the third person already, or have one form.
+_FINITE = frozenset(
+    ("is", "has", "was", "can", "cannot", "can't", "will", "does", "doesn't", "isn't")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     """
     head = clean(triple.head)
     tail = clean(triple.tail)
+    # Lower case within the sentence, but not "I", "PersonY" or "TV".
     if not tail[:1].isupper() or not _NOT_LOWERED.match(tail):
         tail = tail[:1].lower() + tail[1:]
     fitted = fit(triple.relation, tail)
@@ -73,14 +78,15 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     tail, tail_past = fitted
     # Names that the source drew stay. Persons without one get a name here.
     ours = [n for n in names.people(triple.id, seed, 6) if n not in triple.names]
-    drawn = [given or ours.pop(0) for given in triple.names]
+    drawn = [texts.composed(given) or ours.pop(0) for given in triple.names]
     wanted = f"{head} {tail}"
     x, y, z = (n if f"Person{p}" in wanted else "" for n, p in zip(drawn, "XYZ", strict=True))
     head, tail, tail_past = (
         _named(text, {"X": x, "Y": y, "Z": z}) for text in (head, tail, tail_past)
     )
     fields = {"head": head, "tail": tail, "tail_past": tail_past, "x": x}
-    literal = triple.literal or prompts.sentence(triple.relation, **fields)
+    # The sodaverse has its sentence already.
+    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **fields)
     return Sentence(literal=literal, head=head, tail=tail, tail_past=tail_past, x=x, y=y, z=z)
 
 
@@ -125,18 +131,7 @@ def _effect(tail: str) -> tuple[str, str] | None:
     if _OTHER_SUBJECT.match(tail) or _SUBJECT.match(tail):
         return None
     words = tail.split()
-    if words[0] in (
-        "is",
-        "has",
-        "was",
-        "can",
-        "cannot",
-        "can't",
-        "will",
-        "does",
-        "doesn't",
-        "isn't",
-    ):
+    if words[0] in _FINITE:
         return tail, ""
     if words[0] == "are":
         return " ".join(["is", *words[1:]]), ""

@@ -12,6 +12,7 @@ from data_pipeline.calls.requests import Rejected, Stage
 from data_pipeline.co3 import texts
 from data_pipeline.co3.prompts import Prompts
 
+# A longer answer is a sentence, not a person.
 MAX_WORDS = 6
 _INTRODUCTION = re.compile(
     r"^(?:the )?(?:other |best |most likely )?(?:person|speaker|interlocutor|answer|participant)"
@@ -21,6 +22,7 @@ _INTRODUCTION = re.compile(
 _END = re.compile(
     r"[.,;:!?\n]|\s(?:-|who|that|which|about|regarding|discussing|in the|at the|after|during|as)\s"
 )
+# Left out of a label: "her coach" speaks as "Coach".
 _SMALL = frozenset(("a", "an", "the", "her", "his", "their", "my", "our", "its", "one", "another"))
 
 
@@ -33,6 +35,8 @@ def interlocutor(
     response = yield prompts.request("speaker", record_id, narrative=narrative, x=x)
     found = parse(response.text, x)
     record = {"narrative": narrative, "answer": response.text[:200]}
+    if response.fault:
+        return Rejected(record_id, "speaker", response.fault, record)
     if not found or texts.is_refusal(response.text):
         return Rejected(record_id, "speaker", "no interlocutor", record)
     if label(found).casefold() == x.casefold():
@@ -46,6 +50,7 @@ def parse(text: str, x: str) -> str:
     lines = [line.strip() for line in text.split("\n")]
     text = next((line for line in lines if line and not texts.is_preamble(line)), "")
     text = text.strip(" .\"'*_-:")
+    # Models repeat the words of the prompt: "Ann and her coach".
     text = re.sub(rf"^{re.escape(x)}\s*(?:and|&)\s+", "", text, flags=re.IGNORECASE)
     text = _INTRODUCTION.sub("", text)
     text = re.sub(r"^(?:and|with)\s+", "", text, flags=re.IGNORECASE)

@@ -65,6 +65,7 @@ class Statistics:
         self.splits[row["split"]] += 1
         self.answers["head", row["head_answer"]] += 1
         self.answers["relation-tail", row["relation_tail_answer"]] += 1
+        # A set: a word counts once for each narrative, however often it is repeated.
         topical = {word for word in row["narrative"].split() if not word[:1].isupper()}
         topical = {found[0] for word in topical if (found := _WORD.match(word))}
         self.topics.setdefault(row["relation"], Counter()).update(topical - _STOP)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
 
 _QUOTES = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"'}
     | {"\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2028": "\n", "\uff1a": ":"}
 )
-_NO_LETTER = re.compile(r"[\W_]+")
+_NO_LETTER = re.compile(r"[\W_]+")  # in ASCII
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _HEADING = re.compile(r"^\s*#{1,6}\s+", re.MULTILINE)
@@ -38,8 +40,9 @@ _OPENING = re.compile(
 
 
 def plain(text: str) -> str:
-    """Return the text with straight quotes and without markdown; lines stay."""
-    text = text.translate(_QUOTES).replace("\r\n", "\n").replace("\r", "\n")
+    """Return the text composed (NFC), with straight quotes and without markdown; lines stay."""
+    text = composed(text).translate(_QUOTES).replace("\r\n", "\n").replace("\r", "\n")
+    # Most texts have none of these marks, and looking for one letter is fast.
     if "`" in text:
         text = _FENCE.sub("", text)
     if "#" in text:
@@ -83,6 +86,64 @@ def unquoted(text: str) -> str:
     return text
 
 
+def composed(text: str) -> str:
+    """Return the text in Unicode's composed form (NFC): one spelling of each accented letter."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def same(text: str) -> str:
-    """Return letters and digits alone, so that two texts can be compared."""
-    return _NO_LETTER.sub("", text.casefold())
+    """Return letters, marks, digits and emoji alone, so that two texts can be compared."""
+    if text.isascii():
+        return _NO_LETTER.sub("", text.casefold())
+    return composed(text.casefold()).translate(_COMPARED)
+
+
+def words(text: str) -> list[str]:
+    """Return the runs of letters, marks, digits and emoji of a text, in their order."""
+    if text.isascii():
+        return [word for word in _NO_LETTER.split(text) if word]
+    return composed(text).translate(_SPACED).split()
+
+
+def with_letters(text: str) -> str:
+    """Return the text with a letter for each mark and emoji: a pattern of words finds them.
+
+    It has the same length, so that a match in it shows the place in the text.
+    """
+    return text if text.isascii() else text.translate(_LETTERED)
+
+
+def _counts(character: str) -> bool:
+    """Return whether a character makes a difference between two utterances."""
+    category = unicodedata.category(character)
+    if category[0] in "LN" or category in ("So", "Sc"):
+        return True
+    # Skin tones are modifier symbols. Variation selectors only choose a picture.
+    return (category == "Sk" and character > "\U0001f000") or (
+        category[0] == "M" and not "\ufe00" <= character <= "\ufe0f"
+    )
+
+
+class _Table(dict):
+    """A table for `str.translate` that is filled with the characters that it meets."""
+
+    def __init__(self, replaced: Callable[[str], str]):
+        super().__init__()
+        self._replaced = replaced
+
+    def __missing__(self, code: int) -> str:
+        self[code] = found = self._replaced(chr(code))
+        return found
+
+
+_COMPARED = _Table(lambda character: character if _counts(character) else "")
+_SPACED = _Table(lambda character: character if _counts(character) else " ")
+# Joiners and variation selectors stand within a letter's or an emoji's picture.
+_LETTERED = _Table(
+    lambda character: (
+        "a"
+        if unicodedata.category(character) in ("Mn", "Mc", "Me", "So", "Cf")
+        or (unicodedata.category(character) == "Sk" and character > "\U0001f000")
+        else character
+    )
+)

@@ -76,6 +76,7 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
         if isinstance(triple, Triple):
             number = int(triple.id, 16)  # eight bytes each: SODA's 2.2M triples fit
             if number in seen:
+                # The first stays, so that an extended file keeps its records.
                 triple = _reject(triple.id, "duplicate", row)
             seen.add(number)
         yield triple
@@ -130,6 +131,11 @@ def fraction_bits(seed: int, what: str, record_id: str) -> int:
 def persons(text: str) -> str:
     """Return the text with `personx`, `Person X` and `person x` written PersonX."""
     return _PERSON.sub(lambda match: f"Person{match[1].upper()}", text)
+
+
+def is_text(text: str) -> bool:
+    """Return whether a text can be written as UTF-8. JSON can spell half a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def content_id(head: str, relation: str, tail: str, names: Iterable[str] = ()) -> str:
@@ -201,6 +207,8 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
     drawn = tuple(row.get(key) or "" for key in "xyz")
     if not all(isinstance(name, str) for name in drawn):
         return _reject(f"line-{index}", "no text in field x, y or z", row)
+    if not is_text("".join((*fields, *drawn, str(row.get("named_literal"))))):
+        return _reject(f"line-{index}", "broken line: half a surrogate pair is no text", row)
     record_id = content_id(head, relation, tail, drawn)
     if relation not in RELATIONS or row.get("x_relations") is False:
         return _reject(record_id, "relation not used", row)
@@ -341,4 +349,5 @@ def lists_version(folder: Path = Path(__file__).parent) -> str:
 def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
     if isinstance(row, Triple):
         return shard(row, index, count)
+    # The id of a rejected row is no hash, but it too belongs to exactly one shard.
     return zlib.crc32(row.id.encode()) % count == index

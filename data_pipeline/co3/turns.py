@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import re
+import unicodedata
 
 from data_pipeline.co3 import texts
 from data_pipeline.co3.speakers import label
@@ -68,10 +69,11 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
 
     `others` are the labels that are expected besides.
     """
+    first, others = texts.composed(first), tuple(map(texts.composed, others))
     lines = [_unbulleted(line) for line in texts.plain(text).split("\n")]
     prefixes = [_prefix(line) for line in lines]
     counts = collections.Counter(p[0].casefold() for p in prefixes if p)
-    expected = {first.casefold(), *(name.casefold() for name in others)}
+    expected = {_bare(name).casefold() for name in (first, *others)}
     spoken = [p is not None and _is_speaker(p[0], counts, expected) for p in prefixes]
     last = max((i for i, yes in enumerate(spoken) if yes), default=-1)
     opener = prefixes[spoken.index(True)][0].casefold() if any(spoken) else ""
@@ -79,7 +81,7 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
     dropped = unprefixed = 0
     blank = False
     for position, line in enumerate(lines):
-        if _RULE.match(line):
+        if _RULE.match(texts.with_letters(line)):
             blank = True
             continue
         if spoken[position]:
@@ -140,18 +142,38 @@ def _unbulleted(line: str) -> str:
     return _TURN_NUMBER.sub("", line).strip()
 
 
+def _bare(name: str) -> str:
+    """Return a name without emoji and punctuation around it: "Leo", of an emoji and "Leo"."""
+    if name.isascii():
+        return name.strip(" .'-*_")
+    start, end = 0, len(name)
+    while start < end and not name[start].isalnum():
+        start += 1
+    # A mark at the end belongs to its letter.
+    while end > start and not (name[end - 1].isalnum() or _is_mark(name[end - 1])):
+        end -= 1
+    return name[start:end]
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" and not "\ufe00" <= character <= "\ufe0f"
+
+
 @functools.lru_cache(maxsize=256)
 def _name(text: str) -> str | None:
-    """Return the text if it may be a speaker's name: few words, and not "Note"."""
-    name = text.strip(" .'-*_")
+    """Return the text if it may be a speaker's name: few words, and not "Note".
+
+    Emoji around it are no part of it.
+    """
+    name = _bare(text)
     words = name.split()
     return name if 0 < len(words) <= 4 and not _SCENE.match(f"{name}:") else None
 
 
 def _prefix(line: str) -> tuple[str, str] | None:
-    match = _PREFIX.match(line)
-    name = _name(match["name"]) if match else None
-    return (name, match["said"]) if name else None
+    match = _PREFIX.match(texts.with_letters(line))
+    name = _name(line[slice(*match.span("name"))]) if match else None
+    return (name, line[match.start("said") :]) if name else None
 
 
 def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str]) -> bool:
@@ -159,8 +181,22 @@ def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str])
     if name.casefold() in expected or label(name).casefold() in expected:
         return True
     words = name.split()
-    capitals = all(word[0].isupper() or word.lower() in ("of", "the", "and") for word in words)
-    return capitals and (counts[name.casefold()] > 1 or len(words) <= 3) and words[0] != "I"
+    if not any(map(_is_cased, name)):
+        # A script without capitals: a sentence before a colon looks like a name, but once only.
+        return counts[name.casefold()] > 1
+    often = counts[name.casefold()] > 1
+    capitals = all(
+        word[0].isupper()
+        or word.lower() in ("of", "the", "and")
+        # "Agent 47" or an emoji; "Step 2" comes once.
+        or (often and not word[0].islower())
+        for word in words
+    )
+    return capitals and (often or len(words) <= 3) and words[0] != "I"
+
+
+def _is_cased(character: str) -> bool:
+    return character.isupper() or character.islower()
 
 
 def _is_narration(line: str, names: set[str]) -> bool:

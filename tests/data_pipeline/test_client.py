@@ -1,15 +1,18 @@
 """Bodies, answers and waiting times of the client; limits by a clock of our own."""
 
 import asyncio
+import base64
+import contextlib
 import dataclasses
 import datetime
 import email.utils
+import gzip
 import json
 
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from data_pipeline.calls import client
+from data_pipeline.calls import client, secrets
 from data_pipeline.calls.client import Reply, Server
 from data_pipeline.calls.limits import Allowance, Bucket, ClosedError, Limits
 from data_pipeline.calls.requests import Request, Response, Sampling
@@ -37,6 +40,7 @@ def test_bodies_are_what_the_api_wants():
     assert chat["logprobs"] is True and chat["top_logprobs"] == 5 and "prompt" not in chat
     for made in (completion, chat):
         assert made["max_tokens"] == 8 and made["stop"] == ["."] and made["seed"] == 3
+        assert made["stream"] is False
     changed = body(extra_body='{"seed": null, "max_tokens": null, "max_completion_tokens": 8}')
     assert "seed" not in changed and "max_tokens" not in changed
     assert changed["max_completion_tokens"] == 8
@@ -68,7 +72,7 @@ def test_answers_are_read_in_both_forms():
     "text",
     [
         *("", '{"choices": [{"te', "[]", '{"choices": []}', '{"choices": [{"text": 3}]}', "null"),
-        *("[" * 100_000, '{"choices": [{"text": ""}], "usage": {"prompt_tokens": Infinity}}'),
+        *("[" * 100_000, "data: {}", "<html>", '{"error": {"code": 429}}', '{"choices": null}'),
     ],
 )
 def test_what_is_no_answer_is_said_to_be_none(text):
@@ -124,17 +128,74 @@ class Replies:
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
+CHAT = '{"choices": [{"message": {"content": "Hi"}, "finish_reason": "length"}]}'
+
+
 def test_a_form_is_not_guessed_from_an_overload(monkeypatch):
     """Oracle: what the server says once it has time; a redirection names the flag to mend."""
     sleep = asyncio.sleep
     monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
-    busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, "{}")
+    busy, none, fine = Reply(503, "busy"), Reply(404, "no such path"), Reply(200, CHAT)
     assert asyncio.run(client.probe(Replies(busy, none, busy, fine), "auto")) == "chat"
     with pytest.raises(UserError, match="setting: form"):
         asyncio.run(client.probe(Replies(busy), "auto"))
     assert asyncio.run(client.probe(Replies(busy), "chat")) == "chat"
     with pytest.raises(UserError, match="setting: base_url"):
         asyncio.run(client.probe(Replies(Reply(307, "")), "chat"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "<html>Sign in</html>", 'data: {"choices": []}\n\n', '{"error": {"code": 429}}']
+)
+def test_a_server_whose_answers_cannot_be_read_is_given_up_at_once(monkeypatch, text):
+    """Oracle: one line with the address and the beginning of the answer, after four tries."""
+    sleep = asyncio.sleep
+    monkeypatch.setattr(client.asyncio, "sleep", lambda seconds: sleep(0))
+    for form in ("auto", "chat"):
+        with pytest.raises(UserError, match="cannot be read") as odd:
+            asyncio.run(client.probe(Replies(Reply(200, text)), form))
+        assert text[:8].strip() in str(odd.value) and "\n" not in str(odd.value)
+    # A server may be disturbed once.
+    assert asyncio.run(client.probe(Replies(Reply(200, text), Reply(200, CHAT)), "chat")) == "chat"
+
+
+def test_a_first_call_that_breaks_off_is_tried_again(monkeypatch):
+    """Oracle: the answer that comes later; a server without a connection is not waited for."""
+    slept, sleep = [], asyncio.sleep
+
+    async def counted(seconds):
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(client.asyncio, "sleep", counted)
+    cut, fine = Reply(0, "RemoteProtocolError: peer closed"), Reply(200, CHAT)
+    assert asyncio.run(client.probe(Replies(cut, cut, fine), "chat")) == "chat"
+    assert slept == [0.2, 1.0]
+    with pytest.raises(UserError, match="does not answer"):
+        asyncio.run(client.probe(Replies(cut), "auto"))
+    assert len(slept) == 5
+    for gone, more in (("ConnectError: refused", 0), ("no answer within 5 s", 1)):
+        slept.clear()
+        with pytest.raises(UserError, match="does not answer"):
+            asyncio.run(client.probe(Replies(Reply(0, gone)), "chat"))
+        assert len(slept) == more
+
+
+def test_odd_numbers_leave_the_answer():
+    """Oracle: the text is there; the alternative without a number is left out."""
+    for number in ("Infinity", "NaN", "1" * 5000, '"many"', "[]", "{}", "true", "-3", "null"):
+        usage = f'"usage": {{"prompt_tokens": {number}, "completion_tokens": 2}}'
+        text = f'\ufeff{{"choices": [{{"text": "Yes"}}], {usage}}}'
+        found = client.parse_answer(text, "completion")
+        assert (found.text, found.completion_tokens) == ("Yes", 2)
+        assert found.prompt_tokens in (0, 1, 10**308) or number == "1" * 5000
+        top = f'"logprobs": {{"top_logprobs": [{{"Yes": -0.5, "No": {number}}}, null, 3]}}'
+        text = f'{{"choices": [{{"text": "Yes", {top}}}], "usage": 7}}'
+        first, second, third = client.parse_answer(text, "completion").logprobs
+        assert first["Yes"] == -0.5 and (second, third) == ({}, {})
+    for odd in ("[]", "3", '{"content": 3}', '{"content": [3, {"top_logprobs": [null]}]}'):
+        text = f'{{"choices": [{{"text": "Yes", "logprobs": {odd}}}]}}'
+        assert client.parse_answer(text, "completion").text == "Yes"
 
 
 def test_refusals_that_cannot_heal():
@@ -336,3 +397,85 @@ def test_an_answer_in_drops_is_given_up(first, drop):
             await asyncio.sleep(0.02)
 
     assert asyncio.run(replies_of(drip, 0.2)) == [Reply(0, "no answer within 0.2 s")]
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+BOMB = gzip.compress(bytes(1 << 22))  # 4 MiB in 4 kB
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "said"),
+    [
+        (HEAD + b"\r\n", b"x" * 4096, "more than 1 MiB of answer"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"400\r\n" + b"x" * 1024 + b"\r\n", "1 MiB"),
+        (HEAD + b"content-encoding: gzip\r\n\r\n" + BOMB, b"", "more than 1 MiB of answer"),
+        (HEAD, b"a: b\r\n" * 999, "RemoteProtocolError"),
+        (HEAD + b"content-encoding: gzip\r\n\r\nno gzip", None, "DecodingError"),
+        (b"", None, "RemoteProtocolError"),
+        (b"SSH-2.0-OpenSSH_9\r\n", None, "RemoteProtocolError"),
+        (HEAD + b"content-length: 99\r\n\r\nx", None, "RemoteProtocolError"),
+    ],
+    ids=["body", "chunks", "bomb", "headers", "no gzip", "nothing", "SSH", "cut"],
+)
+def test_an_endless_or_odd_answer_is_a_reply(monkeypatch, first, more, said):
+    """Oracle: no reply (status 0), which may have been billed, and the cause."""
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1 << 20)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(OSError):
+            writer.write(first)
+            for _ in range(5000):
+                if more is None:
+                    break
+                writer.write(more)
+                await writer.drain()
+            writer.close()
+
+    (reply,) = asyncio.run(replies_of(answer, 4))
+    assert reply.status == 0 and said in reply.text and reply.billed
+
+
+def test_an_address_with_user_query_and_fragment():
+    """Oracle: RFC 3986 and 7617: the path before the query, the user as Basic, no fragment."""
+    seen = []
+
+    async def answer(reader, writer):
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(HEAD + b"content-length: 2\r\n\r\n{}")
+
+    async def asked():
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as serving:
+            port = serving.sockets[0].getsockname()[1]
+            url = f"http://a%40nn:p%3Aw@127.0.0.1:{port}/v1/?api-version=1&sig=s#top"
+            return await post_all(Server(url, "m", timeout=5), [b"{}"])
+
+    assert asyncio.run(asked())[0].status == 200
+    assert seen[0].startswith("POST /v1/completions?api-version=1&sig=s HTTP/1.1\r\n")
+    assert f"Authorization: Basic {base64.b64encode(b'a@nn:p:w').decode()}\r\n" in seen[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x:99999/v1", "http:///v1", "http://x:ab/v1", "http://x\x00"]
+)
+def test_an_address_that_none_can_have_is_one_line(url):
+    """Oracle: RFC 3986 and 16 bits of a port."""
+    with pytest.raises(UserError, match="base_url"):
+        client.Client(Server(url, "m"), 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://a:secret@x/v1?sig=secret&api-version=2", "https://***@x/v1?sig=***&api-version=2"),
+        ("https://x/v1?X-Amz-Signature=secret&code=secret#secret", "https://x/v1?X-Amz-Signature=***&code=***#***"),
+        ("https://x/v1?auth=secret;sv=secret", "https://x/v1?auth=***;sv=***"),
+        ("https://x/v1?a%75th=secret", "https://x/v1?a%75th=***"),
+        ("https://x/v1?secret", "https://x/v1?***"),
+        ("https://x/v1", "https://x/v1"),
+        ("https://x/v1?&empty=", "https://x/v1?&empty="),
+    ],
+)  # fmt: skip
+def test_an_address_is_shown_without_secrets(url, shown):
+    """Oracle: by hand: any parameter may be a secret, but for a few that never are."""
+    assert secrets.address(url) == shown

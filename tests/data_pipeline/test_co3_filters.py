@@ -201,23 +201,81 @@ def test_without_log_probabilities_the_text_answers_and_half_the_questions_are_s
         (({"Yes": -0.5, "No": -1.0, "Unknown": -2.0},), (-0.5, -1.0, -2.0)),
         # Spellings of one answer are added: e^-1 + e^-1.
         (({" Yes": -1.0, "yes": -1.0, "no": -4.0, "unknown": -5.0},), (math.log(2) - 1, -4, -5)),
-        # Pieces of words; what is not there gets the least of those shown.
-        (({"Un": -0.1, "Y": -3.0, "Maybe": -6.0},), (-3.0, -6.0, -0.1)),
+        # Pieces of words; what is not there has none.
+        (({"Un": -0.1, "Y": -3.0, "Maybe": -6.0},), (-3.0, None, -0.1)),
         # A space or a line's end first.
-        (({"\n": -0.1, "Yes": -3.0}, {"No": -0.2, "Yes": -1.5, "x": -9.0}), (-1.5, -0.2, -9.0)),
-        (({"\u2581No": -0.2, "\u0120Yes": -1.5},), (-1.5, -0.2, -1.5)),
+        (({"\n": -0.1, "Yes": -3.0}, {"No": -0.2, "Yes": -1.5, "x": -9.0}), (-1.5, -0.2, None)),
+        (({"\u2581No": -0.2, "\u0120Yes": -1.5},), (-1.5, -0.2, None)),
+        # Other words for an answer; "Not" may begin "Not mentioned".
+        (({"Nope": -0.2, "Yeah": -1.5, "Not": -3.0},), (-1.5, -0.2, None)),
+        # What a server writes for an alternative that it left out.
+        (({"No": -0.2, "Yes": -math.inf, "Unknown": -9999.0},), (None, -0.2, None)),
+        (({"No": -0.2, "Yes": -100.0},), (None, -0.2, None)),
     ],
 )
 def test_log_probabilities(alternatives, wanted):
     """Oracle: by hand."""
     found = commonsense.log_probabilities(Response(logprobs=alternatives))
-    assert [found[a] for a in commonsense.ANSWERS] == pytest.approx(wanted)
+    assert [found.known.get(a) for a in commonsense.ANSWERS] == pytest.approx(wanted)
 
 
 def test_an_answer_that_is_there_beats_those_that_are_not():
     """ "No" is the least of those shown, "Yes" is not shown. Oracle: the model's own order."""
     found = commonsense.log_probabilities(Response(logprobs=({"I": -0.1, "No": -1.0},)))
-    assert max(found, key=found.get) == "No"
+    assert found.known == {"No": -1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "alone", "wanted"),
+    [
+        # 0.4 for Yes, -1.5 for No; Unknown is in neither.
+        ({"Yes": -0.1, "No": -2.5}, {"Yes": -0.5, "No": -1.0}, "Yes"),
+        # Unknown is at most -2.5 - -0.1 = -2.4.
+        ({"Yes": -0.1, "No": -2.5}, {"Yes": -0.5, "No": -1.0, "Unknown": -0.1}, "Yes"),
+        # Unknown is at most -2.5 - -9 = 6.5, so it may be the highest.
+        ({"Yes": -0.1, "No": -2.5}, {"Yes": -0.5, "No": -1.0, "Unknown": -9.0}, ""),
+        # Yes is at least -0.1 - -3 = 2.9 there, and No -1.5; only one of them is known.
+        ({"Yes": -0.1, "No": -2.5}, {"No": -1.0, "It": -3.0}, ""),
+        ({"Yes": -0.1, "No": -2.5, "Unknown": -3}, {"Yes": -0.5, "No": -1.0}, ""),
+        # Servers that decode greedily, or clamp what they left out.
+        *(
+            ({"No": 0.0, "Yes": out, "Unknown": out}, {"No": 0.0, "Yes": out, "Unknown": out}, "")
+            for out in (-math.inf, -9999.0, -100.0)
+        ),
+        ({"No": -0.01, "no": -6.0, "It": -7.0}, {"No": -0.02, "It": -8.0, "We": -15.0}, ""),
+    ],
+)
+def test_information_needs_both_log_probabilities(given, alone, wanted):
+    """Oracle: bounds by hand: log-probability given the text, less that without it."""
+    replies = [Response(" No", logprobs=(one,)) for one in (given, alone)] * 2
+    found, _ = judged(replies)
+    assert found.pmi_head_answer == wanted
+    assert found.head_answer == ("No" if given["No"] > -1 else "Yes")
+
+
+def test_a_reply_without_an_answer_decides_nothing():
+    """Oracle: the answers stay empty, the marks name the fault, and nobody is called no human."""
+    fault = "reasoning used up max_tokens"
+    found, requests = judged([Response(fault=fault)] * 2)
+    assert (found.head_answer, found.relation_tail_answer) == ("", "")
+    assert found.marks == (f"head: {fault}", f"relation_tail: {fault}") and len(requests) == 2
+    asked = record(names=("Ann", "Zorblax"))
+    found, _ = drive(filters.ask_human(asked, NAMES, BOOK), [Response(fault=fault)])
+    assert found.human == {} and found.marks == (f"human: {fault}",)
+    assert filters.human_speakers(found, NAMES) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<think>", "</think>", "<|im_end|>", "[INST]", "```", "a\x00b", "</s>", "\u25c1think\u25b7"],
+)
+def test_a_mark_of_a_model_s_format_is_in_no_record(text):
+    """Oracle: each is refused by name, wherever it stands; what only looks alike is not."""
+    said = "mark of a model's format"
+    assert filters.lexical(record(dialogue=(f"Well {text} then", "Oh?", "Yes.", "So?"))) == said
+    assert filters.lexical(record(narrative=f"Ann runs. {text}")) == said
+    for fine in ("I <3 you", "a < b", "[laughs] oh", "<sighs> no"):
+        assert filters.lexical(record(dialogue=(fine, "Oh?", "Yes.", "So?"))) is None
 
 
 @pytest.mark.parametrize("alternatives", [None, (), ({},), ({"Hm": -0.1},), ({"\n": -0.1},)])
@@ -233,6 +291,9 @@ def test_no_log_probabilities(alternatives):
         ("Yes, because she does not know.", "Yes"),
         ("**No**", "No"),
         ("No.", "No"),
+        ("Nope", "No"),
+        ("Yeah, she does.", "Yes"),
+        ("N/A", "Unknown"),
         ("Not mentioned.", "Unknown"),
         ("No information is given.", "Unknown"),
         ("Unknown", "Unknown"),

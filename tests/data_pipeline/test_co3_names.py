@@ -162,3 +162,18 @@ def test_a_name_within_a_speakers_label_is_replaced():
     assert found.speakers == (f"{found.x}'s Mom", "King")
     assert found.narrative == f"{found.x}'s mom saw the King."
     assert replaced("Hi.", x="Ann", speakers=("Ann", "Dean")).speakers[1] != "Dean"
+
+
+@pytest.mark.parametrize("x", ["\u00c9lodie", "\u092e\u0940\u0930\u093e", "\u674e\u660e"])
+def test_a_person_whose_name_begins_with_another_letter_is_renamed_everywhere(x):
+    """Oracle: the new name stands in the text, too; a longer word stays."""
+    record = dataclasses.replace(
+        schema.Record("7", "PersonX runs", "xWant", "to win", f"{x} runs.", x),
+        narrative=f"{x} ran. Then {x}'s friend came.",
+        dialogue=(f"Hi, {x}!", "\u00c9lodies runs."),
+        speakers=(x, "Coach"),
+    )
+    found = names.replace(record, namebook.load(), 0)
+    assert found.x != x and found.speakers == (found.x, "Coach")
+    assert found.narrative == f"{found.x} ran. Then {found.x}'s friend came."
+    assert found.dialogue == (f"Hi, {found.x}!", "\u00c9lodies runs.")

@@ -4,7 +4,7 @@ of the published code, and the paper's appendix A."""
 import pytest
 
 from data_pipeline.calls.requests import Rejected, Response
-from data_pipeline.co3 import dialogue, narrative, prompts, speakers
+from data_pipeline.co3 import dialogue, narrative, prompts, speakers, texts
 from tests.data_pipeline.co3_script import conversation, drive
 
 BOOK = prompts.load()
@@ -205,11 +205,46 @@ def test_one_repetition_is_let_pass_and_two_are_not():
     assert not converse(conversation(6) + "\nAnn: I do not know. I do not know.")[0].fault
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("\u0915\u0940", "\u0915\u093e"),  # ka with another vowel sign
+        ("\u0b95\u0bbf", "\u0b95\u0bc1"),
+        ("re\u0301sume\u0301", "resume"),
+        ("\U0001f600", "\U0001f622"),
+        ("Fine \U0001f44d\U0001f3fb", "Fine \U0001f44d\U0001f3ff"),
+        ("It is 5\u20ac", "It is 5\u00a3"),
+    ],
+)
+def test_utterances_that_differ_in_marks_or_emoji_are_no_repetition(one, other):
+    """Oracle: they are different texts; spellings, case and punctuation make no difference."""
+    assert texts.same(one) != texts.same(other) and texts.words(one) != texts.words(other)
+    assert texts.same("Jose\u0301, \u2764\ufe0f!") == texts.same("jos\u00c9 \u2764")
+    assert texts.words("Jose\u0301's x!") == ["Jos\u00e9", "s", "x"]
+    assert dialogue.repetitions(tuple(f"{word} {word} {word}" for word in (one, other))) == 0
+    assert dialogue.repetitions((f"{one} a b",) * 2) == 1
+
+
 def test_forgotten_names_are_asked_again():
     bad = conversation(6) + "\n\nI forgot who I am.\n\nAnn: Good bye then."
     found, _ = converse(bad, conversation(7))
     assert found.attempts == 2 and not found.fault
     assert converse(bad, bad, bad)[0].fault == "missing prefix"
+
+
+def test_replies_without_an_answer_are_asked_again_and_named():
+    """Oracle: the fault of the last reply is the reason; a good one is taken."""
+    fault = Response(fault="reasoning used up max_tokens")
+    found, requests = converse(fault, fault, fault)
+    assert found.reason == fault.fault and len(requests) == 3
+    assert not converse(fault, conversation(8))[0].fault
+    found, _ = converse(conversation(3), fault, fault, fault)
+    assert len(found.turns) == 3  # no answer continues it
+    found, requests = narrate(fault, fault, fault)
+    assert found.reason == fault.fault and len(requests) == 3
+    assert narrate(fault, GOOD)[0].text == GOOD
+    found, _ = drive(speakers.interlocutor("7", GOOD, "Ann", "", BOOK), [fault])
+    assert (found.stage, found.reason) == ("speaker", fault.fault)
 
 
 def test_no_conversation_at_all():

@@ -84,11 +84,14 @@ def test_what_may_have_been_billed_is_charged_at_its_most(tmp_path, reply, bille
         None,
         {"prompt_tokens": 10**30, "completion_tokens": 1},
         {"prompt_tokens": -(10**6), "completion_tokens": -(10**6)},
+        {"prompt_tokens": 10**8, "completion_tokens": 10**8},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        ["many"],
     ],
-    ids=["none", "huge", "negative"],
+    ids=["none", "huge", "negative", "absurd", "zero", "no object"],
 )
-def test_an_answer_without_usable_usage_is_charged_at_its_most(tmp_path, usage):
-    """Oracle: 8 letters are 4 tokens at most, an answer has 10; the next start counts them too."""
+def test_an_answer_without_usable_usage_is_counted_by_its_text(tmp_path, usage, caplog):
+    """Oracle: 8 bytes are 3 tokens, 3 are 1; the next start counts them too; one warning."""
     request = Request("t", "head", 0, "Is it so?"[:8], sampling=Sampling(max_tokens=10))
 
     async def post(form, data):
@@ -101,8 +104,68 @@ def test_an_answer_without_usable_usage_is_charged_at_its_most(tmp_path, usage):
         return limits.spent_in, limits.spent_out
 
     with Journal(tmp_path) as journal:
-        assert asyncio.run(answered()) == (4, 10)
-        assert asyncio.run(answered()) == (4, 10)  # from the journal
+        assert asyncio.run(answered()) == (3, 1)
+        assert asyncio.run(answered()) == (3, 1)  # from the journal
+    assert caplog.text.count("no possible count of tokens") == 1
+
+
+def test_a_call_that_a_kill_broke_off_is_charged(tmp_path):
+    """Oracle: the most that it may have taken, at the next start; none is counted twice."""
+    request = Request("t", "head", 0, "Is it so?"[:8], sampling=Sampling(max_tokens=10))
+    wide = Server("http://x/v1", "m", extra_body='{"max_completion_tokens": 100}')
+
+    async def killed(server):
+        async def post(form, data):
+            raise asyncio.CancelledError  # nothing of this process runs on
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await Gateway(post, server, journal, Limits(Allowance())).answer(request)
+
+    for server, most in ((Server("http://x/v1", "m"), (4, 10)), (wide, (8, 110))):
+        with Journal(tmp_path) as journal:
+            asyncio.run(killed(server))
+            assert [e.kind for e in read_entries(tmp_path)][-1] == "sent"
+        with Journal(tmp_path) as journal:
+            assert co3._spent(journal) == most
+            assert journal.spent()["head"].keys() == {"failure"}
+    with Journal(tmp_path) as journal:
+        assert asyncio.run(answers(journal, [Reply(429, ""), Reply(200, GOOD)])) == ["Yes"]
+    kinds = [(entry.kind, entry.reason) for entry in read_entries(tmp_path)]
+    assert [kind for kind, _ in kinds] == ["failure", "failure", "answer"]
+    assert all("under way" in why for _, why in kinds[:2])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('data: {"choices": []}', "no JSON"),
+        ('{"error": {"message": "Provider returned error"}}', "unexpected JSON"),
+        ('{"choices": [{"text": "<think>Well", "finish_reason": "length"}]}', "max_tokens"),
+        ('{"choices": [{"text": "<think>Well</think>"}]}', "without an answer"),
+    ],
+)
+def test_paid_replies_without_an_answer_stop_the_run(tmp_path, text, said):
+    """Good answers of another stage come in between. Oracle: one line after 20 of the bad ones."""
+    asked: collections.Counter = collections.Counter()
+
+    async def post(form, data):
+        stage = "bad" if b"bad" in data else "good"
+        asked[stage] += 1
+        return Reply(200, text if stage == "bad" else GOOD)
+
+    async def all_of_them(journal):
+        gateway = Gateway(
+            post, Server("http://x/v1", "m"), journal, Limits(Allowance()), RetryPolicy(8, 0, 0)
+        )
+        for number in range(100):
+            for stage in ("good", "bad"):
+                with contextlib.suppress(RequestError):
+                    await gateway.answer(Request(f"t{number}", stage, 0, f"A {stage} one"))
+
+    with Journal(tmp_path) as journal, pytest.raises(UserError, match=said) as stopped:
+        asyncio.run(all_of_them(journal))
+    assert asked["bad"] == 20 and "'bad'" in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 def test_a_server_that_only_redirects_stops_the_run(tmp_path):

@@ -447,3 +447,26 @@ def test_what_holds_no_triples_replaces_no_corpus(tmp_path, triples, capsys):
         assert co3(tabs, folder, url, "--limit=5") == 0
     assert outputs(folder) == before
     assert not (folder / "soda.parquet").exists() and not (folder / "report.png").exists()
+
+
+def test_half_a_surrogate_pair_is_a_counted_rejection(tmp_path):
+    """In a triple, and in rows of a corpus. Oracle: no line is missing; JSON reads them."""
+    path = tmp_path / "triples.jsonl"
+    usable = write_triples(path, 3)
+    triple = '{"head": "PersonX eats \\ud800", "relation": "%s", "tail": "to rest"}\n'
+    with open(path, "a") as file:
+        file.writelines(triple % relation for relation in ("xWant", "oWant"))
+    with teacher() as (url, _):
+        assert co3(path, tmp_path / "soda", url) == 0
+    rejected = lines(tmp_path / "soda/rejected.jsonl")
+    broken = [row for row in rejected if row["reason"].startswith("broken line")]
+    assert len(broken) == 2 and broken[0]["head"] == "PersonX eats \ud800"
+    rows = lines(tmp_path / "soda/soda.jsonl")
+    assert len(rows) + len(rejected) == 5 and usable == 3
+    rows[0]["dialogue"][0] += "\udfff"
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clean = ["postprocess", f"--input={corpus}", f"--output={tmp_path / 'clean'}", "--quiet"]
+    assert command.main([*clean, "--processes=1"]) == 0
+    (gone,) = lines(tmp_path / "clean/rejected.jsonl")
+    assert gone["reason"] == "broken row" and "surrogate" in gone["detail"]

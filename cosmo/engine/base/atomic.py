@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote, resolve
 
@@ -43,4 +44,4 @@ def replacing(path: Any, partial: Any = None, remedy: str = "") -> Iterator[Any]
 def write_atomic(path: Any, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`: all of it, or nothing and UserError."""
     with replacing(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(json_lines.encode(content) if isinstance(content, str) else content)

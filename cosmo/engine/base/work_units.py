@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from cosmo.engine.base import atomic
+from cosmo.engine.base import atomic, json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import KEPT, explained
 from cosmo.engine.base.folders import prepare_folder
@@ -84,7 +84,7 @@ class WorkUnits:
     def write(self, path: Any, content: str | bytes) -> None:
         """Write a whole file, or none and UserError."""
         with self.replacing(path) as partial:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.write_bytes(json_lines.encode(content) if isinstance(content, str) else content)
 
     @contextlib.contextmanager
     def finishing(self, number: int, path: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -126,7 +126,7 @@ class WorkUnits:
 def read_json(path: Any) -> Any:
     """Return the value in a JSON file, or None if there is no file. Raises UserError."""
     try:
-        return json.loads(path.read_text())
+        return json_lines.value(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

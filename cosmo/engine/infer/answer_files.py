@@ -5,7 +5,6 @@ file in a hidden folder beside the output. When all parts of a shard are there, 
 the shard's file and removed. Several processes may share one output.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained
 from cosmo.engine.base.work_units import WorkUnits
@@ -201,7 +201,7 @@ def write_part(
     counts = {"answered": len(answers), "cut": sum(bool(line.get("cut")) for line in answers)}
     lines = [counts, *answers, *(reject._asdict() for reject in rejects)]
     with files.units.replacing(_part_path(files, span)) as partial, partial.open("wb") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+        file.writelines(map(json_lines.line, lines))
 
 
 def assemble(files: OutputFiles, shard: int, spans: Sequence[Span]) -> None:
@@ -243,7 +243,7 @@ def _join_parts(files: OutputFiles, shard: int, parts: Sequence[epath.Path]) -> 
             except FileNotFoundError as error:
                 raise _PartRemovedError(part) from error
             with lines:
-                here = json.loads(next(lines))
+                here = json_lines.value(next(lines))
                 counts["answered"] += here["answered"]
                 counts["cut"] += here["cut"]
                 answers.writelines(islice(lines, here["answered"]))

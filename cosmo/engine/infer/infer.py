@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
@@ -311,7 +312,7 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 def row_seed(seed: int, row_id: str) -> int:
     """Return a 32-bit seed for a record, the same in any batch."""
     # SHA-256, because Python's own hash of a text differs between processes.
-    digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
+    digest = hashlib.sha256(json_lines.encode(f"{seed}:{row_id}")).digest()
     return int.from_bytes(digest[:4], "little")
 
 

@@ -6,7 +6,6 @@ missing. Memory holds the position of every INDEX_EVERY-th record.
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -154,18 +153,6 @@ def rejects_logger(path: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
 def text_of(lines: Sequence[bytes]) -> str:
     """Return lines as the text of a Rejected, with bytes that are not UTF-8 as escapes."""
     return b"".join(lines).decode("utf-8", errors="backslashreplace").rstrip("\r\n")
-
-
-def json_value(data: bytes) -> Any:
-    """Return the JSON value of some bytes; ValueError that names the fault."""
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON: nested too deeply") from error
 
 
 class _Index(NamedTuple):

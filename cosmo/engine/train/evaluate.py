@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import prepare_folder
@@ -251,8 +252,8 @@ def evaluate(
     results = judge(opened, tasks, decoding, random_seed, keep=answers)
     if jax.process_index() == 0:
         for task, lines in answers.items():
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_atomic(epath.Path(folder) / f"{task}-predictions.jsonl", text)
+            path = epath.Path(folder) / f"{task}-predictions.jsonl"
+            write_atomic(path, json_lines.lines(lines))
         report = {"step": step, "checkpoint": str(session.checkpoint_path), "metrics": results}
         # Last: a folder with metrics.json is a finished evaluation.
         write_atomic(epath.Path(folder) / "metrics.json", json.dumps(report, indent=1) + "\n")

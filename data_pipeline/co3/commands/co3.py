@@ -110,6 +110,7 @@ async def _main(args: argparse.Namespace) -> int:
     with Journal(args.output / "journal") as journal:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(Client(server, allowance.concurrency))
+            # The other form would ask everything anew, so later starts keep the first one.
             form = _known_form(args) or args.form
             server = dataclasses.replace(server, form=await probe(client, form))
             log.info("%s, model %s, %s form", server.address, server.model, server.form)
@@ -129,6 +130,7 @@ async def _main(args: argparse.Namespace) -> int:
             about = _about(args, identity, server, settings)
             if args.sample is not None:
                 about["dropped"] = dropped
+            # The same model at another address makes the same corpus, and a limit only cuts it.
             what = {n: v for n, v in about.items() if n not in ("base_url", "limit")}
             outputs = Outputs(args.output, what, total, postprocess.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))

@@ -104,6 +104,7 @@ class Teacher:
     def _completion(
         self, form: str, asked: dict, words: Any, data: bytes
     ) -> tuple[int, bytes, str]:
+        # By the content alone, so that the order of requests changes no answer.
         digest = hashlib.blake2b(data, digest_size=8, key=b"%d" % self.manners.seed).digest()
         number = int.from_bytes(digest, "big")
         kind = self._mood(number, self.seen[number])
@@ -346,7 +347,7 @@ def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes
 
 
 async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say that nothing follows, and read on for a moment."""
+    """End the stream of answers, and read on for a moment."""
     # Closing a socket with unread bytes resets it, and the caller may lose the last answer.
     await writer.drain()
     if writer.can_write_eof():
@@ -362,6 +363,7 @@ def _shortened(said: voice.Answer, asked: dict) -> voice.Answer:
     text, reason = said.text, said.finish_reason
     for stop in _stops(asked):
         text = text.split(stop)[0]
+    # As `voice.tokens` counts: four letters a token.
     most = 4 * (asked.get("max_tokens") or asked.get("max_completion_tokens") or 4096)
     if len(text) > most:
         text, reason = text[:most], "length"

@@ -107,6 +107,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _pick(chance: random.Random, choices: Any) -> Any:
+    # Not chance.choice: only random() keeps its sequence in all versions of Python.
     return choices[int(chance.random() * len(choices))]
 
 
