@@ -12,7 +12,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls import client as clients
@@ -105,8 +105,7 @@ class Gateway:
         for tried in range(1, self.policy.tries + 1):
             async with self.limits.slot(charged) as call:
                 # Before the call, so that a kill cannot hide what it costs.
-                with self._closing_on_error():
-                    number = self.journal.begin(_entry(key, request, "", "", Call(0, *most)))
+                number = self.journal.begin(_entry(key, request, "", "", Call(0, *most)))
                 # Kept if the call is cancelled, because the server may have been asked.
                 call.prompt_tokens, call.completion_tokens = most
                 call.estimated = True
@@ -128,8 +127,7 @@ class Gateway:
                 else:
                     call.prompt_tokens = call.completion_tokens = 0
                     entry = None
-                with self._closing_on_error():
-                    self.journal.end(number, entry)
+                self.journal.end(number, entry)
             self._check_readable(reply, response, charged, server)
             if response is not None:
                 self._failed_in_a_row = 0
@@ -145,8 +143,7 @@ class Gateway:
         # People read the failures; no stage ever gets one.
         if not reply.billed:
             note = f"{reason} ({reply.status})"
-            with self._closing_on_error():
-                self.journal.append(_entry(key, request, "failure", reply.text, Call(), note))
+            self.journal.append(_entry(key, request, "failure", reply.text, Call(), note))
         if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
                 f"{server.address} answers no call: {self._failed_in_a_row} in a row failed "
@@ -203,16 +200,6 @@ class Gateway:
             f"give it room, such as {json.dumps(room)}. {end}",
             setting="body",
         )
-
-    @contextlib.contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        """Let no further call begin if the journal cannot be written to."""
-        try:
-            yield
-        except UserError:
-            # At once: a call that another record begins now would be paid for and lost, too.
-            self.limits.close("an error")
-            raise
 
     def _check_final(self, reply: Reply, server: Server) -> None:
         """Raise UserError if this reply means that no call can succeed."""

@@ -75,7 +75,10 @@ async def drive(work: Work, gateway: Gateway) -> Result:
         reason = f"failed: {failed.reason}"
         return rejection(Rejected(work.id, failed.request.stage, reason, about), work.position)
     except (UserError, ClosedError):
-        raise  # these stop the whole run
+        # These stop the whole run. At once: a call that another record begins now would be paid
+        # for, and lost where the journal cannot be written.
+        gateway.limits.close("an error")
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"

@@ -12,6 +12,7 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.base.command_line import guarded
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import only_writer
 from cosmo.engine.train.metric_files import MetricWriter
 
@@ -62,6 +63,24 @@ def test_a_start_that_left_no_checkpoint_leaves_no_lines(tmp_path):
         board.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1_100_000]
+
+
+def test_a_full_disk_under_tensorboard_is_one_error(tmp_path, monkeypatch):
+    """Oracle: a UserError that names the folder, once; no thread that could print another."""
+    threads = threading.enumerate()
+    board = MetricWriter(str(tmp_path))
+    board.write(1, {"eval/x": 1.0})
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=rf"{tmp_path}/tensorboard: No space left on device"):
+        board.flush()
+    with pytest.raises(UserError, match="tensorboard"):
+        board.close()
+    board.close()
+    assert threading.enumerate() == threads
 
 
 def test_sigterm_by_the_command_line(small, tmp_path, capsys):

@@ -5,6 +5,7 @@
 `shim.c` has to be loaded (see `tests/file_faults/test_file_faults.py`). Each run is a fork of this
 process, which has imported everything: a start costs milliseconds. After each fault the same
 command runs undisturbed. Prints a JSON object of counts, and of all outcomes that are wrong.
+OPTIONS is JSON: {"points": 40} takes a sample, {"only": [["EIO", 7]]} runs these.
 """
 
 import contextlib
@@ -265,7 +266,9 @@ def main() -> int:
             runner.run()
             calls_of_a_start = work.calls()
         points = [(fault, at) for fault in FAULTS for at in range(1, changes + 1)]
-        if options.get("points"):
+        if options.get("only"):
+            points = [tuple(point) for point in options["only"]]
+        elif options.get("points"):
             points = sorted(random.Random(options.get("seed", 0)).sample(points, options["points"]))
         for fault, at in points:
             runner.clear()

@@ -1,19 +1,23 @@
 """Write the metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
 
+import importlib.util
 import json
 import logging
 import math
+import time
 from typing import Any
 
 from etils import epath
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.files import explained, is_remote
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # in MODEL_DIR
+FLUSH_SECONDS = 120  # a TensorBoard that is open lags behind by so much
+REMEDY = "free some space, and the same command continues"
 
 
 class Lines:
@@ -69,8 +73,7 @@ class MetricWriter:
             clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
             self.file.add(json.dumps({"step": step, **clean}))
         if self.board is not None:
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, step)
+            self.board.add(step, metrics)
 
     def flush(self) -> None:
         """Write everything out. Call this before a checkpoint: a resumed run writes no old step."""
@@ -103,19 +106,60 @@ def step_of(line: str) -> float:
         return math.inf  # later than every step, so that a resumed run drops the line
 
 
+class _Board:
+    """TensorBoard event files of one start, in `folder`; any failed write is a UserError.
+
+    TensorBoard hides what earlier starts wrote from step `purge` on, if it is given.
+    """
+
+    # Not tensorboardX's SummaryWriter: its thread, and what it does at exit, print a traceback
+    # each on a full disk, after the one line with which the run ends.
+    def __init__(self, folder: str, purge: int | None):
+        from tensorboardX import event_file_writer, record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self.folder, self._scalar, self._event = folder, summary.scalar, event_pb2.Event
+        record_writer.directory_check(folder)
+        self._writer = event_file_writer.EventsWriter(f"{folder}/events")
+        if purge is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(self._event(step=purge, file_version="brain.Event:2"))
+            self._writer.write_event(self._event(step=purge, session_log=start))
+        self._flushed = time.monotonic()
+        self._open = True
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        with explained(self.folder, REMEDY):
+            for name, value in metrics.items():
+                summary = self._scalar(name, value)
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
+                self._writer.write_event(event)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        with explained(self.folder, REMEDY):
+            self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False  # not again, if this fails
+            with explained(self.folder, REMEDY):
+                self._writer.close()
+
+
 def _tensorboard(model_dir: str, start_step: int) -> Any:
     """Return a writer of TensorBoard event files, None if it cannot be had."""
     # tensorboardX, because it needs no TensorFlow: the training process never loads that.
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
+    if importlib.util.find_spec("tensorboardX") is None:
         log.info("tensorboardX is not installed: metrics go to metrics.jsonl only")
         return None
     # purge_step makes TensorBoard hide the same lines that metrics.jsonl dropped.
     folder = epath.Path(model_dir) / "tensorboard"
     purge = (start_step + 1 if start_step else 0) if folder.exists() else None
     try:
-        return SummaryWriter(str(folder), purge_step=purge)
+        return _Board(str(folder), purge)
     except (ImportError, OSError) as error:  # a bucket needs its own client library
         log.warning("no TensorBoard files (%s): metrics go to metrics.jsonl only", error)
         return None

@@ -347,7 +347,7 @@ def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes
 
 
 async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say that nothing follows, and read on for a moment."""
+    """End the stream of answers, and read on for a moment."""
     # Closing a socket with unread bytes resets it, and the caller may lose the last answer.
     await writer.drain()
     if writer.can_write_eof():

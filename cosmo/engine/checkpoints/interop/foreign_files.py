@@ -1,7 +1,7 @@
 """Check the small files of a checkpoint that another system wrote, before anything relies on them.
 
-Such a folder may come from anywhere: its files may be damaged, be of another kind than their names
-say, or name files outside of the folder.
+Such a folder may come from anywhere. Its files may be damaged, or of another kind than their names,
+or they may name files outside of the folder.
 """
 
 from typing import Any

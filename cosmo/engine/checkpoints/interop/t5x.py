@@ -96,10 +96,12 @@ def _read_index(path: str) -> dict[str, Any]:
     """Return the index's tree {"target": ..., "state": ...}. Raises UserError if there is none."""
     where = f"T5X checkpoint {path}"
     index = epath.Path(path) / INDEX
-    foreign_files.check_no_pointer(index)
     try:
+        foreign_files.check_no_pointer(index)
         content = serialization.msgpack_restore(index.read_bytes())
-    # Flax decodes whatever the bytes say they are, and fails in as many ways.
+    except UserError:
+        raise
+    # Flax raises errors of many kinds for bytes that no T5X wrote.
     except Exception as error:
         raise UserError(f"{where}: its index {INDEX!r} cannot be read: {error}") from error
     optimizer = content.get("optimizer") if isinstance(content, dict) else None
