@@ -22,7 +22,7 @@ TABLES = ("csv", "tsv")
 TEXTS = ("txt",)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PATH_SETTINGS = ("SODA_PATH", "PROSOCIAL_PATH")
-# What `datasets` writes beside the data in `save_to_disk`, in folders of the splits.
+# Files that `datasets` writes beside the data in `save_to_disk`, in folders of the splits.
 _ABOUT_DATA = ("dataset_dict.json", "dataset_info.json", "state.json")
 MAX_NAMES_SHOWN = 20  # file names that an error lists
 

@@ -50,8 +50,8 @@ _FIELDS = (
 def looks_like(file: Any) -> str | None:
     """Return the name of the corpus that `file` (a path) seems to hold, None if it is unknown.
 
-    The names of fields in the first 64 KiB decide, or the columns of a Parquet or Arrow file, or
-    the marks of DailyDialog and PersonaChat. A file that cannot be read is unknown.
+    The names of fields in the first 64 KiB decide, or the marks of DailyDialog and PersonaChat. Of
+    a Parquet or Arrow file it is the columns. A file that cannot be read is unknown.
     """
     place = resolve(file)
     try:

@@ -22,7 +22,7 @@ from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import split_names
 
 _SPACE = re.compile(r"\s*")
-# What pyarrow raises: OSError for damaged pages, ValueError (its own errors, texts that are not
+# Errors of pyarrow: OSError for damaged pages, ValueError (its own errors, texts that are not
 # UTF-8, dates that Python does not have), NotImplementedError for an unknown encoding.
 DAMAGED = (OSError, ValueError, OverflowError, MemoryError, NotImplementedError, LookupError)
 COLUMNAR = (files.PARQUET, files.ARROW_FILE, files.ARROW_STREAM)

@@ -161,7 +161,7 @@ def _short(selector: str) -> str:
 
 
 def _identity(value: Any) -> Any:
-    """Return what tells two bound values apart: of a reference its name, not what it builds."""
+    """Return a bound value to compare with another: a reference by its name, not by its result."""
     if isinstance(value, gin_internals.ConfigurableReference):
         return "reference", value.config_key, value.evaluate
     return value

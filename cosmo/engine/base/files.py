@@ -1,6 +1,6 @@
 """One way to open a data file, whatever its compression and its byte order mark.
 
-Compression and kind are told by a file's first bytes, never by its name.
+A file's first bytes decide its compression and its kind, never its name.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from cosmo.engine.base.errors import DataError, UserError
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which Notepad and PowerShell write
 ENDINGS = ("gz", "bz2", "xz", "zst")  # the usual names of compressed files
-# What reading a compressed file that is cut short or damaged raises; bz2 and zstd raise OSError.
+# Errors of reading a compressed file that is cut short or damaged; bz2 and zstd raise OSError.
 CORRUPT = (EOFError, zlib.error, lzma.LZMAError, OSError)
-HEAD_BYTES = 512  # the first bytes, which tell what a file is
+HEAD_BYTES = 512  # the first bytes, by which a file's kind is known
 PARQUET = b"PAR1"
 # The two forms of Arrow: a file that can seek, and a stream (what `datasets` saves).
 ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
@@ -44,7 +44,7 @@ _NOT_TEXT = (
     (b"%PDF-", "a PDF", _CONVERT),
 )
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # a block's start, and the end of an empty file
-_TAR_PLACE = slice(257, 262)  # where a tar archive says "ustar"
+_TAR_PLACE = slice(257, 262)  # where a tar archive has "ustar"
 _POINTERS = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "git lfs pull"),
     (b"version https://hawser.github.com/spec/", "a Git LFS pointer", "git lfs pull"),
@@ -75,9 +75,9 @@ def opened(path: Any, *, text: bool = True) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, decompressed if it is gzip, bzip2, xz or zstd.
 
     The stream can seek; in a compressed file that costs reading up to the place. Raises DataError
-    for the pointer that Git LFS leaves in place of a file, and with `text` for what is no text by
-    its first bytes. Raises UserError for zstd where no library reads it. Opening and reading raise
-    one of CORRUPT for a damaged file.
+    for the pointer that Git LFS leaves in place of a file. With `text` it also raises it for a file
+    that is no text by its first bytes. Raises UserError for zstd where no library reads it. Opening
+    and reading raise one of CORRUPT for a damaged file.
     """
     with resolve(path).open("rb") as raw:
         head = _head(raw)
@@ -113,7 +113,7 @@ def _refuse_other_kinds(path: Any, head: bytes) -> None:
     found = next((kind for kind in _NOT_TEXT if head.startswith(kind[0])), (b"", "", ""))[1:]
     if head[_TAR_PLACE] == b"ustar":
         found = "a tar archive", _UNPACK
-    # What a browser or curl saves where a site asks for a login.
+    # Browsers and curl save such a page where a site asks for a login.
     elif head.lstrip(MARK + b" \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         found = "a web page", "Download the file again, with a login if its site asks for one."
     kind, remedy = found
@@ -199,7 +199,7 @@ class _Zstd(io.RawIOBase):
 
 @contextlib.contextmanager
 def explained(path: Any, remedy: str = KEPT, setting: str | Sequence[str] = ()) -> Iterator[None]:
-    """Turn an error of the file system into one line that says how to go on."""
+    """Turn an error of the file system into one line with the remedy."""
     try:
         yield
     except OSError as error:

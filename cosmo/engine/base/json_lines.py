@@ -62,7 +62,7 @@ def fault(error: Exception) -> str:
         return f"{error.msg}, column {error.colno}"
     if isinstance(error, RecursionError):
         return _TOO_DEEP
-    # Python's own limit on int(text): its message tells programmers how to raise it.
+    # Python's own limit on int(text): its message is for programmers.
     digits = "Exceeds the limit" in str(error)
     return "a whole number of more than 4,300 digits" if digits else str(error)
 

@@ -18,7 +18,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import KEPT, explained, is_remote
 from cosmo.engine.base.folders import prepare_folder
 
-# A partial file that is older is left behind, where no lock can tell: parts take minutes.
+# A partial file that is older is left behind, where there are no locks: parts take minutes.
 MAX_WRITE_SECONDS = 24 * 3600
 ITEMS_SHOWN = 3  # of a list that differs, such as the lines of a recipe
 
