@@ -90,7 +90,7 @@ def kill_when_under_way(command, folder):
     The file of a shard is put in place after its note.
     """
     process = subprocess.Popen([sys.executable, "-m", "cosmo", *command], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(folder.glob("rows-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -215,17 +215,18 @@ def test_training_refuses_another_vocabulary_at_once(training, tmp_path, capsys,
 
 
 def test_input_wait_is_measured(training, tmp_path, monkeypatch):
-    """A reader that sleeps 0.2 s a batch keeps a fast step waiting. Oracle: nearly all the time."""
+    """A reader that sleeps 0.5 s a batch keeps a fast step waiting. Oracle: most of the time, also
+    on a machine where other processes slow the step."""
     read = reader.train_batches
 
     def slow(*args, **kwargs):
         for batch in read(*args, **kwargs):
-            time.sleep(0.2)
+            time.sleep(0.5)
             yield batch
 
     monkeypatch.setattr(reader, "train_batches", slow)
-    command = [*training, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=10"]
-    assert main([*command, "--gin.STATS_PERIOD=5"]) == 0
+    command = [*training, f"--gin.MODEL_DIR={tmp_path}", "--gin.TRAIN_STEPS=6"]
+    assert main([*command, "--gin.STATS_PERIOD=3"]) == 0
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0.5 < lines[-1]["train/input_wait"] <= 1.0
 
