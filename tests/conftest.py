@@ -74,6 +74,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name bytes by their argument: compressed ones differ by the time, and workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch):
     """Run every test from the repository's root, as commands are."""

@@ -308,7 +308,7 @@ def nested_deeply(entry):
         np.zeros(16, np.complex64),
         nested_deeply,
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_odd_leaves_of_the_index_are_refused_in_one_line(written, value):
     """Oracle: a UserError of one line that names the parameter."""
