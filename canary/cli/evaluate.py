@@ -39,12 +39,9 @@ def run(args: argparse.Namespace) -> None:
     golds = [case.gold for case in cases]
     # Rows with gold RoTs are answered twice: once to label, once to score the RoTs.
     progress = Progress(len(cases) + sum(bool(gold.rots) for gold in golds), unit="row")
-    done = 0
 
     def on_batch(counts: Counter[str]) -> None:
-        nonlocal done
-        done += counts["records"]
-        progress.update(done)
+        progress.add(counts["records"])
 
     try:
         founds = evaluation.measure(canary, cases, decoding, args.seed, on_batch)

@@ -14,7 +14,7 @@ MARKER = ".made_by_demo"
 # Names that a run or a demo leaves, however early it ended: a first start that crashed may have
 # left no marker.
 LEFTOVERS = {
-    *("checkpoints", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
+    *("checkpoints", "run_id", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
     *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
     *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
     *(".lock", MARKER),

@@ -69,6 +69,10 @@ class Progress:
         else:
             log.info(text)
 
+    def add(self, number: int, note: str = "") -> None:
+        """Count `number` more units as finished; see `update`."""
+        self.update(self.bar.tasks[0].completed + number, note)
+
     def finish(self) -> None:
         """Leave the last line on the terminal."""
         self.bar.stop()
@@ -84,20 +88,19 @@ class Progress:
 
 
 class SharedProgress:
-    """Thread-safe progress bar that starts with the first report."""
+    """Progress of several worker processes, which starts with the first report of one."""
 
     def __init__(self, total: int, done: int, unit: str):
         self.total, self.done, self.unit = total, done, unit
         self.progress: Progress | None = None
-        self.lock = threading.Lock()
 
     def add(self, number: int) -> None:
         """Count `number` more units as finished."""
-        with self.lock:
-            self.done += number
-            if self.progress is None:  # starting workers takes time that no rate should count
-                self.progress = Progress(self.total, self.done, unit=self.unit)
-            self.progress.update(self.done)
+        if self.progress is None:
+            # Starting workers takes time that no rate should count, nor what it brought.
+            self.progress = Progress(self.total, self.done + number, unit=self.unit)
+        else:
+            self.progress.add(number)
 
     def finish(self) -> None:
         """Leave the last line on the terminal."""

@@ -53,6 +53,7 @@ class CheckpointWriter:
         self.timeout = config.save_timeout
         self.newest = _newest_sound_step(model_dir)
         self._run = integrity.read_run_id(model_dir)
+        self._has_run_id = self._run is not None
         if self._run is None and self.newest is not None:
             # `checkpoints/` alone was copied here.
             self._run = integrity.run_of(self.folder / str(self.newest))
@@ -97,9 +98,10 @@ class CheckpointWriter:
             if jax.process_count() > 1:
                 self._meet(key=f"cosmo_save_{step}", timeout_ms=1000 * self.timeout)
             # Not earlier: a run that has saved nothing leaves nothing that looks like a run.
-            if jax.process_index() == 0 and integrity.read_run_id(self.folder.parent) is None:
+            if jax.process_index() == 0 and not self._has_run_id:
                 self._run = self._run or uuid.uuid4().hex[:12]
                 write_atomic(self.folder.parent / integrity.RUN_ID, f"{self._run}\n")
+                self._has_run_id = True
             run_checkpoints.start_saving(self._manager, step, state, description, progress)
 
     def wait(self) -> None:

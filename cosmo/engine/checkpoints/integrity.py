@@ -75,6 +75,7 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
     if not has_manifest(folder):
         return None
     expected: dict[str, tuple[int, int]] = {}
+    here = read_run_id(folder.parent.parent)
     process, processes = 0, 1
     while process < processes:
         name = MANIFEST.format(process)
@@ -92,7 +93,6 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
             return f"{name} is no manifest of ours: it is damaged"
         if step is not None and folder.name.isdigit() and int(folder.name) != step:
             return f"it is the checkpoint of step {step} under another step's name"
-        here = read_run_id(folder.parent.parent)
         if run is not None and here is not None and run != here:
             return f"it belongs to another run: to {run}, and this run is {here}"
         process += 1

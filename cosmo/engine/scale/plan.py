@@ -334,14 +334,5 @@ def _devices(name: str, shape: str) -> list[Any] | None:
     return list(description.devices)
 
 
-def _shard_bytes(abstract: Any, shardings: Any) -> int:
-    return sum(
-        leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape))
-        for leaf, sharding in zip(
-            jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True
-        )
-    )
-
-
 def _over(amount: float | None, rate: float | None) -> float | None:
     return None if amount is None or not rate else amount / rate

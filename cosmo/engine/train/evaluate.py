@@ -138,12 +138,9 @@ def _answered(
 ) -> list[infer.Answer]:
     """Return the answers to a task's rows, with a progress line after each batch."""
     progress = Progress(len(task.rows), unit="record", every_seconds=10)
-    done = 0
 
     def on_batch(counts: Counter[str]) -> None:
-        nonlocal done
-        done += counts["records"]
-        progress.update(done, f"{task.name}: {doing}")
+        progress.add(counts["records"], f"{task.name}: {doing}")
 
     answers = infer.answer(session, task.rows, work, on_batch)
     progress.finish()

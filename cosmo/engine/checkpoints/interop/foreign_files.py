@@ -8,21 +8,16 @@ from typing import Any
 
 from etils import epath
 
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError, shown
 
-LFS_POINTER = b"version https://git-lfs"  # the first bytes of a Git LFS pointer
 MAX_JSON_BYTES = 2**28  # the index of a model of a million tensors has half of it
 
 
 def check_no_pointer(file: epath.Path) -> None:
-    """Raise UserError if a file is a Git LFS pointer, which `git clone` without LFS leaves."""
+    """Raise UserError if a file only points to its content, as `git clone` without LFS leaves."""
     with file.open("rb") as content:
-        if content.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(
-                f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
-                "folder, or download the file"
-            )
+        files.refuse_pointer(file, content.read(files.HEAD_BYTES))
 
 
 def read_json_object(file: epath.Path) -> dict[str, Any]:
@@ -36,6 +31,8 @@ def read_json_object(file: epath.Path) -> dict[str, Any]:
                 f"{file} has more than {MAX_JSON_BYTES} bytes: it is no index or config"
             )
         value = json_lines.value(data)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}; copy the whole folder again") from error
     if not isinstance(value, dict):
