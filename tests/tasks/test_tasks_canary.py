@@ -33,7 +33,7 @@ def corpora(tmp_path_factory):
         rows = [prosocial_row(i, j) for i in range(4) for j in range(3)]
         write_lines(folder / f"prosocial/{split}.jsonl", rows)
         (folder / f"dialogues_{split}.txt").write_text("hello __eou__ my friend __eou__\n" * 3)
-        lines = "".join(f"c{i},1,proud,p,1,hello my friend,5,\n" for i in range(3))
+        lines = "".join(f"c{i},1,proud,p,1,hello my friend,5|5|5_5|5|5,\n" for i in range(3))
         (folder / "ed").mkdir(exist_ok=True)
         (folder / f"ed/{split}.csv").write_text(header + lines)
         (folder / "bst").mkdir(exist_ok=True)
