@@ -231,7 +231,7 @@ def test_help_is_readable_and_loads_no_jax(verb):
             "/nowhere.jsonl cannot be read: No such file or directory (--input)",
         ),
         ({"checkpoint": "/nowhere"}, "/nowhere: it does not exist"),
-        ({"checkpoint": "/tmp"}, "give another folder (--checkpoint)"),
+        ({"checkpoint": "empty"}, "give another folder (--checkpoint)"),
         ({"num_shards": "2"}, "give a folder"),
         ({"output": "/tmp/x.csv"}, "/tmp/x.csv: .csv files are not written; give FILE"),
         ({"output": "/tmp/x.jsonl.gz"}, "/tmp/x.jsonl.gz: .gz files are not written"),
@@ -241,8 +241,10 @@ def test_help_is_readable_and_loads_no_jax(verb):
         ({"turn_separator": "|"}, "one token (--turn_separator)"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, capsys, changes, expected):
+def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, changes, expected):
     """Property: exit code 1 and a line that names the value."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     flags = {
         "checkpoint": run,
         "input": write_input(tmp_path / "in.jsonl", 2),
