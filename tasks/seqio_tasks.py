@@ -150,14 +150,23 @@ def tokenize_parts(
         before_turns = tf.strings.join([separators.turn, turns.values])
         ids = vocabulary.encode_tf(tf.concat([*single, before_turns], axis=0))
         size = tf.size(batch["response"])
-        turn_ids = ids[3 * size :]
+
+        def matrix(splits):  # ragged [batch, tokens]
+            tokens = ids.values[splits[0] : splits[-1]]
+            return tf.RaggedTensor.from_row_splits(tokens, splits - splits[0], validate=False)
+
+        # Ragged tensors slice and merge too, but with so many checks that they make a third of the
+        # graph, which is built anew at every start.
+        splits = ids.row_splits
+        turn_splits = splits[3 * size :]
+        turn_lengths = tf.cast(turn_splits[1:] - turn_splits[:-1], tf.int32)
         return {
             **batch,
-            "narrative_tokens": ids[:size],  # ragged [batch, tokens], as the others
-            "instruction_tokens": ids[size : 2 * size],
-            "targets": ids[2 * size : 3 * size],
-            "turn_tokens": turns.with_values(turn_ids).merge_dims(1, 2),
-            "turn_lengths": turns.with_values(tf.cast(turn_ids.row_lengths(), tf.int32)),
+            "narrative_tokens": matrix(splits[: size + 1]),
+            "instruction_tokens": matrix(splits[size : 2 * size + 1]),
+            "targets": matrix(splits[2 * size : 3 * size + 1]),
+            "turn_tokens": matrix(tf.gather(turn_splits, turns.row_splits)),
+            "turn_lengths": turns.with_values(turn_lengths),
         }
 
     # In batches, because one call of the tokenizer costs more than tokenizing an example.

@@ -74,7 +74,7 @@ def test_no_thread_imports_while_jax_traces(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(SLOW_LAZY_IMPORTS))
     arguments = ["train", "--gin_file=gin/cosmo/tiny.gin", *TINY, "--gin.TRAIN_STEPS=2"]
-    arguments += [f"--gin.MODEL_DIR={tmp_path}/run", "--gin.EVAL_PERIOD=2"]
+    arguments += [f"--gin.MODEL_DIR={tmp_path}/run", "--gin.EVAL_PERIOD=None"]
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         cwd=ROOT,

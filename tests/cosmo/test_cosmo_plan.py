@@ -1,11 +1,17 @@
-"""`python -m cosmo plan`, in processes of its own: it decides how JAX starts."""
+"""`python -m cosmo plan`: by arithmetic in this process, by a compiler in processes of its own."""
 
+import contextlib
 import importlib.util
+import io
 import json
+import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
+
+from cosmo.__main__ import main
 
 KEYS = {
     "parameters",
@@ -34,7 +40,16 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, said, complained
 
 
-def plan(*arguments: str) -> dict:
+def run_here(*arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) in this process, where JAX has started: nothing is compiled."""
+    out, err = io.StringIO(), io.StringIO()
+    environment = mock.patch.dict(os.environ)
+    with environment, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["plan", *arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def plan(*arguments: str, run=run) -> dict:
     code, said, complained = run(*arguments, "--json")
     assert said, complained
     made = json.loads(said)
@@ -60,7 +75,8 @@ def test_cosmo_plan_counts_what_cpu_devices_run(tmp_path):
 
 def test_cosmo_plan_of_gpus_is_arithmetic():
     """Oracle: FLOPs and bytes over the table's peaks, by hand; days are steps times seconds."""
-    made = plan("--gin_file=gin/cosmo/cosmo_3b.gin", "--topology=h100:8", "--start_step=1100000")
+    recipe = "--gin_file=gin/cosmo/cosmo_3b.gin"
+    made = plan(recipe, "--topology=h100:8", "--start_step=1100000", run=run_here)
     assert made["estimated"] and made["compile_seconds"] is None
     assert made["steps"] == 110_000
     bound = made["matmul_flops"] / 989e12
@@ -71,10 +87,10 @@ def test_cosmo_plan_of_gpus_is_arithmetic():
 
 def test_cosmo_plan_says_what_would_fit():
     """XXL on one H100: exit code 1; on 8 with every activation kept: what fits is named."""
-    code, said, _ = run("--gin_file=gin/cosmo/cosmo_11b.gin", "--topology=h100:1", "--quiet")
+    code, said, _ = run_here("--gin_file=gin/cosmo/cosmo_11b.gin", "--topology=h100:1", "--quiet")
     assert code == 1
     assert "DOES NOT FIT" in said and "larger slice" in said
-    code, said, _ = run(
+    code, said, _ = run_here(
         "--gin_file=gin/cosmo/cosmo_3b.gin",
         "--topology=h100:8",
         "--gin.REMAT_POLICY=none",
@@ -86,7 +102,7 @@ def test_cosmo_plan_says_what_would_fit():
 
 def test_cosmo_plan_sweep_ranks_what_fits():
     """Six settings for eight H100s, by arithmetic. Property: bounds ascend, all fit."""
-    code, said, _ = run(
+    code, said, _ = run_here(
         "--gin_file=gin/cosmo/cosmo_3b.gin",
         "--topology=h100:8",
         "--sweep",
@@ -121,7 +137,7 @@ def test_cosmo_plan_sweep_ranks_what_fits():
 )
 def test_cosmo_plan_bad_settings_are_one_line(arguments, words):
     """Oracle: the house rule on errors."""
-    code, said, complained = run("--gin_file=gin/cosmo/tiny.gin", *arguments)
+    code, said, complained = run_here("--gin_file=gin/cosmo/tiny.gin", *arguments)
     assert (code, said) == (1, "")
     assert words in complained and complained.count("\n") == 1
 
@@ -129,7 +145,7 @@ def test_cosmo_plan_bad_settings_are_one_line(arguments, words):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
 def test_cosmo_plan_without_the_tpu_compiler_says_what_to_install():
     """Oracle: the extra's name in pyproject.toml."""
-    code, _, complained = run("--gin_file=gin/cosmo/tiny.gin", "--topology=v3:2x2")
+    code, _, complained = run_here("--gin_file=gin/cosmo/tiny.gin", "--topology=v3:2x2")
     assert code == 1 and "pip install -e '.[tpu]'" in complained
 
 

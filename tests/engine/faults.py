@@ -48,7 +48,7 @@ def run(model_dir, *, code=0, **options) -> str:
 
 def run_here(options: dict, model_dir, **changes):
     """A training run in this process; the final state."""
-    options = {**options, **changes}
+    options = {**fault_driver.OPTIONS, **options, **changes}
     with pytest.MonkeyPatch.context() as patch:
         fault_driver.patch(options, patch.setattr)
         return train.train(**fault_driver.settings(str(model_dir), options))

@@ -29,8 +29,16 @@ RUN = dict(
 )
 
 
-def killed_run(folder, kills: int, seed: int, **options):
-    """Start, kill, start again, `kills` times; half of the kills fall into a save. Then finish."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What RUN leaves when nothing disturbs it, in this process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    faults.run_here(RUN, folder)
+    return faults.results(folder)
+
+
+def killed(folder, kills: int, seed: int, **options):
+    """Start and kill `kills` times; every second kill falls into a save."""
     rng, done = random.Random(seed), 0
     while done < kills:
         process = faults.start(folder, **options)
@@ -43,25 +51,31 @@ def killed_run(folder, kills: int, seed: int, **options):
         assert ready and process.poll() is None, "the run ended before it could be killed"
         faults.kill(process)
         done += 1
-    return faults.run(folder, **options)
 
 
-def same_as_uninterrupted(tmp_path, kills, seed, **options):
-    whole = faults.start(tmp_path / "whole", **options)
-    log = killed_run(tmp_path / "killed", kills, seed, **options)
-    assert whole.wait(timeout=240) == 0, faults.said(tmp_path / "whole")
-    arrays, told = faults.results(tmp_path / "killed")
-    expected_arrays, expected = faults.results(tmp_path / "whole")
-    assert told == expected
+def same(folder, expected) -> dict:
+    """What the run in `folder` told, which has left the `expected` results."""
+    arrays, told = faults.results(folder)
+    expected_arrays, expected_told = expected
+    assert told == expected_told
     assert arrays.keys() == expected_arrays.keys() and len(arrays) > 20
     assert [name for name in arrays if arrays[name] != expected_arrays[name]] == []
-    assert log.count("resuming at step") >= 1
     return told
 
 
-def test_a_run_that_is_killed_twice_leaves_what_one_left_alone_does(tmp_path):
-    """Oracle: an uninterrupted run: parameters, optimizer state and metrics, to the bit."""
-    told = same_as_uninterrupted(tmp_path, 2, 1, **RUN, pause=0.03)
+def test_a_run_that_is_killed_leaves_what_one_left_alone_does(whole, tmp_path, caplog):
+    """Killed in its second save. Oracle: an uninterrupted run: parameters, optimizer state and
+    metrics, bitwise."""
+    folder = tmp_path / "run"
+    process = faults.start(folder, **RUN, pause=0.03)
+    saved = folder / "checkpoints/6"
+    for condition in (saved.exists, lambda: faults.saving(folder)):
+        assert faults.until(process, condition), "the run ended before it could be killed"
+    faults.kill(process)
+    with caplog.at_level("INFO", "cosmo"):
+        faults.run_here(RUN, folder)
+    assert "resuming at step" in caplog.text
+    told = same(folder, whole)
     assert told["metrics"][-2]["train/bad_steps"] == 3
     assert [json.loads(x)["step"] for x in told["bad"].splitlines()] == [21, 25, 26]
     assert [m["step"] for m in told["metrics"] if "eval/task/sum" in m] == [9, 18, 27, 34]
@@ -69,32 +83,34 @@ def test_a_run_that_is_killed_twice_leaves_what_one_left_alone_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_leaves_what_one_left_alone_does(tmp_path):
-    """Oracle: an uninterrupted run: parameters, optimizer state and metrics, to the bit."""
+    """Oracle: an uninterrupted run: parameters, optimizer state and metrics, bitwise."""
     options = {**RUN, "total_steps": 240, "save_period": 7, "bad": [21, 60, 100, 101, 150]}
-    same_as_uninterrupted(tmp_path, 20, 7, **options, rows=False, pause=0.03)
+    options |= {"rows": False, "pause": 0.03}
+    alone = faults.start(tmp_path / "whole", **options)
+    killed(tmp_path / "run", 20, 7, **options)
+    assert "resuming at step" in faults.run(tmp_path / "run", **options)
+    assert alone.wait(timeout=240) == 0, faults.said(tmp_path / "whole")
+    same(tmp_path / "run", faults.results(tmp_path / "whole"))
 
 
-def test_sigterm_saves_and_the_next_start_goes_on(tmp_path):
-    """Oracle: an uninterrupted run, to the bit, although the step of SIGTERM is none to save or
-    report at; then SIGTERM during an evaluation, which the next start makes up for."""
-    options = {**RUN, "eval_period": 17, "save_period": 12}
-    whole = faults.start(tmp_path / "whole", **options)
+def test_sigterm_saves_and_the_next_start_goes_on(whole, tmp_path):
+    """SIGTERM at a step that is none to save or report at; then SIGTERM during an evaluation, which
+    the next start makes up for. Oracle: an uninterrupted run, bitwise."""
     folder = tmp_path / "stopped"
-    process = faults.start(folder, **options, pause=0.05)
-    faults.until(process, lambda: faults.last_step(folder) >= 4)
+    process = faults.start(folder, **RUN, pause=0.05)
+    faults.until(process, lambda: faults.last_step(folder) == 4)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, faults.said(folder)
     first = int(faults.said(folder).split("done: step ")[1].split()[0])
-    assert 4 <= first < 12
+    assert 4 <= first < 6
 
-    process = faults.start(folder, **options, slow_evaluation=100.0)
-    faults.until(process, lambda: faults.last_step(folder) == 17)
+    process = faults.start(folder, **RUN, slow_evaluation=100.0)
+    faults.until(process, lambda: faults.last_step(folder) == 9)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, faults.said(folder)
-    assert faults.said(folder).rstrip().endswith("done: step 17")
-    faults.run(folder, **options)
-    assert whole.wait(timeout=240) == 0
-    assert faults.results(folder) == faults.results(tmp_path / "whole")
+    assert faults.said(folder).rstrip().endswith("done: step 9")
+    faults.run_here(RUN, folder)
+    same(folder, whole)
 
 
 def test_sigterm_before_the_first_step_ends_at_once(tmp_path):
