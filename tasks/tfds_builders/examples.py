@@ -1,9 +1,9 @@
-"""Share the features of an example and the folder of the corpus between both builders."""
+"""Share the features of an example and the reading of a corpus between both builders."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,35 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def corpus_folder(manual_dir: Any, name: str) -> Any:
-    """Return the corpus's folder: `manual_dir/name` if it is there, else `manual_dir` itself."""
-    return manual_dir / name if (manual_dir / name).exists() else manual_dir
+class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Build a corpus from its published files, with the readers that training from files uses.
 
+    A subclass names the corpus's `description` and `homepage`. Its `read(folder, split)` yields the
+    examples of a split.
+    """
 
-def splits(folder: Any) -> list[str]:
-    """Return the splits with files, or `train` if there is none."""
-    # train, because reading it raises the DataError that explains what is missing.
-    return splits_of(folder) or ["train"]
+    VERSION = tfds.core.Version("1.0.0")
+    description: str
+    homepage: str
+    read: Callable[[Any, str], Iterator[Example]]
 
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.description,
+            features=features(),
+            homepage=self.homepage,
+        )
 
-def rows(examples: Iterable[Example], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, features) for each example."""
-    for example in examples:
-        features = {**dataclasses.asdict(example), "is_training": int(split == "train")}
-        yield example.id, {**features, "turns": list(example.turns)}
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = dl_manager.manual_dir / self.name
+        folder = folder if folder.exists() else dl_manager.manual_dir
+        # train, because reading it raises the DataError that explains what is missing.
+        splits = splits_of(folder) or ["train"]
+        return {split: self._generate_examples(folder, split) for split in splits}
+
+    def _generate_examples(self, folder, split):
+        for example in self.read(folder, split):
+            row = {**dataclasses.asdict(example), "is_training": int(split == "train")}
+            # TFDS takes a tuple for one value, and not for a sequence of them.
+            yield example.id, {**row, "turns": list(example.turns)}
