@@ -24,7 +24,6 @@ from cosmo.tasks.safety import LabelStyle, label_text
 _log = logging.getLogger(__name__)
 
 END = "__eou__"
-_EMPATHETIC_HEADER = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
 # selfeval and tags too; validation and test have candidates after them.
 _EMPATHETIC_FIELD_COUNTS = (8, 9)
 # Column: (its pattern, the same in words).
@@ -39,6 +38,8 @@ _EMPATHETIC_KINDS = {
     # No ratings: these would be of a row that was cut at a comma before them.
     "tags": (re.compile(r"(?![0-9_]+\|).*", re.DOTALL), "tags"),
 }
+# Up to the last column that is read.
+_EMPATHETIC_HEADER = list(_EMPATHETIC_KINDS)[:6]
 _OPENERS = ("free_turker_utterance", "guided_turker_utterance")
 
 

@@ -18,6 +18,7 @@ from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.speakers import label
 from data_pipeline.co3.turns import Turns
 
+# The last characters of a whole utterance. Brackets and stars close a stage direction.
 _CLOSED = (".", "!", "?", '"', "'", ")", "\u2026", "*")
 _STOP = re.compile(r"[.!?]")
 
@@ -51,6 +52,7 @@ def converse(
     continuations = 0
     last = fault_of_answer = ""
     for attempt in range(retries + 1):
+        # The attempt is part of the journal's key, so each gets an answer of its own.
         response = yield prompts.request("dialogue", record_id, attempt, **fields)
         last, fault_of_answer = response.text, response.fault
         parsed = turns.parse(last, x, others)
@@ -78,6 +80,7 @@ def converse(
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
         reason = fault_of_answer or reason
+        # The beginning is enough here: the journal has the whole answer.
         record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
         return Rejected(record_id, "dialogue", reason, record)
     _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
@@ -91,6 +94,7 @@ def _declined(text: str, found: Turns) -> bool:
 
 def fault_of(found: Turns, wanted_turns: int) -> str:
     """Return why the conversation is asked for again, or ""."""
+    # First, because `filters.lexical` drops a conversation that was kept with this mark.
     if found.unprefixed:
         return "missing prefix"
     if repetitions(found.dialogue) > 1:
@@ -118,7 +122,9 @@ def repetitions(dialogue: tuple[str, ...]) -> int:
 
 def _loops(utterance: str) -> int:
     """Count the sentences of three words or more that come a third time or later."""
+    # Short sentences repeat in any talk ("Come on. Come on.").
     sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
+    # Only the third of a sentence counts.
     if len(sentences) < 3:
         return 0
     return sum(max(0, count - 2) for count in collections.Counter(sentences).values())
@@ -126,6 +132,7 @@ def _loops(utterance: str) -> int:
 
 def _complete(found: Turns, response: Response) -> Turns:
     """Leave out the last turn if the token limit cut it off."""
+    # The only turn stays, because a continuation needs one to follow.
     if response.finish_reason != "length" or len(found) < 2:
         return found
     if found.dialogue[-1].endswith(_CLOSED):
@@ -138,6 +145,7 @@ def _complete(found: Turns, response: Response) -> Turns:
 def _joined(found: Turns, more: Turns) -> Turns:
     """Join both, without the turns of the continuation that repeat earlier ones."""
     start = 0
+    # With the speaker, because two people may say the same.
     known = {
         (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
     }

@@ -33,10 +33,12 @@ class Namebook:
 
     @functools.cached_property
     def _known(self) -> frozenset[str]:
+        # A set, because every capitalised word of a corpus is looked up.
         return frozenset(self.names)
 
     @functools.cached_property
     def _common(self) -> tuple[list[str], list[int]]:
+        # Words are left out before the cut, so that there are 1,000 names to draw from.
         pairs = [
             (n, c) for n, c in zip(self.names, self.counts, strict=True) if n not in self.words
         ]
@@ -49,11 +51,13 @@ class Namebook:
 
     def people(self, record_id: str, seed: int, count: int = 3) -> tuple[str, ...]:
         """Draw different names for a triple's persons, by count; the same for the same id."""
+        # The purpose is hashed too, so that persons and replacements are independent draws.
         generator = random.Random(fraction_bits(seed, "people", record_id))
         names, sums = self._common
         chosen: list[str] = []
         while len(chosen) < count:
             name = names[bisect.bisect_right(sums, generator.randrange(sums[-1]))]
+            # Two persons of one name would become one.
             if name not in chosen:
                 chosen.append(name)
         return tuple(chosen)
@@ -70,6 +74,7 @@ class Namebook:
         return chosen
 
 
+# Cached, because every record's key for duplicates asks for the list.
 @functools.lru_cache(maxsize=4)
 def load(path: str | Path = DEFAULT) -> Namebook:
     """Read names from a file: lines "name<TAB>count", "<TAB>word" after those that are words.
@@ -88,6 +93,7 @@ def load(path: str | Path = DEFAULT) -> Namebook:
         counts.append(int(count))
         if word[0]:
             words.append(name)
+    # `replacements` draws until it has enough new names, which a short list may not have.
     if len(names) < 100:
         raise ValueError(f"{path}: {len(names)} names; a hundred at least are needed")
     return Namebook(tuple(names), tuple(counts), frozenset(words))

@@ -36,6 +36,7 @@ def narrate(
         if fault_of_answer or texts.is_refusal(last):
             continue
         text = texts.paragraph(last)
+        # Dots or digits alone are no story.
         if not any(c.isalpha() for c in text):
             continue
         found = fault(text, literal)
@@ -50,15 +51,18 @@ def narrate(
         reason = "refusal" if texts.is_refusal(last) else "empty narrative"
         reason = fault_of_answer or reason
         return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
+    # Of equally short ones the earliest, because the attempt is compared next.
     _, _, text, found = min(candidates)
     return Narrative(text=text, attempts=retries + 1, fault=found)
 
 
 def fault(text: str, literal: str) -> str:
     """Return why the published code would ask again, or ""."""
+    # At each ". ", so that the stop of "Mr. Lee" counts as an end too.
     sentences = [texts.same(sentence) for sentence in text.split(". ")]
     if len(sentences) >= TOO_MANY_SENTENCES:
         return "four or more sentences"
+    # Without case and punctuation, because a model that changes these alone adds nothing.
     if texts.same(text) == texts.same(literal):
         return "unchanged"
     if len(set(sentences)) < len(sentences):

@@ -78,6 +78,7 @@ class Prompts:
 
 def moderation(record_id: str, text: str) -> Request:
     """Return the request for a moderation service's scores of a text."""
+    # The service takes the text alone: no messages, no sampling.
     return Request(record_id=record_id, stage="moderation", attempt=0, prompt=text)
 
 
@@ -96,19 +97,18 @@ def load(path: str | Path = DEFAULT) -> Prompts:
     samplings = {}
     for name, settings in table["sampling"].items():
         try:
+            # TOML has lists, and `Sampling` wants tuples.
             settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
             samplings[name] = Sampling(**settings)
         except TypeError as error:
             raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
+    # Of the parsed table, so that a comment or a line's break makes no new version.
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
-    book = Prompts(table=table, samplings=samplings, version=_hash(text))
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    book = Prompts(table=table, samplings=samplings, version=version)
     # Now, because a mistake in a rare prompt would end a run after hours of calls.
     _try_all(book, path)
     return book
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _try_all(book: Prompts, path: str | Path) -> None:
@@ -123,5 +123,6 @@ def _try_all(book: Prompts, path: str | Path) -> None:
         for part in STAGES:
             book.request(part, "id", **dict.fromkeys(_FIELDS[part], "a"))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        # A KeyError's text is the missing name alone.
         problem = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}, [{part}]: {problem}. Compare with {DEFAULT.name}.") from None

@@ -57,6 +57,7 @@ class Statistics:
         self.utterances += len(said)
         self.words_said += sum(len(text.split()) for text in said)
         diversity = mtld(words(" ".join(said)))
+        # A dialogue without a repeated word has none, and must not lower the mean.
         if diversity is not None:
             self.diversity += diversity
             self.measured += 1
@@ -73,6 +74,7 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Add another part's sums to these."""
         for field in dataclasses.fields(self):
+            # A dict of counters has no sum.
             if field.name != "topics":
                 mine = getattr(self, field.name)
                 setattr(self, field.name, mine + getattr(other, field.name))
@@ -84,6 +86,7 @@ class Statistics:
         """Return the numbers of the report."""
         count = max(self.dialogues, 1)
         total = sum(self.topics.values(), Counter())
+        # By the word too, so that equally frequent ones have one order.
         common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
         relations = {
             name: {
@@ -128,5 +131,6 @@ def keywords(
         share = counts[word] / here
         return share * math.log(share / (total[word] / everywhere))
 
+    # A word of a single narrative is no topic of its relation.
     often = [word for word, number in counts.items() if number > 1 and word not in without]
     return sorted(often, key=lambda word: (-score(word), word))[:most]

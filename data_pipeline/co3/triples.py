@@ -25,6 +25,7 @@ from data_pipeline.co3.prompts import RELATIONS
 
 # Table 3: the share of each relation in SODA, in percent (rounded there: they add up to 101).
 SODA_RATIOS = {"xAttr": 18, "xEffect": 17, "xIntent": 23, "xNeed": 7, "xReact": 25, "xWant": 11}
+# The recall at which ATOMIC-10X's critic keeps a triple, as its columns are called.
 CRITICS = ("rec_0.5", "rec_0.6", "rec_0.7", "rec_0.8", "rec_0.9")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid"}
 _SPLITS |= {"dev": "valid", "test": "test"}
@@ -84,6 +85,7 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
 
 def shard(triple: Triple, index: int, count: int) -> bool:
     """Return whether the triple is in shard `index` (from 0) of `count`: each is in exactly one."""
+    # By the content, so that a reordered or extended file keeps its shards.
     return int(triple.id, 16) % count == index
 
 
@@ -107,9 +109,11 @@ def sample(
         # A heap for each relation holds its quota of the smallest hashes, so that a file of any
         # size needs the memory of the sample alone.
         heap = kept[triple.relation]
+        # Negative, because a heap's first item is its smallest, and here the largest hash goes.
         item = (-fraction_bits(seed, "sample", triple.id), -triple.index, triple)
         if len(heap) < quota:
             heapq.heappush(heap, item)
+        # Without the triple, which has no order.
         elif item[:2] > heap[0][:2]:
             heapq.heapreplace(heap, item)
     # The scarcest relation decides how many the others may give.
@@ -151,6 +155,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             for index, raw in enumerate(lines):
                 yield index, raw if index else raw.removeprefix(files.MARK)
     except files.CORRUPT as error:
+        # A missing file is not a damaged one.
         if isinstance(error, OSError):
             raise
         raise ValueError(f"the file is cut short or damaged ({error})") from error
@@ -168,6 +173,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
     for index, raw in _lines(path):
+        # Split by hand, because these files are not quoted: a quotation mark is text.
         parts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
         if len(parts) == 3:
             yield index, dict(zip(("head", "relation", "tail"), parts, strict=True))
@@ -180,8 +186,10 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     columns = ("head", "relation", "tail", "x", "y", "z", "x_relations", "named_literal", "split")
     with pyarrow.parquet.ParquetFile(path) as file:
+        # Not every file has names or splits.
         present = [name for name in columns if name in file.schema_arrow.names]
         index = 0
+        # In batches, because a file may be larger than memory.
         for batch in file.iter_batches(batch_size=8192, columns=present):
             for row in batch.to_pylist():
                 yield index, row
@@ -204,7 +212,9 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
         return _reject(f"line-{index}", "no text in field x, y or z", row)
     if not json_lines.is_whole("".join((*fields, *drawn, str(row.get("named_literal"))))):
         return _reject(f"line-{index}", "broken line: half a surrogate pair is no text", row)
+    # From here a rejection has the id that the triple would have.
     record_id = content_id(head, relation, tail, drawn)
+    # Not `not`, because sources without the column use all of these relations.
     if relation not in RELATIONS or row.get("x_relations") is False:
         return _reject(record_id, "relation not used", row)
     if critic is not None:
@@ -214,6 +224,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
             return _reject(record_id, "below the critic", row)
     if not head.strip(" .") or not tail.strip(" ."):
         return _reject(record_id, "empty", row)
+    # Annotators wrote it where nothing follows from the head.
     if tail.strip(" .\"'").lower() == "none":
         return _reject(record_id, "none", row)
     if _BLANK.search(head) or _BLANK.search(tail):
@@ -310,6 +321,7 @@ class Source:
                 usable += 1
             else:
                 found[row.reason] += 1
+        # All shards count, because one of them may be empty by chance.
         if not usable and self.sample is not None:
             raise UserError(
                 f"a sample of {self.sample} from {self.path} is empty: SODA's ratios need triples "

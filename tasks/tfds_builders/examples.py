@@ -60,5 +60,4 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, folder, split):
         for example in self.read(folder, split):
             row = {**dataclasses.asdict(example), "is_training": int(split == "train")}
-            # TFDS takes a tuple for one value, and not for a sequence of them.
             yield example.id, {**row, "turns": list(example.turns)}
