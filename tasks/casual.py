@@ -111,6 +111,7 @@ def dailydialog_files(path: Any, split: str) -> list[Any]:
         place = resolve(path)
         if place.is_dir():
             for name in split_names(split):
+                # The published archive has a folder for each split, and copies have none.
                 for folder in (place, place / name):
                     if (folder / f"dialogues_{name}.txt").exists():
                         return [folder / f"dialogues_{name}.txt"]
@@ -151,6 +152,7 @@ def _dialogues(
                     unusable += 1
                 else:
                     yield CasualDialogue(f"{name}-{split}-{count}", tuple(map(clean, turns)))
+                # Unusable ones count too, so that no id depends on them.
                 count += 1
         if unusable:
             _log.warning(
@@ -180,6 +182,7 @@ def dailydialog_turns(line: str, place: Place) -> tuple[str, ...]:
 
 def _empathetic(file: Any) -> Iterator[tuple[str, ...] | None]:
     parsed = (empathetic_utterance(fields, place) for place, fields in empathetic_rows(file))
+    # Consecutive rows alone, so that one dialogue at a time is in memory.
     for _, rows in itertools.groupby(parsed, key=lambda row: row[0]):
         _, numbers, turns = zip(*rows, strict=True)
         yield turns if numbers == tuple(range(1, len(turns) + 1)) else None
@@ -216,6 +219,7 @@ def _empathetic_fault(fields: Sequence[str]) -> tuple[str, str, str] | None:
     if len(fields) not in _EMPATHETIC_FIELD_COUNTS:
         return "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
     # All columns count, because a row that was cut at a comma shows only in those after the cut.
+    # Not strict, because the ninth field (candidates) has no kind.
     for (name, (pattern, rule)), value in zip(_EMPATHETIC_KINDS.items(), fields, strict=False):
         if not pattern.fullmatch(value.strip()):
             problem = f"is not {rule}" if value.strip() else "is empty"

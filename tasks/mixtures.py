@@ -168,6 +168,7 @@ def _checked(
 
     `others` are the settings of `use` that any value serves.
     """
+    # A probability that is out of range, or NaN, would drop all or nothing without a sign.
     for key, value in (
         ("narrative_dropout", narrative_dropout),
         ("instruction_dropout", instruction_dropout),
@@ -192,8 +193,10 @@ def _checked(
             setting="mixtures.use.source",
         )
     names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
+    # The whole family's, because `use` registers all of it.
     mixtures = families.mixtures_for(name, rates, names)
     if for_canary:
+        # Now, because a vocabulary without the labels' pieces would show only in trained answers.
         check_labels(load(vocabulary_path), canary.label_style)
         corpora = families.canary_corpora(prosocial_path, canary)
     else:

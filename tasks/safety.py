@@ -17,6 +17,7 @@ from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.formatting import Example, Separators, cosmo_input
 
 VOTES = ("casual", "needs caution", "needs intervention")
+# In the order of severity: `aggregate` counts into it, and SENTINELS are numbered by it.
 LABELS = (
     "__casual__",
     "__possibly_needs_caution__",
@@ -173,6 +174,7 @@ def canary_examples(
         # packing are one code for both.
         if response:
             yield Example(f"{dialogue.id}-{index}", "", "", turns, response)
+        # Context of the next exchange. It is the guiding speaker's, so it is never judged.
         turns += (turn.response,)
 
 

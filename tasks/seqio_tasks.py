@@ -109,6 +109,7 @@ def register(
                     instruction_dropout=instruction_dropout,
                 ),
                 functools.partial(join_parts, separators=separators),
+                # After the cut, so that a long text keeps its EOS.
                 seqio.preprocessors.append_eos_after_trim,
             ],
             output_features={"inputs": feature, "targets": feature},

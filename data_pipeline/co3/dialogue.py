@@ -88,7 +88,7 @@ def converse(
 
 
 def _declined(text: str, found: Turns) -> bool:
-    """Return whether the model declines, not a speaker ("I'm sorry, I can't come. Bob: Oh")."""
+    """Return whether the model refuses. A speaker may refuse: "I'm sorry, I can't. Bob: Oh"."""
     return len(set(found.speakers)) < 2 and texts.is_refusal(text)
 
 
@@ -145,7 +145,7 @@ def _complete(found: Turns, response: Response) -> Turns:
 def _joined(found: Turns, more: Turns) -> Turns:
     """Join both, without the turns of the continuation that repeat earlier ones."""
     start = 0
-    # With the speaker, because two people may say the same.
+    # With the speaker, because two people may use the same words.
     known = {
         (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
     }

@@ -84,7 +84,7 @@ def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: obje
 
 
 def works(rows: Iterable[tuple[int, Triple | Rejected]], settings: Settings) -> Iterator[Work]:
-    """The work that each row is."""
+    """Yield one `Work` for each row: a triple to distil, or a rejection to write."""
     for position, row in rows:
         if isinstance(row, Rejected):
             # A rejected row is work too, so that every position of the input leaves a line.

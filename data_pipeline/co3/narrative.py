@@ -51,7 +51,7 @@ def narrate(
         reason = "refusal" if texts.is_refusal(last) else "empty narrative"
         reason = fault_of_answer or reason
         return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
-    # Of equally short ones the earliest, because the attempt is compared next.
+    # The attempt is compared next, so the earliest of equally short ones wins.
     _, _, text, found = min(candidates)
     return Narrative(text=text, attempts=retries + 1, fault=found)
 

@@ -102,7 +102,7 @@ def load(path: str | Path = DEFAULT) -> Prompts:
             samplings[name] = Sampling(**settings)
         except TypeError as error:
             raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
-    # Of the parsed table, so that a comment or a line's break makes no new version.
+    # A hash of the parsed table: a comment or another line break makes no new version.
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
     book = Prompts(table=table, samplings=samplings, version=version)

@@ -212,7 +212,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
         return _reject(f"line-{index}", "no text in field x, y or z", row)
     if not json_lines.is_whole("".join((*fields, *drawn, str(row.get("named_literal"))))):
         return _reject(f"line-{index}", "broken line: half a surrogate pair is no text", row)
-    # From here a rejection has the id that the triple would have.
+    # Later rejections have the id that the triple would have.
     record_id = content_id(head, relation, tail, drawn)
     # Not `not`, because sources without the column use all of these relations.
     if relation not in RELATIONS or row.get("x_relations") is False:

@@ -63,7 +63,9 @@ def pair_bleu4(prediction: str, target: str) -> float:
         if n == 1 and not matches:
             return 0.0
         logs.append(math.log((matches or _EPSILON) / max(1, found.total())))
+    # Where the lengths are equal both forms give 1.
     brevity = 1.0 if len(guess) > len(gold) else math.exp(1 - len(gold) / len(guess))
+    # The mean of logarithms is the geometric mean.
     return brevity * math.exp(math.fsum(logs) / _LONGEST)
 
 
@@ -91,6 +93,7 @@ def _distinct(texts: Sequence[Sequence[str]], n: int) -> float:
 
 # ParlAI's normalize_answer.
 def _normal(text: str) -> str:
+    # A space, so that "well-known" becomes two words.
     text = _PUNCTUATION.sub(" ", text.lower())
     return " ".join(_ARTICLES.sub(" ", text).split())
 

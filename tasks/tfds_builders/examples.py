@@ -37,6 +37,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     examples of a split.
     """
 
+    # `seqio_tasks.TFDS_VERSION` asks for the same one.
     VERSION = tfds.core.Version("1.0.0")
     description: str
     homepage: str
@@ -52,6 +53,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = dl_manager.manual_dir / self.name
+        # A user with one corpus gives its own folder.
         folder = folder if folder.exists() else dl_manager.manual_dir
         # train, because reading it raises the DataError that explains what is missing.
         splits = splits_of(folder) or ["train"]
@@ -59,5 +61,6 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, folder, split):
         for example in self.read(folder, split):
+            # In the data, because SeqIO does not give preprocessors the split.
             row = {**dataclasses.asdict(example), "is_training": int(split == "train")}
             yield example.id, {**row, "turns": list(example.turns)}
