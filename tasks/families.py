@@ -178,7 +178,7 @@ class CanaryData:
 
     def __post_init__(self) -> None:
         for name, known in (("label_style", STYLES), ("missing_rots", MISSING_ROTS)):
-            # Checked here, because a typing error would else show only at the first record that needs it.
+            # Now, because a wrong word would else show only at the first record that needs it.
             value = getattr(self, name)
             if value not in known:
                 raise DataError(f"{name}={value!r}: expected one of {known}", setting=name.upper())
