@@ -40,6 +40,7 @@ _EMPATHETIC_KINDS = {
 }
 # Up to the last column that is read.
 _EMPATHETIC_HEADER = list(_EMPATHETIC_KINDS)[:6]
+# The first two utterances: `dialog` begins after them.
 _OPENERS = ("free_turker_utterance", "guided_turker_utterance")
 
 

@@ -55,7 +55,9 @@ MIXTURES: dict[str, dict[str, float]] = {
 }
 # Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
+# A norm has one right text, so diversity and length measure nothing.
 _TEXT = (metrics.f1, metrics.bleu4)
+# The target is a label alone.
 _LABEL = (metrics.label_accuracy,)
 
 # Family: task -> the metrics of its texts.

@@ -113,6 +113,7 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
                 remedy="Add the split's path, or ask for another split.",
             )
         return _all(given[0], split, endings), False
+    # An empty setting of gin is "", an unset one None.
     if path is None or not str(path):
         raise DataError.at(
             "data path",
@@ -232,6 +233,7 @@ def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str = "") -
     """Return the error for a path without files of `split`."""
     place = resolve(path)
     if not found and place.is_dir():
+        # The names show whether the folder is the wrong one, or its files are named otherwise.
         names = sorted(child.name for child in place.iterdir())[:MAX_NAMES_SHOWN]
         found = f"the folder {place} with {names or 'nothing in it'}"
     elif not found and _is_glob(path):

@@ -139,6 +139,7 @@ def _judgement(row: Mapping[str, str], task: str, place: Place) -> tuple[str, st
     """Return (input text, target text) of a Norm Bank row in either form; raise DataError."""
     # Both, because the relative task's released table has `targets` too.
     if "inputs" in row and "targets" in row:
+        # Delphi's texts begin so, and its checkpoints expect it.
         prefix = "[moral_pair]: " if task == "relative" else "[moral_single]: "
         # Delphi's tables may have the prefix already.
         inputs = _TAG.sub(r"[\1]", _text(row, "inputs", place)).removeprefix(prefix.strip())

@@ -32,12 +32,14 @@ _PROSOCIAL_COLUMNS = (
     *("context", "response", "rots", "safety_label", "safety_annotations"),
     *("dialogue_id", "response_id", "episode_done"),
 )
+# Absent in extracts of the corpus that leave out what a dialogue model does not read.
 _SODA_OPTIONAL = {
     **dict.fromkeys(
         ("head", "relation", "tail", "literal", "PersonX", "PersonY", "PersonZ", "split"), str
     ),
     "original_index": int,
 }
+# Published in both forms, but no example is made from them.
 _PROSOCIAL_OPTIONAL = {
     "safety_annotation_reasons": list,
     "source": str,

@@ -101,4 +101,5 @@ def _of_fields(fields: set[str]) -> str | None:
 
 def _head(file: Any) -> str:
     with files.opened(file) as stream:
+        # Errors are ignored, because the cut may fall inside a character.
         return stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")

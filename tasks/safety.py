@@ -33,7 +33,7 @@ Kind = Literal["prosocial", "safety", "rot"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # One piece of T5's vocabulary (`▁//`) that decodes back. The published Canary put newlines between
-# utterances, which T5's vocabulary does not have: they would all read as unknown.
+# utterances. T5's vocabulary reads a newline as a space, so that no turn's end was left.
 TURN_SEPARATOR = " // "
 SEPARATORS = Separators(turn=TURN_SEPARATOR)
 

@@ -60,6 +60,7 @@ def card(report: Mapping[str, Any], example: Mapping[str, Any] | None = None) ->
         for stage, reasons in report["rejected"].items()
         for reason, number in reasons.items()
     ]
+    # Only runs with a sample count these.
     dropped = about.get("dropped") or {}
     # A sample is drawn from usable triples, so rejected.jsonl does not have these.
     left_out += [("before the sample", reason, f"{n:,}") for reason, n in dropped.items()]
@@ -147,6 +148,7 @@ def _meanings(reasons: Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    # Markdown wants this line between the head of a table and its rows.
     lines = [head, ("---",) * len(head), *rows]
     # A bar in a cell would end it.
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
@@ -156,6 +158,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _shown(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
+    # As in the file, so that a reader can search for it.
     triple = json.dumps([row["head"], row["relation"], row["tail"]], ensure_ascii=False)
     said = zip(row["speakers"], row["dialogue"], strict=True)
     lines = [triple, "", row["narrative"], "", *(f"{name}: {words}" for name, words in said)]

@@ -72,14 +72,14 @@ def _ask(
     question: str,
     context: str,
     prompts: Prompts,
-    marks: list[str] | None = None,
+    marks: list[str],
 ) -> Stage[tuple[str, str]]:
     """Return the answer by log-probability, and that by pointwise mutual information.
 
     A reply without an answer is added to `marks`.
     """
     response = yield prompts.request(stage, record_id, question=question, context=context)
-    if response.fault and marks is not None:
+    if response.fault:
         marks.append(f"{stage}: {response.fault}")
     answer, given = plain_answer(response), log_probabilities(response)
     if given is None:

@@ -38,6 +38,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     )
     if isinstance(other, Rejected):
         return rejected_with(other, record)
+    # Kept even if no dialogue comes of it: the rejection shows whom the model named.
     record = dataclasses.replace(record, interlocutor=other)
     conversation = yield from dialogue.converse(
         record.id,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.calls import answer_text
-from data_pipeline.calls.requests import Stage
+from data_pipeline.calls.requests import Request, Stage
 from data_pipeline.co3 import commonsense, prompts
 from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
@@ -151,7 +151,7 @@ def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[
 def ask_moderation(record: Record) -> Stage[Record]:
     """Ask a moderation service for scores of narrative and conversation."""
     text = "\n".join((record.narrative, *record.dialogue))
-    response = yield prompts.moderation(record.id, text)
+    response = yield Request(record.id, "moderation", 0, text)
     return dataclasses.replace(record, scores=dict(response.scores or {}))
 
 

@@ -58,7 +58,7 @@ def narrate(
 
 def fault(text: str, literal: str) -> str:
     """Return why the published code would ask again, or ""."""
-    # At each ". ", so that the stop of "Mr. Lee" counts as an end too.
+    # At each ". ", as the published code: the stop of "Mr. Lee" counts as an end too.
     sentences = [texts.same(sentence) for sentence in text.split(". ")]
     if len(sentences) >= TOO_MANY_SENTENCES:
         return "four or more sentences"

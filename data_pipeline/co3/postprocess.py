@@ -22,7 +22,8 @@ from data_pipeline.calls.run import rejection
 from data_pipeline.co3 import filters, namebook, names, prompts, schema, texts
 from data_pipeline.co3.schema import Record
 
-# The filters by name, in the paper's order: a report counts rejections under these.
+# The filters by name, in the paper's order: a report counts rejections under these. In the paper
+# they drop 6.3, 5.7, 11.3, 5.6, 4.3, 1.0 and 1.7% of what reaches each.
 FILTERS = ("lexical", "turns", "speakers", "human", "canary", "moderation", "commonsense")
 
 
@@ -99,12 +100,9 @@ def result_of(record: Record, position: int) -> Result:
     row = schema.soda_row(record)
     origin = {"position": position, **schema.provenance(record)}
     lines = {"soda": row, "provenance": origin}
+    lines = {name: json.dumps(fields, ensure_ascii=False) for name, fields in lines.items()}
     # Both are made here, in a worker. Which is written shows only in the order of the input.
-    return Result(
-        {name: json.dumps(fields, ensure_ascii=False) for name, fields in lines.items()},
-        duplicate_key(record),
-        duplicate_lines(row, origin),
-    )
+    return Result(lines, duplicate_key(record), duplicate_lines(row, origin))
 
 
 def duplicate_lines(row: dict[str, Any], origin: dict[str, Any]) -> dict[str, str]:

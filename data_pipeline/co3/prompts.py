@@ -26,6 +26,7 @@ from typing import Any
 from data_pipeline.calls.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
+# ATOMIC-10X's relations about PersonX. Its seventh, HinderedBy, is not used by the paper.
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
 # The fields of each stage's prompt.
 _FIELDS = {
@@ -74,12 +75,6 @@ class Prompts:
             messages=tuple((m["role"], m["content"].format(**fields)) for m in entry["chat"]),
             sampling=self.samplings[entry["sampling"]],
         )
-
-
-def moderation(record_id: str, text: str) -> Request:
-    """Return the request for a moderation service's scores of a text."""
-    # The service takes the text alone: no messages, no sampling.
-    return Request(record_id=record_id, stage="moderation", attempt=0, prompt=text)
 
 
 def load(path: str | Path = DEFAULT) -> Prompts:

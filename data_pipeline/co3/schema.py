@@ -73,13 +73,7 @@ def soda_row(record: Record) -> dict[str, Any]:
 def provenance(record: Record) -> dict[str, Any]:
     """Return the fields of a record that SODA does not publish, for a line beside the row."""
     row = {name: getattr(record, name) for name in _PROVENANCE}
-    return row | {
-        "original_index": record.original_index,
-        "marks": list(record.marks),
-        "attempts": dict(record.attempts),
-        "human": dict(record.human),
-        "scores": dict(record.scores),
-    }
+    return row | {"original_index": record.original_index, "marks": list(record.marks)}
 
 
 def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> Record:

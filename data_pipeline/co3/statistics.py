@@ -65,6 +65,7 @@ class Statistics:
         self.relations[row["relation"]] += 1
         self.splits[row["split"]] += 1
         self.answers["head", row["head_answer"]] += 1
+        # Empty where the model was not asked, as in rows without commonsense.
         self.answers["relation-tail", row["relation_tail_answer"]] += 1
         # A set: a word counts once for each narrative, however often it is repeated.
         topical = {word for word in row["narrative"].split() if not word[:1].isupper()}
@@ -84,6 +85,7 @@ class Statistics:
 
     def table(self) -> dict[str, Any]:
         """Return the numbers of the report."""
+        # A corpus without a dialogue has shares and means of 0.
         count = max(self.dialogues, 1)
         total = sum(self.topics.values(), Counter())
         # By the word too, so that equally frequent ones have one order.
@@ -128,6 +130,7 @@ def keywords(
     here, everywhere = max(sum(counts.values()), 1), max(sum(total.values()), 1)
 
     def score(word: str) -> float:
+        # Frequency too, because the ratio alone puts the rarest words first.
         share = counts[word] / here
         return share * math.log(share / (total[word] / everywhere))
 

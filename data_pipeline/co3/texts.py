@@ -65,6 +65,7 @@ def is_announcement(line: str) -> bool:
 
 def is_preamble(line: str) -> bool:
     """Return whether a line stands before the answer: an announcement, or "Certainly!"."""
+    # "Certainly!" alone is left out here only: as a turn it is an answer.
     return is_announcement(line) or _AFFIRMATION.match(line.strip()) is not None
 
 
@@ -73,6 +74,7 @@ def paragraph(text: str) -> str:
     lines = [line.strip() for line in plain(text).split("\n")]
     while lines and (not lines[0] or is_preamble(lines[0])):
         lines.pop(0)
+    # After joining, because the announcement may stand on the story's own line.
     text = _OPENING.sub("", " ".join(line for line in lines if line))
     return unquoted(" ".join(text.split()))
 

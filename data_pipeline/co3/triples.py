@@ -83,10 +83,12 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
         yield triple
 
 
-def shard(triple: Triple, index: int, count: int) -> bool:
-    """Return whether the triple is in shard `index` (from 0) of `count`: each is in exactly one."""
-    # By the content, so that a reordered or extended file keeps its shards.
-    return int(triple.id, 16) % count == index
+def shard(row: Triple | Rejected, index: int, count: int) -> bool:
+    """Return whether the row is in shard `index` (from 0) of `count`: each is in exactly one."""
+    # By the content, so that a reordered or extended file keeps its shards. The id of a rejected
+    # row may be no hash ("line-5").
+    number = int(row.id, 16) if isinstance(row, Triple) else zlib.crc32(row.id.encode())
+    return number % count == index
 
 
 def sample(
@@ -202,6 +204,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
         return _reject(f"line-{index}", "not an object", str(row)[:500])
     fields = []
     for name in ("head", "relation", "tail"):
+        # ATOMIC-10X also calls the tail `inference`.
         value = row.get(name, row.get("inference") if name == "tail" else None)
         if not isinstance(value, str):
             return _reject(f"line-{index}", f"no text in field {name}", row)
@@ -290,7 +293,7 @@ class Source:
         The position counts the rows of all shards. The limit counts the usable triples of all
         shards. A sample is drawn from usable triples alone. Raises UserError.
         """
-        return (item for item in self._all(Counter()) if _of_shard(item[1], *self.shard))
+        return (item for item in self._all(Counter()) if shard(item[1], *self.shard))
 
     def _all(self, dropped: Counter) -> Iterator[tuple[int, Triple | Rejected]]:
         """Yield the rows of all shards; count in `dropped` the reasons of those before a sample."""
@@ -316,7 +319,7 @@ class Source:
         dropped: Counter = Counter()
         total, usable, found = 0, 0, Counter()
         for _, row in self._all(dropped):
-            total += _of_shard(row, *self.shard)
+            total += shard(row, *self.shard)
             if isinstance(row, Triple):
                 usable += 1
             else:
@@ -351,10 +354,3 @@ def lists_version(folder: Path = Path(__file__).parent) -> str:
     """Return a hash of the lists of words and names that decide every record."""
     digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
-
-
-def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
-    if isinstance(row, Triple):
-        return shard(row, index, count)
-    # The id of a rejected row is no hash, but it too belongs to exactly one shard.
-    return zlib.crc32(row.id.encode()) % count == index

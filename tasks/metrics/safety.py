@@ -98,6 +98,7 @@ def calibration(
         {
             "from": float(edges[m]),
             "to": float(edges[m + 1]),
+            # Plain numbers, because the report is written as JSON.
             "examples": int(examples[m]),
             "accuracy": _share(sums[0][m], examples[m]),
             "confidence": _share(sums[1][m], examples[m]),

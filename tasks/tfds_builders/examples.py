@@ -1,4 +1,4 @@
-"""Share the features of an example and the reading of a corpus between both builders."""
+"""Share everything but the corpus between both builders."""
 
 from __future__ import annotations
 
@@ -16,20 +16,6 @@ INSTRUCTIONS = """Put the corpus as published (JSON or Parquet files named by sp
 folder {name}/ of the manual directory, or name that folder itself as the manual directory."""
 
 
-def features() -> tfds.features.FeaturesDict:
-    """Return the features that `cosmo.tasks.seqio_tasks` reads: `Example`'s, and `is_training`."""
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "narrative": tfds.features.Text(),
-            "instruction": tfds.features.Text(),
-            "turns": tfds.features.Sequence(tfds.features.Text()),
-            "response": tfds.features.Text(),
-            "is_training": tfds.features.Scalar(np.int32),
-        }
-    )
-
-
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Build a corpus from its published files, with the readers that training from files uses.
 
@@ -44,10 +30,15 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     read: Callable[[Any, str], Iterator[Example]]
 
     def _info(self) -> tfds.core.DatasetInfo:
+        texts = ("id", "narrative", "instruction", "response")
+        features = {name: tfds.features.Text() for name in texts}
+        features["turns"] = tfds.features.Sequence(tfds.features.Text())
+        # `Example` has no split, but the parts of a training example alone are dropped at random.
+        features["is_training"] = tfds.features.Scalar(np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.description,
-            features=features(),
+            features=tfds.features.FeaturesDict(features),
             homepage=self.homepage,
         )
 

@@ -71,6 +71,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--tries", type=int, default=8, help="of a call (%(default)s)")
     group.add_argument("--moderation_url", help="a service with /moderations; none is asked else")
     group.add_argument("--moderation_model", default="omni-moderation-latest")
+    # A variable of its own, because the service may be another company's.
     group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group = made.add_argument_group("limits")
     group.add_argument(

@@ -339,11 +339,7 @@ async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, s
 
 
 def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
-    try:
-        reason = http.HTTPStatus(status).phrase
-    except ValueError:
-        reason = "Error"
-    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json"
+    head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json"
     head += f"\r\ncontent-length: {len(body)}"
     head += f"\r\nretry-after: {retry_after}" if retry_after is not None else ""
     return head.encode() + b"\r\n\r\n" + body
