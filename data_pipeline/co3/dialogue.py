@@ -1,9 +1,9 @@
 """Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
 
-As published: a conversation has six turns or more, and one that broke off is continued once. One
-with too few turns, or with more than one repeated utterance, is asked for again, up to twice. Then
-the longest is kept, and marked. Added here: a turn without its name is a fault too, and a turn that
-the token limit cut off is left out.
+As in the published code, a conversation has six turns or more, and one that broke off is continued
+once. One with too few turns is asked for again, up to `retries` times (there once). Then the
+longest is kept, and marked. Added here: a turn without its name, or more than one repeated
+utterance, is asked for again too. A turn that the token limit cut off is left out.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ _HUMAN, _NOT_HUMAN, _GROUP = (
 _UNREAL = frozenset(("imaginary", "robot", "stuffed", "toy", "ghost", "talking", "narrator"))
 _VARIABLE = re.compile(r"\bPerson ?[XYZ]\b(?!-)|\[(?:name|your name|person)\b", re.IGNORECASE)
 _INTERVENTION = "__needs_intervention__"
+# The paper's criteria, which drop about 1%. A service's names may be longer: "sexual/minors".
 MODERATED = ("violence", "hate", "sexual")
 
 
@@ -127,6 +128,7 @@ def moderation(record: Record, threshold: float = 0.5) -> str | None:
 
 def head_event(record: Record) -> str | None:
     """Drop narratives without the head (7). Unknown passes, as in the published rows."""
+    # 95% of the paper's conversations pass, and a Yes has a precision of 97% there.
     return "head is not in the narrative" if record.head_answer == "No" else None
 
 

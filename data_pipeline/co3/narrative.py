@@ -1,7 +1,8 @@
 """Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
 
 The model is asked again where the published code does so: four or more sentences, the literal
-sentence unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
+sentence unchanged, or a sentence twice. That code asks again once, this one `retries` times. After
+the last retry the shortest is kept, and marked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from data_pipeline.calls.requests import Rejected, Stage
 from data_pipeline.co3 import texts
 from data_pipeline.co3.prompts import Prompts
 
+# Long narratives drift away from the triple, so the prompt asks for two or three (appendix A.1).
 TOO_MANY_SENTENCES = 4
 
 

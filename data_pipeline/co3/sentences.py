@@ -88,10 +88,10 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     head, tail, tail_past = (
         _named(text, {"X": x, "Y": y, "Z": z}) for text in (head, tail, tail_past)
     )
-    fields = {"head": head, "tail": tail, "tail_past": tail_past, "x": x}
+    found = Sentence("", head, tail, tail_past, x, y, z)
     # The sodaverse has its sentence already.
-    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **fields)
-    return Sentence(literal=literal, head=head, tail=tail, tail_past=tail_past, x=x, y=y, z=z)
+    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **found.fields())
+    return dataclasses.replace(found, literal=literal)
 
 
 def clean(text: str) -> str:

@@ -127,6 +127,7 @@ def keywords(
 
     `without` are words that are common everywhere, left out as in table 3.
     """
+    # Never 0, because a relation may have no word that counts.
     here, everywhere = max(sum(counts.values()), 1), max(sum(total.values()), 1)
 
     def score(word: str) -> float:

