@@ -17,6 +17,7 @@ from data_pipeline.calls.requests import Response, Stage
 from data_pipeline.co3 import texts
 from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.schema import Record
+from data_pipeline.co3.turns import Turns
 
 if TYPE_CHECKING:  # post-processing needs no English inflection
     from data_pipeline.co3.sentences import Sentence
@@ -46,9 +47,7 @@ def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]
 
     A reply without an answer leaves it empty, and is a mark.
     """
-    conversation = "\n".join(
-        f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
-    )
+    conversation = Turns(record.speakers, record.dialogue).text()
     relation = prompts.question(record.relation, **sentence.fields())
     head = prompts.head_question(sentence.head)
     marks = list(record.marks)

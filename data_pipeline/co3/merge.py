@@ -23,7 +23,8 @@ _ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # reports of older ve
 
 def check(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the settings of the merged run. Raises UserError if shards do not fit together."""
-    abouts = []
+    first: dict[str, Any] = {}
+    shards: dict[str, Path] = {}
     for folder in folders:
         missing = [n for n in ("run.json", "soda.jsonl") if not (folder / n).exists()]
         if missing:
@@ -32,20 +33,19 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
             raise UserError(
                 f"a run in {folder} has not ended, so its files are of an earlier run: let it end"
             )
-        abouts.append(json.loads((folder / "run.json").read_text()))
-    shards: dict[str, Path] = {}
-    for folder, about in zip(folders, abouts, strict=True):
+        about = json.loads((folder / "run.json").read_text())
         # Shards of one run differ in this setting alone, and in the server's address.
         shard = about.pop("shard")
         if shard in shards:
             raise UserError(f"{shards[shard]} and {folder} are both shard {shard}")
         shards[shard] = folder
+        first = first or about
         for name, value in about.items():
             # Several servers may serve one model.
-            if name != "base_url" and value != abouts[0].get(name):
+            if name != "base_url" and value != first.get(name):
                 raise UserError(
                     f"{folder} was made with {name}={value}, {folders[0]} with "
-                    f"{abouts[0].get(name)}: they are not shards of one run"
+                    f"{first.get(name)}: they are not shards of one run"
                 )
     counts = {shard.split("/")[1] for shard in shards}
     if len(counts) > 1:
@@ -54,7 +54,7 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
     gone = [f"{i}/{count}" for i in range(count) if f"{i}/{count}" not in shards]
     if gone:
         raise UserError(f"missing of the shards: {', '.join(gone)}")
-    return abouts[0]
+    return first
 
 
 def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
