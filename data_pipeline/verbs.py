@@ -15,7 +15,7 @@ def _verb(name: str, text: str, **further) -> Verb:
 
 
 VERBS = {
-    # What follows a lone -- are options of Apache Beam.
+    # The rest, after a lone --, goes to Apache Beam.
     name: _verb(name, text, takes_rest=name == "postprocess")
     for name, text in {
         "co3": "triples to SODA: ask a language model, filter, write records",

@@ -13,8 +13,8 @@ Delphi was trained on have `inputs` and `targets`.
 
 The Norm Bank's datasheet is the source of the columns, and of splits as file prefixes. The relative
 task is given out on request only. Delphi's published code is the source of the tasks' names and of
-the texts: `[moral_single]: ` or `[moral_pair]: ` before an input, and
-`[class]1[/class] [text]It's good[/text]` as the target. None of the corpora was at hand. The
+the texts. An input begins with `[moral_single]: ` or `[moral_pair]: `, and a target is
+`[class]1[/class] [text]It's good[/text]`. None of the corpora was at hand. The
 readers were tested on files written after these descriptions.
 """
 

@@ -1,8 +1,8 @@
 """Make Canary's texts: safety labels from votes, targets and contexts. Pure Python.
 
 Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1. Canary reads the dialogue so far. It
-writes the label of the latest utterance, then the rules of thumb (RoTs) that apply:
-`__needs_caution__ It is wrong to call 911 just for fun.`
+writes the label of the latest utterance, then the rules of thumb (RoTs) that apply, for example
+`__needs_caution__ It is wrong to call 911.`
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ TFDS_VERSION = "1.0.0"
 _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 
 # Examples given from Python to TensorFlow at once, because each such call is slow. On 2 cores
-# live SeqIO reads 2,600 examples/s, and the recipes for TPU slices need about 800.
+# SeqIO reads 2,600 examples/s, and the recipes for TPU slices need about 800.
 _CHUNK_EXAMPLES = 64
 _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that call
 # TensorFlow rewrites mapped functions so that Python's `if` and `for` work on tensors. Those here

@@ -158,12 +158,9 @@ def _as_tags(fenced: re.Match[str]) -> str:
 
 def _first_section(text: str) -> str:
     """Return the text before the heading of another section, or after a heading at its start."""
-    for heading in _HEADING.finditer(text):
-        if text[: heading.start()].strip():
-            return text[: heading.start()]
+    while (heading := _HEADING.search(text)) and not text[: heading.start()].strip():
         text = text[heading.end() :]
-        return _first_section(text)
-    return text
+    return text[: heading.start()] if heading else text
 
 
 def _meaning(mark: re.Match[str]) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
 
 The model is asked again where the published code does so: four or more sentences, the literal
-sentence unchanged, or a sentence twice. That code asks again once, this one `retries` times. After
+sentence unchanged, or a sentence twice. It does so once, this module `retries` times. After
 the last retry the shortest is kept, and marked.
 """
 
