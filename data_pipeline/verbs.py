@@ -15,6 +15,7 @@ def _verb(name: str, text: str, **further) -> Verb:
 
 
 VERBS = {
+    # The rest, after a lone --, goes to Apache Beam.
     name: _verb(name, text, takes_rest=name == "postprocess")
     for name, text in {
         "co3": "triples to SODA: ask a language model, filter, write records",
@@ -29,6 +30,7 @@ PROGRAM = Program(
     description="Make corpora of dialogues from a language model.",
     verbs=VERBS,
     loggers=("data_pipeline", "cosmo", "tasks"),
+    # Calls need no accelerator.
     uses_jax=False,
     epilog="""
 

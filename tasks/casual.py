@@ -24,7 +24,6 @@ from cosmo.tasks.safety import LabelStyle, label_text
 _log = logging.getLogger(__name__)
 
 END = "__eou__"
-_EMPATHETIC_HEADER = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
 # selfeval and tags too; validation and test have candidates after them.
 _EMPATHETIC_FIELD_COUNTS = (8, 9)
 # Column: (its pattern, the same in words).
@@ -39,6 +38,9 @@ _EMPATHETIC_KINDS = {
     # No ratings: these would be of a row that was cut at a comma before them.
     "tags": (re.compile(r"(?![0-9_]+\|).*", re.DOTALL), "tags"),
 }
+# Up to the last column that is read.
+_EMPATHETIC_HEADER = list(_EMPATHETIC_KINDS)[:6]
+# The first two utterances: `dialog` begins after them.
 _OPENERS = ("free_turker_utterance", "guided_turker_utterance")
 
 
@@ -110,6 +112,7 @@ def dailydialog_files(path: Any, split: str) -> list[Any]:
         place = resolve(path)
         if place.is_dir():
             for name in split_names(split):
+                # The published archive has a folder for each split, and copies have none.
                 for folder in (place, place / name):
                     if (folder / f"dialogues_{name}.txt").exists():
                         return [folder / f"dialogues_{name}.txt"]
@@ -150,6 +153,7 @@ def _dialogues(
                     unusable += 1
                 else:
                     yield CasualDialogue(f"{name}-{split}-{count}", tuple(map(clean, turns)))
+                # Unusable ones count too, so that no id depends on them.
                 count += 1
         if unusable:
             _log.warning(
@@ -179,6 +183,7 @@ def dailydialog_turns(line: str, place: Place) -> tuple[str, ...]:
 
 def _empathetic(file: Any) -> Iterator[tuple[str, ...] | None]:
     parsed = (empathetic_utterance(fields, place) for place, fields in empathetic_rows(file))
+    # Consecutive rows alone, so that one dialogue at a time is in memory.
     for _, rows in itertools.groupby(parsed, key=lambda row: row[0]):
         _, numbers, turns = zip(*rows, strict=True)
         yield turns if numbers == tuple(range(1, len(turns) + 1)) else None
@@ -215,6 +220,7 @@ def _empathetic_fault(fields: Sequence[str]) -> tuple[str, str, str] | None:
     if len(fields) not in _EMPATHETIC_FIELD_COUNTS:
         return "a row with a wrong number of fields", str(len(fields)), "8, or 9 with candidates"
     # All columns count, because a row that was cut at a comma shows only in those after the cut.
+    # Not strict, because the ninth field (candidates) has no kind.
     for (name, (pattern, rule)), value in zip(_EMPATHETIC_KINDS.items(), fields, strict=False):
         if not pattern.fullmatch(value.strip()):
             problem = f"is not {rule}" if value.strip() else "is empty"

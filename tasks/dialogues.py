@@ -20,6 +20,7 @@ class Place:
     def error(self, problem: str, got: str, expected: str) -> DataError:
         """Return the DataError for this place."""
         problem = f"{self.inside}: {problem}" if self.inside else problem
+        # One remedy for all, because only the user knows which of both is right.
         remedy = "Correct or remove the record."
         return DataError.at(
             self.file, self.line, problem, got=got, expected=expected, remedy=remedy
@@ -49,6 +50,7 @@ class ProsocialTurn:
     response: str
     rots: tuple[str, ...]
     safety_label: str
+    # Checked where labels are used, because Cosmo reads the same rows without them.
     votes: tuple[str, ...] | None = None
     # Not compared, because the same row in another file is the same exchange.
     place: Place | None = field(default=None, compare=False, repr=False)

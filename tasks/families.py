@@ -55,7 +55,9 @@ MIXTURES: dict[str, dict[str, float]] = {
 }
 # Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
+# A norm has one right text, so diversity and length measure nothing.
 _TEXT = (metrics.f1, metrics.bleu4)
+# The target is a label alone.
 _LABEL = (metrics.label_accuracy,)
 
 # Family: task -> the metrics of its texts.
@@ -130,6 +132,7 @@ def canary_file_examples(
     skipped, first = 0, ""
     for dialogue in read_prosocial(path, split):
         yield from canary_examples(dialogue, kind, style, strict=missing_rots == "error")
+        # The other kinds need no rules of thumb, or give no example without them.
         for turn in dialogue.turns if kind == "prosocial" else ():
             if lacks_rots(turn):
                 skipped += 1
@@ -177,6 +180,7 @@ class CanaryData:
 
     def __post_init__(self) -> None:
         for name, known in (("label_style", STYLES), ("missing_rots", MISSING_ROTS)):
+            # Now, because a wrong word would else show only at the first record that needs it.
             value = getattr(self, name)
             if value not in known:
                 raise DataError(f"{name}={value!r}: expected one of {known}", setting=name.upper())
@@ -246,7 +250,10 @@ def _by_files(
 def _by_column(read: Callable[..., Iterator[Example]], path: Any) -> Corpus:
     """Return a corpus whose records name their splits."""
     return Corpus(
-        functools.partial(read, path), lambda split: all_files(path, split, TABLES), lambda: SPLITS
+        # Which splits there are is known from the records alone, so all are assumed.
+        functools.partial(read, path),
+        lambda split: all_files(path, split, TABLES),
+        lambda: SPLITS,
     )
 
 
@@ -259,9 +266,11 @@ def mixtures_for(
     of other tasks, below 0, or all 0.
     """
     mixtures = {key: dict(rates) for key, rates in MIXTURES.items() if key in names}
+    # A task alone takes rates too, so that one set of settings serves it and its mixture.
     for key, rates in mixtures.items():
         if given and (name == key or name in rates):
             mixed = {**rates, **given}
+            # A misspelt task would else train at its usual rate, without a sign of it.
             if set(mixed) != set(rates) or min(mixed.values()) < 0 or not sum(mixed.values()):
                 raise DataError(
                     f"rates={mixed}: expected numbers from 0, not all 0, for {sorted(rates)}",

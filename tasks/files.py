@@ -38,6 +38,7 @@ def resolve(path: Any) -> Any:
     that is in neither place comes back relative to the working directory.
     """
     place = files.resolve(path)
+    # A remote path has no working directory, and a look at it costs a request.
     if "://" in str(place):
         return place
     place = place.expanduser()
@@ -57,6 +58,7 @@ def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -
     `valid`, `val` and `dev` are other names for `validation`. Raises DataError if there is no file.
     """
     found, shared = _find(path, split, endings)
+    # Reading the training file for training is what the user meant.
     if shared and split != "train" and (str(path), split) not in _warned:
         _warned.add((str(path), split))
         _log.warning("%s serves every split: split %r reads the same records", path, split)
@@ -111,6 +113,7 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
                 remedy="Add the split's path, or ask for another split.",
             )
         return _all(given[0], split, endings), False
+    # An empty setting of gin is "", an unset one None.
     if path is None or not str(path):
         raise DataError.at(
             "data path",
@@ -130,6 +133,7 @@ def _find(path: Any, split: str, endings: tuple[str, ...]) -> tuple[list[Any], b
         raise _nothing(path, split, endings, str(tried))
     place = resolve(path)
     if place.is_dir():
+        # A folder of the split first: it may hold files that do not name their split.
         for name in names:
             if (place / name).is_dir() and (inside := _data_files(place / name, endings)):
                 return _one_format(inside, path, endings), False
@@ -177,6 +181,7 @@ def _named(found: list[Any], names: tuple[str, ...]) -> list[Any]:
 def _data_files(folder: Any, endings: tuple[str, ...]) -> list[Any]:
     # Sorted, because the ids of examples count records in the order of files' names.
     found = (child for child in folder.iterdir() if _data_name(endings).match(child.name))
+    # Hidden files are partial downloads and macOS's copies (._train.jsonl).
     found = (f for f in found if not f.name.startswith(".") and f.name not in _ABOUT_DATA)
     return sorted(found, key=lambda f: f.name)
 
@@ -228,6 +233,7 @@ def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str = "") -
     """Return the error for a path without files of `split`."""
     place = resolve(path)
     if not found and place.is_dir():
+        # The names show whether the folder is the wrong one, or its files are named otherwise.
         names = sorted(child.name for child in place.iterdir())[:MAX_NAMES_SHOWN]
         found = f"the folder {place} with {names or 'nothing in it'}"
     elif not found and _is_glob(path):

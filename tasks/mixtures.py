@@ -87,14 +87,15 @@ def use(
     corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary)
     for_canary = name in families.CANARY_NAMES
 
-    # Imported here, because it loads TensorFlow, which chat and export never need.
+    # Imported here, because it loads SeqIO and TensorFlow (20 to 27 s the first time on 2 cores),
+    # which chat and export never need.
     from cosmo.tasks import seqio_tasks
 
     seqio_tasks.register(
         sources={
             task: seqio_tasks.tfds_source(task, tfds_data_dir)
             if source == "tfds"
-            else seqio_tasks.file_source(corpus)
+            else seqio_tasks.FilesSource(corpus)
             for task, corpus in corpora.items()
         },
         mixtures=mixtures,
@@ -168,6 +169,7 @@ def _checked(
 
     `others` are the settings of `use` that any value serves.
     """
+    # A probability that is out of range, or NaN, would drop all or nothing without a sign.
     for key, value in (
         ("narrative_dropout", narrative_dropout),
         ("instruction_dropout", instruction_dropout),
@@ -192,8 +194,10 @@ def _checked(
             setting="mixtures.use.source",
         )
     names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
+    # The whole family's, because `use` registers all of it.
     mixtures = families.mixtures_for(name, rates, names)
     if for_canary:
+        # Now, because a vocabulary without the labels' pieces would show only in trained answers.
         check_labels(load(vocabulary_path), canary.label_style)
         corpora = families.canary_corpora(prosocial_path, canary)
     else:

@@ -12,9 +12,9 @@ task they have `action_1`, `action_2` and `targets` (1 or 2, the better one). Th
 Delphi was trained on have `inputs` and `targets`.
 
 The Norm Bank's datasheet is the source of the columns, and of splits as file prefixes. The relative
-task is given out on request only. Delphi's published code is the source of the tasks' names, of
-`[moral_single]: ` and `[moral_pair]: ` before an input, and of
-`[class]1[/class] [text]It's good[/text]` as the target. None of the corpora was at hand: the
+task is given out on request only. Delphi's published code is the source of the tasks' names and of
+the texts. An input begins with `[moral_single]: ` or `[moral_pair]: `, and a target is
+`[class]1[/class] [text]It's good[/text]`. None of the corpora was at hand. The
 readers were tested on files written after these descriptions.
 """
 
@@ -95,6 +95,7 @@ def norm_bank_examples(path: Any, task: str, split: str = "train") -> Iterator[E
     count = 0
     for file in norm_bank_files(path, task, split):
         with naming_other_corpus(file, *recognize.NORM_BANK):
+            # Columns are checked row by row, because the two forms have different ones.
             for place, row in read_table(file, "\t"):
                 inputs, target = _judgement(row, task, place)
                 yield Example(f"norm_bank-{task}-{split}-{count}", "", "", (inputs,), target)
@@ -113,6 +114,7 @@ def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
         if task in path:
             return files_for_split(path[task], split, TABLES)
     elif path and resolve(path).is_dir():
+        # The datasheet and Delphi's code have names of their own for a task.
         for name in NORM_BANK[task]:
             folder = resolve(path) / name
             if folder.is_dir():
@@ -135,8 +137,11 @@ def norm_bank_files(path: Any, task: str, split: str) -> list[Any]:
 
 def _judgement(row: Mapping[str, str], task: str, place: Place) -> tuple[str, str]:
     """Return (input text, target text) of a Norm Bank row in either form; raise DataError."""
+    # Both, because the relative task's released table has `targets` too.
     if "inputs" in row and "targets" in row:
+        # Delphi's texts begin so, and its checkpoints expect it.
         prefix = "[moral_pair]: " if task == "relative" else "[moral_single]: "
+        # Delphi's tables may have the prefix already.
         inputs = _TAG.sub(r"[\1]", _text(row, "inputs", place)).removeprefix(prefix.strip())
         return prefix + inputs.strip(), _TAG.sub(r"[\1]", _text(row, "targets", place))
     if task == "relative":

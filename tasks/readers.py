@@ -32,12 +32,14 @@ _PROSOCIAL_COLUMNS = (
     *("context", "response", "rots", "safety_label", "safety_annotations"),
     *("dialogue_id", "response_id", "episode_done"),
 )
+# Absent in extracts of the corpus that leave out what a dialogue model does not read.
 _SODA_OPTIONAL = {
     **dict.fromkeys(
         ("head", "relation", "tail", "literal", "PersonX", "PersonY", "PersonZ", "split"), str
     ),
     "original_index": int,
 }
+# Published in both forms, but no example is made from them.
 _PROSOCIAL_OPTIONAL = {
     "safety_annotation_reasons": list,
     "source": str,
@@ -85,9 +87,11 @@ def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogu
     for group in group_by_dialogue(_prosocial_rows(files), operator.itemgetter(0)):
         positions = [position for position, _ in group]
         turns = tuple(turn for _, turns in group for turn in turns)
+        # A whole dialogue of the direct download has no numbers.
         if positions == [None] or [p.response_id for p in positions] == [*range(len(positions))]:
             yield ProsocialDialogue(f"prosocial-{split}-{count}", turns)
         else:
+            # The file in which it begins, because shards cut dialogues.
             incomplete[turns[0].place.file] += 1
         count += 1
     for file, number in incomplete.items():
@@ -133,6 +137,7 @@ def group_by_dialogue(
 def soda_dialogue(row: Any, place: Place, id: str) -> SodaDialogue:
     """Return `row` as a SodaDialogue; raise DataError if it is none."""
     row = _mapping(row, place)
+    # It may be empty: the input then begins with the instruction.
     narrative = _field(row, "narrative", str, place)
     dialogue = _texts(row, "dialogue", place)
     speakers = _texts(row, "speakers", place)
@@ -167,6 +172,7 @@ def prosocial_turn(row: Any, place: Place) -> ProsocialTurn:
     return ProsocialTurn(
         context=_text(row, "context", place),
         response=_text(row, "response", place),
+        # An empty rule of thumb is none.
         rots=tuple(rot for rot in rots if rot),
         safety_label=label,
         votes=votes,
@@ -184,6 +190,7 @@ def direct_download_turn(row: Any, place: Place) -> ProsocialTurn:
     if len(labels) != 1:
         raise place.error("field 'labels' has a wrong length", str(len(labels)), "one response")
     text = _text(row, "text", place)
+    # As a row of the hub, so that one check serves both forms.
     return prosocial_turn({**row, "context": text, "response": labels[0]}, place)
 
 
@@ -192,6 +199,7 @@ def row_position(row: Any, place: Place) -> Position:
     row = _mapping(row, place)
     dialogue_id = _field(row, "dialogue_id", int, place)
     response_id = _field(row, "response_id", int, place)
+    # A copy without this field is cut where the response's number does not rise.
     return Position(dialogue_id, response_id, bool(row.get("episode_done")))
 
 
@@ -212,6 +220,7 @@ def _direct_download_turns(rows: list[Any], place: Place) -> list[ProsocialTurn]
     if not rows:
         raise place.error("a dialogue is empty", "no rows", "at least one")
     return [
+        # A line holds the whole dialogue, so the row's number is needed too.
         direct_download_turn(row, Place(place.file, place.line, f"{place.inside}, row {number}"))
         for number, row in enumerate(rows, start=1)
     ]

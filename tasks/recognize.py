@@ -50,8 +50,8 @@ _FIELDS = (
 def looks_like(file: Any) -> str | None:
     """Return the name of the corpus that `file` (a path) seems to hold, None if it is unknown.
 
-    The names of fields in the first 64 KiB decide, or the marks of DailyDialog and PersonaChat. Of
-    a Parquet or Arrow file it is the columns. A file that cannot be read is unknown.
+    The names of fields in the first 64 KiB decide, or the marks of DailyDialog and PersonaChat. For
+    a Parquet or Arrow file the columns decide. A file that cannot be read is unknown.
     """
     place = resolve(file)
     try:
@@ -67,9 +67,12 @@ def looks_like(file: Any) -> str | None:
     first_line = start.partition("\n")[0]
     if "__eou__" in first_line:
         return "DailyDialog"
+    # PersonaChat numbers the lines of each dialogue from 1.
     if re.match(r"1 (your persona: |partner's persona: |[^\t\n]+\t)", first_line):
         return "PersonaChat"
+    # csv writers may quote the names.
     header = set(re.split(r"[,\t]", first_line.replace('"', "").strip()))
+    # "turns" marks JSON records alone, and is a common word.
     return _of_fields(header) if "turns" not in header else None
 
 
@@ -98,4 +101,5 @@ def _of_fields(fields: set[str]) -> str | None:
 
 def _head(file: Any) -> str:
     with files.opened(file) as stream:
+        # Errors are ignored, because the cut may fall inside a character.
         return stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")

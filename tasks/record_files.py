@@ -46,6 +46,7 @@ def is_columnar(file: Any) -> bool:
     if file.name.lower().endswith((".parquet", ".arrow")):
         return True
     with readable(file), files.opened(file, text=False) as stream:
+        # The longest of the three marks decides how much is read.
         return stream.read(len(files.ARROW_FILE)).startswith(COLUMNAR)
 
 
@@ -106,6 +107,7 @@ def read_separated(
         if raw_fits and used and all(fits(_raw(one, delimiter), width) for _, one in used):
             parsed = None
         if parsed is None or (raw_fits and not fits(parsed, width)):
+            # These lines are rows of their own, and have to be read again.
             lines.push(used)
             parsed = raw
         yield place, parsed
@@ -167,6 +169,7 @@ def _json_rows(file: Any) -> Iterator[tuple[Place, Any]]:
         # The content decides, because a .json file may hold a list (ProsocialDialog's direct
         # download) or lines (its hub files).
         if line.lstrip().startswith("["):
+            # All in memory, because a list may be one line of the whole file.
             yield from _json_list(file, number, line + "".join(text for _, text in numbered))
             return
         place = Place(str(file), number)
@@ -192,6 +195,7 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
 
     def wrong(problem: str, position: int, expected: str) -> DataError:
         got = shown(text[position : position + 40]) if text[position:] else "the end of file"
+        # Counted from the last element, because counting from the start would take quadratic time.
         at = line + text.count("\n", counted, position)
         return Place(str(file), at).error(problem, got, expected)
 
@@ -213,6 +217,7 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
             raise wrong(problem, position, "valid JSON") from None
         yield Place(str(file), line, f"dialogue {number}"), value
         position = skip_space(end)
+    # Two lists in one file are a sign of files that were joined.
     if text[skip_space(position + 1) :]:
         raise wrong("text after the JSON list", counted, "the end of file")
 
@@ -246,6 +251,7 @@ def readable(file: Any, line: Callable[[], int] | None = None) -> Iterator[None]
     try:
         yield
     except files.CORRUPT as error:
+        # bz2 and zstd raise OSError without a number for damaged data.
         refused = isinstance(error, OSError) and error.errno is not None
         raise DataError.at(
             file,
@@ -264,12 +270,14 @@ def _columnar_rows(file: Any, columns: Sequence[str] | None) -> Iterator[tuple[P
         try:
             blocks = open_columnar(file, stream)
             kind = blocks.kind
+            # pyarrow refuses a column that is missing. The reader's own error names the field.
             names = [name for name in blocks.names if columns is None or name in columns]
             for block in range(len(blocks.sizes)):
                 for row in blocks.rows(block, names):
                     number += 1
                     yield Place(str(file), number, f"row of a {kind} file"), row
         except DAMAGED as error:
+            # A DataError is a ValueError, so DAMAGED would catch it.
             if isinstance(error, UserError):
                 raise
             raise DataError.at(
@@ -344,6 +352,7 @@ def open_columnar(file: Any, stream: Any) -> Columnar:
         )
     if head.startswith(files.ARROW_STREAM):
         reader = pa.ipc.open_stream(source)
+        # A stream has no index of its blocks.
         batches = list(reader)
     else:
         reader = pa.ipc.open_file(source)

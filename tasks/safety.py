@@ -1,8 +1,8 @@
 """Make Canary's texts: safety labels from votes, targets and contexts. Pure Python.
 
 Kim et al. 2022 ("ProsocialDialog"), sections 3.3 and 4.1. Canary reads the dialogue so far. It
-writes the label of the latest utterance, then the rules of thumb (RoTs) that apply:
-`__needs_caution__ It is wrong to call 911 just for fun.`
+writes the label of the latest utterance, then the rules of thumb (RoTs) that apply, for example
+`__needs_caution__ It is wrong to call 911.`
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cosmo.tasks.dialogues import ProsocialDialogue, ProsocialTurn
 from cosmo.tasks.formatting import Example, Separators, cosmo_input
 
 VOTES = ("casual", "needs caution", "needs intervention")
+# In the order of severity: `aggregate` counts into it, and SENTINELS are numbered by it.
 LABELS = (
     "__casual__",
     "__possibly_needs_caution__",
@@ -32,7 +33,7 @@ Kind = Literal["prosocial", "safety", "rot"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # One piece of T5's vocabulary (`▁//`) that decodes back. The published Canary put newlines between
-# utterances, which T5's vocabulary does not have: they would all read as unknown.
+# utterances. T5's vocabulary reads a newline as a space, so that no turn's end was left.
 TURN_SEPARATOR = " // "
 SEPARATORS = Separators(turn=TURN_SEPARATOR)
 
@@ -173,6 +174,7 @@ def canary_examples(
         # packing are one code for both.
         if response:
             yield Example(f"{dialogue.id}-{index}", "", "", turns, response)
+        # Context of the next exchange. It is the guiding speaker's, so it is never judged.
         turns += (turn.response,)
 
 

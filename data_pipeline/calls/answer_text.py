@@ -27,6 +27,7 @@ _REASONING, _WRAPPERS, _ENDS, _HEADERS, _HEADER_ENDS, _ANSWERERS, _OTHERS, _PLAI
         *("answerers", "others", "plain"),
     )
 )
+# Reserve pieces of T5, Gemma and Llama 3, and SentencePiece's bytes (<0x0A>).
 _NUMBERED = re.compile(r"(?:extra_id_|unused|reserved_special_token_)\d+|0x[0-9a-f]{2}")
 # One mark: <...> in any of its brackets, [...] in capitals, <<SYS>>.
 _MARK = re.compile(
@@ -91,6 +92,7 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )
 _CLOSING_TAG = re.compile(r"</[A-Za-z][\w:-]*\s*>")
+# Most answers have none of these characters, and one search is faster than all the patterns.
 _HINTS = re.compile("[<\\[`~#\uff1c\u25c1&]|[({]/")
 
 
@@ -101,8 +103,10 @@ def separated(text: str, finish_reason: str = "stop") -> tuple[str, str, bool]:
     if _HINTS.search(text):
         text, reasoned, fault = _sorted(text)
         if fault:
+            # The token limit cut the reasoning: the remedy is more tokens, not another try.
             return "", USED_UP if finish_reason == "length" and fault == ALONE else fault, True
     cut = USED_UP if finish_reason == "length" else MIXED
+    # The last mark counts, because the reasoning before it may contain the word too.
     *_, last = (None, *_BARE_FINAL.finditer(text))
     if last:
         text, reasoned = text[last.end() :], True
@@ -124,6 +128,7 @@ def separated(text: str, finish_reason: str = "stop") -> tuple[str, str, bool]:
     if _PLAIN_REASONING.match(text):
         # No mark shows where it ends.
         return "", cut, True
+    # One spelling of each accented letter, so that the stages can compare texts.
     return unicodedata.normalize("NFC", text), "", reasoned
 
 
@@ -153,12 +158,9 @@ def _as_tags(fenced: re.Match[str]) -> str:
 
 def _first_section(text: str) -> str:
     """Return the text before the heading of another section, or after a heading at its start."""
-    for heading in _HEADING.finditer(text):
-        if text[: heading.start()].strip():
-            return text[: heading.start()]
+    while (heading := _HEADING.search(text)) and not text[: heading.start()].strip():
         text = text[heading.end() :]
-        return _first_section(text)
-    return text
+    return text[: heading.start()] if heading else text
 
 
 def _meaning(mark: re.Match[str]) -> tuple[str, str]:

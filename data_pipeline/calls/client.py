@@ -197,7 +197,7 @@ def _number(value: Any) -> float:
 
 
 def _count(value: Any) -> int:
-    """Return a number of tokens, or 0 for what is none. `limits.used` bounds it."""
+    """Return a number of tokens, or 0 for what is none. `limits.used_tokens` bounds it."""
     number = _number(value)
     return int(number) if math.isfinite(number) and number > 0 else 0
 

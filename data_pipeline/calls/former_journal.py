@@ -63,8 +63,10 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _body(data: bytes, place: int) -> bytes | None:
     """Return the compressed entry of the frame at `place`, or None if no whole one is there."""
+    # A kill may have cut the last frame.
     if len(data) < place + _HEADER.size:
         return None
     _, length, checksum = _HEADER.unpack_from(data, place)
+    # The magic number may occur inside an entry too, so length and checksum decide.
     body = data[place + _HEADER.size : place + _HEADER.size + length]
     return body if len(body) == length and zlib.crc32(body) == checksum else None

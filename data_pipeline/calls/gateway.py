@@ -115,7 +115,7 @@ class Gateway:
                     self.limits.concurrency.answered()
                 elif reply.status in OVERLOADED_STATUS:
                     self.limits.concurrency.overloaded(call.number)
-                response, reason = _judge(reply, form)
+                response, reason, fault = _judge(reply, form)
                 if response is not None:
                     tokens_in, tokens_out, ours = used_tokens(charged, response)
                     call.prompt_tokens, call.completion_tokens = tokens_in, tokens_out
@@ -128,7 +128,7 @@ class Gateway:
                     call.prompt_tokens = call.completion_tokens = 0
                     entry = None
                 self.journal.end(number, entry)
-            self._check_readable(reply, response, charged, server)
+            self._check_readable(reply, response, fault, charged, server)
             if response is not None:
                 self._failed_in_a_row = 0
                 self.stages[request.stage] += 1
@@ -136,6 +136,7 @@ class Gateway:
                 return response
             self._failed_in_a_row += reason in ("no answer", "server error")
             self._check_final(reply, server)
+            # The same request would be refused again.
             if reason == "refused":
                 break
             self.counts[f"retried: {reason}"] += 1
@@ -144,6 +145,7 @@ class Gateway:
         if not reply.billed:
             note = f"{reason} ({reply.status})"
             self.journal.append(_entry(key, request, "failure", reply.text, Call(), note))
+        # All calls in flight fail together in one outage, so the bound grows with their number.
         if self._failed_in_a_row >= max(MAX_FAILED_IN_A_ROW, 2 * self.limits.allowance.concurrency):
             raise UserError(
                 f"{server.address} answers no call: {self._failed_in_a_row} in a row failed "
@@ -173,7 +175,7 @@ class Gateway:
         return "tokens estimated"
 
     def _check_readable(
-        self, reply: Reply, response: Response | None, request: Request, server: Server
+        self, reply: Reply, response: Response | None, fault: str, request: Request, server: Server
     ) -> None:
         """Raise UserError if a stage got many paid replies in a row, and no answer in them."""
         if reply.status != 200:
@@ -189,8 +191,8 @@ class Gateway:
         end = "All answers are kept: give the same command again after that"
         if response is None:
             raise UserError(
-                f"{where} cannot be read ({_fault(reply, server.form)}), the last is "
-                f"{_short(reply)!r}. Correct the address or the server. {end}"
+                f"{where} cannot be read ({fault}), the last is {_short(reply)!r}. Correct the "
+                f"address or the server. {end}"
             )
         # A stop sequence may end the reasoning: "stop" goes, as null takes a field away.
         room = {"max_tokens": 4096} | ({"stop": None} if request.sampling.stop else {})
@@ -219,29 +221,16 @@ class Gateway:
             await self.limits.sleep(wait)
 
 
-def _judge(reply: Reply, form: str) -> tuple[Response | None, str]:
-    """Return the response of a reply and "", or None and what is wrong with the reply."""
-    if reply.status == 0:
-        return None, "no answer"
-    if reply.status == 429:
-        return None, "too many requests"
-    if reply.status >= 500:
-        return None, "server error"
-    if reply.status != 200:
-        return None, "refused" if clients.is_refused(reply) else "server error"
-    try:
-        return clients.parse_answer(reply.text, form), ""
-    except AnswerError:
-        return None, "broken answer"
-
-
-def _fault(reply: Reply, form: str) -> str:
-    """Return why a reply cannot be read."""
-    try:
-        clients.parse_answer(reply.text, form)
-    except AnswerError as error:
-        return str(error)
-    return ""
+def _judge(reply: Reply, form: str) -> tuple[Response | None, str, str]:
+    """Return (response, "", ""), or (None, what is wrong with the reply, why it is unreadable)."""
+    if reply.status == 200:
+        try:
+            return clients.parse_answer(reply.text, form), "", ""
+        except AnswerError as error:
+            return None, "broken answer", str(error)
+    if reply.status in (0, 429):
+        return None, "no answer" if reply.status == 0 else "too many requests", ""
+    return None, "refused" if clients.is_refused(reply) else "server error", ""
 
 
 def _entry(key: str, request: Request, kind: str, raw: str, call: Call, reason: str = "") -> Entry:

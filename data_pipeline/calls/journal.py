@@ -1,8 +1,8 @@
 """Keep every answer that was paid for, in one SQLite table, before anything uses it.
 
 `journal/calls.sqlite` has one row a call: answers, and failures that may have been billed. A row is
-committed as soon as its answer arrives, so a killed process loses none. It is there from the moment
-that the call is sent, with the most that it may cost, so a call that a kill broke off is charged.
+committed when the call is sent, with the most that it may cost: a call that a kill breaks off is
+charged. It is replaced as soon as the answer arrives, so a killed process loses no answer.
 """
 
 from __future__ import annotations

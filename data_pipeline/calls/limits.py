@@ -124,7 +124,7 @@ class Concurrency:
 
 
 class Limits:
-    """The gate before every call.
+    """Hold each call back until all limits allow it.
 
     `spent` is (prompt tokens, completion tokens) of earlier starts, which the caps count too.
     """

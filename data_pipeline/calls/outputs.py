@@ -88,7 +88,7 @@ class Outputs:
             self.save()
 
     def save(self) -> None:
-        """Make the current place the one to resume from. Raises UserError."""
+        """Store how far the files are whole: a later start resumes there. Raises UserError."""
         if self._broken:
             return  # the failed write may have left half a record: the place before stays
         sizes = {}

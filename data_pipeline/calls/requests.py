@@ -53,8 +53,12 @@ class Request:
         # Another key for the same request would pay for every answer in users' journals again.
         asked = {**vars(self), "sampling": vars(self.sampling), "model": model, "form": form}
         del asked["prompt" if form == "chat" and self.messages else "messages"]
+        # Parsed, so that white space in the user's JSON makes no new keys. Left out if empty,
+        # because the journals of runs without it have keys without it.
         if more := json.loads(body):
             asked["body"] = more
+        # Sorted, so that a reordered dataclass makes no new keys. With surrogatepass, because a
+        # text with half a surrogate pair needs a key too.
         text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

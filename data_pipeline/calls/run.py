@@ -80,6 +80,7 @@ async def drive(work: Work, gateway: Gateway) -> Result:
         gateway.limits.close("an error")
         raise
     except Exception as error:
+        # One line a record: the full traces of a common fault would fill the log.
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
         log.error("%s: %s: %s (%s)", work.id, type(error).__name__, error, where)
@@ -102,6 +103,7 @@ async def run(
     Raises UserError, after the same waiting, if no call can succeed any more.
     """
     items = enumerate(work)
+    # These records are written. Their generators are never started, so they ask nothing.
     for _ in range(outputs.next):
         next(items)
     moved = asyncio.Event()
@@ -125,6 +127,7 @@ async def run(
 
     def stop(name: str) -> None:
         limits.close(f"stopped by {name}")
+        # Both signals may arrive before their handlers are gone.
         if not stopped.done():
             stopped.set_result(None)
         for number in (signal.SIGINT, signal.SIGTERM):

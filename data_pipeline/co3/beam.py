@@ -31,6 +31,8 @@ def write_parts(
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         _ = (
             pipeline
+            # Reshuffled, because a runner may else process all chunks on the worker that creates
+            # them.
             | beam.Create(list(enumerate(chunks)), reshuffle=True)
             | "process" >> beam.FlatMap(_by_key, settings)
             | "duplicates together" >> beam.GroupByKey()
@@ -54,6 +56,7 @@ def _keep_first(
     group: tuple[bytes, Iterable[tuple[Place, Result]]],
 ) -> Iterator[tuple[int, tuple[int, Lines]]]:
     keys: set[bytes] = set()
+    # By place alone, because results have no order.
     for (number, row), result in sorted(group[1], key=lambda item: item[0]):
         yield number, (row, result.keep_first(keys))
 

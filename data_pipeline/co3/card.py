@@ -30,6 +30,7 @@ _SETTINGS = {
 }
 _IDLE = {"critic": None, "sample": None, "shard": "0/1", "body": "{}"}  # defaults, not shown
 
+# A row of a Markdown table is one line, however long.
 _FIELDS = """| field | |
 | --- | --- |
 | `head`, `relation`, `tail` | the triple; `PersonX`, `PersonY`, `PersonZ`: who its persons are |
@@ -47,6 +48,7 @@ def card(report: Mapping[str, Any], example: Mapping[str, Any] | None = None) ->
     """Return the card of a run's report (`report.build`); `example` is a row of soda.jsonl."""
     about, corpus = report["about"], report["corpus"]
     splits = ", ".join(f"{name} {number:,}" for name, number in corpus["splits"].items())
+    # The report of `postprocess` counts records: there were no triples.
     asked_of = "triples" if "triples" in about else "records"
     relations = [
         (name, f"{row['percent']}%", f"{row['dialogues']:,}", ", ".join(row["keywords"]))
@@ -58,8 +60,11 @@ def card(report: Mapping[str, Any], example: Mapping[str, Any] | None = None) ->
         for stage, reasons in report["rejected"].items()
         for reason, number in reasons.items()
     ]
+    # Only runs with a sample count these.
     dropped = about.get("dropped") or {}
+    # A sample is drawn from usable triples, so rejected.jsonl does not have these.
     left_out += [("before the sample", reason, f"{n:,}") for reason, n in dropped.items()]
+    # `Statistics.table` joins stage and answer, because JSON's keys are texts.
     asked = [(*what.split(": "), f"{number:,}") for what, number in corpus["answers"].items()]
     return f"""---
 language: en
@@ -130,6 +135,7 @@ def _settings(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name in about and about[name] != _IDLE.get(name, ()):
             value = about[name]
             if value is None or isinstance(value, bool):
+                # People read the card, and need not know Python's words.
                 value = {None: "none", True: "yes", False: "no"}[value]
             # The name of a labels' file without its folder, which may be private.
             rows.append((said, str(value).rsplit("/", 1)[-1] if name == "canary" else str(value)))
@@ -142,6 +148,7 @@ def _meanings(reasons: Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    # Markdown wants this line between the head of a table and its rows.
     lines = [head, ("---",) * len(head), *rows]
     # A bar in a cell would end it.
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
@@ -151,8 +158,10 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _shown(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
+    # As in the file, so that a reader can search for it.
     triple = json.dumps([row["head"], row["relation"], row["tail"]], ensure_ascii=False)
     said = zip(row["speakers"], row["dialogue"], strict=True)
     lines = [triple, "", row["narrative"], "", *(f"{name}: {words}" for name, words in said)]
+    # Dataset hubs do not wrap the lines of a code block.
     wrapped = (textwrap.fill(line, 96, subsequent_indent="  ") for line in lines)
     return "The first of them:\n\n```\n" + "\n".join(wrapped) + "\n```\n\n"

@@ -22,7 +22,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
 from cosmo.engine.base.progress import SharedProgress
 from data_pipeline.calls.outputs import FILES
-from data_pipeline.co3 import labels, postprocess
+from data_pipeline.co3 import labels, postprocess, report
 from data_pipeline.co3.postprocess import Chunk, Settings, chunks
 from data_pipeline.co3.statistics import Statistics
 
@@ -53,10 +53,8 @@ def clean(
         # Nested, so that an error in here removes what was written and leaves earlier files.
         partial = {name: stack.enter_context(replacing(output / f"{name}.jsonl")) for name in FILES}
         executor(paths, settings, partial)
-        reasons: Counter = Counter()
-        with partial["rejected"].open("rb") as lines:
-            for row in map(json.loads, lines):
-                reasons[row["stage"], row["reason"]] += 1
+        reasons = report.count_reasons(partial["rejected"])
+        # Rejections by filters are a result. Only an input without one readable row is an error.
         if partial["soda"].stat().st_size == 0 and all(stage == "read" for stage, _ in reasons):
             raise UserError(
                 f"{' '.join(map(str, paths))}: no record can be used ({reasons.total()} are "
@@ -64,8 +62,10 @@ def clean(
                 setting="input",
             )
         numbers = Statistics()
+        # Counted from the file, because Beam's workers return nothing to this process.
         rows = chunks([partial["soda"]], ROWS_PER_CHUNK)
         for part in results_in_order(count_chunk, rows, processes):
+            # In order, because the sum of floats depends on it.
             numbers.merge(part)
     return numbers, reasons
 
@@ -77,6 +77,7 @@ def labels_of(paths: Sequence[Any], file: Any) -> dict[str, str]:
         for _, row, origin in chunk.read():
             try:
                 record, known = postprocess.record_of(row, origin)
+                # One row without provenance means that the ids are row numbers.
                 own = own and bool(known)
                 ids.append(record.id)
             except ValueError:
@@ -96,6 +97,7 @@ def in_processes(
     processes: int, paths: Sequence[Any], settings: Settings, places: dict[str, Any]
 ) -> None:
     """Process `paths` in this many processes of this machine; write the files `places`."""
+    # Duplicates are found here, because a worker sees the rows of its chunk alone.
     keys: set[bytes] = set()
     process = functools.partial(postprocess.process_chunk, settings=settings)
     work = chunks(paths, ROWS_PER_CHUNK)
@@ -111,9 +113,11 @@ def results_in_order(
     function: Callable[[Chunk], Any], work: Iterable[Chunk], processes: int
 ) -> Iterator[Any]:
     """Yield the result of each chunk in order, from this process or from several."""
+    # Starting a process takes longer than a small corpus.
     if processes <= 1:
         yield from map(function, work)
         return
+    # A list, because the progress bar needs the number of rows.
     jobs = list(enumerate(work))
     progress = SharedProgress(sum(chunk.count for _, chunk in jobs), 0, "row")
     # Through files, because the results of a corpus may not fit into memory.
@@ -126,6 +130,7 @@ def results_in_order(
         for number, _ in jobs:
             path = pathlib.Path(folder, str(number))
             yield pickle.loads(path.read_bytes())
+            # At once, so that the disk holds only the results that are still to be used.
             path.unlink()
 
 
@@ -155,12 +160,14 @@ def by_beam(
             "'.[pipeline]'), or run in processes",
             setting="runner",
         ) from error
+    # Beside the output, because all of Beam's machines reach that.
     folder = places["soda"].parent / ".parts"
     _remove(folder)  # parts of a run that was killed
     folder.mkdir()
     beam.write_parts(list(chunks(paths, beam.ROWS_PER_CHUNK)), settings, folder, options)
     for name, place in places.items():
         with place.open("wb") as whole:
+            # Chunk numbers have eight digits, so the order of names is that of the input.
             for part in sorted(folder.glob(f"{name}-*")):
                 whole.write(part.read_bytes())
     _remove(folder)

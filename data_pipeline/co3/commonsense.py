@@ -17,6 +17,7 @@ from data_pipeline.calls.requests import Response, Stage
 from data_pipeline.co3 import texts
 from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.schema import Record
+from data_pipeline.co3.turns import Turns
 
 if TYPE_CHECKING:  # post-processing needs no English inflection
     from data_pipeline.co3.sentences import Sentence
@@ -31,14 +32,14 @@ _MEANINGS = {
 _UNDECIDED = frozenset(("not", "cannot", "can't", "maybe", "n/a"))
 # Servers write such numbers, or -inf, for an alternative that they left out. It has none.
 LEFT_OUT = -99.0
-_OPENING = r"^(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?"
-_YES = re.compile(_OPENING + r"(?:yes|yeah|yep|yup|yea|true|correct)\b", re.IGNORECASE)
+_FIRST_WORD = re.compile(
+    r"(?:(?:the )?a(?:nswer)?(?:\s*:|\s+is:?)\s*)?(?P<word>[a-z]+)\b", re.IGNORECASE
+)
 _UNKNOWN = re.compile(
     r"unknown|unclear|not (?:clear|known|mentioned|stated|specified|sure)|cannot|can't|don't know"
     r"|maybe|possibly|it depends|no (?:information|mention|way to)|unsure|uncertain|n/a",
     re.IGNORECASE,
 )
-_NO = re.compile(_OPENING + r"(?:no|nope|nah|not|false|incorrect)\b", re.IGNORECASE)
 
 
 def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]:
@@ -46,9 +47,7 @@ def judge(record: Record, sentence: Sentence, prompts: Prompts) -> Stage[Record]
 
     A reply without an answer leaves it empty, and is a mark.
     """
-    conversation = "\n".join(
-        f"{name}: {said}" for name, said in zip(record.speakers, record.dialogue, strict=True)
-    )
+    conversation = Turns(record.speakers, record.dialogue).text()
     relation = prompts.question(record.relation, **sentence.fields())
     head = prompts.head_question(sentence.head)
     marks = list(record.marks)
@@ -72,14 +71,14 @@ def _ask(
     question: str,
     context: str,
     prompts: Prompts,
-    marks: list[str] | None = None,
+    marks: list[str],
 ) -> Stage[tuple[str, str]]:
     """Return the answer by log-probability, and that by pointwise mutual information.
 
     A reply without an answer is added to `marks`.
     """
     response = yield prompts.request(stage, record_id, question=question, context=context)
-    if response.fault and marks is not None:
+    if response.fault:
         marks.append(f"{stage}: {response.fault}")
     answer, given = plain_answer(response), log_probabilities(response)
     if given is None:
@@ -87,6 +86,7 @@ def _ask(
     # The bias does not depend on the text, but it does on the question: one request each.
     response = yield prompts.request(f"{stage}_alone", record_id, question=question)
     alone = log_probabilities(response)
+    # Mutual information compares log-probabilities, and this answer has none.
     if alone is None or answer not in given.known:
         return answer, ""
     return answer, by_information(given, alone)
@@ -113,7 +113,9 @@ def plain_answer(response: Response, answers: tuple[str, ...] = ANSWERS) -> str:
     chosen = _MEANINGS.get(_word((response.text.split() or [""])[0]))
     if known and (chosen is None or chosen in known):
         return max(known, key=known.__getitem__)
+    # By words: the server gave no log-probabilities, or none of the chosen word.
     answer = in_words(response.text)
+    # Where only Yes and No were asked, an unclear answer counts as No.
     return answer if answer in answers else answers[-1]
 
 
@@ -148,6 +150,7 @@ def log_probabilities(response: Response) -> Likelihoods | None:
         found: dict[str, float] = {}
         for token, word in words.items():
             if answer := _meant(word):
+                # Several tokens mean one answer ("Yes", "yes", "Y"), so their probabilities add up.
                 found[answer] = _log_sum(found.get(answer, -math.inf), told[token])
         if not found or words[likeliest] in _UNDECIDED:
             return None
@@ -167,6 +170,7 @@ def _meant(word: str) -> str:
 
 
 def _log_sum(a: float, b: float) -> float:
+    # The larger is factored out, because exp of a very small log-probability is 0.
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
@@ -174,9 +178,11 @@ def _log_sum(a: float, b: float) -> float:
 def in_words(text: str) -> str:
     """Return the answer in a text: "Yes, because ..." is Yes; anything unclear is Unknown."""
     text = texts.plain(text).strip(" \"'*.,")
-    if _YES.match(text):
+    found = _FIRST_WORD.match(text)
+    first = found["word"].lower() if found else ""
+    if _MEANINGS.get(first) == "Yes":
         return "Yes"
     # Before No, because "not mentioned" begins like one.
     if _UNKNOWN.search(text):
         return "Unknown"
-    return "No" if _NO.match(text) else "Unknown"
+    return "No" if first == "not" or _MEANINGS.get(first) == "No" else "Unknown"

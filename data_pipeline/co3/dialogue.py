@@ -1,9 +1,9 @@
 """Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
 
-As published: a conversation has six turns or more, and one that broke off is continued once. One
-with too few turns, or with more than one repeated utterance, is asked for again, up to twice. Then
-the longest is kept, and marked. Added here: a turn without its name is a fault too, and a turn that
-the token limit cut off is left out.
+As in the published code, a conversation has six turns or more, and one that broke off is continued
+once. One with too few turns is asked for again, up to `retries` times (there once). Then the
+longest is kept, and marked. Added here: a turn without its name, or more than one repeated
+utterance, is asked for again too. A turn that the token limit cut off is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.speakers import label
 from data_pipeline.co3.turns import Turns
 
+# The last characters of a whole utterance. Brackets and stars close a stage direction.
 _CLOSED = (".", "!", "?", '"', "'", ")", "\u2026", "*")
 _STOP = re.compile(r"[.!?]")
 
@@ -51,6 +52,7 @@ def converse(
     continuations = 0
     last = fault_of_answer = ""
     for attempt in range(retries + 1):
+        # The attempt is part of the journal's key, so each gets an answer of its own.
         response = yield prompts.request("dialogue", record_id, attempt, **fields)
         last, fault_of_answer = response.text, response.fault
         parsed = turns.parse(last, x, others)
@@ -78,6 +80,7 @@ def converse(
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
         reason = fault_of_answer or reason
+        # The beginning is enough here: the journal has the whole answer.
         record = {"narrative": narrative, "speakers": [x, y], "answer": last[:500]}
         return Rejected(record_id, "dialogue", reason, record)
     _, _, found, fault = min(candidates, key=lambda candidate: candidate[:2])
@@ -85,12 +88,13 @@ def converse(
 
 
 def _declined(text: str, found: Turns) -> bool:
-    """Return whether the model declines, not a speaker ("I'm sorry, I can't come. Bob: Oh")."""
+    """Return whether the model refuses. A speaker may refuse: "I'm sorry, I can't. Bob: Oh"."""
     return len(set(found.speakers)) < 2 and texts.is_refusal(text)
 
 
 def fault_of(found: Turns, wanted_turns: int) -> str:
     """Return why the conversation is asked for again, or ""."""
+    # First, because `filters.lexical` drops a conversation that was kept with this mark.
     if found.unprefixed:
         return "missing prefix"
     if repetitions(found.dialogue) > 1:
@@ -118,7 +122,9 @@ def repetitions(dialogue: tuple[str, ...]) -> int:
 
 def _loops(utterance: str) -> int:
     """Count the sentences of three words or more that come a third time or later."""
+    # Short sentences repeat in any talk ("Come on. Come on.").
     sentences = [part.strip() for part in _STOP.split(utterance) if part.count(" ") >= 3]
+    # Only the third of a sentence counts.
     if len(sentences) < 3:
         return 0
     return sum(max(0, count - 2) for count in collections.Counter(sentences).values())
@@ -126,6 +132,7 @@ def _loops(utterance: str) -> int:
 
 def _complete(found: Turns, response: Response) -> Turns:
     """Leave out the last turn if the token limit cut it off."""
+    # The only turn stays, because a continuation needs one to follow.
     if response.finish_reason != "length" or len(found) < 2:
         return found
     if found.dialogue[-1].endswith(_CLOSED):
@@ -138,6 +145,7 @@ def _complete(found: Turns, response: Response) -> Turns:
 def _joined(found: Turns, more: Turns) -> Turns:
     """Join both, without the turns of the continuation that repeat earlier ones."""
     start = 0
+    # With the speaker, because two people may use the same words.
     known = {
         (name, texts.same(said)) for name, said in zip(found.speakers, found.dialogue, strict=True)
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from data_pipeline.calls.requests import Rejected, Stage
 from data_pipeline.calls.run import Work
-from data_pipeline.co3 import commonsense, dialogue, filters, narrative, schema, sentences, speakers
+from data_pipeline.co3 import commonsense, dialogue, filters, narrative, sentences, speakers
 from data_pipeline.co3.postprocess import Settings, check, postprocess, rejected_with, result_of
 from data_pipeline.co3.schema import Record
 from data_pipeline.co3.triples import Triple
@@ -21,13 +21,12 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     texts_of = settings.prompts
     sentence = sentences.sentence(triple, texts_of, settings.names, settings.seed)
     if isinstance(sentence, Rejected):
+        # No record exists yet: the rejection has the triple alone.
         return sentence
-    record = schema.begin(
-        triple,
-        literal=sentence.literal,
-        x=sentence.x,
-        y=sentence.y,
-        z=sentence.z,
+    record = Record(
+        **{name: getattr(triple, name) for name in ("id", "head", "relation", "tail", "split")},
+        **{name: getattr(sentence, name) for name in ("literal", "x", "y", "z")},
+        original_index=triple.index,
         prompts=texts_of.version,
     )
     story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
@@ -39,6 +38,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     )
     if isinstance(other, Rejected):
         return rejected_with(other, record)
+    # Kept even if no dialogue comes of it: the rejection shows whom the model named.
     record = dataclasses.replace(record, interlocutor=other)
     conversation = yield from dialogue.converse(
         record.id,
@@ -59,9 +59,11 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         dialogue=conversation.turns.dialogue,
         speakers=conversation.turns.speakers,
     )
+    # Counted apart, because one attempt may have a continuation or none.
     attempts = {**record.attempts, "continuation": conversation.continuations}
     record = dataclasses.replace(record, attempts=attempts)
     rejected = check(record, settings)
+    # The paper's order, which is also that of cost: a short question, one text, up to four texts.
     if rejected is None and settings.ask_human:
         record = yield from filters.ask_human(record, settings.names, texts_of)
         rejected = check(record, settings)
@@ -70,6 +72,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         rejected = check(record, settings)
     if rejected is None and settings.ask_commonsense:
         record = yield from commonsense.judge(record, sentence, texts_of)
+    # Names change last, so that the model is asked with the names of its own text.
     return rejected or postprocess(record, settings)
 
 
@@ -82,9 +85,11 @@ def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: obje
 
 
 def works(rows: Iterable[tuple[int, Triple | Rejected]], settings: Settings) -> Iterator[Work]:
-    """The work that each row is."""
+    """Yield one `Work` for each row: a triple to distil, or a rejection to write."""
     for position, row in rows:
         if isinstance(row, Rejected):
+            # A rejected row is work too, so that every position of the input leaves a line.
+            # `row=row` keeps this loop's row, since the function is called later.
             yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
         else:
             yield Work(row.id, position, lambda row=row: distil(row, settings), result_of)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.calls import answer_text
-from data_pipeline.calls.requests import Stage
+from data_pipeline.calls.requests import Request, Stage
 from data_pipeline.co3 import commonsense, prompts
 from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
@@ -28,6 +28,7 @@ _HUMAN, _NOT_HUMAN, _GROUP = (
 _UNREAL = frozenset(("imaginary", "robot", "stuffed", "toy", "ghost", "talking", "narrator"))
 _VARIABLE = re.compile(r"\bPerson ?[XYZ]\b(?!-)|\[(?:name|your name|person)\b", re.IGNORECASE)
 _INTERVENTION = "__needs_intervention__"
+# The paper's criteria, which drop about 1%. A service's names may be longer: "sexual/minors".
 MODERATED = ("violence", "hate", "sexual")
 
 
@@ -36,10 +37,13 @@ def lexical(record: Record) -> str | None:
 
     Marks of reasoning, templates and fences are patterns too.
     """
+    # Every attempt had this fault, and the longest was kept.
     if "dialogue: missing prefix" in record.marks:
         return "missing prefix"
+    # One is allowed, as when the conversation was made.
     if repetitions(record.dialogue) > 1:
         return "repetition"
+    # Emoji and punctuation alone are no utterance.
     if not all(any(c.isalnum() for c in said) for said in record.dialogue):
         return "empty utterance"
     # With a space before it below, so that "Joann:" is no "Ann:".
@@ -69,6 +73,7 @@ def speaker_count(record: Record) -> str | None:
     if len(speakers) != 2:
         return "more than two speakers" if len(speakers) > 2 else "one speaker"
     people = {record.x, record.y, record.z}
+    # Not those of the triple, because their names were drawn from given names.
     if any(_words(name)[-1:] and _words(name)[-1] in _GROUP for name in speakers - people):
         return "more than two speakers"
     return None
@@ -82,12 +87,14 @@ def human(speaker: str, record: Record, names: Namebook) -> bool | None:
     if speaker in (record.x, record.y, record.z):
         return True
     words = _words(speaker)
+    # Before the last word, because an "imaginary friend" ends like a human.
     if not words or _UNREAL & set(words):
         return False
     if words[-1] in _HUMAN:
         return True
     if words[-1] in _NOT_HUMAN:
         return False
+    # A name that is a word too ("Hope") decides nothing.
     named = [word for word in speaker.split() if word in names and word not in names.words]
     if named or _HUMAN & set(words):
         return True
@@ -104,6 +111,7 @@ def canary(record: Record, labels: Mapping[str, str] | None) -> str | None:
     """Drop dialogues that need intervention by Canary's labels (5); None: there are no labels."""
     if labels is None:
         return None
+    # Nobody has judged it, so it must not pass as safe.
     if record.id not in labels:
         return "no label of Canary"
     return "Canary: needs intervention" if labels[record.id] == _INTERVENTION else None
@@ -112,15 +120,15 @@ def canary(record: Record, labels: Mapping[str, str] | None) -> str | None:
 def moderation(record: Record, threshold: float = 0.5) -> str | None:
     """Drop moderation scores above the threshold (6); "hate/threatening" counts as hate."""
     for criterion in MODERATED:
-        if any(
-            score > threshold for name, score in record.scores.items() if name.startswith(criterion)
-        ):
+        scores = (score for name, score in record.scores.items() if name.startswith(criterion))
+        if max(scores, default=threshold) > threshold:
             return f"moderation: {criterion}"
     return None
 
 
 def head_event(record: Record) -> str | None:
     """Drop narratives without the head (7). Unknown passes, as in the published rows."""
+    # In the paper 95% get Yes, with a precision of 97%, and No drops 1.7%.
     return "head is not in the narrative" if record.head_answer == "No" else None
 
 
@@ -130,6 +138,7 @@ def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[
     A reply without an answer is a mark, and decides nothing.
     """
     answers, marks = dict(record.human), record.marks
+    # Each once, in the order of turns, so that a second run makes the same requests.
     for speaker in dict.fromkeys(record.speakers):
         if human(speaker, record, names) is None:
             response = yield texts.request("human", record.id, speaker=speaker)
@@ -144,12 +153,14 @@ def ask_human(record: Record, names: Namebook, texts: prompts.Prompts) -> Stage[
 def ask_moderation(record: Record) -> Stage[Record]:
     """Ask a moderation service for scores of narrative and conversation."""
     text = "\n".join((record.narrative, *record.dialogue))
-    response = yield prompts.moderation(record.id, text)
+    response = yield Request(record.id, "moderation", 0, text)
     return dataclasses.replace(record, scores=dict(response.scores or {}))
 
 
 def _words(name: str) -> list[str]:
     """Return lower-case words without numbers ("Friend 1") and possessive endings."""
+    # Possessives go first, so that "Ann's dog" ends in the word that decides.
     name = texts_of.composed(name.lower().replace("'s", ""))
+    # Marks count as letters, so that no word is cut at an accent.
     spans = re.finditer(r"[^\W\d_][\w-]*", texts_of.with_letters(name))
     return [name[slice(*match.span())] for match in spans]

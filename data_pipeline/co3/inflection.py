@@ -36,7 +36,9 @@ def inflect(base: str, tag: str) -> str:
     """Inflect a base form: past tense (VBD), third person (VBZ) or another of Penn's tags."""
     if tag == "VBD" and base in _PAST:
         return _PAST[base]
+    # A verb that the dictionary does not know stays as it is.
     forms = lemminflect.getInflection(base, tag) or (base,)
+    # It has two past forms (was, were), and the subject is one person.
     if base == "be":
         return {"VBD": "was", "VBZ": "is"}.get(tag, forms[0])
     return forms[0]
@@ -100,6 +102,7 @@ def _first_verb(words: list[str]) -> int | None:
     """Return the position of the first word that is no adverb."""
     for position, word in enumerate(words):
         low, _ = _bare(word)
+        # "reply" and "apply" end like adverbs, and are verbs.
         if low in _ADVERBS or (low.endswith("ly") and not lemma(low)):
             continue
         return position if _WORD.fullmatch(low) else None
@@ -113,6 +116,7 @@ def _is_base_verb(words: list[str], position: int) -> bool:
         return True
     if word not in lemmas.get("VERB", ()) and word not in lemmas.get("AUX", ()):
         return False
+    # A word that can be nothing else needs no further sign.
     if word in _VERBS or set(lemmas) <= {"VERB", "AUX"}:
         return True
     following = words[position + 1] if position + 1 < len(words) else ""
@@ -149,10 +153,12 @@ def _coordinated(words: list[str], start: int, tag: str) -> list[str]:
             verb, mark = _bare(after[0])
             is_verb = lemma(verb) == verb and verb not in _PLACES
             if before in _JOINING and is_verb and not inside_infinitive:
+                # Emptied, not deleted, so that later positions stay.
                 words[position : position + 2] = ["", inflect(verb, tag) + mark]
             else:
                 inside_infinitive = inside_infinitive or is_verb
             continue
+        # A word that nothing joins to the first verb is no further verb of the sentence.
         if inside_infinitive or not (before in _JOINING or before.endswith(",")):
             continue
         if _is_base_verb(words, position):

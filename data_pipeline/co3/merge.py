@@ -9,7 +9,7 @@ import contextlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ _ESTIMATED = {"estimated_tokens": 0, "estimated_cost": 0}  # reports of older ve
 
 def check(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the settings of the merged run. Raises UserError if shards do not fit together."""
-    abouts = []
+    first: dict[str, Any] = {}
+    shards: dict[str, Path] = {}
     for folder in folders:
         missing = [n for n in ("run.json", "soda.jsonl") if not (folder / n).exists()]
         if missing:
@@ -32,18 +33,19 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
             raise UserError(
                 f"a run in {folder} has not ended, so its files are of an earlier run: let it end"
             )
-        abouts.append(json.loads((folder / "run.json").read_text()))
-    shards: dict[str, Path] = {}
-    for folder, about in zip(folders, abouts, strict=True):
+        about = json.loads((folder / "run.json").read_text())
+        # Shards of one run differ in this setting alone, and in the server's address.
         shard = about.pop("shard")
         if shard in shards:
             raise UserError(f"{shards[shard]} and {folder} are both shard {shard}")
         shards[shard] = folder
+        first = first or about
         for name, value in about.items():
-            if name != "base_url" and value != abouts[0].get(name):
+            # Several servers may serve one model.
+            if name != "base_url" and value != first.get(name):
                 raise UserError(
                     f"{folder} was made with {name}={value}, {folders[0]} with "
-                    f"{abouts[0].get(name)}: they are not shards of one run"
+                    f"{first.get(name)}: they are not shards of one run"
                 )
     counts = {shard.split("/")[1] for shard in shards}
     if len(counts) > 1:
@@ -52,25 +54,21 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
     gone = [f"{i}/{count}" for i in range(count) if f"{i}/{count}" not in shards]
     if gone:
         raise UserError(f"missing of the shards: {', '.join(gone)}")
-    return abouts[0]
+    return first
 
 
 def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """Write the merged files and their report to `output`; return the report. Raises UserError."""
     about = {**check(folders), "shard": "0/1"}
     output.mkdir(parents=True, exist_ok=True)
-    records = heapq.merge(*(_records(f) for f in folders), key=lambda item: item[0])
-    rejected = heapq.merge(*(_rejected(f) for f in folders), key=lambda item: item[0])
     keys: set[bytes] = set()
+    # Under hidden names first, so that a kill leaves no half of a corpus.
     places: dict[str, Path] = {name: output / f".{name}.jsonl.partial" for name in FILES}
     with contextlib.ExitStack() as stack:
         files = {n: stack.enter_context(open(p, "w", encoding="utf-8")) for n, p in places.items()}
+        # Positions rise, so this list has the order that the merge of rejections needs.
         again: list[tuple[int, str, Path]] = []
-        before = (-1, folders[0])
-        for position, row, origin, folder in records:
-            if position == before[0]:
-                raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
-            before = (position, folder)
+        for position, row, origin, folder in _in_order(map(_records, folders)):
             # Each shard kept its own first. The first of all shards is known in this order alone.
             key = postprocess.key_of(json.loads(row))
             if key in keys:
@@ -80,11 +78,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             keys.add(key)
             files["soda"].write(row)
             files["provenance"].write(origin)
-        before = (-1, folders[0])
-        for position, line, folder in heapq.merge(rejected, again, key=lambda item: item[0]):
-            if position == before[0]:
-                raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
-            before = (position, folder)
+        for _, line, _ in _in_order([*map(_rejected, folders), again]):
             files["rejected"].write(line)
     for name, path in places.items():
         path.replace(output / f"{name}.jsonl")
@@ -95,9 +89,22 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         # From the reports, because the journals may be left on other machines.
         for stage, row in json.loads((folder / "report.json").read_text())["calls"].items():
             calls.setdefault(stage, Counter()).update({**_ESTIMATED, **row})
+    # Without numbers of this start, because merging makes no calls.
     made = report.build(about, numbers, reasons, {k: dict(v) for k, v in calls.items()}, {})
     report.write(output, made)
     return made
+
+
+def _in_order(shards: Iterable[Iterable[tuple]]) -> Iterator[tuple]:
+    """Merge items (position, ..., folder). Raises UserError if two have one position."""
+    before = (-1, None)
+    # By position alone. Equal ones are an error, so their lines are never compared.
+    for item in heapq.merge(*shards, key=lambda item: item[0]):
+        position, folder = item[0], item[-1]
+        if position == before[0]:
+            raise UserError(f"{before[1]} and {folder} overlap: both have triple {position}")
+        before = (position, folder)
+        yield item
 
 
 def _records(folder: Path) -> Iterator[tuple[int, str, str, Path]]:

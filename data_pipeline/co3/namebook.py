@@ -33,27 +33,29 @@ class Namebook:
 
     @functools.cached_property
     def _known(self) -> frozenset[str]:
+        # A set, because every capitalised word of a corpus is looked up.
         return frozenset(self.names)
 
     @functools.cached_property
-    def _common(self) -> tuple[list[str], list[int]]:
-        pairs = [
-            (n, c) for n, c in zip(self.names, self.counts, strict=True) if n not in self.words
-        ]
-        pairs = pairs[:COMMON]
-        return [n for n, _ in pairs], list(itertools.accumulate(c for _, c in pairs))
+    def _given(self) -> list[tuple[str, int]]:
+        """Return the names that are no words, with their counts."""
+        pairs = zip(self.names, self.counts, strict=True)
+        return [(name, count) for name, count in pairs if name not in self.words]
 
     @functools.cached_property
-    def _given(self) -> list[str]:
-        return [name for name in self.names if name not in self.words]
+    def _sums(self) -> list[int]:
+        # Words are left out before the cut, so that there are 1,000 names to draw from.
+        return list(itertools.accumulate(count for _, count in self._given[:COMMON]))
 
     def people(self, record_id: str, seed: int, count: int = 3) -> tuple[str, ...]:
         """Draw different names for a triple's persons, by count; the same for the same id."""
+        # The purpose is hashed too, so that persons and replacements are independent draws.
         generator = random.Random(fraction_bits(seed, "people", record_id))
-        names, sums = self._common
+        sums = self._sums
         chosen: list[str] = []
         while len(chosen) < count:
-            name = names[bisect.bisect_right(sums, generator.randrange(sums[-1]))]
+            name, _ = self._given[bisect.bisect_right(sums, generator.randrange(sums[-1]))]
+            # Two persons of one name would become one.
             if name not in chosen:
                 chosen.append(name)
         return tuple(chosen)
@@ -64,12 +66,13 @@ class Namebook:
         chosen: list[str] = []
         while len(chosen) < count:
             # Only random() keeps its sequence in all versions of Python.
-            name = self._given[int(generator.random() * len(self._given))]
+            name, _ = self._given[int(generator.random() * len(self._given))]
             if name not in avoid and name not in chosen:
                 chosen.append(name)
         return chosen
 
 
+# Cached, because every record's key for duplicates asks for the list.
 @functools.lru_cache(maxsize=4)
 def load(path: str | Path = DEFAULT) -> Namebook:
     """Read names from a file: lines "name<TAB>count", "<TAB>word" after those that are words.
@@ -88,6 +91,7 @@ def load(path: str | Path = DEFAULT) -> Namebook:
         counts.append(int(count))
         if word[0]:
             words.append(name)
+    # `replacements` draws until it has enough new names, which a short list may not have.
     if len(names) < 100:
         raise ValueError(f"{path}: {len(names)} names; a hundred at least are needed")
     return Namebook(tuple(names), tuple(counts), frozenset(words))

@@ -1,7 +1,8 @@
 """Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
 
 The model is asked again where the published code does so: four or more sentences, the literal
-sentence unchanged, or a sentence twice. After the last retry the shortest is kept, and marked.
+sentence unchanged, or a sentence twice. It does so once, this module `retries` times. After
+the last retry the shortest is kept, and marked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from data_pipeline.calls.requests import Rejected, Stage
 from data_pipeline.co3 import texts
 from data_pipeline.co3.prompts import Prompts
 
+# Long narratives drift away from the triple, so the prompt asks for two or three (appendix A.1).
 TOO_MANY_SENTENCES = 4
 
 
@@ -36,6 +38,7 @@ def narrate(
         if fault_of_answer or texts.is_refusal(last):
             continue
         text = texts.paragraph(last)
+        # Dots or digits alone are no story.
         if not any(c.isalpha() for c in text):
             continue
         found = fault(text, literal)
@@ -50,15 +53,18 @@ def narrate(
         reason = "refusal" if texts.is_refusal(last) else "empty narrative"
         reason = fault_of_answer or reason
         return Rejected(record_id, "narrative", reason, {"literal": literal, "answer": last[:500]})
+    # The attempt is compared next, so the earliest of equally short ones wins.
     _, _, text, found = min(candidates)
     return Narrative(text=text, attempts=retries + 1, fault=found)
 
 
 def fault(text: str, literal: str) -> str:
     """Return why the published code would ask again, or ""."""
+    # At each ". ", as the published code: the stop of "Mr. Lee" counts as an end too.
     sentences = [texts.same(sentence) for sentence in text.split(". ")]
     if len(sentences) >= TOO_MANY_SENTENCES:
         return "four or more sentences"
+    # Without case and punctuation, because a model that changes these alone adds nothing.
     if texts.same(text) == texts.same(literal):
         return "unchanged"
     if len(set(sentences)) < len(sentences):

@@ -22,7 +22,8 @@ from data_pipeline.calls.run import rejection
 from data_pipeline.co3 import filters, namebook, names, prompts, schema, texts
 from data_pipeline.co3.schema import Record
 
-# The filters by name, in the paper's order: a report counts rejections under these.
+# The filters by name, in the paper's order: a report counts rejections under these. In the paper
+# they drop 6.3, 5.7, 11.3, 5.6, 4.3, 1.0 and 1.7% of what reaches each.
 FILTERS = ("lexical", "turns", "speakers", "human", "canary", "moderation", "commonsense")
 
 
@@ -84,7 +85,9 @@ def duplicate_key(record: Record) -> bytes:
 
     Paraphrases have other keys.
     """
+    # Each record gets names of its own, so the same dialogue comes back with others.
     people = set(" ".join((record.x, record.y, record.z, *record.speakers)).split())
+    # The package's list, not the run's, so that keys of several corpora agree.
     names_known = namebook.load()
     words = texts.words("\n".join(record.dialogue))
     said = [word for word in words if word not in people and word not in names_known]
@@ -97,11 +100,9 @@ def result_of(record: Record, position: int) -> Result:
     row = schema.soda_row(record)
     origin = {"position": position, **schema.provenance(record)}
     lines = {"soda": row, "provenance": origin}
-    return Result(
-        {name: json.dumps(fields, ensure_ascii=False) for name, fields in lines.items()},
-        duplicate_key(record),
-        duplicate_lines(row, origin),
-    )
+    lines = {name: json.dumps(fields, ensure_ascii=False) for name, fields in lines.items()}
+    # Both are made here, in a worker. Which is written shows only in the order of the input.
+    return Result(lines, duplicate_key(record), duplicate_lines(row, origin))
 
 
 def duplicate_lines(row: dict[str, Any], origin: dict[str, Any]) -> dict[str, str]:
@@ -138,6 +139,7 @@ class Chunk:
         for path, start, length in self.spans:
             with resolve(path).open("rb") as file:
                 file.seek(start)
+                # Else the end of the last line would begin an empty row.
                 columns.append(file.read(length).removesuffix(b"\n").split(b"\n"))
         if len(columns) == 2:
             for number, (row, origin) in enumerate(zip(*columns, strict=True)):
@@ -167,6 +169,7 @@ def chunks(paths: Iterable[Any], size: int) -> Iterator[Chunk]:
 def _files(path: Any) -> list[Any]:
     if "*" in path.name:
         found = sorted(path.parent.glob(path.name))
+    # A run's folder has rejected.jsonl too, which is no corpus.
     elif path.is_dir() and not (path / "soda.jsonl").exists():
         found = sorted([*path.glob("*.jsonl"), *path.glob("*.parquet")])
     else:
@@ -183,6 +186,8 @@ def _chunks_of(path: Any, first: int, size: int) -> Iterator[Chunk]:
 
         with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=size):
+                # The rows themselves, because a row of Parquet has no byte range. As JSON, so that
+                # both formats are read alike from here on.
                 rows = tuple(json.dumps(row).encode() for row in batch.to_pylist())
                 yield Chunk(first, len(rows), rows=rows)
                 first += len(rows)

@@ -26,6 +26,7 @@ from typing import Any
 from data_pipeline.calls.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
+# ATOMIC-10X's relations about PersonX. Its seventh, HinderedBy, is not used by the paper.
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
 # The fields of each stage's prompt.
 _FIELDS = {
@@ -76,11 +77,6 @@ class Prompts:
         )
 
 
-def moderation(record_id: str, text: str) -> Request:
-    """Return the request for a moderation service's scores of a text."""
-    return Request(record_id=record_id, stage="moderation", attempt=0, prompt=text)
-
-
 def load(path: str | Path = DEFAULT) -> Prompts:
     """Read the prompts of a file.
 
@@ -96,19 +92,18 @@ def load(path: str | Path = DEFAULT) -> Prompts:
     samplings = {}
     for name, settings in table["sampling"].items():
         try:
+            # TOML has lists, and `Sampling` wants tuples.
             settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
             samplings[name] = Sampling(**settings)
         except TypeError as error:
             raise ValueError(f"{path}, [sampling.{name}]: {error}") from None
+    # A hash of the parsed table: a comment or another line break makes no new version.
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
-    book = Prompts(table=table, samplings=samplings, version=_hash(text))
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    book = Prompts(table=table, samplings=samplings, version=version)
     # Now, because a mistake in a rare prompt would end a run after hours of calls.
     _try_all(book, path)
     return book
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _try_all(book: Prompts, path: str | Path) -> None:
@@ -123,5 +118,6 @@ def _try_all(book: Prompts, path: str | Path) -> None:
         for part in STAGES:
             book.request(part, "id", **dict.fromkeys(_FIELDS[part], "a"))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        # A KeyError's text is the missing name alone.
         problem = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}, [{part}]: {problem}. Compare with {DEFAULT.name}.") from None

@@ -52,8 +52,10 @@ MEANINGS = {
 def explained(reasons: Iterable[str]) -> list[tuple[str, str]]:
     """Return (reason, meaning) of the explained ones, each once; the longest beginning decides."""
     found = []
+    # Each once, in the order of the report.
     for reason in dict.fromkeys(reasons):
         fitting = [name for name in MEANINGS if reason.startswith(name)]
         if fitting:
+            # "duplicate dialogue" begins with "duplicate", which is another reason.
             found.append((reason, MEANINGS[max(fitting, key=len)]))
     return found

@@ -27,15 +27,16 @@ _ORDER = (*BEFORE[:-1], "continuation", *postprocess.FILTERS, *prompts.STAGES, "
 def count_outputs(folder: Path) -> tuple[statistics.Statistics, Counter]:
     """Return the statistics of soda.jsonl, and the counts of (stage, reason) in rejected.jsonl."""
     numbers = statistics.Statistics()
-    reasons: Counter = Counter()
-    with open(folder / "soda.jsonl", encoding="utf-8") as lines:
-        for line in lines:
-            numbers.add(json.loads(line))
-    with open(folder / "rejected.jsonl", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            reasons[row["stage"], row["reason"]] += 1
-    return numbers, reasons
+    with (folder / "soda.jsonl").open("rb") as lines:
+        for row in map(json.loads, lines):
+            numbers.add(row)
+    return numbers, count_reasons(folder / "rejected.jsonl")
+
+
+def count_reasons(path: Any) -> Counter:
+    """Return the counts of (stage, reason) in a file rejected.jsonl."""
+    with path.open("rb") as lines:
+        return Counter((row["stage"], row["reason"]) for row in map(json.loads, lines))
 
 
 def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, float]) -> dict:
@@ -43,22 +44,18 @@ def calls_of(spent: dict[str, dict[str, dict[str, int]]], prices: tuple[float, f
 
     `estimated_tokens` and `estimated_cost` are the most that failures may have been billed for.
     """
-    calls = {
-        stage: {
-            "answers": kinds.get("answer", {}).get("calls", 0),
-            "failures": kinds.get("failure", {}).get("calls", 0),
-            "prompt_tokens": kinds.get("answer", {}).get("prompt_tokens", 0),
-            "completion_tokens": kinds.get("answer", {}).get("completion_tokens", 0),
-        }
-        for stage, kinds in spent.items()
-    }
+    calls = {}
     names = ("prompt_tokens", "completion_tokens")
-    for stage, row in calls.items():
-        failed = spent[stage].get("failure", {})
+    for stage, kinds in spent.items():
+        used, failed = kinds.get("answer", {}), kinds.get("failure", {})
+        row = {"answers": used.get("calls", 0), "failures": failed.get("calls", 0)}
+        row |= {name: used.get(name, 0) for name in names}
         row["estimated_tokens"] = sum(failed.get(name, 0) for name in names)
-        for cost, used in (("cost", row), ("estimated_cost", failed)):
-            amount = sum(used.get(name, 0) * p for name, p in zip(names, prices, strict=True))
+        for cost, kind in (("cost", used), ("estimated_cost", failed)):
+            amount = sum(kind.get(name, 0) * p for name, p in zip(names, prices, strict=True))
+            # Prices are for a million tokens, and six places show a single one at a price of 1.
             row[cost] = round(amount / 1e6, 6)
+        calls[stage] = row
     return calls
 
 
@@ -80,6 +77,7 @@ def build(
         "triples": numbers.dialogues + reasons.total(),
         "conversations": numbers.dialogues + late,
         "records": numbers.dialogues,
+        # A run that made no conversation has kept 0 percent of them.
         "kept_percent": round(100 * numbers.dialogues / max(numbers.dialogues + late, 1), 1),
         "rejected": rejected,
         "corpus": numbers.table(),
@@ -97,6 +95,7 @@ def build(
 def _place(item: tuple[tuple[str, str], int]) -> tuple:
     """Sort (stage, reason) by the stage's place in the pipeline, the most frequent first."""
     (stage, reason), number = item
+    # Stages that this version does not know go last.
     place = _ORDER.index(stage) if stage in _ORDER else len(_ORDER)
     return place, stage, -number, reason
 
@@ -106,6 +105,7 @@ def _call_place(stage: str) -> int:
 
 
 def _early(stage: str, reason: str) -> bool:
+    # A call that failed at the server is no fault of a conversation.
     return stage in BEFORE or reason.startswith("failed: ")
 
 
@@ -149,6 +149,7 @@ def table(report: dict[str, Any]) -> str:
         rows = [["calls", *(name.replace("_", " ") for name in names)]]
         rows += [[f"  {stage}", *(f"{row[n]:,}" for n in names)]
                  for stage, row in report["calls"].items()]  # fmt: skip
+        # Without prices all costs are 0.
         if report["cost"]:
             costs = (f"{row['cost']:,.4f}" for row in report["calls"].values())
             rows = [[*row, cost] for row, cost in zip(rows, ("cost", *costs), strict=True)]
@@ -161,6 +162,7 @@ def table(report: dict[str, Any]) -> str:
             "estimated maximum for answers that were lost or could not be read: "
             f"{tokens['estimated']:,} tokens{costs}"
         )
+    # Reports of `postprocess` and `merge` have no start.
     start = {"retries": {}, **report["this_start"]}
     if "calls" in start:
         lines.append(
@@ -189,6 +191,7 @@ def _plot_rejected(panel: Any, rejected: dict[str, dict[str, int]]) -> None:
         for stage, rows in rejected.items()
         for reason, number in rows.items()
     ]
+    # With all that are as frequent as the fifteenth.
     least = sorted((number for _, number, _ in reasons), reverse=True)[:15][-1:]
     reasons = [reason for reason in reasons if reason[1] >= least[0]]
     names, numbers, colors = zip(*reasons, strict=True) if reasons else ((), (), ())
@@ -233,11 +236,13 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     _plot_rejected(panels[0][0], report["rejected"])
     corpus = report["corpus"]
     turns = corpus["turns_histogram"]
+    # JSON's keys are texts.
     panels[0][1].bar([int(n) for n in turns], list(turns.values()), color="tab:blue")
     panels[0][1].set(title="turns of a dialogue", xlabel="turns", ylabel="dialogues")
     panels[0][1].locator_params(axis="x", integer=True)
     names = list(SODA_RATIOS)
     found = [corpus["relations"].get(name, {"percent": 0})["percent"] for name in names]
+    # Table 3's shares are rounded, and add up to 101.
     total = sum(SODA_RATIOS.values())
     published = [100 * SODA_RATIOS[name] / total for name in names]
     places = range(len(names))
@@ -251,9 +256,11 @@ def plots(report: dict[str, Any], path: Path) -> bool:
     _plot_calls(panels[1][1], report["calls"], report["cost"])
     filled = (report["rejected"], turns, corpus["relations"], report["calls"])
     for panel, rows in zip(panels.flat, filled, strict=True):
+        # An empty panel would look like a count of 0.
         panel.set_visible(bool(rows))
     with replacing(path) as partial, partial.open("wb") as file:
         figure.savefig(file, dpi=110, format="png")
+    # pyplot keeps each open figure in memory.
     plt.close(figure)
     return True
 

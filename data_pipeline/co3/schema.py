@@ -14,7 +14,6 @@ from typing import Any
 
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import replacing
-from data_pipeline.co3.triples import Triple
 
 SODA_FIELDS = (
     *("head", "relation", "tail", "literal", "narrative", "dialogue", "speakers"),
@@ -23,6 +22,7 @@ SODA_FIELDS = (
 )
 _OURS = {"PersonX": "x", "PersonY": "y", "PersonZ": "z"}  # other fields have the published names
 _LISTS = ("dialogue", "speakers")
+ROWS_PER_GROUP = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,35 +63,17 @@ class Record:
 _PROVENANCE = ("id", "interlocutor", "marks", "attempts", "human", "scores", "prompts", "renamed")
 
 
-def begin(triple: Triple, **fields: Any) -> Record:
-    """Return the record of a triple before the first request."""
-    return Record(
-        id=triple.id,
-        head=triple.head,
-        relation=triple.relation,
-        tail=triple.tail,
-        original_index=triple.index,
-        split=triple.split,
-        **fields,
-    )
-
-
 def soda_row(record: Record) -> dict[str, Any]:
     """Return the record as SODA publishes it: the same fields, types and order."""
     row = {name: getattr(record, _OURS.get(name, name)) for name in SODA_FIELDS}
+    # Lists, because a tuple would not equal what JSON gives back.
     return row | {name: list(row[name]) for name in _LISTS}
 
 
 def provenance(record: Record) -> dict[str, Any]:
     """Return the fields of a record that SODA does not publish, for a line beside the row."""
     row = {name: getattr(record, name) for name in _PROVENANCE}
-    return row | {
-        "original_index": record.original_index,
-        "marks": list(record.marks),
-        "attempts": dict(record.attempts),
-        "human": dict(record.human),
-        "scores": dict(record.scores),
-    }
+    return row | {"original_index": record.original_index, "marks": list(record.marks)}
 
 
 def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> Record:
@@ -106,9 +88,11 @@ def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) ->
         wanted = list if name in _LISTS else int if name == "original_index" else str
         # True and False are integers to isinstance.
         if not isinstance(value, wanted) or isinstance(value, bool):
+            # Cut to 60 characters, because the value may be a whole dialogue.
             raise ValueError(f"field {name}: wanted {wanted.__name__}, got {value!r:.60}")
         if wanted is list and not all(isinstance(item, str) for item in value):
             raise ValueError(f"field {name}: wanted texts, got {value!r:.60}")
+        # Neither UTF-8 nor Parquet can store it.
         if not json_lines.is_whole("".join(value) if wanted is list else str(value)):
             raise ValueError(f"field {name}: half a surrogate pair is no text")
         fields[_OURS.get(name, name)] = tuple(value) if wanted is list else value
@@ -119,6 +103,7 @@ def from_row(row: Mapping[str, Any], origin: Mapping[str, Any] | None = None) ->
     # Published rows have no id of ours.
     known["id"] = str(known.get("id", row["original_index"]))
     if "marks" in known:
+        # JSON has lists alone, and records have tuples.
         known["marks"] = tuple(known["marks"])
     return Record(**fields, **known)
 
@@ -132,14 +117,16 @@ def parquet_schema() -> Any:
     return pyarrow.schema([(name, types.get(name, text)) for name in SODA_FIELDS])
 
 
-def write_parquet(folder: Any, *, wanted: bool = True, rows: int = 10_000) -> None:
+def write_parquet(folder: Any, *, wanted: bool = True) -> None:
     """Write soda.parquet from soda.jsonl, with the published schema. Not `wanted`: remove it."""
     if not wanted:
+        # An older file would have other rows than soda.jsonl.
         (folder / "soda.parquet").unlink(missing_ok=True)
         return
     import pyarrow
     import pyarrow.parquet
 
+    # A schema of its own, because pyarrow would give an empty column the type null.
     columns = parquet_schema()
     with (
         replacing(folder / "soda.parquet") as partial,
@@ -147,6 +134,7 @@ def write_parquet(folder: Any, *, wanted: bool = True, rows: int = 10_000) -> No
         (folder / "soda.jsonl").open("rb") as lines,
         pyarrow.parquet.ParquetWriter(file, columns) as writer,
     ):
-        while block := list(itertools.islice(lines, rows)):
+        # A block is one row group. It bounds the memory, because a corpus may not fit.
+        while block := list(itertools.islice(lines, ROWS_PER_GROUP)):
             table = pyarrow.Table.from_pylist([json.loads(line) for line in block], columns)
             writer.write_table(table)

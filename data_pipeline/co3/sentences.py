@@ -14,6 +14,7 @@ from data_pipeline.co3.triples import Triple, persons
 # A lone Y or X is a person too ("to assist Y"); not in "x-ray" or "Y chromosome".
 _LONE = re.compile(r"(?<![\w'-])([XYxy])(?='s\b|(?![\w'-])(?! ?(?:ray|chromosome|axis)))")
 _GLUED = re.compile(r"\b(Person[XYZ])s?(?= 's\b|'s\b|\u2019s\b)")
+# ATOMIC's texts are partly tokenized: "does n't", "PersonX 's".
 _SPACED = (
     (re.compile(r"\b([Cc])an n['\u2019]t\b"), r"\1an't"),
     (re.compile(r" n['\u2019]t\b"), "n't"),
@@ -25,9 +26,11 @@ _SUBJECT = re.compile(
     r"^(?:he|she|they|it|i|we|you|people|someone|everyone|others)\s", re.IGNORECASE
 )
 _PERSON_SUBJECT = re.compile(r"^(?:PersonX|the person|person|he|she|they)\s+", re.IGNORECASE)
+# A tail with a subject of its own does not follow "Now X".
 _OTHER_SUBJECT = re.compile(
     r"^(?:Person[XYZ]'s|Person[YZ]|his|her|their|the|no|yes)\b", re.IGNORECASE
 )
+# Annotators repeat the verb of the template ("feels happy"), which adds it itself.
 _FEELS = re.compile(
     r"^(?:to\s+)?(?:is|was|be|being|are|feels?|feeling|becomes?|gets|seen as)\s+", re.IGNORECASE
 )
@@ -77,6 +80,7 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
         return Rejected(triple.id, "sentence", "tail of another form", record)
     tail, tail_past = fitted
     # Names that the source drew stay. Persons without one get a name here.
+    # Six, because three of them may be names that the source drew.
     ours = [n for n in names.people(triple.id, seed, 6) if n not in triple.names]
     drawn = [texts.composed(given) or ours.pop(0) for given in triple.names]
     wanted = f"{head} {tail}"
@@ -84,10 +88,10 @@ def sentence(triple: Triple, prompts: Prompts, names: Namebook, seed: int) -> Se
     head, tail, tail_past = (
         _named(text, {"X": x, "Y": y, "Z": z}) for text in (head, tail, tail_past)
     )
-    fields = {"head": head, "tail": tail, "tail_past": tail_past, "x": x}
+    found = Sentence("", head, tail, tail_past, x, y, z)
     # The sodaverse has its sentence already.
-    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **fields)
-    return Sentence(literal=literal, head=head, tail=tail, tail_past=tail_past, x=x, y=y, z=z)
+    literal = texts.composed(triple.literal) or prompts.sentence(triple.relation, **found.fields())
+    return dataclasses.replace(found, literal=literal)
 
 
 def clean(text: str) -> str:
@@ -106,6 +110,7 @@ def fit(relation: str, tail: str) -> tuple[str, str] | None:
         return None
     if relation in ("xAttr", "xReact"):
         tail = _FEELS.sub("", tail)
+        # The templates are "X feels ..." and "X is ...", which want an adjective.
         bad = tail.startswith(("to ", "PersonX ")) or _SUBJECT.match(tail)
         return None if bad or not tail else (tail, "")
     if relation in ("xIntent", "xWant"):

@@ -19,6 +19,7 @@ _INTRODUCTION = re.compile(
     r"(?: here)?(?: is| would be|:)\s+",
     re.IGNORECASE,
 )
+# A completion continues after the person: "her coach about the race".
 _END = re.compile(
     r"[.,;:!?\n]|\s(?:-|who|that|which|about|regarding|discussing|in the|at the|after|during|as)\s"
 )
@@ -34,14 +35,13 @@ def interlocutor(
         return y
     response = yield prompts.request("speaker", record_id, narrative=narrative, x=x)
     found = parse(response.text, x)
+    reason = response.fault
+    if not reason and (not found or texts.is_refusal(response.text)):
+        reason = "no interlocutor"
+    if not reason and label(found).casefold() == x.casefold():
+        reason = "speaks with oneself"
     record = {"narrative": narrative, "answer": response.text[:200]}
-    if response.fault:
-        return Rejected(record_id, "speaker", response.fault, record)
-    if not found or texts.is_refusal(response.text):
-        return Rejected(record_id, "speaker", "no interlocutor", record)
-    if label(found).casefold() == x.casefold():
-        return Rejected(record_id, "speaker", "speaks with oneself", record)
-    return found
+    return Rejected(record_id, "speaker", reason, record) if reason else found
 
 
 def parse(text: str, x: str) -> str:

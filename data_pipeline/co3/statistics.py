@@ -57,6 +57,7 @@ class Statistics:
         self.utterances += len(said)
         self.words_said += sum(len(text.split()) for text in said)
         diversity = mtld(words(" ".join(said)))
+        # A dialogue without a repeated word has none, and must not lower the mean.
         if diversity is not None:
             self.diversity += diversity
             self.measured += 1
@@ -64,6 +65,7 @@ class Statistics:
         self.relations[row["relation"]] += 1
         self.splits[row["split"]] += 1
         self.answers["head", row["head_answer"]] += 1
+        # Empty where the model was not asked, as in rows without commonsense.
         self.answers["relation-tail", row["relation_tail_answer"]] += 1
         # A set: a word counts once for each narrative, however often it is repeated.
         topical = {word for word in row["narrative"].split() if not word[:1].isupper()}
@@ -73,6 +75,7 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Add another part's sums to these."""
         for field in dataclasses.fields(self):
+            # A dict of counters has no sum.
             if field.name != "topics":
                 mine = getattr(self, field.name)
                 setattr(self, field.name, mine + getattr(other, field.name))
@@ -82,8 +85,10 @@ class Statistics:
 
     def table(self) -> dict[str, Any]:
         """Return the numbers of the report."""
+        # A corpus without a dialogue has shares and means of 0.
         count = max(self.dialogues, 1)
         total = sum(self.topics.values(), Counter())
+        # By the word too, so that equally frequent ones have one order.
         common = [word for word, _ in sorted(total.items(), key=lambda i: (-i[1], i[0]))[:10]]
         relations = {
             name: {
@@ -122,11 +127,14 @@ def keywords(
 
     `without` are words that are common everywhere, left out as in table 3.
     """
+    # Never 0, because a relation may have no word that counts.
     here, everywhere = max(sum(counts.values()), 1), max(sum(total.values()), 1)
 
     def score(word: str) -> float:
+        # Frequency too, because the ratio alone puts the rarest words first.
         share = counts[word] / here
         return share * math.log(share / (total[word] / everywhere))
 
+    # A word of a single narrative is no topic of its relation.
     often = [word for word, number in counts.items() if number > 1 and word not in without]
     return sorted(often, key=lambda word: (-score(word), word))[:most]

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+# The stages' patterns know straight marks alone. A fullwidth colon ends a speaker's name too.
 _QUOTES = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"'}
     | {"\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2028": "\n", "\uff1a": ":"}
@@ -64,6 +65,7 @@ def is_announcement(line: str) -> bool:
 
 def is_preamble(line: str) -> bool:
     """Return whether a line stands before the answer: an announcement, or "Certainly!"."""
+    # "Certainly!" alone is left out here only: as a turn it is an answer.
     return is_announcement(line) or _AFFIRMATION.match(line.strip()) is not None
 
 
@@ -72,6 +74,7 @@ def paragraph(text: str) -> str:
     lines = [line.strip() for line in plain(text).split("\n")]
     while lines and (not lines[0] or is_preamble(lines[0])):
         lines.pop(0)
+    # After joining, because the announcement may stand on the story's own line.
     text = _OPENING.sub("", " ".join(line for line in lines if line))
     return unquoted(" ".join(text.split()))
 
@@ -79,8 +82,10 @@ def paragraph(text: str) -> str:
 def unquoted(text: str) -> str:
     """Remove quotation marks around the whole text, or a single one without a partner."""
     text = text.strip()
+    # Its partner was cut off, or stood in another line.
     if text.count('"') == 1:
         return text.strip('"').strip()
+    # With marks inside, the outer two may belong to different quotations.
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
         return text[1:-1].strip()
     return text
@@ -124,6 +129,7 @@ def _counts(character: str) -> bool:
     )
 
 
+# Filled on demand, because Unicode has a million codes and a text some dozens.
 class _Table(dict):
     """A table for `str.translate` that is filled with the characters that it meets."""
 

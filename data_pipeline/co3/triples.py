@@ -25,6 +25,7 @@ from data_pipeline.co3.prompts import RELATIONS
 
 # Table 3: the share of each relation in SODA, in percent (rounded there: they add up to 101).
 SODA_RATIOS = {"xAttr": 18, "xEffect": 17, "xIntent": 23, "xNeed": 7, "xReact": 25, "xWant": 11}
+# The recall at which ATOMIC-10X's critic keeps a triple, as its columns are called.
 CRITICS = ("rec_0.5", "rec_0.6", "rec_0.7", "rec_0.8", "rec_0.9")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid"}
 _SPLITS |= {"dev": "valid", "test": "test"}
@@ -82,9 +83,12 @@ def read(path: str | Path, critic: str | None = None) -> Iterator[Triple | Rejec
         yield triple
 
 
-def shard(triple: Triple, index: int, count: int) -> bool:
-    """Return whether the triple is in shard `index` (from 0) of `count`: each is in exactly one."""
-    return int(triple.id, 16) % count == index
+def shard(row: Triple | Rejected, index: int, count: int) -> bool:
+    """Return whether the row is in shard `index` (from 0) of `count`: each is in exactly one."""
+    # By the content, so that a reordered or extended file keeps its shards. The id of a rejected
+    # row may be no hash ("line-5").
+    number = int(row.id, 16) if isinstance(row, Triple) else zlib.crc32(row.id.encode())
+    return number % count == index
 
 
 def sample(
@@ -107,9 +111,11 @@ def sample(
         # A heap for each relation holds its quota of the smallest hashes, so that a file of any
         # size needs the memory of the sample alone.
         heap = kept[triple.relation]
+        # Negative, because a heap's first item is its smallest, and here the largest hash goes.
         item = (-fraction_bits(seed, "sample", triple.id), -triple.index, triple)
         if len(heap) < quota:
             heapq.heappush(heap, item)
+        # Without the triple, which has no order.
         elif item[:2] > heap[0][:2]:
             heapq.heapreplace(heap, item)
     # The scarcest relation decides how many the others may give.
@@ -151,6 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             for index, raw in enumerate(lines):
                 yield index, raw if index else raw.removeprefix(files.MARK)
     except files.CORRUPT as error:
+        # A missing file is not a damaged one.
         if isinstance(error, OSError):
             raise
         raise ValueError(f"the file is cut short or damaged ({error})") from error
@@ -168,6 +175,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
     for index, raw in _lines(path):
+        # Split by hand, because these files are not quoted: a quotation mark is text.
         parts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
         if len(parts) == 3:
             yield index, dict(zip(("head", "relation", "tail"), parts, strict=True))
@@ -180,8 +188,10 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     columns = ("head", "relation", "tail", "x", "y", "z", "x_relations", "named_literal", "split")
     with pyarrow.parquet.ParquetFile(path) as file:
+        # Not every file has names or splits.
         present = [name for name in columns if name in file.schema_arrow.names]
         index = 0
+        # In batches, because a file may be larger than memory.
         for batch in file.iter_batches(batch_size=8192, columns=present):
             for row in batch.to_pylist():
                 yield index, row
@@ -194,6 +204,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
         return _reject(f"line-{index}", "not an object", str(row)[:500])
     fields = []
     for name in ("head", "relation", "tail"):
+        # ATOMIC-10X also calls the tail `inference`.
         value = row.get(name, row.get("inference") if name == "tail" else None)
         if not isinstance(value, str):
             return _reject(f"line-{index}", f"no text in field {name}", row)
@@ -204,7 +215,9 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
         return _reject(f"line-{index}", "no text in field x, y or z", row)
     if not json_lines.is_whole("".join((*fields, *drawn, str(row.get("named_literal"))))):
         return _reject(f"line-{index}", "broken line: half a surrogate pair is no text", row)
+    # Later rejections have the id that the triple would have.
     record_id = content_id(head, relation, tail, drawn)
+    # Not `not`, because sources without the column use all of these relations.
     if relation not in RELATIONS or row.get("x_relations") is False:
         return _reject(record_id, "relation not used", row)
     if critic is not None:
@@ -214,6 +227,7 @@ def _triple(index: int, row: Any, critic: str | None) -> Triple | Rejected:
             return _reject(record_id, "below the critic", row)
     if not head.strip(" .") or not tail.strip(" ."):
         return _reject(record_id, "empty", row)
+    # Annotators wrote it where nothing follows from the head.
     if tail.strip(" .\"'").lower() == "none":
         return _reject(record_id, "none", row)
     if _BLANK.search(head) or _BLANK.search(tail):
@@ -279,7 +293,7 @@ class Source:
         The position counts the rows of all shards. The limit counts the usable triples of all
         shards. A sample is drawn from usable triples alone. Raises UserError.
         """
-        return (item for item in self._all(Counter()) if _of_shard(item[1], *self.shard))
+        return (item for item in self._all(Counter()) if shard(item[1], *self.shard))
 
     def _all(self, dropped: Counter) -> Iterator[tuple[int, Triple | Rejected]]:
         """Yield the rows of all shards; count in `dropped` the reasons of those before a sample."""
@@ -305,11 +319,12 @@ class Source:
         dropped: Counter = Counter()
         total, usable, found = 0, 0, Counter()
         for _, row in self._all(dropped):
-            total += _of_shard(row, *self.shard)
+            total += shard(row, *self.shard)
             if isinstance(row, Triple):
                 usable += 1
             else:
                 found[row.reason] += 1
+        # All shards count, because one of them may be empty by chance.
         if not usable and self.sample is not None:
             raise UserError(
                 f"a sample of {self.sample} from {self.path} is empty: SODA's ratios need triples "
@@ -339,10 +354,3 @@ def lists_version(folder: Path = Path(__file__).parent) -> str:
     """Return a hash of the lists of words and names that decide every record."""
     digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
-
-
-def _of_shard(row: Triple | Rejected, index: int, count: int) -> bool:
-    if isinstance(row, Triple):
-        return shard(row, index, count)
-    # The id of a rejected row is no hash, but it too belongs to exactly one shard.
-    return zlib.crc32(row.id.encode()) % count == index

@@ -16,8 +16,10 @@ import unicodedata
 from data_pipeline.co3 import texts
 from data_pipeline.co3.speakers import label
 
+# "10:30" is a time, and no turn of number 10.
 _BULLET = re.compile(r"^(?:[-*\u2022>]\s+|\(?\d{1,2}[.):]\s*(?=\D))")
 _TURN_NUMBER = re.compile(r"^turn\s+\d+\s*[:.)-]\s*", re.IGNORECASE)
+# Forty characters at most: more before a colon are a sentence. "https://" is no name.
 _PREFIX = re.compile(
     r"^[\[*_<]*(?P<name>[^\W\d_][\w'.\- &]{0,39}?)[\]*_>]*"
     r"\s*(?:[\(\[*][^)\]*:]{1,60}[\)\]*])?\s*[*_]{0,2}:(?!//)[*_]{0,2}\s*(?P<said>.*)$"
@@ -72,6 +74,7 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
     first, others = texts.composed(first), tuple(map(texts.composed, others))
     lines = [_unbulleted(line) for line in texts.plain(text).split("\n")]
     prefixes = [_prefix(line) for line in lines]
+    # Without case, because models change it between turns.
     counts = collections.Counter(p[0].casefold() for p in prefixes if p)
     expected = {_bare(name).casefold() for name in (first, *others)}
     spoken = [p is not None and _is_speaker(p[0], counts, expected) for p in prefixes]
@@ -81,6 +84,7 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
     dropped = unprefixed = 0
     blank = False
     for position, line in enumerate(lines):
+        # An emoji alone is an utterance, a row of dashes is none.
         if _RULE.match(texts.with_letters(line)):
             blank = True
             continue
@@ -110,6 +114,7 @@ def parse(text: str, first: str, others: tuple[str, ...] = ()) -> Turns:
             said[-1][1] += f" {line}"
         else:
             said[-1][1] += f" {line}"
+            # Kept for now: `dialogue` asks again for a conversation with such lines.
             unprefixed += 1
         blank = False
     turns = [(name, cleaned(utterance)) for name, utterance in said]
@@ -133,6 +138,7 @@ def cleaned(utterance: str) -> str:
         return ""
     if "*" in utterance or "_" in utterance:
         utterance = _STARRED.sub(r"\2", utterance)
+    # Again, because a stage direction may have stood before the first mark.
     return texts.unquoted(utterance)
 
 
@@ -159,6 +165,7 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M" and not "\ufe00" <= character <= "\ufe0f"
 
 
+# Cached, because each line of a conversation begins with one of few names.
 @functools.lru_cache(maxsize=256)
 def _name(text: str) -> str | None:
     """Return the text if it may be a speaker's name: few words, and not "Note".
@@ -167,6 +174,7 @@ def _name(text: str) -> str | None:
     """
     name = _bare(text)
     words = name.split()
+    # More words before a colon are a sentence.
     return name if 0 < len(words) <= 4 and not _SCENE.match(f"{name}:") else None
 
 
@@ -192,6 +200,7 @@ def _is_speaker(name: str, counts: collections.Counter[str], expected: set[str])
         or (often and not word[0].islower())
         for word in words
     )
+    # A lone "I" is the pronoun.
     return capitals and (often or len(words) <= 3) and words[0] != "I"
 
 
@@ -216,6 +225,7 @@ def _continues(line: str, before: str) -> bool:
 
 def _merged(names: list[str]) -> list[str]:
     """Give each speaker one label: "the coach" and "COACH" are one, "Ann Lee" and "Ann" too."""
+    # Two capitals are initials ("JJ").
     labels = [label(name.title() if name.isupper() and len(name) > 2 else name) for name in names]
     canonical: dict[str, str] = {}
     for name in labels:
@@ -223,6 +233,7 @@ def _merged(names: list[str]) -> list[str]:
     keys = sorted(canonical, key=len)
     for key in keys:
         longer = [other for other in keys if other.startswith(f"{key} ")]
+        # Two longer names leave open whose short form it is.
         if len(longer) == 1:
             canonical[longer[0]] = canonical[key]
     return [canonical[name.casefold().replace(".", "")] for name in labels]

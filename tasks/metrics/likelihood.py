@@ -21,6 +21,8 @@ def perplexity(
 ) -> dict[str, float]:
     """Return exp of the mean negative log-likelihood per target token over all examples."""
     scores, (num_tokens,) = _unpack(targets, scores, aux_values, ("num_tokens",))
+    # Over tokens, as the loss, so that long responses weigh more. fsum, because a plain sum of many
+    # likelihoods loses digits.
     nats = -math.fsum(scores) / num_tokens.sum()
     # Infinity and no error, because a diverged model's perplexity is a number to report.
     return {"perplexity": math.exp(nats) if nats < 700 else math.inf}
@@ -48,6 +50,7 @@ def _unpack(
                 f"{sorted(aux_values or ())}, expected {list(names)}. A model that gives none is "
                 "evaluated without them (mixtures.use with token_metrics=False)"
             )
+    # float32 holds whole numbers up to 2**24 only, fewer than a corpus has tokens.
     columns = {name: np.asarray(aux_values[name], np.float64) for name in names}
     scores = np.asarray(scores, np.float64)
     same_length(targets=targets, scores=scores, **columns)

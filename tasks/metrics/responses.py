@@ -10,7 +10,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,20 +24,19 @@ _LONGEST = 4  # n-grams of BLEU-4
 
 def f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Return the mean token F1 of predictions against targets, 0 to 1."""
-    same_length(targets=targets, predictions=predictions)
-    return {
-        "f1": float(np.mean([pair_f1(p, t) for t, p in zip(targets, predictions, strict=True)]))
-    }
+    return {"f1": _mean(pair_f1, targets, predictions)}
 
 
 def bleu4(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Return the mean sentence BLEU-4 of predictions against targets, 0 to 1."""
+    return {"bleu4": _mean(pair_bleu4, targets, predictions)}
+
+
+def _mean(
+    pair: Callable[[str, str], float], targets: Sequence[str], predictions: Sequence[str]
+) -> float:
     same_length(targets=targets, predictions=predictions)
-    return {
-        "bleu4": float(
-            np.mean([pair_bleu4(p, t) for t, p in zip(targets, predictions, strict=True)])
-        )
-    }
+    return float(np.mean([pair(p, t) for t, p in zip(targets, predictions, strict=True)]))
 
 
 def pair_f1(prediction: str, target: str) -> float:
@@ -64,7 +63,9 @@ def pair_bleu4(prediction: str, target: str) -> float:
         if n == 1 and not matches:
             return 0.0
         logs.append(math.log((matches or _EPSILON) / max(1, found.total())))
+    # Where the lengths are equal both forms give 1.
     brevity = 1.0 if len(guess) > len(gold) else math.exp(1 - len(gold) / len(guess))
+    # The mean of logarithms is the geometric mean.
     return brevity * math.exp(math.fsum(logs) / _LONGEST)
 
 
@@ -92,6 +93,7 @@ def _distinct(texts: Sequence[Sequence[str]], n: int) -> float:
 
 # ParlAI's normalize_answer.
 def _normal(text: str) -> str:
+    # A space, so that "well-known" becomes two words.
     text = _PUNCTUATION.sub(" ", text.lower())
     return " ".join(_ARTICLES.sub(" ", text).split())
 

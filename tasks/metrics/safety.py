@@ -27,6 +27,7 @@ def confusion(
     """
     same_length(golds=golds, predicted=predicted)
     number = {label: index for index, label in enumerate(labels)}
+    # Over all labels, so that one that never occurs has its row and column too.
     counts = np.zeros((len(labels), len(labels)), np.int64)
     for place, pair in enumerate(zip(golds, predicted, strict=True)):
         for label in pair:
@@ -64,6 +65,7 @@ def per_class(counts: np.ndarray) -> list[dict[str, float | int | None]]:
 
 def macro_f1(counts: np.ndarray) -> float:
     """Return the mean F1 of the labels that are gold or predicted at least once."""
+    # A label that never occurs has no F1, and 0 would lower the mean.
     return float(np.mean([row["f1"] for row in per_class(counts) if row["f1"] is not None]))
 
 
@@ -90,11 +92,13 @@ def calibration(
     place = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
     examples = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, values, bins) for values in (right, confidence)]
+    # A difference of sums is the interval's |accuracy - confidence|, weighted by its examples.
     error = np.abs(sums[0] - sums[1]).sum() / len(confidence)
     diagram = [
         {
             "from": float(edges[m]),
             "to": float(edges[m + 1]),
+            # Plain numbers, because the report is written as JSON.
             "examples": int(examples[m]),
             "accuracy": _share(sums[0][m], examples[m]),
             "confidence": _share(sums[1][m], examples[m]),
@@ -118,6 +122,7 @@ def label_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[s
     gold = [_gold(target)[0] for target in targets]
     written = [_parsed(prediction)[0] for prediction in predictions]
     pairs = list(zip(gold, written, strict=True))
+    # An answer without a label is wrong in three classes too.
     classes = [w is not None and three_class(g) == three_class(w) for g, w in pairs]
     return {
         "label_accuracy": float(np.mean([g == w for g, w in pairs])),
@@ -134,7 +139,9 @@ def rot_overlap(targets: Sequence[str], predictions: Sequence[str]) -> dict[str,
     same_length(targets=targets, predictions=predictions)
     gold = [_gold(target)[1] for target in targets]
     written = [_parsed(prediction)[1] for prediction in predictions]
+    # A casual target has no rules of thumb that a prediction could match.
     pairs = [(g, w) for g, w in zip(gold, written, strict=True) if g]
+    # A mean over nothing would be NaN, and would spoil a curve.
     if not pairs:
         return {"rot_examples": 0.0}
     rots, guesses = (list(column) for column in zip(*pairs, strict=True))
@@ -146,6 +153,7 @@ def rot_overlap(targets: Sequence[str], predictions: Sequence[str]) -> dict[str,
 
 
 def _parsed(text: str) -> tuple[str | None, str]:
+    # Both styles, because a metric does not know in which one its checkpoint was trained.
     found = (parse_answer(text, style) for style in STYLES)
     return next((pair for pair in found if pair[0] is not None), (None, text.strip()))
 

@@ -1,9 +1,9 @@
-"""Share the features of an example and the folder of the corpus between both builders."""
+"""Share everything but the corpus between both builders."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,33 +16,42 @@ INSTRUCTIONS = """Put the corpus as published (JSON or Parquet files named by sp
 folder {name}/ of the manual directory, or name that folder itself as the manual directory."""
 
 
-def features() -> tfds.features.FeaturesDict:
-    """Return the features that `cosmo.tasks.seqio_tasks` reads: `Example`'s, and `is_training`."""
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "narrative": tfds.features.Text(),
-            "instruction": tfds.features.Text(),
-            "turns": tfds.features.Sequence(tfds.features.Text()),
-            "response": tfds.features.Text(),
-            "is_training": tfds.features.Scalar(np.int32),
-        }
-    )
+class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Build a corpus from its published files, with the readers that training from files uses.
 
+    A subclass names the corpus's `description` and `homepage`. Its `read(folder, split)` yields the
+    examples of a split.
+    """
 
-def corpus_folder(manual_dir: Any, name: str) -> Any:
-    """Return the corpus's folder: `manual_dir/name` if it is there, else `manual_dir` itself."""
-    return manual_dir / name if (manual_dir / name).exists() else manual_dir
+    # `seqio_tasks.TFDS_VERSION` asks for the same one.
+    VERSION = tfds.core.Version("1.0.0")
+    description: str
+    homepage: str
+    read: Callable[[Any, str], Iterator[Example]]
 
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts = ("id", "narrative", "instruction", "response")
+        features = {name: tfds.features.Text() for name in texts}
+        features["turns"] = tfds.features.Sequence(tfds.features.Text())
+        # `Example` has no split, but the parts of a training example alone are dropped at random.
+        features["is_training"] = tfds.features.Scalar(np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.description,
+            features=tfds.features.FeaturesDict(features),
+            homepage=self.homepage,
+        )
 
-def splits(folder: Any) -> list[str]:
-    """Return the splits with files, or `train` if there is none."""
-    # train, because reading it raises the DataError that explains what is missing.
-    return splits_of(folder) or ["train"]
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = dl_manager.manual_dir / self.name
+        # A user with one corpus gives its own folder.
+        folder = folder if folder.exists() else dl_manager.manual_dir
+        # train, because reading it raises the DataError that explains what is missing.
+        splits = splits_of(folder) or ["train"]
+        return {split: self._generate_examples(folder, split) for split in splits}
 
-
-def rows(examples: Iterable[Example], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, features) for each example."""
-    for example in examples:
-        features = {**dataclasses.asdict(example), "is_training": int(split == "train")}
-        yield example.id, {**features, "turns": list(example.turns)}
+    def _generate_examples(self, folder, split):
+        for example in self.read(folder, split):
+            # In the data, because SeqIO does not give preprocessors the split.
+            row = {**dataclasses.asdict(example), "is_training": int(split == "train")}
+            yield example.id, {**row, "turns": list(example.turns)}

@@ -60,6 +60,16 @@ def _check_equal_to_text(task, examples, vocabulary, lengths, separators=None):
         assert row["targets_pretokenized"].decode() == example.response
 
 
+def _check_both_corpora(paths, vocabulary_path, lengths):
+    vocabulary = load(vocabulary_path)
+    task = _use("soda", vocabulary_path, **paths)
+    examples = soda_file_examples(paths["soda_path"], "validation")
+    _check_equal_to_text(task, examples, vocabulary, lengths)
+    task = seqio.get_mixture_or_task("prosocial_dialog")
+    examples = prosocial_file_examples(paths["prosocial_path"], "validation")
+    _check_equal_to_text(task, examples, vocabulary, lengths)
+
+
 @pytest.mark.parametrize("lengths", [None, *({"inputs": n, "targets": 24} for n in (24, 96, 300))])
 def test_ids_equal_the_text_of_all_real_rows(shared, t5_vocabulary, lengths):
     """Oracle: T5's vocabulary on `cosmo_input` after `drop_oldest_turns`; 24 cuts into the rest."""
@@ -67,13 +77,7 @@ def test_ids_equal_the_text_of_all_real_rows(shared, t5_vocabulary, lengths):
         "soda_path": shared / "data/soda_rows.jsonl",
         "prosocial_path": shared / "data/prosocial_rows.jsonl",
     }
-    vocabulary = load(t5_vocabulary)
-    task = _use("soda", t5_vocabulary, **paths)
-    examples = soda_file_examples(paths["soda_path"], "validation")
-    _check_equal_to_text(task, examples, vocabulary, lengths)
-    task = seqio.get_mixture_or_task("prosocial_dialog")
-    examples = prosocial_file_examples(paths["prosocial_path"], "validation")
-    _check_equal_to_text(task, examples, vocabulary, lengths)
+    _check_both_corpora(paths, t5_vocabulary, lengths)
 
 
 def test_ids_equal_the_text_with_pieces_for_separators(corpora, vocabulary_path):
@@ -90,14 +94,8 @@ def test_ids_equal_the_text_with_pieces_for_separators(corpora, vocabulary_path)
 def test_ids_equal_the_text_of_the_sample_corpus():
     """Oracle: as above, with the corpus and the vocabulary that come with the repository."""
     paths = {"soda_path": "tasks/sample/soda", "prosocial_path": "tasks/sample/prosocial"}
-    vocabulary = load("tasks/sample/vocabulary.model")
-    task = _use("soda", "tasks/sample/vocabulary.model", **paths)
     lengths = {"inputs": 128, "targets": 48}
-    examples = soda_file_examples(paths["soda_path"], "validation")
-    _check_equal_to_text(task, examples, vocabulary, lengths)
-    task = seqio.get_mixture_or_task("prosocial_dialog")
-    examples = prosocial_file_examples(paths["prosocial_path"], "validation")
-    _check_equal_to_text(task, examples, vocabulary, lengths)
+    _check_both_corpora(paths, "tasks/sample/vocabulary.model", lengths)
 
 
 def test_empty_parts_and_odd_characters(tmp_path, vocabulary_path):

@@ -60,15 +60,18 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
     group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
     group = made.add_argument_group("server")
+    # Without a default, so that a forgotten flag sends no calls to a paid service.
     group.add_argument("--base_url", required=True, help="such as http://127.0.0.1:8000/v1")
     group.add_argument("--model", required=True)
     group.add_argument("--form", choices=("auto", "completion", "chat"), default="auto")
+    # The name of a variable, because every user of a machine can list the arguments of processes.
     group.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group.add_argument("--body", default="{}", help="JSON: fields to add to each request, or null")
     group.add_argument("--timeout", type=float, default=120, help="seconds (%(default)s)")
     group.add_argument("--tries", type=int, default=8, help="of a call (%(default)s)")
     group.add_argument("--moderation_url", help="a service with /moderations; none is asked else")
     group.add_argument("--moderation_model", default="omni-moderation-latest")
+    # A variable of its own, because the service may be another company's.
     group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group = made.add_argument_group("limits")
     group.add_argument(
@@ -94,6 +97,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 
 def run_co3(args: argparse.Namespace) -> int:
     """Run `co3`; return the exit code."""
+    # Before anything is opened, so that a mistyped number costs no call.
     _check(args)
     return asyncio.run(_main(args))
 
@@ -104,9 +108,11 @@ async def _main(args: argparse.Namespace) -> int:
     )
     settings = _settings(args)
     server, allowance = _server(args), _allowance(args)
+    # Before the journal makes its folder: a wrong path leaves nothing behind.
     identity = source.identity()
     inflection.past("to go")  # loads its dictionary now, not while answers wait
     gc.freeze()  # the modules and lists stay to the end, so collections need not visit them
+    # Locked before the first call, because two runs in one folder would pay twice.
     with Journal(args.output / "journal") as journal:
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(Client(server, allowance.concurrency))
@@ -126,8 +132,10 @@ async def _main(args: argparse.Namespace) -> int:
                 )
                 other = await stack.enter_async_context(Client(judge, allowance.concurrency))
                 moderation = (other.post, judge)
+            # After the probe: counting reads the whole file, and a wrong key shows in one call.
             total, dropped = source.count()
             about = _about(args, identity, server, settings)
+            # Only a sample drops triples that rejected.jsonl does not have.
             if args.sample is not None:
                 about["dropped"] = dropped
             # The same model at another address makes the same corpus, and a limit only cuts it.
@@ -135,7 +143,9 @@ async def _main(args: argparse.Namespace) -> int:
             outputs = Outputs(args.output, what, total, postprocess.key_of)
             write_atomic(args.output / "run.json", json.dumps(about, indent=1))
             if args.canary_labels:
+                # Now, because this run replaces the soda.jsonl whose rows the labels number.
                 labels.keep(args.canary_labels, settings.canary, args.output)
+            # The caps hold over all starts, so earlier calls count.
             limits = Limits(allowance, _spent(journal))
             policy = RetryPolicy(tries=args.tries)
             gateway = Gateway(client.post, server, journal, limits, policy, moderation)
@@ -157,6 +167,7 @@ async def _main(args: argparse.Namespace) -> int:
                 outputs.close()
                 progress.finish()
         if stopped is not None:
+            # As shells report a signal: 128 and its number.
             code = {"stopped by SIGINT": 130, "stopped by SIGTERM": 143}.get(stopped, 3)
             stopped = f"--{stopped}" if code == 3 else stopped  # the name of a cap
             log.warning(
@@ -204,6 +215,7 @@ def _report(
     schema.write_parquet(args.output, wanted=not args.no_parquet)
     if not args.quiet:
         print(report.table(made))
+        # Some may not exist: flags leave them out, and the plot needs matplotlib.
         names = ("soda.jsonl", "soda.parquet", "report.json", "report.png", "README.md")
         print(f"\n{args.output}:", ", ".join(n for n in names if (args.output / n).exists()))
     failed = sum(n for (_, reason), n in reasons.items() if reason.startswith("failed: "))
@@ -215,6 +227,7 @@ def _note(gateway: Gateway, seconds: float) -> str:
     """Return the part of the progress line that is about calls."""
     limits, counts = gateway.limits, gateway.counts
     allowance, allowed = limits.allowance, int(limits.concurrency.allowed)
+    # Before a decrease the limit is the user's own number.
     of = f" of {allowed} allowed" if limits.concurrency.decreases else ""
     parts = [
         f"{limits.running} in flight{of}",
@@ -263,6 +276,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise UserError for an address without a scheme, or a number out of range."""
     for name in ("base_url", "moderation_url"):
         url = getattr(args, name)
+        # Without a scheme the host would be taken for one: "localhost:8000".
         if url is not None and not url.lower().startswith(("http://", "https://")):
             shown = secrets.address(url)
             raise UserError(f"--{name}={shown}: http:// or https:// is missing before it")
@@ -275,12 +289,14 @@ def _check(args: argparse.Namespace) -> None:
         if value is None:
             continue
         low = least.get(name, 0)
+        # argparse reads "nan" as a number, and no comparison refuses it.
         if not math.isfinite(value) or value < low or (name in above and value == 0):
             want = "more than 0" if name in above else f"{low} or more"
             raise UserError(f"--{name}={value:g}: give {want}")
 
 
 def _allowance(args: argparse.Namespace) -> Allowance:
+    # At a price of 0 the cap would never be reached.
     if args.cost_cap is not None and not (args.price_in or args.price_out):
         raise UserError("--cost_cap needs --price_in and --price_out, of a million tokens")
     names = [field.name for field in dataclasses.fields(Allowance)]
@@ -298,6 +314,7 @@ def _about(
         "model": server.model,
         "form": server.form,
         "body": secrets.body(server.extra_body),
+        # Another version takes other answers out of the same journal.
         "answers": answer_text.VERSION,
         "prompts": settings.prompts.version,
         "retries": settings.retries,
@@ -313,12 +330,14 @@ def _known_form(args: argparse.Namespace) -> str | None:
     """Return the form that an earlier start found for the same server and model."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         about = json.loads((args.output / "run.json").read_text())
+        # Another server or model may offer another form.
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
 
 
 def _spent(journal: Journal) -> tuple[int, int]:
+    # Failures count too, because the server may have charged for them.
     kinds = [kind for stages in journal.spent().values() for kind in stages.values()]
     return tuple(sum(k[f"{name}_tokens"] for k in kinds) for name in ("prompt", "completion"))
 

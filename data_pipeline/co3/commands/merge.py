@@ -23,6 +23,7 @@ def add_arguments(flags: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Run `merge`; return the exit code."""
+    # Before anything is written: the result would replace a shard.
     if args.output.resolve() in [folder.resolve() for folder in args.inputs]:
         raise UserError(f"--output={args.output} is an input: give another folder")
     made = merge.merge(args.inputs, args.output)

@@ -39,14 +39,17 @@ def add_arguments(flags: argparse.ArgumentParser) -> None:
 
 def run_postprocess(args: argparse.Namespace) -> int:
     """Run `postprocess`; return the exit code."""
+    # Ignored options would leave the user with another run than was meant.
     if args.rest and not args.runner:
         raise UserError(f"{args.rest[0]}: arguments after -- go to Beam, which needs --runner")
+    # Beam counts its own workers, so this flag would change nothing.
     if args.runner and args.processes is not None:
         raise UserError(
             "--processes is not for --runner: give Beam's own option after --, such as "
             "-- --direct_num_workers=4"
         )
     output = resolve(args.output)
+    # The result would replace the rows that it is made from.
     if str(output.absolute()) in [str(resolve(path).absolute()) for path in args.input]:
         raise UserError(f"--output={output} is an input: give another folder")
     numbers = ("seed", "least_turns", "most_turns", "moderation_threshold")

@@ -12,12 +12,11 @@ import errno
 
 from cosmo.engine.base.errors import UserError
 from data_pipeline.co3 import prompts
+from data_pipeline.co3.teacher import server
 
 
 def add_arguments(flags: argparse.ArgumentParser) -> None:
     """Add the flags of `teacher`."""
-    from data_pipeline.co3.teacher import server
-
     flags.description = __doc__
     flags.add_argument("--port", type=int, default=8765, help="0 takes a free port and prints it")
     flags.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
@@ -32,32 +31,25 @@ def add_arguments(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--model", default="teacher", help="the name it answers to (%(default)s)")
     flags.add_argument("--most_at_once", type=int, help="429 for more calls in flight than this")
     flags.add_argument("--key", default="", help="the key that callers must show; none by default")
+    # The templates of the run that asks, because the teacher knows a stage by its template.
     flags.add_argument("--prompts", default=str(prompts.DEFAULT), help="the prompts it knows")
     flags.add_argument("--seed", type=int, default=0, help="another seed, other answers")
 
 
 def run_teacher(args: argparse.Namespace) -> int:
     """Run `teacher`: serve until stopped."""
-    from data_pipeline.co3.teacher import server
-
     kinds = server.PASSING + server.LASTING
     chosen = tuple(kind for kind in args.kinds.split(",") if kind)
     if unknown := set(chosen) - set(kinds):
         raise UserError(f"--kinds: no {unknown.pop()!r}; there are {', '.join(kinds)}")
     if not 0 <= args.misbehave <= 1:
         raise UserError(f"--misbehave={args.misbehave}: give a share from 0 to 1")
+    same = ("latency", "misbehave", "retry_after", "slow_seconds", "model", "key", "most_at_once")
     manners = server.Manners(
-        latency=args.latency,
-        misbehave=args.misbehave,
         kinds=chosen,
-        retry_after=args.retry_after,
-        slow_seconds=args.slow_seconds,
         logprobs=not args.no_logprobs,
         forms=tuple(args.forms.split(",")),
-        model=args.model,
-        key=args.key,
-        most_at_once=args.most_at_once,
-        seed=args.seed,
+        **{name: getattr(args, name) for name in (*same, "seed")},
     )
     try:
         texts = prompts.load(args.prompts)
@@ -67,6 +59,7 @@ def run_teacher(args: argparse.Namespace) -> int:
     try:
         asyncio.run(server.forever(teacher, args.host, args.port))
     except OSError as error:
+        # An earlier teacher is often still running.
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"--port={args.port} is in use: give another, or 0") from error
         raise UserError(f"--host={args.host}: {error}") from error

@@ -26,17 +26,12 @@ LASTING = ("garbage", "empty", "refusal")
 MAX_HEAD_BYTES, MAX_BODY_BYTES = 2**16, 2**24
 LINGER_SECONDS = 1.0  # to read on after the last answer of a connection
 # The types of a request's fields, all of which may be missing or null.
+_INTEGERS = ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs")
+_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 OPTIONAL: dict[str, tuple[type, ...]] = {
-    "max_tokens": (int,),
-    "max_completion_tokens": (int,),
-    "temperature": (int, float),
-    "top_p": (int, float),
-    "presence_penalty": (int, float),
-    "frequency_penalty": (int, float),
-    "n": (int,),
-    "seed": (int,),
+    **dict.fromkeys(_INTEGERS, (int,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
     "logprobs": (int, bool),
-    "top_logprobs": (int,),
     "stop": (str, list),
     "stream": (bool,),
 }
@@ -78,11 +73,14 @@ class Teacher:
             return refused.status, _error(str(refused)), ""
 
     def _answer(self, method: str, path: str, key: str, data: bytes) -> tuple[int, bytes, str]:
+        # Some clients add a query, such as ?api-version.
         path = path.partition("?")[0]
+        # Before the key is checked: counts are no secret.
         if path == "/stats":
             return 200, self._stats(), ""
         if self.manners.key and key != f"Bearer {self.manners.key}":
             return 401, _error("Incorrect API key provided"), ""
+        # This call is counted already.
         if self.manners.most_at_once is not None and self.in_flight > self.manners.most_at_once:
             self.counts["too many at once"] += 1
             return 429, _error("Too many requests at once"), "too many"
@@ -122,6 +120,7 @@ class Teacher:
             said = self.voice.answer(form, words, number)
         said = _shortened(said, asked)
         body = _json(self._worded(form, asked, said, digest.hex()))
+        # Under a header that fits the shorter body: the caller sees whole HTTP and broken JSON.
         return 200, body[: len(body) * 2 // 3] if kind == "truncated" else body, kind
 
     def _mood(self, number: int, times: int) -> str:
@@ -159,6 +158,7 @@ class Teacher:
         return {
             "id": f"cmpl-{name}",
             "object": "chat.completion" if form == "chat" else "text_completion",
+            # No clock, so that equal requests get equal bytes.
             "created": 0,
             "model": asked["model"],
             "choices": [{**choice, "logprobs": logprobs}],
@@ -252,7 +252,7 @@ def _stops(asked: dict[str, Any]) -> list[str]:
 async def _serve_connection(
     teacher: Teacher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer the requests of one connection, one after another, until the caller hangs up."""
+    """Answer the requests of one connection, one after another, until the caller closes it."""
     try:
         while await _serve_request(teacher, reader, writer):
             pass
@@ -292,9 +292,11 @@ async def _serve_request(teacher: Teacher, reader: Any, writer: Any) -> bool:
     retry_after = manners.retry_after if status == 429 and kind != "too many" else None
     data = _response(status, body, retry_after)
     if kind == "cut":
+        # The connection ends before the promised length, as at a lost one.
         writer.write(data[: len(data) // 2])
         return False
     writer.write(data)
+    # Waits for a slow reader, so that answers do not pile up here.
     await writer.drain()
     return headers.get("connection", "").lower() != "close"
 
@@ -302,7 +304,7 @@ async def _serve_request(teacher: Teacher, reader: Any, writer: Any) -> bool:
 async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, str], bytes]:
     """Return (method, path, headers, body) of the next request. Raises RefusedError.
 
-    Raises IncompleteReadError once the caller has hung up.
+    Raises IncompleteReadError once the caller has closed the connection.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -330,17 +332,14 @@ async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, s
     # By its digits first: Python converts no number of 5,000 digits.
     if len(length) > 12 or int(length) > MAX_BODY_BYTES:
         raise RefusedError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    # curl waits for this before it sends a large body.
     if headers.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return request[0], request[1], headers, await reader.readexactly(int(length))
 
 
 def _response(status: int, body: bytes, retry_after: str | None = None) -> bytes:
-    try:
-        reason = http.HTTPStatus(status).phrase
-    except ValueError:
-        reason = "Error"
-    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json"
+    head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json"
     head += f"\r\ncontent-length: {len(body)}"
     head += f"\r\nretry-after: {retry_after}" if retry_after is not None else ""
     return head.encode() + b"\r\n\r\n" + body
@@ -381,19 +380,20 @@ def _json(value: dict) -> bytes:
 async def serve(teacher: Teacher, host: str, port: int) -> asyncio.Server:
     """Listen; port 0 takes a free port (`server.sockets[0].getsockname()[1]`)."""
     answer = functools.partial(_serve_connection, teacher)
+    # asyncio's backlog of 100 is less than the callers that connect at once.
     return await asyncio.start_server(answer, host, port, backlog=1024, limit=MAX_HEAD_BYTES)
 
 
-async def forever(teacher: Teacher, host: str, port: int, said: Any = print) -> None:
+async def forever(teacher: Teacher, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
     server = await serve(teacher, host, port)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     address = f"http://{host}:{server.sockets[0].getsockname()[1]}/v1"
-    said(f"teacher at {address}, model {teacher.manners.model}", flush=True)
+    print(f"teacher at {address}, model {teacher.manners.model}", flush=True)
     # Not `async with server`: as of Python 3.12 it waits until every caller hangs up. asyncio.run
     # cancels the connections' tasks, which close them.
     with contextlib.closing(server):
         await stop.wait()
-        said(json.dumps(json.loads(teacher._stats())), flush=True)
+        print(json.dumps(json.loads(teacher._stats())), flush=True)

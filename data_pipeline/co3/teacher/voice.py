@@ -14,6 +14,7 @@ from data_pipeline.co3 import prompts as prompt_files
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 _JOIN = "\x00"  # between the messages of a conversation
+# These get No where the prompt asks for a person, so that the filter drops some.
 _STRANGE = re.compile(r"\b(dog|cat|tree|broom|refrigerator|reflection|dragon|imaginary|robot)\b")
 
 
@@ -43,6 +44,7 @@ class Voice:
         if form == "chat":
             asked = _JOIN.join(str(message.get("content")) for message in asked)
         for stage, pattern in self._patterns[form]:
+            # The whole prompt, because a story may quote another one.
             found = pattern.fullmatch(asked)
             if found:
                 return stage, found.groupdict()
@@ -57,12 +59,14 @@ class Voice:
             return Answer(text if form == "chat" else f"\n\n{text}")
         if stage == "speaker":
             lists = ("strange_partners", "partners")
+            # 4% of the partners are no people, for the filters to find.
             return Answer(" " + _draw(chance, lists[chance.random() > 0.04]))
         if stage in ("dialogue", "continuation"):
             return _dialogue(fields, chance, chat=form == "chat", start=stage == "dialogue")
         if stage == "human":
             return _decision(chance, ("Yes", "No"), not _STRANGE.search(fields["speaker"].lower()))
         if stage:
+            # As the paper's model answers Yes: 95% for heads, 68% for relations and tails.
             share = 0.95 if stage == "head" else 0.7
             return _decision(chance, ("Yes", "No", "Unknown"), chance.random() < share)
         return Answer("That is hard to say.")
@@ -81,6 +85,7 @@ def moderation(text: str, seed: int) -> dict[str, float]:
     chance = random.Random(seed)
     names = ("harassment", "hate", "self-harm", "sexual", "violence")
     scores = {name: round(chance.random() ** 8 * 0.2, 6) for name in names}
+    # One text in a hundred is above the threshold.
     if chance.random() < 0.01:
         scores[_pick(chance, names)] = 0.91
     return scores
@@ -88,6 +93,7 @@ def moderation(text: str, seed: int) -> dict[str, float]:
 
 def tokens(text: str) -> int:
     """Return about as many tokens as a text has."""
+    # Four letters a token, as `limits.estimate` counts them.
     return max(1, len(text) // 4) if text else 0
 
 
@@ -99,6 +105,7 @@ def _pattern(template: str) -> re.Pattern:
         if index % 2 == 0:
             out.append(re.escape(part))
         elif part in seen:
+            # A field that occurs again has the same text.
             out.append(f"(?P={part})")
         else:
             seen.add(part)
@@ -129,6 +136,7 @@ def _narrative(literal: str, chance: random.Random) -> str:
     odd = chance.random()
     if odd < 0.05:
         return literal
+    # The literal's sentences become one, because four sentences are asked for again.
     told = re.sub(r"\.\s+(Now )?", lambda found: ", and now " if found[1] else ", and ", literal)
     sentences = [told.strip().rstrip(",")]
     if odd < 0.12 or odd > 0.55:
@@ -144,6 +152,7 @@ def _decision(chance: random.Random, choices: tuple[str, ...], first: bool) -> A
     """Return one of the words, with the log-probabilities of all."""
     word = choices[0] if first else _pick(chance, choices[1:])
     sure = 0.6 + 0.39 * chance.random()
+    # The remainder is shared by the other answers and the end of the line.
     rest = (1 - sure) / len(choices)
     likely = {f" {c}": round(math.log(sure if c == word else rest), 6) for c in choices}
     likely["\n"] = round(math.log(rest), 6)
@@ -159,10 +168,13 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
         y = y.removeprefix(word)
     y = y[0].upper() + y[1:]
     odd = chance.random()
+    # Without a middle there are three turns, fewer than the filter wants.
     middle = 0 if odd < 0.03 else 1 + int(5 * chance.random())
     turns = _turns(x, y, fields["narrative"], chance, middle)
     if not start:
+        # A continuation is the end of a conversation.
         turns = turns[-4:]
+        # The prompt ends with this speaker's name, so the answer has to begin with their turn.
         if not turns[0][0].startswith(fields["next"][:3]):
             turns = turns[1:]
     reason = "stop"
@@ -183,6 +195,7 @@ def _turns(x: str, y: str, narrative: str, chance: random.Random, middle: int) -
     said: set[str] = set()
 
     def say(name: str, **more: str) -> str:
+        # Several draws, because a repeated utterance is a fault.
         for _ in range(4):
             line = _draw(chance, name, x=x, y=y, **more)
             if line not in said:
