@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import command_line
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve
@@ -128,23 +129,15 @@ def _parser() -> argparse.ArgumentParser:
         help="files (JSON lines, JSON or Parquet, plain or gzipped) or folders of either corpus; "
         "which one is told by the fields",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the model file to write")
-    parser.add_argument(
-        "--vocab_size",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="pieces at most; fewer when the corpus has no more (default: 2000)",
-    )
-    parser.add_argument(
-        "--symbols",
-        default="<sep>,<turn>",
-        metavar="A,B",
-        help="texts that always become one piece, with commas between (default: <sep>,<turn>, "
-        "Cosmo's separators; empty for none)",
-    )
-    parser.add_argument(
-        "--split", default="train", help="the split to read of a folder (default: train)"
+    command_line.add_flags(
+        parser,
+        """
+        --output FILE!     the model file to write
+        --vocab_size N=2000  pieces at most; fewer when the corpus has no more
+        --symbols A,B=<sep>,<turn>  texts that always become one piece, with commas between
+                           (Cosmo's separators; empty for none)
+        --split NAME=train  the split to read of a folder
+        """,
     )
     return parser
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.command_line import Verb, add_flags
 from cosmo.engine.base.demo import begin_folder, run_module
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
@@ -128,14 +128,12 @@ def dialogue_text(dialogue: "Sequence[Case]", lines: Mapping[str, Mapping[str, A
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demo`."""
-    parser.add_argument(
-        "--output",
-        default=OUTPUT,
-        metavar="DIR",
-        help="gets the run; emptied first if it holds an earlier demo (runs/canary_demo)",
-    )
-    parser.add_argument(
-        "--train_steps", type=int, metavar="N", help="instead of the recipe's TRAIN_STEPS"
+    add_flags(
+        parser,
+        f"""
+        --output DIR={OUTPUT}  gets the run; emptied first if it holds an earlier demo
+        --train_steps N:int  instead of the recipe's TRAIN_STEPS
+        """,
     )
 
 

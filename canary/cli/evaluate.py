@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from canary.cli import flags
 from cosmo.engine.base import json_lines
-from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.command_line import Verb, add_flags
 from cosmo.engine.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,19 +77,17 @@ def _baseline(args: argparse.Namespace) -> "Gold | None":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `eval`."""
-    parser.add_argument(
-        "--input",
-        required=True,
-        metavar="PATH",
-        help="ProsocialDialog: a file, or a folder with train*, validation* and test* files",
+    add_flags(
+        parser,
+        """
+        --input PATH!         ProsocialDialog: a file, or a folder with train*, validation* and
+                              test* files
+        --split NAME=test     which split of a folder
+        --output DIR          gets metrics.json and predictions.jsonl (default: canary_eval/ in the
+                              run's folder)
+        --num_examples N:int  only so many (all)
+        """,
     )
-    parser.add_argument("--split", default="test", help="which split of a folder (test)")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="gets metrics.json and predictions.jsonl (default: canary_eval/ in the run's folder)",
-    )
-    parser.add_argument("--num_examples", type=int, metavar="N", help="only so many (all)")
     flags.add_model(parser)
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
     flags.add_generation(parser)

@@ -37,41 +37,23 @@ def run(args: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `label`."""
     what = parser.add_argument_group("what is labelled, and where the labels go")
-    what.add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="SODA rows (JSON lines, Parquet or Arrow), ProsocialDialog rows or its direct "
-        "download, {turns} records (JSON lines), or DailyDialog's text; which it is, is found out; "
-        "compressed (gz, bz2, xz, zst) or not",
+    command_line.add_flags(
+        what,
+        """
+        --input FILE!   SODA rows (JSON lines, Parquet or Arrow), ProsocialDialog rows or its direct
+                        download, {turns} records (JSON lines), or DailyDialog's text; which it is,
+                        is found out; compressed (gz, bz2, xz, zst) or not
+        --output PATH!  FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and
+                        rejected.jsonl
+        --per_turn      label the dialogue as it was after each of its turns, in one line
+        """,
     )
-    what.add_argument(
-        "--output",
-        required=True,
-        metavar="PATH",
-        help="FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and "
-        "rejected.jsonl",
-    )
-    what.add_argument(
-        "--per_turn",
-        action="store_true",
-        help="label the dialogue as it was after each of its turns, in one line",
-    )
-    what.add_argument(
-        "--no_rots",
-        dest="rots",
-        action="store_false",
-        help="labels and probabilities alone, which is several times as fast",
-    )
+    text = "labels and probabilities alone, which is several times as fast"
+    what.add_argument("--no_rots", dest="rots", action="store_false", help=text)
     flags.add_model(parser)
     work = parser.add_argument_group("how the work is cut")
     work.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
     command_line.sharding_arguments(work, "dialogues", "about 64 batches")
-    work.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove what an earlier run left at --output, and start anew",
-    )
     flags.add_generation(parser)
 
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from cosmo.cli import settings
-from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.command_line import Verb, add_flags
 from cosmo.engine.base.errors import UserError
 
 
@@ -86,37 +86,26 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `cache`."""
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="the cache: train's --gin.CACHE_PATH"
+    add_flags(
+        parser,
+        """
+        --output DIR!      the cache: train's --gin.CACHE_PATH
+        --epochs N=1       times through the mixture, each with other drops and neighbours
+        --split NAME=train  which split
+        --processes N:int  at once (as many as cores)
+        --shards_per_epoch N:int  files an epoch, which is what a kill can cost and processes can
+                           share (by size, 1 to 16); the rows depend on it, unlike on --processes
+        --allow_unknown    cache text of which more than 1% of the pieces are unknown to the
+                           vocabulary
+        --overwrite        remove the cache that is there
+        """,
     )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="times through the mixture, each with other drops and neighbours (1)",
-    )
-    parser.add_argument("--split", default="train", help="which split (train)")
-    parser.add_argument("--processes", type=int, metavar="N", help="at once (as many as cores)")
-    parser.add_argument(
-        "--shards_per_epoch",
-        type=int,
-        metavar="N",
-        help="files an epoch, which is what a kill can cost and processes can share (by size, 1 to "
-        "16); the rows depend on it, unlike on --processes",
-    )
-    parser.add_argument(
-        "--allow_unknown",
-        action="store_true",
-        help="cache text of which more than 1%% of the pieces are unknown to the vocabulary",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="remove the cache that is there")
-    look = parser.add_argument_group("looking at a cache (no --gin_file is needed)")
-    look.add_argument(
-        "--show", metavar="ROW[,ROW...]", help="print the examples of these rows, from 0"
-    )
-    look.add_argument(
-        "--vocabulary", metavar="FILE", help="if it is no longer where it was (--show)"
+    add_flags(
+        parser.add_argument_group("looking at a cache (no --gin_file is needed)"),
+        """
+        --show ROW[,ROW...]  print the examples of these rows, from 0
+        --vocabulary FILE    if it is no longer where it was (--show)
+        """,
     )
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.command_line import Verb, add_flags
 
 FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # {on the command line: in the engine}
 
@@ -57,72 +57,39 @@ def run_export(args: argparse.Namespace) -> None:
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `import`."""
-    parser.add_argument(
-        "--format", choices=["t5x", "hf"], help="format of --source (default: found out)"
-    )
-    parser.add_argument(
-        "--source",
-        required=True,
-        metavar="PATH",
-        help="a T5X checkpoint (checkpoint_STEP, or the folder over several: the latest), local or "
-        "gs://, or a HuggingFace folder",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="CKPT",
-        help="folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
-    )
-    parser.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="its SentencePiece model, to be kept with it; a HuggingFace folder's own if not given",
-    )
-    parser.add_argument(
-        "--optimizer_state",
-        action="store_true",
-        help="take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True",
-    )
-    parser.add_argument(
-        "--allow_nonfinite",
-        action="store_true",
-        help="import weights that hold NaN or infinity, which are an error otherwise",
-    )
-    parser.add_argument(
-        "--step", type=int, help="the step to count from, if not the checkpoint's own (hf: 0)"
+    add_flags(
+        parser,
+        """
+        --format t5x|hf    format of --source (default: found out)
+        --source PATH!     a T5X checkpoint (checkpoint_STEP, or the folder over several: the
+                           latest), local or gs://, or a HuggingFace folder
+        --output CKPT!     folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or
+                           CHECKPOINT_PATH
+        --vocabulary FILE  its SentencePiece model, to be kept with it; a HuggingFace folder's own
+                           if not given
+        --optimizer_state  take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True
+        --allow_nonfinite  import weights that hold NaN or infinity, which are an error otherwise
+        --step STEP:int    the step to count from, if not the checkpoint's own (hf: 0)
+        """,
     )
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `export`."""
-    parser.add_argument("--format", choices=["t5x", "hf"], required=True, help="what to write")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, or MODEL_DIR/"
-        "best of early stopping; T5X's and HuggingFace's are read too",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="hf: the folder to make; t5x: the folder to make checkpoint_STEP in",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "bfloat16", "float16"],
-        help="hf: of the weights; float16 is refused, with the reason (default float32)",
-    )
-    parser.add_argument(
-        "--max_shard_gb", type=float, default=5.0, help="hf: size of a weights file (default 5)"
-    )
-    parser.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="hf: the SentencePiece model for the tokenizer files, if not the one that the "
-        "checkpoint was trained with",
+    add_flags(
+        parser,
+        """
+        --format t5x|hf!    what to write
+        --checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                            or MODEL_DIR/best of early stopping; T5X's and HuggingFace's are read
+                            too
+        --output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
+        --dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
+                            reason
+        --max_shard_gb GB=5.0  hf: size of a weights file
+        --vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
+                            the checkpoint was trained with
+        """,
     )
 
 

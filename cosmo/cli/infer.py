@@ -58,18 +58,16 @@ def run(args: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `infer`."""
     what = parser.add_argument_group("what is answered, and where the answers go")
-    what.add_argument(
-        "--input",
-        metavar="FILE",
-        help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples "
-        "are answered",
-    )
-    what.add_argument(
-        "--output",
-        metavar="PATH",
-        help="FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and "
-        "rejected.jsonl; without --input a folder (default: inferences/ in the run's folder)",
+    command_line.add_flags(
+        what,
+        """
+        --input FILE   JSON lines of {narrative, instruction, turns}, all but turns optional, also
+                       id and response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO
+                       mixture's examples are answered
+        --output PATH  FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and
+                       rejected.jsonl; without --input a folder (default: inferences/ in the run's
+                       folder)
+        """,
     )
     text = "predict (default), or score: the log-likelihood of the responses"
     command_line.add_macros(what, [("--mode", "MODE", str, "MODE", text)])
@@ -78,11 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command_line.sharding_arguments(work, "records", "64 batches")
     command_line.add_macros(
         work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")]
-    )
-    work.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove what an earlier run left at --output, and start anew",
     )
     command_line.add_macros(parser.add_argument_group("generation (greedy by default)"), GENERATION)
 

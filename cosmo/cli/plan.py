@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.command_line import Verb, add_flags
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
@@ -193,31 +193,25 @@ def _gib(size: int | None) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `plan`."""
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:2x4), "
-        "cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8",
+    add_flags(
+        parser,
+        """
+        --topology NAME!  a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2,
+                          v6e:2x4), cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8
+        --json            print one JSON object instead of a table
+        --hlo FILE        write the compiled program's text there
+        --start_step N=0  steps of TRAIN_STEPS that the starting checkpoint has done already
+        """,
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of a table"
+    add_flags(
+        parser.add_argument_group("trying many settings"),
+        """
+        --sweep               plan every combination; rank those that fit
+        --partitions A,B      (1,2,4,8)
+        --microbatches A,B    (1,2)
+        --remat_policies A,B  (minimal,full)
+        """,
     )
-    parser.add_argument("--hlo", metavar="FILE", help="write the compiled program's text there")
-    parser.add_argument(
-        "--start_step",
-        type=int,
-        default=0,
-        metavar="N",
-        help="steps of TRAIN_STEPS that the starting checkpoint has done already (0)",
-    )
-    many = parser.add_argument_group("trying many settings")
-    many.add_argument(
-        "--sweep", action="store_true", help="plan every combination; rank those that fit"
-    )
-    many.add_argument("--partitions", metavar="A,B", help="(1,2,4,8)")
-    many.add_argument("--microbatches", metavar="A,B", help="(1,2)")
-    many.add_argument("--remat_policies", metavar="A,B", help="(minimal,full)")
 
 
 VERB = Verb(

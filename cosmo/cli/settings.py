@@ -14,7 +14,7 @@ def load(args: argparse.Namespace, verb: Verb, bindings: list[str]) -> None:
     """
     from cosmo.engine.base import config
 
-    search_paths = [path for path in args.gin_search_paths.split(",") if path]
+    search_paths = [path for path in (args.gin_search_paths or "").split(",") if path]
     saved = None
     if not args.gin_file:
         saved, further = _saved(args, verb, bindings)

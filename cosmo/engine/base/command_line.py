@@ -7,6 +7,7 @@ Loads nothing heavy, so that help pages and mistakes answer at once. A program i
 import argparse
 import ast
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -349,12 +350,13 @@ def _add_settings(parser: argparse.ArgumentParser, verb: Verb) -> None:
         help="an experiment, such as gin/cosmo/tiny.gin; several may be given, later ones win. A "
         f"gin file is code: pass only files that you trust{saved}",
     )
-    parser.add_argument("--gin_search_paths", default="", metavar="A,B",
-                        help="folders where gin files are looked for too")  # fmt: skip
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is set",
+    add_flags(
+        parser,
+        """
+        --gin_search_paths A,B  folders where gin files are looked for too
+        --distributed           one of several processes: a TPU pod, Slurm, or
+                                JAX_COORDINATOR_ADDRESS is set
+        """,
     )
 
 
@@ -402,18 +404,44 @@ def add_macros(
         group.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
 
 
-def sharding_arguments(group: Any, unit: str, usual_window: str) -> None:
+# A row of `add_flags`: flag, name of its value, type, default, mark of a required one, help.
+_FLAG = re.compile(
+    r"^ *(--\w+)(?: (\S+?)(?::(int|float)|=(\S+)|(!))?)?  +(\S.*?)(?=^ *--|\Z)", re.M | re.S
+)
+
+
+def add_flags(group: argparse._ActionsContainer, table: str) -> None:
+    """Add the flags of a table that reads as their help page: `--flag VALUE  help`.
+
+    VALUE names the flag's value, which is text. `N:int` is of that type, `N=1` has a default, which
+    the help then ends with, `FILE!` is required, `a|b` is one of these. A flag without VALUE is a
+    switch. At least two spaces stand before the help, and indented lines continue it.
+    """
+    for flag, value, kind, default, required, text in _FLAG.findall(table):
+        text = " ".join(text.split()).replace("%", "%%")  # argparse formats help with %
+        if not value:
+            group.add_argument(flag, action="store_true", help=text)
+            continue
+        given: dict[str, Any] = {"type": {"int": int, "float": float}.get(kind, str)}
+        if default:
+            with contextlib.suppress(ValueError, SyntaxError):  # a text stays what it is
+                default = ast.literal_eval(default)
+            given = {"type": type(default), "default": default}
+            text = f"{text} ({default})"
+        given |= {"choices": value.split("|")} if "|" in value else {"metavar": value}
+        group.add_argument(flag, required=bool(required), help=text, **given)
+
+
+def sharding_arguments(group: argparse._ActionsContainer, unit: str, usual_window: str) -> None:
     """Flags of how long work over many `unit`s is cut: shards, and windows between saves."""
-    group.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
-    group.add_argument(
-        "--shards",
-        metavar="LIST",
-        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
-        "commands may share one output",
-    )
-    group.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help=f"{unit} between saves, which is what a kill can cost (default: {usual_window})",
+    add_flags(
+        group,
+        f"""
+        --num_shards N=1  output files
+        --shards LIST     the shards that this command takes, such as 0-3 or 2,5 (default: all);
+                          several commands may share one output
+        --window N:int    {unit} between saves, which is what a kill can cost (default:
+                          {usual_window})
+        --overwrite       remove what an earlier run left at --output, and start anew
+        """,
     )
