@@ -21,21 +21,10 @@ from etils import epath
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.model import t5
+from tools import bench_sides
 
-SIZES = {
-    "small": dict(emb_dim=512, num_heads=6, mlp_dim=1024, layers=8),
-    "large": dict(emb_dim=1024, num_heads=16, mlp_dim=2816, layers=24),
-    "xl": dict(emb_dim=2048, num_heads=32, mlp_dim=5120, layers=24),
-}
+SIZES = ("small", "large", "xl")
 STEP = 1_100_000
-
-
-def network(size: str) -> t5.T5Config:
-    """Return T5 1.1 of a published size."""
-    sizes = dict(SIZES[size])
-    layers = sizes.pop("layers")
-    depths = {"num_encoder_layers": layers, "num_decoder_layers": layers}
-    return t5.T5Config(vocab_size=32128, head_dim=64, **depths, **sizes)
 
 
 def write_random(folder: str, config: t5.T5Config) -> int:
@@ -78,14 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", choices=list(SIZES), default="xl", help="of T5 1.1 (xl)")
+    parser.add_argument("--size", choices=SIZES, default="xl", help="of T5 1.1 (xl)")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         at = {
             name: str(pathlib.Path(work) / name) for name in ("t5x", "ours", "hf", "again", "out")
         }
-        largest = write_random(at["t5x"], network(args.size))
+        largest = write_random(at["t5x"], bench_sides.network(f"t5_1_1_{args.size}"))
         bound = 1.5 * largest + 2**30
         print(f"T5 1.1 {args.size}: largest tensor {largest / 2**20:.0f} MiB, bound {_mib(bound)}")
         highest = 0

@@ -9,6 +9,8 @@ import json
 import statistics
 import time
 
+from tools import bench_sides
+
 NVIDIA_XL_H100 = 50.4  # sequences/s and GPU that NVIDIA published for T5X XL, 512/128, fp8
 
 
@@ -17,16 +19,13 @@ def measure(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from cosmo.engine.base import config, saved_settings
     from cosmo.engine.data import datasets
-    from cosmo.engine.model import models, optimizer, partitioning, step, t5
+    from cosmo.engine.model import models, optimizer, partitioning, step
     from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
 
-    path = config.ROOT / f"gin/models/{args.model}.gin"
-    sizes = saved_settings.macros_in(path.read_text())
-    network = t5.T5Config(
-        **{name.lower(): value for name, value in sizes.items()},
+    network = bench_sides.network(
+        args.model,
         dtype=args.dtype,
         dropout_rate=args.dropout_rate,
         remat_policy=args.remat_policy,

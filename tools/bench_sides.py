@@ -12,6 +12,7 @@ import pathlib
 from tools.bench_rates import timed
 
 SIZES = {"batch": 8, "inputs": 256, "targets": 64}
+# T5 1.1 small for transformers, as gin/models/t5_1_1_small.gin has it for us.
 VOCAB, EMB, HEADS, LAYERS, HEAD, MLP = 32128, 512, 6, 8, 64, 1024
 PIECES = range(3, 2000)  # of the sample vocabulary, but for padding, EOS and unknown
 
@@ -27,25 +28,22 @@ def random_batch() -> dict:
     }
 
 
-def our_network(args: argparse.Namespace):
-    """Return T5 1.1 small in our engine."""
+def network(model: str, **settings):
+    """Return the network of gin/models/`model`.gin, with further `settings` of T5Config."""
+    from cosmo.engine.base import config, saved_settings
     from cosmo.engine.model import t5
 
-    return t5.T5Config(
-        vocab_size=VOCAB,
-        emb_dim=EMB,
-        num_heads=HEADS,
-        num_encoder_layers=LAYERS,
-        num_decoder_layers=LAYERS,
-        head_dim=HEAD,
-        mlp_dim=MLP,
-        dtype="float32",
-        dropout_rate=args.dropout_rate,
-        scan_layers=args.scan_layers,
-    )
+    sizes = saved_settings.macros_in((config.ROOT / f"gin/models/{model}.gin").read_text())
+    return t5.T5Config(**{name.lower(): value for name, value in sizes.items()}, **settings)
 
 
-def write_weights(folder: str, network, vocabulary: str) -> None:
+def our_network(args: argparse.Namespace):
+    """Return T5 1.1 small in our engine."""
+    how = {"dropout_rate": args.dropout_rate, "scan_layers": args.scan_layers}
+    return network("t5_1_1_small", dtype="float32", **how)
+
+
+def write_weights(folder: str, config, vocabulary: str) -> None:
     """Write fresh weights of a network as a HuggingFace folder with its vocabulary."""
     import jax
     import numpy as np
@@ -56,12 +54,12 @@ def write_weights(folder: str, network, vocabulary: str) -> None:
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models
 
-    model = models.EncoderDecoderModel(network)
+    model = models.EncoderDecoderModel(config)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
     arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
-    huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)
+    huggingface.write_folder(out, arrays, config, "float32", 10**10, lambda count: None)
     tokenizer.write_tokenizer(out, vocabulary)
 
 

@@ -64,62 +64,61 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
     yield from reader(item for file in files for item in items(file))
 
 
+def _whole_file(read: Callable[[Any], Iterator[Item | DataError]]) -> Callable:
+    """Return `read`, a reader of one file, with a fault that ends the file yielded, not raised."""
+
+    def items(file: Any) -> Iterator[Item | DataError]:
+        try:
+            yield from read(file)
+        except DataError as error:
+            yield DataError(f"{error} The rest of the file is not counted.")
+
+    return items
+
+
+@_whole_file
 def records(file: Any) -> Iterator[Item | DataError]:
     """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
-    try:
-        if is_columnar(file) or _is_list(file):
-            yield from read_records(file, COLUMNS)
-            return
-        for number, line in read_lines(file):
-            if not line.strip():
-                continue
-            place = Place(str(file), number)
-            try:
-                item = place, json_lines.value(line)
-            except ValueError as error:
-                item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
-            yield item
-    except DataError as error:
-        yield _ended(error)
+    if is_columnar(file) or _is_list(file):
+        yield from read_records(file, COLUMNS)
+        return
+    for number, line in read_lines(file):
+        if not line.strip():
+            continue
+        place = Place(str(file), number)
+        try:
+            item = place, json_lines.value(line)
+        except ValueError as error:
+            item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
+        yield item
 
 
+@_whole_file
 def document(file: Any) -> Iterator[Item | DataError]:
     """Yield the entries of a file that is one JSON object."""
     try:
         value = json_lines.value("".join(line for _, line in read_lines(file)))
-        for name, entry in value.items():
-            yield Place(str(file), 1, f"entry {name}"), entry
-    except DataError as error:
-        yield _ended(error)
+        entries = value.items()
+    except DataError:
+        raise
     except (ValueError, AttributeError) as error:
         yield Place(str(file), 1).error("not a JSON object", str(error), "one object")
+        return
+    for name, entry in entries:
+        yield Place(str(file), 1, f"entry {name}"), entry
 
 
+@_whole_file
 def lines(file: Any) -> Iterator[Item | DataError]:
     """Yield the lines of a text file that are not empty."""
-    try:
-        for number, line in read_lines(file):
-            if line.strip():
-                yield Place(str(file), number), line.rstrip("\r\n")
-    except DataError as error:
-        yield _ended(error)
-
-
-def rows_between_commas(file: Any) -> Iterator[Item | DataError]:
-    """Yield the rows of EmpatheticDialogues as lists of fields."""
-    try:
-        yield from casual.empathetic_rows(file)
-    except DataError as error:
-        yield _ended(error)
+    for number, line in read_lines(file):
+        if line.strip():
+            yield Place(str(file), number), line.rstrip("\r\n")
 
 
 def _is_list(file: Any) -> bool:
     first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
-
-
-def _ended(error: DataError) -> DataError:
-    return DataError(f"{error} The rest of the file is not counted.")
 
 
 def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
@@ -248,7 +247,7 @@ READERS = {
     "ProsocialDialog": (records, _prosocial),
     "ProsocialDialog (direct download)": (records, _prosocial),
     "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
-    "EmpatheticDialogues": (rows_between_commas, _empathetic),
+    "EmpatheticDialogues": (_whole_file(casual.empathetic_rows), _empathetic),
     "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
     "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
     "PersonaChat": (lines, _personachat),

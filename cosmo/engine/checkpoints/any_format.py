@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
@@ -24,7 +25,6 @@ from cosmo.engine.checkpoints.description import (
     check_shapes,
     describe,
     flat,
-    nested,
 )
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.checkpoints.lazy import LazyArray
@@ -210,7 +210,8 @@ def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
         raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
     # TensorStore alone reads it: no device need exist.
     arrays, _ = streaming.read_checkpoint(found.folder, found.step)
-    return found.step, nested({path: array.whole() for path, array in arrays.items()})
+    whole = {path: array.whole() for path, array in arrays.items()}
+    return found.step, traverse_util.unflatten_dict(whole)
 
 
 def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
@@ -17,7 +18,7 @@ from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import check_vocabulary, describe, nested
+from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState, init_state
@@ -71,7 +72,8 @@ def import_checkpoint(
         "path": source.path,
         "step": source.step,
     }
-    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": nested(source.params)}
+    params = traverse_util.unflatten_dict(source.params)
+    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": params}
     if optimizer_state:
         model = models.EncoderDecoderModel(source.network)
         # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.

@@ -126,14 +126,3 @@ def path_of(keys: Sequence[Any]) -> Path:
     """Return the names in a path of JAX's keys (of dicts, named tuples and lists)."""
     # One by one: a key of the optimizer's state, "encoder/layers/mlp/wo", has slashes itself.
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
-    """Return the nested dict that has these leaves: the inverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree

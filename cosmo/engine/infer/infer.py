@@ -19,7 +19,7 @@ from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
-from cosmo.engine.model.choice_tree import Choices, check_choices
+from cosmo.engine.model.choice_tree import check_choices
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
@@ -113,35 +113,10 @@ class Answer:
 
 
 # Compiled programs are kept by value, so that sessions and calls of equal settings share them.
-@functools.lru_cache(maxsize=32)
-def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
+@functools.lru_cache(maxsize=128)
+def _compiled(function: Callable, model, layout: partitioning.Layout, **fixed: Any) -> Callable:
     # The layout replicates results, so that on a pod every process holds all answers.
-    def predict(params, tokens, row_keys):
-        return generate.predict(model, params, tokens, decoding, row_keys)
-
-    return layout.jit(predict)
-
-
-@functools.lru_cache(maxsize=32)
-def _score_fn(model, layout: partitioning.Layout):
-    return layout.jit(functools.partial(models.score, model))
-
-
-@functools.lru_cache(maxsize=32)
-def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
-    return layout.jit(functools.partial(generate.score_choices, model, choices=choices))
-
-
-@functools.lru_cache(maxsize=32)
-def _continue_fn(
-    model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
-):
-    def run(params, tokens, row_keys):
-        return generate.choose_and_continue(
-            model, params, tokens, choices, decoding, row_keys, continues
-        )
-
-    return layout.jit(run)
+    return layout.jit(functools.partial(function, model, **fixed))
 
 
 class Work(NamedTuple):
@@ -154,11 +129,11 @@ class Work(NamedTuple):
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
     """Return the work of generating. A sample depends on (seed, row id), not on the batch."""
-    run = _predict_fn(session.model, decoding, session.layout)
+    run = _compiled(generate.predict, session.model, session.layout, config=decoding)
 
     def start(group):
-        tokens = _inputs(session, group)
-        return run(session.params, tokens, _row_keys(session, group, seed))
+        keys = _row_keys(session, group, seed)
+        return run(session.params, _inputs(session, group), row_keys=keys)
 
     def finish(group, decoded):
         return _texts(session, group, decoded)
@@ -198,7 +173,7 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     the posterior of the choices. Raises UserError for an empty choice or two equal ones.
     """
     options = check_choices(choices, session.model.network.vocab_size)
-    run = _choose_fn(session.model, options, session.layout)
+    run = _compiled(generate.score_choices, session.model, session.layout, choices=options)
 
     def start(group):
         return run(session.params, _inputs(session, group))
@@ -226,11 +201,12 @@ def choosing_then_generating(
     options = check_choices(choices, session.model.network.vocab_size)
     # A tuple, because compiled programs are looked up by it.
     continues = None if continues is None else tuple(map(bool, continues))
-    run = _continue_fn(session.model, options, continues, decoding, session.layout)
+    fixed = {"choices": options, "config": decoding, "continues": continues}
+    run = _compiled(generate.choose_and_continue, session.model, session.layout, **fixed)
 
     def start(group):
         keys = _row_keys(session, group, seed)
-        return run(session.params, _inputs(session, group), keys)
+        return run(session.params, _inputs(session, group), row_keys=keys)
 
     def finish(group, chosen):
         taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
@@ -245,7 +221,7 @@ def choosing_then_generating(
 
 def scoring(session: Session) -> Work:
     """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
-    run = _score_fn(session.model, session.layout)
+    run = _compiled(models.score, session.model, session.layout)
 
     def start(group):
         for row in group.rows:

@@ -149,9 +149,9 @@ class Layout:
         """Return `function`, jitted under this layout; its results are whole on every device."""
 
         @functools.wraps(function)
-        def laid_out(*args):
+        def laid_out(*args, **named):
             with self.active():
-                return function(*args)
+                return function(*args, **named)
 
         return jax.jit(laid_out, out_shardings=replicated(self.mesh))
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
-from flax import serialization
+from flax import serialization, traverse_util
 
 from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.checkpoints import lazy
-from cosmo.engine.checkpoints.description import Path, nested
+from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.interop import foreign_files, names
 from cosmo.engine.checkpoints.interop.names import Parameter
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
@@ -336,7 +336,7 @@ def write_checkpoint(
                 )
             index[tuple(name.split("/"))] = leaf
     # Upstream writes every dict in the order of its keys; sorted paths give that order.
-    optimizer = nested(dict(sorted(index.items())))
+    optimizer = traverse_util.unflatten_dict(dict(sorted(index.items())))
     content = {"version": 3, "optimizer": optimizer}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(content, in_place=True))
 
