@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> None:
     """Run the command `canary` as a process of its own, with the allocator tuned."""
+    # Huge pages: see `tune_memory` for what they bring.
     command_line.tune_memory()
     sys.exit(main())
 

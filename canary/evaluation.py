@@ -55,6 +55,7 @@ def measure(
     """
     rows = [canary.context(case.turns) for case in cases]
     answers = canary.answers(rows, rots=True, decoding=decoding, seed=seed, on_batch=on_batch)
+    # Contexts without gold RoTs have no likelihood to measure.
     places = [place for place, case in enumerate(cases) if case.gold.rots]
     targets = [_with_target(canary, rows[place], cases[place].gold) for place in places]
     work = infer.scoring(canary.session)
@@ -69,6 +70,7 @@ def _with_target(canary: Canary, row: datasets.Row, gold: Gold) -> datasets.Row:
     text = safety.target(gold.label, gold.rots, canary.style)
     vocabulary = canary.session.vocabulary
     ids = (*vocabulary.encode(text), vocabulary.eos_id)
+    # The inputs stay those of labelling: the label's log-likelihood is subtracted later.
     return dataclasses.replace(row, targets=text, target_ids=ids)
 
 

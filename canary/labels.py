@@ -34,6 +34,7 @@ class LabelJob:
     def settings(self) -> dict[str, Any]:
         """See `bulk.BulkRun`."""
         return {
+            # In the manifest, so that no run continues an output of another kind of answers.
             "what": "labels",
             "style": self.canary.style,
             "separator": self.canary.separator,
@@ -79,6 +80,7 @@ def label(
     """
     contexts = [list(canary.contexts(d.turns, only_last=not job.per_turn)) for d in dialogues]
     rows = [row for one in contexts for row in one]
+    # `Canary.label` answers equal contexts once, so progress counts them once.
     report = _count_dialogues(on_batch, len(dialogues), len(set(rows)))
     found = iter(
         canary.label(rows, rots=job.rots, decoding=job.decoding, seed=job.seed, on_batch=report)

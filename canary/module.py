@@ -177,6 +177,7 @@ class Canary:
         ids = [encode(turn) for turn in turns]
         lengths = [len(apart) + len(turn) for turn in ids]
         for count in range(len(turns) if only_last else 1, len(turns) + 1):
+            # Each length counts a separator, and the first turn kept has none: hence more budget.
             first = formatting.first_turn_kept(lengths[:count], budget + len(apart))
             tokens = list(ids[first])
             for turn in ids[first + 1 : count]:
@@ -199,6 +200,7 @@ class Canary:
 
         `on_batch` is called after every batch, as by `infer.answer`.
         """
+        # Beginnings of dialogues are often alike, and a Row is hashed by value.
         rows = list(dict.fromkeys(contexts))
         answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
         found = {row: chirp(answer) for row, answer in zip(rows, answers, strict=True)}
@@ -256,6 +258,7 @@ class Settings:
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
         _check_task(path, saved)
+        # The caller's wish, then the run's own, then the default.
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
         separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)  # raises for a separator that cannot be one
@@ -293,6 +296,7 @@ def chirp(answer: infer.Answer) -> Chirp:
     most = max(scores)  # subtracted, because exp of a log-likelihood underflows
     parts = [math.exp(score - most) for score in scores]
     probabilities = dict(zip(safety.LABELS, (p / sum(parts) for p in parts), strict=True))
+    # Where RoTs were generated, the device has chosen, and they follow its choice.
     label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
     text = answer.predictions[0].strip() if answer.predictions else ""
     return Chirp(label, probabilities, split_rots(text), label == HUMAN, f"{label} {text}".strip())
@@ -306,6 +310,7 @@ def label_scores(answer: infer.Answer) -> tuple[float, ...]:
 def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
     """Return (whether it is one dialogue, the dialogues' turns). Raises UserError."""
     if isinstance(dialogues, str):
+        # As the published Canary took one text: a turn a line.
         turns = [line for line in dialogues.splitlines() if line.strip()]
         return True, [_turns(turns or [dialogues], "the dialogue")]
     if not isinstance(dialogues, Iterable):

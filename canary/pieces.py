@@ -31,6 +31,7 @@ def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     """
     window = _Window(file, start, line)
     if start == 0:
+        # A byte order mark and blank lines may stand before the list.
         window.drop(window.find(b"[") + 1)
     while True:
         while (skip := _BETWEEN.match(window.data).end()) == len(window.data) and window.more():
@@ -79,6 +80,7 @@ def _element(window: _Window) -> int:
     if window.data[:1] not in (b"[", b"{", b'"'):  # no dialogue; the reader rejects it
         while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
             pass
+        # Not 0, or the cutter would stay at one byte for ever.
         return max(end, 1)
     while True:
         token = _TOKEN.search(window.data, place)
@@ -109,6 +111,7 @@ def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     def rows() -> Iterator[Piece]:
         row: Piece | None = None
         for piece in by_line(file, start, line):
+            # A blank line stays with a row, so that a piece begins where the last one ends.
             if row is not None and not piece.lines[0].strip():
                 row.lines.extend(piece.lines)
                 continue

@@ -32,8 +32,10 @@ def measure(args: argparse.Namespace) -> dict:
     )
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     lengths = {"inputs": args.inputs, "targets": args.targets}
+    # No task is read: a step needs the shapes alone.
     dataset = datasets.DatasetConfig("none", lengths, batch_size=args.batch_size)
     batch = datasets.abstract_batch(dataset)
+    # T5X's optimizer: AdamW's state of an XL would be twice the parameters.
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
     choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
@@ -47,11 +49,13 @@ def measure(args: argparse.Namespace) -> dict:
         model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
     )
     compiled = time.monotonic() - began
+    # In place on the devices: no host need hold the model.
     state = step.init_sharded_state(model, settings, 0, shardings)
 
     random = np.random.default_rng(0)
     rows = {
         name: np.ones(leaf.shape, np.int32)
+        # One segment a row and no padding: every position computed counts as a token.
         if "segment" in name or "weights" in name
         else random.integers(3, 2000, leaf.shape).astype(np.int32)
         for name, leaf in batch.items()
@@ -59,6 +63,7 @@ def measure(args: argparse.Namespace) -> dict:
     rows = partitioning.put_batch(rows, layout.mesh)
     seconds = []
     for number in range(args.steps + 2):
+        # After the steps that allocate, which are not counted either.
         if args.profile and number == 2:
             jax.profiler.start_trace(args.profile)
         began = time.monotonic()

@@ -96,6 +96,7 @@ def time_run(triples: str, url: str, output: str, limit: int) -> tuple[float, in
     command += [f"--base_url={url}", "--model=teacher", f"--output={output}", "--no_plots"]
     command += [f"--concurrency={CONCURRENCY}", f"--limit={limit}", "--no_parquet"]
     points: list[tuple[float, int]] = []  # (seconds, calls so far)
+    # Counts children that have ended: the teacher still runs, so its work is left out.
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command) as process:
         while process.poll() is None:
@@ -126,6 +127,7 @@ def time_calls(args: argparse.Namespace) -> None:
         with subprocess.Popen(teacher, stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().split()[2].rstrip(",")
+                # A run of one triple is start-up alone, whose CPU time is subtracted.
                 _, few, start = time_run(triples, url, f"{folder}/few", 1)
                 rate, many, cpu = time_run(triples, url, f"{folder}/many", args.limit)
             finally:

@@ -21,6 +21,7 @@ def random_batch() -> dict:
     """Return full rows of random pieces, as NumPy arrays."""
     import numpy as np
 
+    # One seed: every side computes the same rows.
     random = np.random.default_rng(0)
     shape = {n: (SIZES["batch"], SIZES[n]) for n in ("inputs", "targets")}
     return {
@@ -59,6 +60,7 @@ def write_weights(folder: str, config, vocabulary: str) -> None:
     arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
+    # One file: all of the weights have 300 MB.
     huggingface.write_folder(out, arrays, config, "float32", 10**10, lambda count: None)
     tokenizer.write_tokenizer(out, vocabulary)
 
@@ -72,6 +74,7 @@ def ours_train(args: argparse.Namespace) -> dict:
 
     model = models.EncoderDecoderModel(our_network(args))
     settings, batch = step.StepConfig(), random_batch()
+    # Donated, as in training: the new state takes the memory of the old one.
     run = jax.jit(step.make_train_step(model, settings, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, settings, 0))()
     features = {
@@ -83,6 +86,7 @@ def ours_train(args: argparse.Namespace) -> dict:
     def one():
         nonlocal state
         state, sums = run(state, features)
+        # JAX returns before the device is done.
         jax.block_until_ready((state, sums))
 
     return timed(one, args.steps, sum(array.size for array in batch.values()))
@@ -140,6 +144,7 @@ def huggingface_train(args: argparse.Namespace) -> dict:
     )
     batch = {name: torch.tensor(array).long() for name, array in random_batch().items()}
     model.train()
+    # A given rate, as ours has: this class would else make one from its own count of steps.
     optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, warmup_init=False)
 
     def one():
@@ -156,14 +161,17 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(args.weights).eval()
+    # torch looks up embeddings by 64-bit integers.
     inputs, new = torch.tensor(random_batch()["inputs"]).long(), SIZES["targets"]
     sampling = {} if args.top_p is None else {"do_sample": True, "top_p": args.top_p, "top_k": 0}
     out = {}
 
     def one():
+        # Every token is written: a rate must not depend on where the answers end.
         out["tokens"] = model.generate(inputs, max_new_tokens=new, min_new_tokens=new, **sampling)
 
     result = timed(one, args.steps, SIZES["batch"] * new)
+    # The first is the decoder's start token, which ours does not return.
     return {**result, "answer": out["tokens"][:, 1:].tolist()}
 
 
@@ -172,6 +180,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     import ctranslate2
 
     folder = pathlib.Path(args.weights).with_name("ctranslate2")
+    # Converted in the first round, and kept for the others.
     if not folder.exists():
         ctranslate2.converters.TransformersConverter(args.weights).convert(str(folder))
     translator = ctranslate2.Translator(
@@ -180,6 +189,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     pieces = json.loads((folder / "shared_vocabulary.json").read_text())
     inputs = [[pieces[i] for i in row] for row in random_batch()["inputs"].tolist()]
     new = SIZES["targets"]
+    # 0 means all tokens. Its default of 1 would be greedy.
     sampling = {} if args.top_p is None else {"sampling_topk": 0, "sampling_topp": args.top_p}
     out = {}
 

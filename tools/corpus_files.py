@@ -89,6 +89,7 @@ def records(file: Any) -> Iterator[Item | DataError]:
         try:
             item = place, json_lines.value(line)
         except ValueError as error:
+            # A broken line costs itself alone: the next line is a record of its own.
             item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
         yield item
 
@@ -117,6 +118,7 @@ def lines(file: Any) -> Iterator[Item | DataError]:
 
 
 def _is_list(file: Any) -> bool:
+    # By the first character: a JSON list may be of any size.
     first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
 
@@ -132,6 +134,7 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             yield Read(utterances(parse(value, place), place))
         except DataError as error:
             yield error
+        # Published files hold a few records of other shapes: each is one bad record, not the end.
         except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             problem = f"not as its corpus is published ({type(error).__name__} {error})"
             yield place.error(problem, shown(value), "the fields of the format")
@@ -150,6 +153,7 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
         return here, row, here.episode_done or "episode_done" not in value
 
     for group in group_by_dialogue(_parsed(items, parse, errors), operator.itemgetter(0)):
+        # A nested dialogue of the direct download has no position: it is complete in itself.
         position, row, ended = group[-1]
         if position is None:
             yield from row
@@ -191,6 +195,7 @@ def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
 
 
 def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
+    # The earliest missing part is named, so a later check replaces an earlier one's.
     lacks = "" if ended else "end"
     if rows[-1].turn - rows[0].turn + 1 != len(rows):
         lacks = "middle"
@@ -206,6 +211,7 @@ def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]
     parsed = _parsed(items, casual.empathetic_utterance, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
         _, numbers, turns = zip(*group, strict=True)
+        # Utterances are numbered from 1 within a dialogue.
         whole = numbers == tuple(range(1, len(numbers) + 1))
         lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
         yield Read(turns, lacks=lacks)
@@ -229,7 +235,9 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         if number == "1" and turns:
             yield Read(tuple(turns))
             turns = []
+        # A persona describes its speaker, and is no turn.
         if not rest.startswith(("your persona:", "partner's persona:")):
+            # ParlAI's lines have candidate answers after the two utterances.
             said = [text.strip() for text in rest.split("\t")[:2]]
             turns += [text for text in said if text and text != "__SILENCE__"]
     if turns:

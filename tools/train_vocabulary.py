@@ -62,6 +62,8 @@ def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
                     for item in read_prosocial({split: file}, split)
                 )
             for examples, more in dialogues:
+                # A dialogue's narrative and earlier turns are in each of its examples: each text
+                # counts once.
                 texts = list(more)
                 for example in examples:
                     texts += [example.narrative, example.instruction]
@@ -80,20 +82,25 @@ def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
+        # T5's type; HuggingFace's tokenizer is written for no other.
         model_type="unigram",
         vocab_size=size,
         hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
+        # T5's layout, by which the engine finds PAD, EOS and unknown pieces.
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         user_defined_symbols=list(symbols),
         required_chars=_REQUIRED_CHARACTERS,
+        # Small corpora: a rare character would be unknown, and a piece costs little.
         character_coverage=1.0,
+        # As T5's: bytes would take 256 pieces of a small vocabulary.
         byte_fallback=False,
         normalization_rule_name="nmt_nfkc",
         max_sentence_length=_LONGEST_TEXT,
         num_threads=1,  # more threads sum in another order: other bytes
+        # Errors alone: the library reports every iteration.
         minloglevel=2,
     )
     return model.getvalue()
@@ -159,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             message = f"--vocab_size={options.vocab_size} is less than the characters need"
         print(f"train_vocabulary: {message}", file=sys.stderr)
         return 1
+    # Read back as training will read it: a file that it refuses must not pass here.
     from cosmo.tasks.vocabularies import load
 
     print(

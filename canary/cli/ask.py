@@ -8,8 +8,11 @@ from cosmo.engine.base.command_line import Verb
 
 def run(args: argparse.Namespace) -> None:
     """Print the label and the rules of thumb of one dialogue."""
+    # One dialogue: the other rows of a batch would be padding.
     canary = flags.model_settings(args, batch_size=1).open()
+    # A single text may hold a turn a line; a list of one text would be one turn.
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
+    # Not None as a value: the model's own length holds where the flag is not given.
     wanted = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     chirp = canary.chirp(turns, rots=args.rots, **wanted)
     print(chirp.label + (" (a person should see this)" if chirp.needs_human else ""))

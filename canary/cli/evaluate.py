@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base.progress import Progress
     from cosmo.engine.checkpoints import any_format
 
+    # Read before the model is loaded: a wrong path costs no loading.
     cases = list(islice(evaluation.cases(args.input, args.split), args.num_examples))
     if not cases:
         raise UserError(
@@ -45,9 +46,11 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         founds = evaluation.measure(canary, cases, decoding, args.seed, on_batch)
+    # Also after an error: the terminal's cursor leaves the bar.
     finally:
         progress.finish()
     made = report.report(golds, founds, _baseline(args))
+    # Beside the numbers, so that the folder explains itself without the command.
     about = {
         "checkpoint": args.checkpoint,
         "input": args.input,
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         "turn_separator": settings.separator,
         "task_feature_lengths": dict(settings.session.task_feature_lengths),
     }
+    # Indented, because people read it.
     write_atomic(folder / "metrics.json", json.dumps({**about, **made}, indent=1))
     lines = map(evaluation.line, cases, founds)
     write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))

@@ -64,7 +64,9 @@ def decoding_config(args: argparse.Namespace, settings: "Settings") -> "Decoding
     """Return the decoding that the flags of `add_generation` name."""
     from cosmo.engine.model.decoding import DecodingConfig
 
+    # Flags that are not given leave DecodingConfig's own defaults.
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    # By default as long as the targets that the model learnt to write.
     targets = settings.session.task_feature_lengths["targets"]
     return DecodingConfig(**{"max_new_tokens": targets, **given})

@@ -16,22 +16,28 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.data import cache_writing
     from cosmo.tasks import formatting
 
+    # No settings are loaded for this: see `takes_settings` below.
     if args.show:
         show(args.output, args.show, args.vocabulary)
         return
+    # The worker processes share the shards; processes of JAX would all write the same ones.
     if args.distributed:
         raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
+    # A missing file is found here, before TensorFlow loads.
     settings.check_tasks(args.split)
     wanted = config.call(cache_writing.CacheConfig)
     wanted = dataclasses.replace(
         wanted,
+        # The run file has training's split.
         dataset=dataclasses.replace(wanted.dataset, split=args.split),
+        # Unknown separators in every example would hide whether the vocabulary knows the text.
         apart=dataclasses.astuple(config.call(formatting.Separators)),
     )
     made = cache_writing.write_cache(
         wanted,
         args.output,
         epochs=args.epochs,
+        # Preprocessing keeps about a core busy in each.
         processes=(os.cpu_count() or 1) if args.processes is None else args.processes,
         shards_per_epoch=args.shards_per_epoch,
         overwrite=args.overwrite,
@@ -60,6 +66,7 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
     cache = Cache(path)
     known = cache.manifest["vocabulary"]
     vocabulary = vocabularies.load(vocabulary_path or known["path"])
+    # By its pieces: the file may have been moved, and ids of another one mean other words.
     if vocabulary.fingerprint != known["fingerprint"]:
         raise UserError(
             f"{vocabulary.path} is not the vocabulary of {path}; give it with --vocabulary=FILE"
@@ -76,6 +83,7 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
             "inputs": (batch["encoder_input_tokens"], batch.get("encoder_segment_ids")),
             "targets": (batch["decoder_target_tokens"], batch.get("decoder_segment_ids")),
         }
+        # Segments are numbered from 1, because 0 is padding.
         for segment, name in enumerate(cache.format.names(record), 1):
             print(f"  {segment}. {name or '(no id)'}")
             for label, (tokens, segments) in sides.items():

@@ -40,5 +40,6 @@ VERB = Verb(
     add_arguments=add_arguments,
     gin_file="gin/runs/infer.gin",
     saved_settings=True,
+    # A chat reads no task, so a run's module of tasks need not be trusted.
     reads_tasks=lambda args: False,
 )

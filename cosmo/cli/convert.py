@@ -12,6 +12,7 @@ def run_import(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format, convert
     from cosmo.tasks import vocabularies
 
+    # Found and read before the weights: a wrong file costs no conversion.
     path = args.vocabulary or any_format.open_source(args.source).vocabulary_path
     source = convert.import_checkpoint(
         args.source,
@@ -26,6 +27,7 @@ def run_import(args: argparse.Namespace) -> None:
     count = any_format.parameter_count(source.network)
     output = args.output.rstrip("/")
     print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
+    # Token ids without their vocabulary mean nothing, so the user should keep one.
     if path is None:
         print(
             "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
@@ -51,6 +53,7 @@ def run_export(args: argparse.Namespace) -> None:
     count = any_format.parameter_count(source.network)
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
     print(f"{source}: {count:,} parameters, now {where}")
+    # T5X's checkpoints have no place for a tokenizer, so nothing is missing there.
     if args.format == "hf" and path is None:
         print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")
 

@@ -29,10 +29,12 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.infer import answer_files, bulk
     from cosmo.tasks import formatting
 
+    # First, because mistakes in flags cost nothing to find.
     sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         # An argument given wins over gin's: only a flag that was given may do so.
         given = {"output": args.output} if args.output else {}
+        # Before the model is opened, which takes minutes.
         settings.check_tasks(config.query("INFER_SPLIT"))
         reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
     else:
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
         layout = answer_files.output_files(args.output, args.num_shards)
         asked = config.call(bulk.InferConfig)
+        # Read and checked here, before the model is opened.
         source = records.source(
             args.input,
             asked.session.vocabulary,
@@ -94,5 +97,6 @@ VERB = Verb(
     add_arguments=add_arguments,
     gin_file="gin/runs/infer.gin",
     saved_settings=True,
+    # With --input no task is read, so a run's module of tasks need not be trusted.
     reads_tasks=lambda args: not args.input,
 )

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     made = plan.plan_step(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
     if args.json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
+        # An exit code, so that a script can try slices.
         return 0 if made.fits else 1
     print(plan_table(made))
     if made.fits:
@@ -87,13 +88,16 @@ def run_sweep(args: argparse.Namespace, job: Any) -> int:
     plans, began = [], time.monotonic()
     results = plan.sweep(job, args.topology, choices, args.start_step)
     for number, (choice, made) in enumerate(results, 1):
+        # Choices compile for about as long as each other.
         left = (time.monotonic() - began) / number * (len(choices) - number)
         what = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(choice).items())
+        # A choice that does not suit the devices is a line of the sweep, not its end.
         if isinstance(made, UserError):
             outcome = str(made)
         else:
             plans.append(made)
             outcome = _gib(made.hbm_peak_bytes) + (", fits" if made.fits else ", does not fit")
+        # stdout is the table or the JSON alone.
         print(f"{number} of {len(choices)}: {what}: {outcome} ({left:.0f} s left)", file=sys.stderr)
     ranked = plan.rank(plans)
     if args.json:
@@ -129,6 +133,7 @@ def _values(text: str, kind: type, flag: str) -> list[Any]:
 
 def plan_table(made: Any) -> str:
     """Return a plan as a headline and a table."""
+    # Readers must not take an estimate for a compiler's count.
     how = "by arithmetic, not compiled" if made.estimated else "compiled"
     mesh = " x ".join(f"{side} {size}" for side, size in made.mesh.items())
     headline = f"{made.topology}: {made.devices} devices ({made.device}), mesh {mesh}, {how}" + (
@@ -146,6 +151,7 @@ def plan_table(made: Any) -> str:
         ),
         *_costs(made),
     ]
+    # Both columns hold text.
     return f"{headline}\n{text_table(rows, left=(0, 1), indent=2)}"
 
 
@@ -230,6 +236,7 @@ VERB = Verb(
     run=run,
     add_arguments=add_arguments,
     gin_file="gin/runs/plan.gin",
+    # The recipes require both, and a plan writes nothing and reads no checkpoint.
     bindings=("MODEL_DIR = 'unused'", "INITIAL_CHECKPOINT_PATH = None"),
     environment=environment,
 )

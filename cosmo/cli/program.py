@@ -22,6 +22,7 @@ PROGRAM = Program(
         "export": convert.EXPORT,
     },
     loggers=("cosmo", "tasks"),
+    # A model is a whole block of settings, which no single flag could set.
     flags={"MODEL": "--gin_file"},
     load_settings=settings.load,
 )

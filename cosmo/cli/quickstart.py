@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
     folder = begin_folder(args.output, "quickstart", OUTPUT)
     where = f"--gin.MODEL_DIR={folder}"
     steps = f"--gin.TRAIN_STEPS={args.train_steps}"
+    # The table compares the losses before and after.
     before = "--gin.RUN_EVAL_BEFORE_TRAINING=True"
     run_module("cosmo", "train", f"--gin_file={GIN_FILE}", where, before, steps)
     run_module("cosmo", "eval", where, f"--gin.EVAL_OUTPUT_DIR={folder}/eval")
+    # The sample is in the package, wherever it is installed.
     questions, answers = files.resolve(f"{SAMPLE}/questions.jsonl"), f"{folder}/answers.jsonl"
     run_module("cosmo", "infer", where, f"--input={questions}", f"--output={answers}")
     return 0 if report(folder, time.monotonic() - began) else 1
@@ -76,6 +78,7 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
         f"of always answering {commonest!r}: {constant:.3f}"
     )
     print("\nThree exchanges from the validation set:")
+    # Always the same dialogues, so that two quickstarts can be compared.
     for task, index in (("soda", 3), ("soda", -5), ("prosocial_dialog", 7)):
         print(f"\n{exchange_text(predictions[f'{task}-predictions.jsonl'][index])}")
     print(f"""
@@ -90,6 +93,7 @@ Files in {folder}:
 Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}
 """)
+    # Two proofs: of what it expects, and of what it writes.
     learnt = ratio > MIN_PERPLEXITY_RATIO and ours > constant
     if not learnt:
         print(
@@ -119,9 +123,11 @@ def unigram_perplexity(
     def tokens(items):
         for item in items:
             yield from vocabulary.encode(item.response)
+            # The model's perplexity counts EOS too.
             yield vocabulary.eos_id
 
     counts = collections.Counter(tokens(train))
+    # Add-one: a token that training never had must not make the perplexity infinite.
     total = sum(counts.values()) + vocabulary.size
     logs = [math.log((counts[token] + 1) / total) for token in tokens(held_out)]
     return math.exp(-sum(logs) / len(logs))
@@ -146,6 +152,7 @@ def loss_table(rows: list[dict], unigram: float) -> tuple[str, int, float]:
 
 def exchange_text(line: dict) -> str:
     """Return a line of predictions as people read it: the dialogue, the answer, the reference."""
+    # Narrative and instruction may be missing; the dialogue is always last.
     *parts, dialogue = line["inputs"].split(" <sep> ")
     text = [f"  ({part})" for part in parts]
     text += [f"  - {turn}" for turn in dialogue.split(" <turn> ")]

@@ -32,7 +32,7 @@ class Verb:
     """One verb: its help page, its flags and the function that runs it.
 
     `run` returns an exit code, or None for 0. `environment` returns variables to set before JAX is
-    loaded. What follows a lone `--` is `args.rest` if the verb `takes_rest`.
+    loaded. A verb that `takes_rest` gets the words after a lone `--` as `args.rest`.
 
     A verb with a `gin_file`, which holds its defaults, takes settings: --gin_file and
     --gin.NAME=VALUE. `takes_settings` returns whether it does so with these flags. A verb with
@@ -98,10 +98,13 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
     if bindings and verb.gin_file is None:
         name = bindings[0].partition(" = ")[0]
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
+    # Before JAX loads, which reads them once.
     os.environ.update(verb.environment(args))
+    # Before the settings: gin imports modules, and processes must meet before a device is used.
     if program.uses_jax:
         set_up_jax(args.distributed)
     if verb.gin_file is not None and verb.takes_settings(args):
+        # Flags come last, so that they win over files and over --gin.NAME.
         macros = [f"{k} = {v!r}" for k, v in vars(args).items() if k.isupper() and v is not None]
         program.load_settings(args, verb, [*verb.bindings, *bindings, *macros])
     return verb.run(args)
@@ -144,6 +147,7 @@ def guarded(
 def spelled(error: Exception, flag: Callable[[str], str | None]) -> str:
     """Return an error's text and, in brackets, the flags of the settings that it carries."""
     text = getattr(error, "message", None) or str(error)
+    # An error's text may have the flag already: it is not repeated.
     names = [flag(name) for name in getattr(error, "settings", ())]
     missing = [name for name in dict.fromkeys(names) if name is not None and name not in text]
     return f"{text} ({', '.join(missing)})" if missing else text
@@ -155,6 +159,7 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
         return None
     verb = parsed[0].verb
     wanted = program.flags.get(name, f"--{name}")
+    # argparse offers no public list of a parser's flags.
     for action in parser(program, [verb])[1][verb]._actions:
         if wanted in action.option_strings:
             return wanted
@@ -203,6 +208,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = argument.removeprefix("--gin.").partition("=")
         if not equals:
+            # Two dashes, because a negative number begins with one.
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"{argument} has no value; write {argument}=VALUE")
             value = queue.pop(0)
@@ -236,6 +242,7 @@ def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> 
     """Log the loggers `names` to stderr with the time; with `quiet` only their warnings."""
     handler = _StandardError()
     logging.basicConfig(
+        # Libraries note at INFO what our users cannot use.
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
@@ -243,7 +250,7 @@ def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> 
     )
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.INFO)
-    # gin looks for an included file in the working folder first, and says so on the root logger.
+    # gin tries the working folder first for an included file, and logs each miss on the root.
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.getMessage().startswith("Path not found: "))
     # Orbax, SeqIO and TensorFlow log through absl. Our users cannot use their notes.
@@ -255,6 +262,7 @@ def set_up_jax(distributed: bool = False) -> None:
     """Turn on JAX's compilation cache, and with `distributed` join the other processes."""
     import jax
 
+    # A large step compiles for minutes, and the same one is read from here at the next start.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "cosmo-jax"))
@@ -334,6 +342,7 @@ def parser(
             verb.add_arguments(sub)
             if verb.gin_file:
                 _add_settings(sub, verb)
+        # Verbs without settings have neither flag, and the frame reads both.
         sub.set_defaults(distributed=False, rest=[])
         sub.add_argument("--quiet", action="store_true", help="log warnings and errors only")
         by_verb[name] = sub
@@ -377,6 +386,7 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
 
 def _complaint(program: Program, verb: str, unknown: str) -> str:
     """Return what is wrong with a flag that a verb does not know, and what was probably meant."""
+    # The flags of all verbs are built only where one is wrong: some import code for theirs.
     _, by_verb = parser(program, program.verbs)
     flag, equals, value = unknown.partition("=")
     complaint = f"{verb} does not know {flag}"

@@ -25,7 +25,7 @@ PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of
 def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
     """Return the empty folder `path`, marked as the one of `demo`.
 
-    What an earlier start left there, complete or not, is removed. A folder without the marker is
+    The files of an earlier start are removed, complete or not. A folder without the marker is
     removed only if it is the demo's `default` and holds nothing but what a run leaves. Raises
     UserError for any other folder, or one that another process is writing to.
     """
@@ -57,6 +57,7 @@ def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
 def run_module(package: str, *arguments: str) -> None:
     """Print and run `python -m package arguments`; exit with its code if it fails."""
     print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
+    # A process a stage, as a user would run it: none depends on what another has loaded.
     code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
     if code:
         sys.exit(code)

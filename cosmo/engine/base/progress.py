@@ -30,6 +30,7 @@ class Progress:
     ):
         self.unit = unit
         self.terminal = sys.stderr.isatty()
+        # A log keeps its lines, a terminal replaces its one: hence two periods.
         self.period_seconds = TERMINAL_PERIOD_SECONDS if self.terminal else every_seconds
         self.shown = time.monotonic()
         self.bar = rich.progress.Progress(

@@ -67,6 +67,7 @@ def import_checkpoint(
     if vocabulary is not None:
         log.info(describe_vocabulary_fit(source, vocabulary))
         any_format.check_own_vocabulary(source, description["vocabulary"])
+    # For people: a converted checkpoint shows where its numbers come from.
     description["imported_from"] = {
         "format": source.format,
         "path": source.path,
@@ -179,6 +180,7 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
         raise UserError(f"{target} exists already: give another, or remove it", setting="output")
     # In an object store files appear whole, and folders cannot be renamed.
     remote = is_remote(target)
+    # A fixed name, so that the next try removes what a kill has left.
     partial = target if remote else target.parent / f".{target.name}.partial"
     try:
         if partial.exists() and not remote:

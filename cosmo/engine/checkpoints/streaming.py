@@ -35,6 +35,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         self.on_piece = on_piece
 
     async def _open_and_write(self, value, tspec, ts_context):
+        # A chunk a piece: a chunk of several pieces would be read and written again for each.
         metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
         spec = ts.Spec({**tspec, "metadata": metadata})
         with one_line_errors("cannot write"):

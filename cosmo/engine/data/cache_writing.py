@@ -65,6 +65,7 @@ class CacheConfig:
     def format(self) -> RowFormat:
         """Return the format of a row, in the shortest integers that hold the vocabulary."""
         lengths = self.dataset.task_feature_lengths
+        # T5's 32,128 pieces fit 16 bits: half the bytes of int32.
         dtype = "uint16" if self.vocabulary.size <= 2**16 else "int32"
         return RowFormat(lengths["inputs"], lengths["targets"], self.dataset.pack, dtype)
 
@@ -99,6 +100,7 @@ def write_cache(
     for name, number in given.items():
         if number is not None and number < 1:
             raise UserError(f"{name}={number}; it must be at least 1", setting=name)
+    # ArrayRecord writes to a file system, and a finished file is put in place by its rename.
     if is_remote(output):
         raise UserError(
             f"{output}: a cache is written to a local or mounted folder", setting="output"
@@ -119,6 +121,7 @@ def write_cache(
             {**kept, "recipe": _bindings(kept["recipe"])},
             {**settings, "recipe": _bindings(settings["recipe"])},
         )
+        # A corpus that grew would fill the missing shards with other rows than the plan's.
         _check_sources(folder, config, plan["tasks"])
     units.prepare()
     units.remove_partial_files()
@@ -129,6 +132,7 @@ def write_cache(
     notes = [_finished(folder, units, shard, number, manifest) for shard in range(number)]
     todo = [shard for shard, note in enumerate(notes) if note is None]
     if todo:
+        # A worker without a shard would load TensorFlow for nothing.
         processes = min(processes, len(todo))
         log.info("%d of %d shards to write, by %d process(es)", len(todo), number, processes)
         done = sum(task["examples"] for note in notes if note for task in note["tasks"].values())
@@ -148,9 +152,11 @@ def write_cache(
             ) from None
         finally:
             progress.finish()
+    # Workers share no memory with this process: their notes are in files.
     notes = [note or units.note(shard) for shard, note in enumerate(notes)]
     _write_manifest(folder, plan, config, notes, allow_unknown)
     units.remove()
+    # Opened as training opens it, which checks that every shard is there.
     return Cache(str(folder))
 
 
@@ -183,6 +189,7 @@ def _settings(
         "use_cached": dataset.use_cached,
         "format": dataclasses.asdict(config.format),
         "vocabulary": config.vocabulary.fingerprint,
+        # A line an item, so that an error shows the lines that differ.
         "recipe": recipe.splitlines(),
     }
 
@@ -236,6 +243,7 @@ def _plan(config: CacheConfig, shards_per_epoch: int | None, allow_unknown: bool
     times = epoch_slices.times_an_epoch(rates, {name: e["examples"] for name, e in tasks.items()})
     for name, entry in tasks.items():
         entry["times"] = times[name]
+        # Rates of another mixture may make nearly all rows of one small task.
         level = logging.WARNING if times[name] > MANY_TIMES else logging.INFO
         log.log(level, "an epoch reads %s %.4g times (rate %.6g)", name, times[name], entry["rate"])
     total = int(_epoch_examples({"tasks": tasks}))
@@ -287,6 +295,7 @@ def _finished(
     """Return the note of a shard whose file is whole, or None if it has to be written."""
     note = units.note(shard)
     if note is None and manifest is not None:
+        # A finished cache has no notes any more: its manifest has them.
         note = manifest["shards"][shard]
     path = folder / shard_name(shard, number)
     # The size first, because reading a shard for its checksum takes longer.

@@ -95,6 +95,7 @@ def make_batch(
     def matrix(sequences, length):
         out = np.zeros((batch_size, length), np.int32)
         for i, ids in enumerate(sequences):
+            # SeqIO trims a target that is too long in the same way.
             ids = ids[:length]
             out[i, : len(ids)] = ids
         return out
@@ -103,6 +104,7 @@ def make_batch(
     if targets_length is not None:
         targets = matrix([r.target_ids or () for r in rows], targets_length)
         batch["decoder_target_tokens"] = targets
+        # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
         batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
     return batch

@@ -122,11 +122,13 @@ class _Reader:
         )
         self._process.start()
         theirs.close()  # else the pipe would have no end of file when the process is gone
+        # Futures without an executor: a call that waits reads the pipe, so no thread is needed.
         self._pending: collections.deque[Future] = collections.deque()
         self.streams = 0  # opened so far: the number of the next one
         self.closed = False
         # At exit Python would send SIGTERM, which the reader ignores, and then wait for its end.
         atexit.register(self.close)
+        # Its imports begin at once, while this process does something else.
         self.request("load")
 
     def request(self, name: str, *args: Any) -> Future:
@@ -261,6 +263,7 @@ def _serve(pipe: Any, quiet: bool) -> None:
             return
         try:
             reply = True, getattr(requests, name)(*args)
+        # An error of one request must not end the process: the others' streams are in it.
         except Exception as error:
             reply = False, _portable(error)
         try:

@@ -36,7 +36,7 @@ class Session:
     # Buckets are faster over many rows, and compile more shapes: a chat does without.
 
     model: models.EncoderDecoderModel
-    params: models.Params = dataclasses.field(repr=False)
+    params: models.Params = dataclasses.field(repr=False)  # arrays: a repr would print them
     vocabulary: Vocabulary
     layout: partitioning.Layout
     batch_size: int
@@ -179,6 +179,7 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
         return run(session.params, _inputs(session, group))
 
     def finish(group, scores_BC):
+        # Not strict, as in `_texts`: rows of padding have no row here.
         rows = zip(group.rows, np.asarray(scores_BC).tolist(), strict=False)
         return [Answer(row, scores=tuple(scores)) for row, scores in rows]
 
@@ -289,12 +290,14 @@ def row_seed(seed: int, row_id: str) -> int:
     """Return a 32-bit seed for a record, the same in any batch."""
     # SHA-256, because Python's own hash of a text differs between processes.
     digest = hashlib.sha256(json_lines.encode(f"{seed}:{row_id}")).digest()
+    # jax.random.key takes 32 bits.
     return int.from_bytes(digest[:4], "little")
 
 
 def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
     """Put this process's share of a batch on the devices. Every process has the whole batch."""
     share = session.batch_size // jax.process_count()
+    # Processes own neighbouring rows: `Partitioner.mesh` keeps a host's devices together.
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
     return partitioning.put_batch(local, session.layout.mesh)
@@ -307,6 +310,7 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
     """
     line: dict[str, Any] = {
         "id": answer.row.id,
+        # Inputs and targets too, so that a file of answers can be judged without its source.
         "inputs": answer.row.inputs,
         "targets": answer.row.targets,
     }

@@ -20,8 +20,10 @@ from cosmo.engine.model import partitioning
 NORM_EPSILON = 1e-6  # T5's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
+# T5X's initializer of kernels, so that a run from scratch starts alike.
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ACTIVATIONS: dict[str, Callable] = {
+    # T5 1.1's is the tanh approximation, HuggingFace's gelu_new.
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

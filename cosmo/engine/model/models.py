@@ -44,6 +44,7 @@ class EncoderDecoderModel:
 @functools.lru_cache(maxsize=16)
 def _abstract(network: NetworkConfig):
     """Return (graph definition, abstract state) of a network."""
+    # Any seed will do: nothing but shapes is traced.
     module = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     return nnx.split(module)
 
@@ -64,6 +65,7 @@ def logical_axes(model: EncoderDecoderModel) -> Params:
 
     def names(path, variable):
         axes = variable.get_metadata("axes")
+        # `t5.stack` maps over layers after `layers.param` has named the other axes.
         stacked = len(variable.get_value().shape) == len(axes) + 1
         return ("layers", *axes) if stacked else axes
 
@@ -142,6 +144,7 @@ def score(model: EncoderDecoderModel, params: Params, batch: Batch) -> dict[str,
     logits_BTV = logits(model, params, batch)
     targets_BT = batch["decoder_target_tokens"]
     weights_BT = token_weights(batch)
+    # Without label smoothing and z-loss: a log-likelihood, whatever the model was trained with.
     nll_BT, _ = losses.cross_entropy(logits_BTV, targets_BT)
     correct_BT = _is_best(logits_BTV, targets_BT)
     return {

@@ -29,6 +29,7 @@ from cosmo.engine.model.step import (
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
 
 _GPUS_A_HOST = 8  # of DGX and cloud machines
+# An all-reduce is a reduce-scatter and then an all-gather.
 _LINK_CROSSINGS = {"all-reduce": 2.0}  # of a byte of a collective's result; others once
 
 
@@ -108,6 +109,7 @@ def plan_step(
     count = int(shape) if devices is None else len(devices)
     # CPU devices share the memory of their host.
     limit = chip.hbm_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+    # A partition must not leave its host, where the links are fast.
     local = min(count, _GPUS_A_HOST)
     if devices is not None:  # libtpu's description names the process that would own each device
         local = sum(device.process_index == devices[0].process_index for device in devices)
@@ -287,6 +289,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         tokens_per_second_bound=_over(tokens, bound),
         steps=steps,
         days_bound=days,
+        # Nobody reaches a roofline: half of it is the number to plan with.
         days_at_half=days and 2 * days,
         compile_seconds=found.seconds,
     )
@@ -311,6 +314,7 @@ def _devices(name: str, shape: str) -> list[Any] | None:
                 f"cpu:{shape}: JAX was started with {len(devices)} devices", setting="topology"
             )
         return devices[: int(shape)]
+    # libtpu describes and compiles for slices that this machine has not.
     from jax.experimental import topologies
 
     options = {"chip_config_name": chips.CHIPS[name].chip_config}

@@ -198,6 +198,7 @@ class Evaluator:
         sizes = {task.name: len(task.rows) for task in self.tasks or ()}
         for kind, tasks in results.items():
             for task, values in tasks.items():
+                # A sample's metrics are not the whole split's, so the log gives its size.
                 what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                 log.info("step %d, %s, %s: %s", step, kind, what, shown)
@@ -236,11 +237,13 @@ def evaluate(
     """
     output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
+    # After the folder: one that cannot be written to must cost no restoring.
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)
     log.info(", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks))
     answers: dict[str, list[dict[str, Any]]] = {}
     results = judge(opened, tasks, decoding, random_seed, keep=answers)
+    # Every process has all answers, and one writes them.
     if jax.process_index() == 0:
         for task, lines in answers.items():
             path = epath.Path(folder) / f"{task}-predictions.jsonl"
