@@ -1,4 +1,4 @@
-"""The command line: `python -m canary VERB --flag=VALUE`."""
+"""Run the command line `python -m canary VERB --flag=VALUE`."""
 
 import sys
 

@@ -33,6 +33,7 @@ def cases(path: str, split: str) -> Iterator[Case]:
         turns: tuple[str, ...] = ()
         for number, turn in enumerate(dialogue.turns):
             safety.check_votes(turn)  # here, because reading for Cosmo does not use labels
+            # A case holds all turns up to its context; the response follows it.
             turns += (turn.context,)
             # A casual context has no RoTs, as in the targets that a model learns.
             rots = turn.rots if safety.needs_rots(turn.safety_label) else ()

@@ -32,7 +32,7 @@ class LabelJob:
         return self.canary.session
 
     def settings(self) -> dict[str, Any]:
-        """See `bulk.BulkRun`."""
+        """Return what the labels depend on beside session, input and shards, as JSON values."""
         return {
             # In the manifest, so that no run continues an output of another kind of answers.
             "what": "labels",
@@ -46,7 +46,7 @@ class LabelJob:
         }
 
     def answerer(self, session: infer.Session) -> bulk.Answerer:
-        """See `bulk.BulkRun`; a line a dialogue."""
+        """Return the function from dialogues to lines, one for each dialogue."""
         canary = self.canary.with_session(session)
         warned = False
 
@@ -78,6 +78,7 @@ def label(
     A line is {id, label, probabilities, needs_human, rots, text, num_turns}. With `per_turn` it is
     {id, num_turns, turns}, and `turns` has the other fields for every beginning of the dialogue.
     """
+    # All rows of a window together, so that rows of equal length share batches.
     contexts = [list(canary.contexts(d.turns, only_last=not job.per_turn)) for d in dialogues]
     rows = [row for one in contexts for row in one]
     # `Canary.label` answers equal contexts once, so progress counts them once.

@@ -204,12 +204,14 @@ def _columnar_source(path: str) -> record_sources.Source:
                 reason = f"the {kind} file is damaged here: {' '.join(str(error).split())}"
                 # Lost rows keep their numbers, so that the ids of later rows do not move.
                 for lost in range(max(number, start), end):
+                    # Without its text, which cannot be read.
                     yield record_sources.Rejected(lost + 1, reason, "")
 
     logged = record_sources.rejects_logger(path)
 
     def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
         with record_sources.open_input(path, text=False) as file:
+            # No span begins at -1, so the first one opens the rows.
             position, following = -1, iter(())
             for span in spans:
                 if span.start != position:

@@ -212,6 +212,7 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
         f"{rots['tokens']:,} tokens.",
     ]
     if baseline is not None:
+        # A training split of casual contexts alone has none.
         rots_of_most = baseline["rots"] or "none in the training split"
         parts.append(
             f"Most frequent label: {baseline['label']}; most frequent RoTs (for contexts that need "

@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
+"""Run the command line `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
 
 import sys
 

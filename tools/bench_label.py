@@ -34,6 +34,7 @@ def network():
     """Return T5 1.0 small."""
     from cosmo.engine.model import t5
 
+    # By hand, because gin/models has no T5 1.0 of this size.
     return t5.T5Config(
         vocab_size=32128,
         emb_dim=512,
@@ -64,6 +65,7 @@ def ours(args: argparse.Namespace) -> dict:
     rows = [datasets.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
     found, scores = {}, {}
     for dtype in ("float32", "bfloat16"):
+        # Nothing is generated, so any length of targets will do.
         sizes = {"inputs": CONTEXT, "targets": 16}
         canary = Canary.load(args.weights, batch_size=BATCH, lengths=sizes, dtype=dtype)
 
@@ -104,6 +106,7 @@ def huggingface(args: argparse.Namespace) -> dict:
     found["any_bfloat16"] = timed(
         lambda: model.generate(inputs, max_new_tokens=new, min_new_tokens=new), args.steps, BATCH
     )
+    # By row, as ours are.
     return {**found, "scores": list(zip(*scores, strict=True))}
 
 

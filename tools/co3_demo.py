@@ -48,6 +48,7 @@ def teacher() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = process.stdout.readline().strip()
+            # It has ended, and its own error is on stderr.
             if not said:
                 sys.exit("error: the teacher did not start")
             print(said, flush=True)
@@ -95,11 +96,13 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
     train = list(soda_file_examples(f"{folder}/soda", "train"))
     held_out = list(soda_file_examples(f"{folder}/soda", "validation"))
     vocabulary = vocabularies.load(VOCABULARY)
+    # The vocabulary is the sample's, not this corpus's: the report counts what it lacks.
     pieces = [piece for e in (*train, *held_out) for piece in vocabulary.encode(e.response)]
     unigram = unigram_perplexity(train, held_out, vocabulary)
     rows = plot.read_metrics(folder / "model/metrics.jsonl")
     table, step, ratio = loss_table(rows, unigram)
     plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on a corpus of CO3", math.log(unigram))
+    # One question, so the file has one line.
     answer = json.loads((folder / "answer.jsonl").read_text())
 
     times = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
@@ -126,6 +129,7 @@ Files in {folder}:
 Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}/model
 """)
+    # All faults are named at once, because a demo takes minutes.
     faults = []
     if share < MIN_KEPT_SHARE:
         faults.append(f"{share:.0%} of the usable triples became records, not {MIN_KEPT_SHARE:.0%}")

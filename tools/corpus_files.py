@@ -61,6 +61,7 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
     A DataError in their place is a record that cannot be used.
     """
     items, reader = READERS[corpus]
+    # One stream, so that a dialogue cut between two files is whole.
     yield from reader(item for file in files for item in items(file))
 
 
@@ -185,10 +186,12 @@ def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
     for turn, value in enumerate(values, 1):
         try:
             at = Place(place.file, place.line, f"{place.inside}, row {turn}")
+            # A bad row leaves a gap, which `_dialogue` names.
             rows.append(Labelled(turn, direct_download_turn(value, at), value.get("source")))
         except DataError as error:
             yield error
     if rows:
+        # The list is the whole dialogue, so its last row is the end.
         yield _dialogue(rows, rows[-1].turn == len(values))
     elif not values:
         yield place.error("a dialogue is empty", "no rows", "at least one")
@@ -206,7 +209,7 @@ def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
 
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
+    """Join rows by conv_id to dialogues; one out of order leaves its dialogue incomplete."""
     errors: list[DataError] = []
     parsed = _parsed(items, casual.empathetic_utterance, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
@@ -232,6 +235,7 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         if not number.isdigit():
             yield place.error("not a numbered line", shown(line), "a number and a text")
             continue
+        # Nothing but the number separates two dialogues.
         if number == "1" and turns:
             yield Read(tuple(turns))
             turns = []
@@ -257,6 +261,7 @@ READERS = {
     "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
     "EmpatheticDialogues": (_whole_file(casual.empathetic_rows), _empathetic),
     "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
+    # One JSON object holds all conversations, by their ids.
     "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
     "PersonaChat": (lines, _personachat),
     "Wizard of Wikipedia": (

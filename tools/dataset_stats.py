@@ -178,6 +178,7 @@ def _unknown(file: pathlib.Path) -> str:
 
 def statistics(found: Found) -> dict[str, Any]:
     """Read all dialogues, with progress. Return their statistics as JSON values."""
+    # Running sums: a corpus of any size fits in memory.
     corpus, files = Corpus(), [_Watched(file) for file in found.files]
     size = sum(file.size for file in files)
     progress = Progress(None, unit="dialogue", every_seconds=10)
@@ -305,6 +306,7 @@ def _two(value: float | None) -> str:
 def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
     """Raise UserError for a flag that would fail only after everything has been read."""
     labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
+    # One file of a name shows one corpus; --output draws all of them.
     if args.plot and len(labelled) != 1:
         raise UserError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
     # Agreement is computed for every ProsocialDialog; a plot only where it is asked for.

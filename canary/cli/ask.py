@@ -1,4 +1,4 @@
-"""`python -m canary ask`."""
+"""`python -m canary ask`: label one dialogue."""
 
 import argparse
 

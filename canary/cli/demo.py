@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     # Without the flag the recipe decides.
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     run_module("cosmo", "train", f"--gin_file={GIN_FILE}", f"--gin.MODEL_DIR={folder}", *steps)
+    # Before the evaluation: the report gives the time of training alone.
     trained = time.monotonic() - began
     where = (f"--checkpoint={folder}", f"--input={files.resolve(SAMPLE)}", f"--split={SPLIT}")
     run_module("canary", "eval", *where, f"--output={folder}/canary_eval")

@@ -1,4 +1,4 @@
-"""`python -m canary eval`."""
+"""`python -m canary eval`: measure a checkpoint on ProsocialDialog."""
 
 import argparse
 import json
@@ -76,6 +76,7 @@ def _baseline(args: argparse.Namespace) -> "Gold | None":
         return None
     if not resolve(args.input).is_dir():
         return None  # one file serves every split: its training split is what is evaluated
+    # From the training split, because a baseline may not see the answers that it is measured on.
     return report.most_frequent([case.gold for case in evaluation.cases(args.input, "train")])
 
 

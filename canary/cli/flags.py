@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and the settings that they stand for."""
+"""Add the flags that several verbs share, and return the settings that they stand for."""
 
 import argparse
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m canary label`."""
+"""`python -m canary label`: label every dialogue of a file."""
 
 import argparse
 

@@ -77,6 +77,7 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
         number = int(text)
         (record,) = cache.records([number])
         batch = cache.format.features(cache.format.decode([record]))
+        # Where the row is stored, for a look at the file itself.
         shard, position = cache.place(number)
         print(f"row {number} ({shard['file']}, record {position}, epoch {shard['epoch']})")
         sides = {

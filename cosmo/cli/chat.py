@@ -1,4 +1,4 @@
-"""`python -m cosmo chat`."""
+"""`python -m cosmo chat`: talk to a checkpoint in the terminal."""
 
 import argparse
 

@@ -25,6 +25,7 @@ def run_import(args: argparse.Namespace) -> None:
     )
     step = source.step if args.step is None else args.step
     count = any_format.parameter_count(source.network)
+    # Printed as the path that INITIAL_CHECKPOINT_PATH takes.
     output = args.output.rstrip("/")
     print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
     # Token ids without their vocabulary mean nothing, so the user should keep one.

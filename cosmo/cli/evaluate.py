@@ -1,4 +1,4 @@
-"""`python -m cosmo eval`."""
+"""`python -m cosmo eval`: measure a checkpoint on validation data."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`python -m cosmo infer`."""
+"""`python -m cosmo infer`: answer records, or a SeqIO mixture, as JSON lines."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""All verbs of `python -m cosmo`.
+"""List all verbs of `python -m cosmo`.
 
 A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.THAT_MACRO=VALUE`,
 after all files.

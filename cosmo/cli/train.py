@@ -1,4 +1,4 @@
-"""`python -m cosmo train`."""
+"""`python -m cosmo train`: train, or continue a run."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Whether a plain value is of an annotated type, and that type in words for an error."""
+"""Check whether a plain value is of an annotated type; put that type in words for an error."""
 
 import collections.abc
 import types

@@ -1,4 +1,4 @@
-"""The command-line frame of cosmo, canary and data_pipeline: verbs, flags, logging, exit codes.
+"""Run the verbs of cosmo, canary and data_pipeline: flags, settings, logging, exit codes.
 
 Loads nothing heavy, so that help pages and mistakes answer at once. A program is a table of verbs
 (`Program`); `main` runs one of them.
@@ -128,6 +128,7 @@ def guarded(
     except (UserError, OSError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
+        # stderr, so that a pipe of results stays clean.
         print(f"error: {spelled(error, flag)}", file=sys.stderr)
         return _leave(1)
     except ImportError as error:
@@ -231,7 +232,7 @@ def quote_bare(value: str) -> str:
 
 
 class _StandardError(logging.StreamHandler):
-    """Write log lines to what sys.stderr is now: a progress bar puts them above itself."""
+    """Write log lines to the current sys.stderr: a progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -295,7 +296,7 @@ def tune_memory(settings: str = HUGE_PAGES) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaint is one line."""
+    """An argparse parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -374,6 +375,7 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
     top, by_verb = parser(program, arguments[:1])
     verb = program.verbs.get(arguments[0]) if arguments else None
     ours, rest = arguments, []
+    # By hand: argparse would take the words after -- for arguments of the verb.
     if verb is not None and verb.takes_rest and "--" in arguments:
         place = arguments.index("--")
         ours, rest = arguments[:place], arguments[place + 1 :]
@@ -385,7 +387,7 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
 
 
 def _complaint(program: Program, verb: str, unknown: str) -> str:
-    """Return what is wrong with a flag that a verb does not know, and what was probably meant."""
+    """Return the error for a flag that a verb does not know, with the flag probably meant."""
     # The flags of all verbs are built only where one is wrong: some import code for theirs.
     _, by_verb = parser(program, program.verbs)
     flag, equals, value = unknown.partition("=")
@@ -443,7 +445,7 @@ def add_flags(group: argparse._ActionsContainer, table: str) -> None:
 
 
 def sharding_arguments(group: argparse._ActionsContainer, unit: str, usual_window: str) -> None:
-    """Flags of how long work over many `unit`s is cut: shards, and windows between saves."""
+    """Add the flags that divide long work over many `unit`s: shards, and windows between saves."""
     add_flags(
         group,
         f"""

@@ -58,6 +58,7 @@ def load(
     gin.clear_config()
     gin_internals._LOCATION_PREFIXES[:] = [""]  # gin would keep those of earlier loads
     user_paths = [pathlib.Path(p) for p in search_paths]
+    # gin itself passes over a folder that is missing.
     for path in user_paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder", setting="gin_search_paths")
@@ -442,6 +443,7 @@ def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[
 
     `everything` is the text of all files: their imports are the names that there are.
     """
+    # All files: gin lets one use what another has imported.
     modules = _imported(everything)
     names = [_short(str(s)) for s in gin_internals._REGISTRY._selector_map]
     block = None

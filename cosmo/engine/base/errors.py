@@ -1,4 +1,4 @@
-"""The errors that the user can fix. The message gives the value, the rule and the remedy."""
+"""Define the errors that the user can fix. The message gives the value, the rule and the remedy."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""One way to open a data file, whatever its compression and its byte order mark.
+"""Open a data file, whatever its compression and its byte order mark.
 
 A file's first bytes decide its compression and its kind, never its name.
 """

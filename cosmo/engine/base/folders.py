@@ -1,4 +1,4 @@
-"""Output folders: checked before hours of work, and held by one process at a time."""
+"""Check an output folder before hours of work, and lock it for one process at a time."""
 
 import contextlib
 import logging

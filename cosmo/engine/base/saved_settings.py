@@ -1,4 +1,4 @@
-"""The settings of a trained run, as data: MODEL_DIR/settings.json.
+"""Write and read the settings of a trained run as data: MODEL_DIR/settings.json.
 
 Nothing in a run's folder is parsed as gin, imported or executed: the folder may be somebody else's.
 `config.gin` beside it repeats the run. It is read only where a user passes it with --gin_file,

@@ -1,4 +1,4 @@
-"""The vocabulary that the engine works with, as a protocol: it knows no tokenizer library."""
+"""Describe a vocabulary as a protocol, so that the engine imports no tokenizer library."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Resumable work: numbered units of one plan, each of which is finished whole or not at all.
+"""Do resumable work: numbered units of one plan, each finished whole or not at all.
 
 A unit is done when its result and its note are in place. A killed command leaves every unit done
 or not done, so the same command continues. Several processes may share one store.

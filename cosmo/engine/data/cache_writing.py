@@ -371,6 +371,7 @@ def _packed_rows(
         for example in zip(inputs, targets, names, strict=True):
             yield from packer.add(*example)
         read += len(names)
+        # Seldom: each report crosses to the parent process.
         if time.monotonic() - reported > REPORT_SECONDS:
             report(read)
             read, reported = 0, time.monotonic()

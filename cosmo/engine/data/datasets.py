@@ -38,7 +38,7 @@ class DatasetConfig:
     split: str = "train"
     batch_size: int = 128
     shuffle: bool = True
-    seed: int | None = 0
+    seed: int | None = 0  # None: SeqIO draws one at every start
     use_cached: bool = False
     pack: bool = True
     module: str | None = None
@@ -125,6 +125,7 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a whole training batch, known before any data is read."""
     # Known without data, so that compilation overlaps with the reader's start.
+    # Rows of one example each have no segments to keep apart.
     names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
     sides = {"encoder": "inputs", "decoder": "targets"}
     return {

@@ -135,10 +135,7 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
         keys = _row_keys(session, group, seed)
         return run(session.params, _inputs(session, group), row_keys=keys)
 
-    def finish(group, decoded):
-        return _texts(session, group, decoded)
-
-    return Work(start, finish, targets=False)
+    return Work(start, functools.partial(_texts, session), targets=False)
 
 
 def _inputs(session: Session, group: batching.Group) -> jax.Array:
@@ -272,13 +269,14 @@ def answer(
         # Groups come by length; each answer goes to the place of its row.
         for place, found in zip(group.places, finished, strict=True):
             answers[place] = found
+        # Padding is counted too: a report shows what the lengths of the rows cost.
         counts = batching.counts(group, session.batch_size)
         on_batch(counts + Counter(new_tokens=sum(found.num_tokens for found in finished)))
     return answers
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same items, each when the next one is made."""
+    """Yield the items in order, each only after the next one was made."""
     for item in items:
         for following in items:
             yield item

@@ -1,4 +1,4 @@
-"""Plan a training step on absent devices: does it fit, its cost, its greatest speed.
+"""Plan a training step on absent devices: whether it fits, its cost, its highest speed.
 
 The step is the one that `train` runs (`step.compile_step`). For a TPU slice libtpu compiles it, for
 CPU devices XLA does. For GPUs, whose compiler needs the GPU, all numbers are arithmetic.
@@ -259,6 +259,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         batch[name].shape[0] * batch[name].shape[1]
         for name in ("encoder_input_tokens", "decoder_target_tokens")
     )
+    # As in T5X, TRAIN_STEPS counts the steps of the starting checkpoint.
     steps = max(job.total_steps - begin, 0)
     days = None if bound is None else steps * bound / 86_400
     params = jax.tree.leaves(models.abstract_params(job.model))

@@ -176,6 +176,7 @@ class Evaluator:
         config = self.config
         results: dict[str, dict[str, dict[str, float]]] = {}
         if config.packed is not None:
+            # Read once: every evaluation of a run measures the same batches.
             if self.packed is None:
                 self.packed = reader.eval_batches(
                     config.packed, num_batches=config.steps, **datasets.process_shard()
@@ -235,12 +236,14 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder).
     """
+    # Beside the run, unless the checkpoint is another system's.
     output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
     # After the folder: one that cannot be written to must cost no restoring.
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)
     log.info(", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks))
+    # Kept until all tasks are judged: the files then belong to one evaluation.
     answers: dict[str, list[dict[str, Any]]] = {}
     results = judge(opened, tasks, decoding, random_seed, keep=answers)
     # Every process has all answers, and one writes them.
