@@ -54,6 +54,7 @@ class LabelJob:
             nonlocal warned
             again = len(dialogues) - len({dialogue.id for dialogue in dialogues})
             # Ids are compared within a window, because those of a whole file may not fit in memory.
+            # Once, because every window of such a file would repeat it.
             if again and not warned:
                 warned = True
                 log.warning(
@@ -119,6 +120,7 @@ def _count_dialogues(
         nonlocal done
         before = done
         done += counts["records"]
+        # A difference of floors: the shares add up to the number of dialogues.
         share = done * dialogues // rows - before * dialogues // rows
         on_batch(Counter({**counts, "records": share}))
 

@@ -138,6 +138,7 @@ class Canary:
         UserError, which names the place, for an empty turn or anything that is no dialogue. It does
         so before any is labelled.
         """
+        # Everything is checked before anything is labelled: an error must cost no answers.
         one, many = _batch(dialogues)
         contexts = [self.context(turns) for turns in many]
         found = self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding))

@@ -13,6 +13,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer.record_sources import Piece, by_line
 from cosmo.tasks import readers
 
+# Not larger, because `drop` copies the rest of the data for every element.
 CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
 MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
 # A string, or a bracket. The group is the string's closing quote, or the end of the data so far.
@@ -96,6 +97,7 @@ def _element(window: _Window) -> int:
             if not window.more():
                 return len(window.data)
             continue
+        # Any closing bracket closes: a wrong pair is found by the JSON parser.
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
         place = token.end()
         if depth <= 0:

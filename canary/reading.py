@@ -293,6 +293,8 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
         for row_number, row in enumerate(dialogue, start=1):
             here = Place(path, piece.line + 1, f"row {row_number}")
+            # A reject needs the row's own text, which was cut from the file with all of the
+            # dialogue.
             yield here, [json_lines.line(row)], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:

@@ -218,6 +218,7 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
             f"Most frequent label: {baseline['label']}; most frequent RoTs (for contexts that need "
             f"some): {rots_of_most}"
         )
+    # Both, because a wrong grade of caution is a smaller error than a wrong class.
     for title, judged in (("five labels", five), ("three classes", three)):
         parts += [_class_table(title, judged), _confusion_table(judged)]
     error = made["calibration"]["error"]

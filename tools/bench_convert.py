@@ -36,6 +36,7 @@ def write_random(folder: str, config: t5.T5Config) -> int:
     arrays, largest = {}, 0
     for parameter in names.parameters(config):
         stack = (parameter.layers,) if parameter.side else ()
+        # Not Python's hash, which differs from one process to the next.
         seed = zlib.crc32("/".join(parameter.path).encode())
 
         # Any part is made when it is asked for, so that the source needs no memory either.

@@ -94,6 +94,7 @@ def time_run(triples: str, url: str, output: str, limit: int) -> tuple[float, in
     """Make a corpus; return (calls a second in its midst, calls, CPU seconds)."""
     command = [sys.executable, "-m", "data_pipeline", "co3", f"--triples={triples}", "--quiet"]
     command += [f"--base_url={url}", "--model=teacher", f"--output={output}", "--no_plots"]
+    # Parquet and plots are left out: they follow after the calls.
     command += [f"--concurrency={CONCURRENCY}", f"--limit={limit}", "--no_parquet"]
     points: list[tuple[float, int]] = []  # (seconds, calls so far)
     # Counts children that have ended: the teacher still runs, so its work is left out.

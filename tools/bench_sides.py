@@ -107,6 +107,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
         top_p=args.top_p or 1.0,
     )
     run = jax.jit(lambda p, x, k: generate.predict(session.model, p, x, settings, k))
+    # A key for each row, as inference has.
     keys, inputs = jax.random.split(jax.random.key(1), SIZES["batch"]), random_batch()["inputs"]
     out = {}
 
@@ -199,6 +200,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
         )
 
     result = timed(one, args.steps, len(inputs) * new)
+    # CTranslate2 answers in pieces, the others in ids.
     numbers = {piece: i for i, piece in enumerate(pieces)}
     return {**result, "answer": [[numbers[t] for t in r.hypotheses[0]] for r in out["tokens"]]}
 

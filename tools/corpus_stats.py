@@ -151,6 +151,7 @@ class Corpus:
             return
         self.dialogues += 1
         self.utterances += len(read.utterances)
+        # By white space, as the papers count.
         self.words += sum(len(text.split()) for text in read.utterances)
         diversity = mtld(words(" ".join(read.utterances)))
         if diversity is not None:

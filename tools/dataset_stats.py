@@ -51,6 +51,7 @@ COLUMNS = (
     *("dialogues", "utterances", "turns/dialogue", "words/utterance", "MTLD"),
     *("RoTs", "unique", "words/RoT"),
 )
+# In the order in which `_twice` prefers them.
 _ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
 # Files that data_pipeline writes beside its dialogues.
 _NO_DIALOGUES = ("rejected.jsonl", "provenance.jsonl", "report.json")
