@@ -150,14 +150,10 @@ def first_token(weights: str) -> float:
     return time.monotonic() - began
 
 
-def _verb(module: str, help: str, description: str) -> Verb:
+def _verb(module: str, help: str) -> Verb:
     # Imported when called, because the Python of a peer may lack what the other benchmarks need.
-    return Verb(
-        help=help,
-        description=description,
-        run=imported(module, "run"),
-        add_arguments=imported(module, "add_arguments"),
-    )
+    add_arguments = imported(module, "add_arguments")
+    return Verb(help=help, run=imported(module, "run"), add_arguments=add_arguments)
 
 
 PROGRAM = Program(
@@ -179,22 +175,11 @@ PROGRAM = Program(
             add_arguments=add_peer_arguments,
         ),
         "input": _verb(
-            "tools.bench_input",
-            "reading training examples: SeqIO live, and a cache of rows",
-            "Examples a second that training reads through SeqIO live and from a cache of packed "
-            "rows. The corpus is the sample corpus many times over.",
+            "tools.bench_input", "reading training examples: SeqIO live, and a cache of rows"
         ),
-        "label": _verb(
-            "tools.bench_label",
-            "Canary's labels beside transformers",
-            "Dialogues a second that get a label, beside transformers writing as many tokens as a "
-            "label has.",
-        ),
+        "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
         "pipeline": _verb(
-            "tools.bench_pipeline",
-            "CO3: post-processing on one core, and calls a second",
-            "CO3's post-processing of dialogues on one core, counted in CPU seconds, then the rate "
-            "and the CPU time of its calls to a scripted teacher.",
+            "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"
         ),
     },
     loggers=(),

@@ -44,6 +44,7 @@ def rate(config: datasets.DatasetConfig, seconds: float) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `input`."""
+    parser.description = __doc__
     parser.add_argument("--rounds", type=int, default=3, help="measurements a side, in turn (3)")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
 

@@ -116,6 +116,7 @@ THEIRS = ("any", "casual", "any_bfloat16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `label`."""
+    parser.description = __doc__
     bench_rates.add_arguments(parser)
     parser.add_argument("--vocabulary", metavar="FILE", help="T5's, if not in ../shared")
 

@@ -37,6 +37,7 @@ def clean_line(line: str, number: int, settings: postprocess.Settings) -> tuple[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `pipeline`."""
+    parser.description = __doc__
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
     parser.add_argument("--triples", help="a file of your own; made up without it")
     parser.add_argument("--limit", type=int, default=1200, help="triples to ask about (1200)")
