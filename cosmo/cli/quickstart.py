@@ -1,7 +1,8 @@
-"""`python -m cosmo quickstart`: train a small Cosmo on a laptop, evaluate it, question it.
+"""Train a small Cosmo on the sample corpus, evaluate it before and after, and question it, offline.
 
-Each stage is a command that a user could type. The quickstart fails if the model has not learnt:
-its validation perplexity must end below a third of a unigram model's.
+The model has 1.3 million parameters. Each stage is a command that a user could type, and is
+printed. The files of an earlier quickstart are removed from the output folder. Exit code 1 if the
+model has not learnt: its validation perplexity must end below a third of a unigram model's.
 """
 
 import argparse
@@ -171,10 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 VERB = Verb(
     help="train, evaluate and question a small model on the sample corpus, offline",
-    description="Train a model of 1.3 million parameters on the sample corpus, evaluate it "
-    "before and after, answer questions, and print a report. The commands that it runs are "
-    "printed. What an earlier quickstart left in the output folder is removed. Exit code 1 if "
-    "the model did not learn.",
+    description=__doc__,
     examples="""\
   python -m cosmo quickstart
   python -m cosmo quickstart --output=/tmp/quickstart --train_steps=100

@@ -334,7 +334,7 @@ def parser(
         sub = choices.add_parser(
             name,
             help=verb.help,
-            description=textwrap.fill(verb.description, 80),
+            description=textwrap.fill(" ".join(verb.description.split()), 80),
             epilog=settings + examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
