@@ -119,6 +119,15 @@ def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
     return unknown, total
 
 
+FLAGS = """
+--output FILE!     the model file to write
+--vocab_size N=2000  pieces at most; fewer when the corpus has no more
+--symbols A,B=<sep>,<turn>  texts that always become one piece, with commas between
+                   (Cosmo's separators; empty for none)
+--split NAME=train  the split to read of a folder
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.train_vocabulary",
@@ -136,16 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         help="files (JSON lines, JSON or Parquet, plain or gzipped) or folders of either corpus; "
         "which one is told by the fields",
     )
-    command_line.add_flags(
-        parser,
-        """
-        --output FILE!     the model file to write
-        --vocab_size N=2000  pieces at most; fewer when the corpus has no more
-        --symbols A,B=<sep>,<turn>  texts that always become one piece, with commas between
-                           (Cosmo's separators; empty for none)
-        --split NAME=train  the split to read of a folder
-        """,
-    )
+    command_line.add_flags(parser, FLAGS)
     return parser
 
 

@@ -25,9 +25,6 @@ def run(args: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `ask`."""
     parser.add_argument("dialogue", nargs="+", metavar="TURN", help="what was said, oldest first")
-    parser.add_argument("--no_rots", dest="rots", action="store_false", help="the label alone")
-    flags.add_model(parser)
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest RoTs")
 
 
 VERB = Verb(
@@ -39,4 +36,9 @@ VERB = Verb(
 """,
     run=run,
     add_arguments=add_arguments,
+    flags=f"""
+--no_rots  the label alone
+--max_new_tokens N:int  longest RoTs
+{flags.MODEL}
+""",
 )

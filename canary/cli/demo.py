@@ -2,8 +2,8 @@
 
 Takes a few minutes on a laptop. Each stage is a command that a user could type: run it from the
 repository's root. The report has the most frequent answer as a baseline, and three dialogues. Exit
-code 1 if the model has not learnt: fewer than 85% of its labels are right, or the F1 of its rules of
-thumb is not twice the baseline's.
+code 1 if the model has not learnt: fewer than 85% of its labels are right, or the F1 of its rules
+of thumb is not twice the baseline's.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from cosmo.engine.base.command_line import Verb, add_flags
+from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.demo import begin_folder, run_module
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
@@ -134,17 +134,6 @@ def dialogue_text(dialogue: "Sequence[Case]", lines: Mapping[str, Mapping[str, A
     return "\n".join(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `demo`."""
-    add_flags(
-        parser,
-        f"""
-        --output DIR={OUTPUT}  gets the run; emptied first if it holds an earlier demo
-        --train_steps N:int  instead of the recipe's TRAIN_STEPS
-        """,
-    )
-
-
 VERB = Verb(
     help="train a small Canary on the bundled sample and measure it, offline",
     description=__doc__,
@@ -153,5 +142,8 @@ VERB = Verb(
   python -m canary demo --output=/tmp/demo
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--output DIR={OUTPUT}  gets the run; emptied first if it holds an earlier demo
+--train_steps N:int  instead of the recipe's TRAIN_STEPS
+""",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from canary.cli import flags
 from cosmo.engine.base import json_lines
-from cosmo.engine.base.command_line import Verb, add_flags
+from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,24 +80,6 @@ def _baseline(args: argparse.Namespace) -> "Gold | None":
     return report.most_frequent([case.gold for case in evaluation.cases(args.input, "train")])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `eval`."""
-    add_flags(
-        parser,
-        """
-        --input PATH!         ProsocialDialog: a file, or a folder with train*, validation* and
-                              test* files
-        --split NAME=test     which split of a folder
-        --output DIR          gets metrics.json and predictions.jsonl (default: canary_eval/ in the
-                              run's folder)
-        --num_examples N:int  only so many (all)
-        """,
-    )
-    flags.add_model(parser)
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
-    flags.add_generation(parser)
-
-
 VERB = Verb(
     help="measure a checkpoint on ProsocialDialog",
     description="Measure labels and rules of thumb on every row of ProsocialDialog, with the "
@@ -107,5 +89,15 @@ VERB = Verb(
   python -m canary eval --checkpoint=/tmp/canary --input=test.jsonl --num_examples=100
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--input PATH!         ProsocialDialog: a file, or a folder with train*, validation* and
+                      test* files
+--split NAME=test     which split of a folder
+--output DIR          gets metrics.json and predictions.jsonl (default: canary_eval/ in the
+                      run's folder)
+--num_examples N:int  only so many (all)
+--batch_size N=32     at a time
+{flags.MODEL}
+{flags.GENERATION}
+""",
 )

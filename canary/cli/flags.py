@@ -1,36 +1,41 @@
-"""Add the flags that several verbs share, and return the settings that they stand for."""
+"""Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
 from typing import TYPE_CHECKING
-
-from cosmo.engine.base.command_line import add_flags
 
 if TYPE_CHECKING:
     from canary.module import Settings
     from cosmo.engine.model.decoding import DecodingConfig
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the model."""
-    add_flags(
-        parser.add_argument_group("the model"),
-        """
-        --checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
-                            MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X
-                            folder
-        --vocabulary FILE   if none is kept with the checkpoint
-        --label_style text|sentinel  how the model writes labels (default: the run's own, or text)
-        --turn_separator TEXT  what the model reads between turns (default: the run's own, or
-                            " // ")
-        --dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16); on a CPU with AMX
-                            bfloat16 is more than twice as fast
-        --num_partitions N=1  devices a model copy
-        """,
-    )
+MODEL = """
+the model:
+--checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                    MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X
+                    folder
+--vocabulary FILE   if none is kept with the checkpoint
+--label_style text|sentinel  how the model writes labels (default: the run's own, or text)
+--turn_separator TEXT  what the model reads between turns (default: the run's own, or
+                    " // ")
+--dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16); on a CPU with AMX
+                    bfloat16 is more than twice as fast
+--num_partitions N=1  devices a model copy
+"""
+# Rules of thumb are generated, labels are not.
+GENERATION = """
+rules of thumb (greedy by default):
+--max_new_tokens N:int    longest (the model's targets)
+--temperature T:float     above 0, sample (0.0)
+--top_k K:int             sample from the K likeliest (0: from all)
+--top_p P:float           sample from the likeliest of mass P (1.0)
+--beam_size N:int         above 1, search with so many beams (1)
+--length_penalty A:float  above 0, beams favour length (0.6)
+--seed N=0                of samples
+"""
 
 
 def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
-    """Return the settings of the model that the flags of `add_model` name. Raises UserError."""
+    """Return the settings of the model that the flags of MODEL name. Raises UserError."""
     from canary.module import Settings
 
     return Settings.find(
@@ -44,24 +49,8 @@ def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
     )
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of decoding, which writes rules of thumb."""
-    add_flags(
-        parser.add_argument_group("rules of thumb (greedy by default)"),
-        """
-        --max_new_tokens N:int    longest (the model's targets)
-        --temperature T:float     above 0, sample (0.0)
-        --top_k K:int             sample from the K likeliest (0: from all)
-        --top_p P:float           sample from the likeliest of mass P (1.0)
-        --beam_size N:int         above 1, search with so many beams (1)
-        --length_penalty A:float  above 0, beams favour length (0.6)
-        --seed N=0                of samples
-        """,
-    )
-
-
 def decoding_config(args: argparse.Namespace, settings: "Settings") -> "DecodingConfig":
-    """Return the decoding that the flags of `add_generation` name."""
+    """Return the decoding that the flags of GENERATION name."""
     from cosmo.engine.model.decoding import DecodingConfig
 
     # Flags that are not given leave DecodingConfig's own defaults.

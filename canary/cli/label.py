@@ -36,29 +36,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.output}: {report}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `label`."""
-    what = parser.add_argument_group("what is labelled, and where the labels go")
-    command_line.add_flags(
-        what,
-        """
-        --input FILE!   SODA rows (JSON lines, Parquet or Arrow), ProsocialDialog rows or its direct
-                        download, {turns} records (JSON lines), or DailyDialog's text; which it is,
-                        is found out; compressed (gz, bz2, xz, zst) or not
-        --output PATH!  FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and
-                        rejected.jsonl
-        --per_turn      label the dialogue as it was after each of its turns, in one line
-        """,
-    )
-    text = "labels and probabilities alone, which is several times as fast"
-    what.add_argument("--no_rots", dest="rots", action="store_false", help=text)
-    flags.add_model(parser)
-    work = parser.add_argument_group("how the work is cut")
-    work.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
-    command_line.sharding_arguments(work, "dialogues", "about 64 batches")
-    flags.add_generation(parser)
-
-
 VERB = Verb(
     help="label every dialogue of a file, of any size",
     description="Write a safety label, its probabilities and the rules of thumb that apply for "
@@ -73,5 +50,19 @@ VERB = Verb(
     --output=turns.jsonl --per_turn
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+what is labelled, and where the labels go:
+--input FILE!   SODA rows (JSON lines, Parquet or Arrow), ProsocialDialog rows or its direct
+                download, {{turns}} records (JSON lines), or DailyDialog's text; which it is,
+                is found out; compressed (gz, bz2, xz, zst) or not
+--output PATH!  FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and
+                rejected.jsonl
+--per_turn      label the dialogue as it was after each of its turns, in one line
+--no_rots       labels and probabilities alone, which is several times as fast
+{flags.MODEL}
+how the work is cut:
+--batch_size N=32  at a time
+{command_line.sharding_flags("dialogues", "about 64 batches")}
+{flags.GENERATION}
+""",
 )

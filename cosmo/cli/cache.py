@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from cosmo.cli import settings
-from cosmo.engine.base.command_line import Verb, add_flags
+from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
 
@@ -93,31 +93,6 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
                 print(f"     {label}: {vocabulary.decode(ids)}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `cache`."""
-    add_flags(
-        parser,
-        """
-        --output DIR!      the cache: train's --gin.CACHE_PATH
-        --epochs N=1       times through the mixture, each with other drops and neighbours
-        --split NAME=train  which split
-        --processes N:int  at once (as many as cores)
-        --shards_per_epoch N:int  files an epoch, which is what a kill can cost and processes can
-                           share (by size, 1 to 16); the rows depend on it, unlike on --processes
-        --allow_unknown    cache text of which more than 1% of the pieces are unknown to the
-                           vocabulary
-        --overwrite        remove the cache that is there
-        """,
-    )
-    add_flags(
-        parser.add_argument_group("looking at a cache (no --gin_file is needed)"),
-        """
-        --show ROW[,ROW...]  print the examples of these rows, from 0
-        --vocabulary FILE    if it is no longer where it was (--show)
-        """,
-    )
-
-
 VERB = Verb(
     help="write a mixture's packed rows to files, to train from without SeqIO",
     description="Run a mixture through SeqIO and write its packed rows to files. Training from "
@@ -132,7 +107,20 @@ VERB = Verb(
   python -m cosmo cache --output=/tmp/rows --show=0,17
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags="""
+--output DIR!      the cache: train's --gin.CACHE_PATH
+--epochs N=1       times through the mixture, each with other drops and neighbours
+--split NAME=train  which split
+--processes N:int  at once (as many as cores)
+--shards_per_epoch N:int  files an epoch, which is what a kill can cost and processes can
+                   share (by size, 1 to 16); the rows depend on it, unlike on --processes
+--allow_unknown    cache text of which more than 1% of the pieces are unknown to the
+                   vocabulary
+--overwrite        remove the cache that is there
+looking at a cache (no --gin_file is needed):
+--show ROW[,ROW...]  print the examples of these rows, from 0
+--vocabulary FILE    if it is no longer where it was (--show)
+""",
     gin_file="gin/runs/cache.gin",
     takes_settings=lambda args: not args.show,
 )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cosmo.engine.base.command_line import Verb, add_flags
+from cosmo.engine.base.command_line import Verb
 
 FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # {on the command line: in the engine}
 
@@ -59,44 +59,6 @@ def run_export(args: argparse.Namespace) -> None:
         print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")
 
 
-def add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `import`."""
-    add_flags(
-        parser,
-        """
-        --format t5x|hf    format of --source (default: found out)
-        --source PATH!     a T5X checkpoint (checkpoint_STEP, or the folder over several: the
-                           latest), local or gs://, or a HuggingFace folder
-        --output CKPT!     folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or
-                           CHECKPOINT_PATH
-        --vocabulary FILE  its SentencePiece model, to be kept with it; a HuggingFace folder's own
-                           if not given
-        --optimizer_state  take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True
-        --allow_nonfinite  import weights that hold NaN or infinity, which are an error otherwise
-        --step STEP:int    the step to count from, if not the checkpoint's own (hf: 0)
-        """,
-    )
-
-
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `export`."""
-    add_flags(
-        parser,
-        """
-        --format t5x|hf!    what to write
-        --checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
-                            or MODEL_DIR/best of early stopping; T5X's and HuggingFace's are read
-                            too
-        --output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
-        --dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
-                            reason
-        --max_shard_gb GB=5.0  hf: size of a weights file
-        --vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
-                            the checkpoint was trained with
-        """,
-    )
-
-
 IMPORT = Verb(
     help="turn a T5X checkpoint or a HuggingFace folder into one of ours",
     description="Turn a T5X checkpoint or a HuggingFace T5 folder into one of ours, "
@@ -108,7 +70,18 @@ IMPORT = Verb(
   python -m cosmo import --format=hf --source=/data/cosmo-xl --output=/tmp/cosmo_xl
 """,
     run=run_import,
-    add_arguments=add_import_arguments,
+    flags="""
+--format t5x|hf    format of --source (default: found out)
+--source PATH!     a T5X checkpoint (checkpoint_STEP, or the folder over several: the
+                   latest), local or gs://, or a HuggingFace folder
+--output CKPT!     folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or
+                   CHECKPOINT_PATH
+--vocabulary FILE  its SentencePiece model, to be kept with it; a HuggingFace folder's own
+                   if not given
+--optimizer_state  take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True
+--allow_nonfinite  import weights that hold NaN or infinity, which are an error otherwise
+--step STEP:int    the step to count from, if not the checkpoint's own (hf: 0)
+""",
 )
 
 
@@ -122,5 +95,16 @@ EXPORT = Verb(
   python -m cosmo export --format=t5x --checkpoint=/tmp/run/checkpoints/600 --output=/tmp/t5x
 """,
     run=run_export,
-    add_arguments=add_export_arguments,
+    flags="""
+--format t5x|hf!    what to write
+--checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                    or MODEL_DIR/best of early stopping; T5X's and HuggingFace's are read
+                    too
+--output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
+--dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
+                    reason
+--max_shard_gb GB=5.0  hf: size of a weights file
+--vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
+                    the checkpoint was trained with
+""",
 )

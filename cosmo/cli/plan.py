@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cosmo.engine.base.command_line import Verb, add_flags
+from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
@@ -197,29 +197,6 @@ def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**30:.2f} GiB"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `plan`."""
-    add_flags(
-        parser,
-        """
-        --topology NAME!  a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2,
-                          v6e:2x4), cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8
-        --json            print one JSON object instead of a table
-        --hlo FILE        write the compiled program's text there
-        --start_step N=0  steps of TRAIN_STEPS that the starting checkpoint has done already
-        """,
-    )
-    add_flags(
-        parser.add_argument_group("trying many settings"),
-        """
-        --sweep               plan every combination; rank those that fit
-        --partitions A,B      (1,2,4,8)
-        --microbatches A,B    (1,2)
-        --remat_policies A,B  (minimal,full)
-        """,
-    )
-
-
 VERB = Verb(
     help="what a training step needs on a TPU slice or on GPUs, without having them",
     description="Compile the step that train would run for a TPU slice, with the real TPU "
@@ -234,7 +211,18 @@ VERB = Verb(
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --start_step=1100000
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags="""
+--topology NAME!  a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2,
+                  v6e:2x4), cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8
+--json            print one JSON object instead of a table
+--hlo FILE        write the compiled program's text there
+--start_step N=0  steps of TRAIN_STEPS that the starting checkpoint has done already
+trying many settings:
+--sweep               plan every combination; rank those that fit
+--partitions A,B      (1,2,4,8)
+--microbatches A,B    (1,2)
+--remat_policies A,B  (minimal,full)
+""",
     gin_file="gin/runs/plan.gin",
     # The recipes require both, and a plan writes nothing and reads no checkpoint.
     bindings=("MODEL_DIR = 'unused'", "INITIAL_CHECKPOINT_PATH = None"),

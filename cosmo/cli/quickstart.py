@@ -162,14 +162,6 @@ def exchange_text(line: dict) -> str:
     return "\n".join(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `quickstart`."""
-    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help="(runs/quickstart)")
-    parser.add_argument(
-        "--train_steps", type=int, default=400, metavar="N", help="(400; the recipe has 600)"
-    )
-
-
 VERB = Verb(
     help="train, evaluate and question a small model on the sample corpus, offline",
     description=__doc__,
@@ -178,5 +170,8 @@ VERB = Verb(
   python -m cosmo quickstart --output=/tmp/quickstart --train_steps=100
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--output DIR={OUTPUT}  the folder of the run
+--train_steps N=400  steps; the recipe has 600
+""",
 )

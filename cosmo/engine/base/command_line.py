@@ -17,7 +17,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cosmo.engine.base.errors import UserError
@@ -29,7 +29,7 @@ SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """One verb: its help page, its flags and the function that runs it.
+    """One verb: its help page, its `flags` (a table, see `add_flags`), the function that runs it.
 
     `run` returns an exit code, or None for 0. `environment` returns variables to set before JAX is
     loaded. A verb that `takes_rest` gets the words after a lone `--` as `args.rest`.
@@ -44,6 +44,7 @@ class Verb:
     run: Callable[[argparse.Namespace], int | None]
     description: str = ""
     examples: str = ""
+    flags: str = ""
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     environment: Callable[[argparse.Namespace], Mapping[str, str]] = lambda args: {}
     takes_rest: bool = False
@@ -310,6 +311,13 @@ settings:
 """
 
 
+SETTINGS_FLAGS = """
+--gin_search_paths A,B  folders where gin files are looked for too
+--distributed           one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is
+                        set
+"""
+
+
 def parser(
     program: Program, verbs: Collection[str] = ()
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -341,6 +349,7 @@ def parser(
         )
         if name in verbs:
             verb.add_arguments(sub)
+            add_flags(sub, verb.flags)
             if verb.gin_file:
                 _add_settings(sub, verb)
         # Verbs without settings have neither flag, and the frame reads both.
@@ -360,14 +369,7 @@ def _add_settings(parser: argparse.ArgumentParser, verb: Verb) -> None:
         help="an experiment, such as gin/cosmo/tiny.gin; several may be given, later ones win. A "
         f"gin file is code: pass only files that you trust{saved}",
     )
-    add_flags(
-        parser,
-        """
-        --gin_search_paths A,B  folders where gin files are looked for too
-        --distributed           one of several processes: a TPU pod, Slurm, or
-                                JAX_COORDINATOR_ADDRESS is set
-        """,
-    )
+    add_flags(parser, SETTINGS_FLAGS)
 
 
 def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
@@ -408,52 +410,48 @@ def _macros(gin_file: str) -> set[str]:
     return config.macros_of(gin_file)
 
 
-def add_macros(
-    group: argparse._ActionsContainer, table: Iterable[tuple[str, str, type, str, str]]
-) -> None:
-    """Add flags that are gin macros: rows of flag, macro, type, name of the value, help."""
-    for flag, macro, kind, value, text in table:
-        group.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
+_TYPES = {"int": int, "float": float, None: str}
+# A row of `add_flags`: flag, name of its value, type, default, mark of a required one, macro, help.
+_FLAG = re.compile(r"(--\w+)(?: (\S+?)(?::(int|float)|=(\S+)|(!))?)?(?: -> (\w+))?  +(\S.*)", re.S)
 
 
-# A row of `add_flags`: flag, name of its value, type, default, mark of a required one, help.
-_FLAG = re.compile(
-    r"^ *(--\w+)(?: (\S+?)(?::(int|float)|=(\S+)|(!))?)?  +(\S.*?)(?=^ *--|\Z)", re.M | re.S
-)
-
-
-def add_flags(group: argparse._ActionsContainer, table: str) -> None:
+def add_flags(parser: argparse.ArgumentParser, table: str) -> None:
     """Add the flags of a table that reads as their help page: `--flag VALUE  help`.
 
     VALUE names the flag's value, which is text. `N:int` is of that type, `N=1` has a default, which
-    the help then ends with, `FILE!` is required, `a|b` is one of these. A flag without VALUE is a
-    switch. At least two spaces stand before the help, and indented lines continue it.
+    the help then ends with, `FILE!` is required, `a|b` is one of these. `VALUE -> MACRO` gives a
+    gin macro. A flag without VALUE is a switch, and `--no_x` turns `x` off. At least two spaces
+    stand before the help, and indented lines continue it. A line without -- begins a group.
     """
-    for flag, value, kind, default, required, text in _FLAG.findall(table):
-        text = " ".join(text.split()).replace("%", "%%")  # argparse formats help with %
-        if not value:
-            group.add_argument(flag, action="store_true", help=text)
+    group: argparse._ActionsContainer = parser
+    for row in re.split(r"\n(?=\S)", table.strip()) if table else ():
+        if not row.startswith("--"):
+            group = parser.add_argument_group(row.strip().rstrip(":"))
             continue
-        given: dict[str, Any] = {"type": {"int": int, "float": float}.get(kind, str)}
+        flag, value, kind, default, required, macro, text = _FLAG.fullmatch(row).groups()
+        text = " ".join(text.split()).replace("%", "%%")  # argparse formats help with %
+        given: dict[str, Any] = {"dest": macro} if macro else {}
+        if value is None and flag.startswith("--no_"):
+            given = {"dest": flag.removeprefix("--no_"), "action": "store_false"}
+        elif value is None:
+            given = {"action": "store_true"}
+        else:
+            given |= {"choices": value.split("|")} if "|" in value else {"metavar": value}
+            given |= {"type": _TYPES[kind], "required": bool(required)}
         if default:
             with contextlib.suppress(ValueError, SyntaxError):  # a text stays what it is
                 default = ast.literal_eval(default)
-            given = {"type": type(default), "default": default}
+            given |= {"type": type(default), "default": default}
             text = f"{text} ({default})"
-        given |= {"choices": value.split("|")} if "|" in value else {"metavar": value}
-        group.add_argument(flag, required=bool(required), help=text, **given)
+        group.add_argument(flag, help=text, **given)
 
 
-def sharding_arguments(group: argparse._ActionsContainer, unit: str, usual_window: str) -> None:
-    """Add the flags that divide long work over many `unit`s: shards, and windows between saves."""
-    add_flags(
-        group,
-        f"""
-        --num_shards N=1  output files
-        --shards LIST     the shards that this command takes, such as 0-3 or 2,5 (default: all);
-                          several commands may share one output
-        --window N:int    {unit} between saves, which is what a kill can cost (default:
-                          {usual_window})
-        --overwrite       remove what an earlier run left at --output, and start anew
-        """,
-    )
+def sharding_flags(unit: str, usual_window: str) -> str:
+    """Return the flags that divide long work over many `unit`s: shards, windows between saves."""
+    return f"""
+--num_shards N=1  output files
+--shards LIST  the shards that this command takes, such as 0-3 or 2,5 (default: all); several
+  commands may share one output
+--window N:int  {unit} between saves, which is what a kill can cost (default: {usual_window})
+--overwrite  remove what an earlier run left at --output, and start anew
+"""
