@@ -95,7 +95,9 @@ def recognise(path: str) -> Format:
                 return FORMATS[name]
     if blank:
         raise UserError(f"{path} has no dialogues; give {EXPECTED}", setting="input")
-    raise UserError(f"{path} {_looks(path)}; give {EXPECTED}", setting="input")
+    name = recognize.looks_like(path)
+    found = f"looks like {name}" if name else "is of no corpus known here"
+    raise UserError(f"{path} {found}; give {EXPECTED}", setting="input")
 
 
 def _of_object(text: str) -> str | None:
@@ -122,11 +124,6 @@ def _is_download(path: str) -> bool:
         return isinstance(dialogue, list) and {"text", "labels"} <= dialogue[0].keys()
     except (ValueError, LookupError, AttributeError):
         return False
-
-
-def _looks(path: str) -> str:
-    name = recognize.looks_like(path)
-    return f"looks like {name}" if name else "is of no corpus known here"
 
 
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:

@@ -13,13 +13,13 @@ from cosmo.engine.base.folders import only_writer, prepare_folder
 MARKER = ".made_by_demo"
 # Names that a run or a demo leaves, however early it ended: a first start that crashed may have
 # left no marker.
-LEFTOVERS = {
+LEFTOVERS = (
     *("checkpoints", "run_id", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
     *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
     *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
     *(".lock", MARKER),
-}
-PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of `prepare_folder`
+    *(".*.partial", ".writable-*"),  # of atomic writes and of the probe of `prepare_folder`
+)
 
 
 def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
@@ -65,4 +65,4 @@ def run_module(package: str, *arguments: str) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Return whether a run or a demo of ours leaves a file or folder of this name."""
-    return name in LEFTOVERS or any(fnmatch.fnmatch(name, pattern) for pattern in PARTIALS)
+    return any(fnmatch.fnmatch(name, pattern) for pattern in LEFTOVERS)
