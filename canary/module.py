@@ -259,7 +259,7 @@ class Settings:
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
         _check_task(path, saved)
-        # The caller's wish, then the run's own, then the default.
+        # The caller's value, then the run's own, then the default.
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
         separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)  # raises for a separator that cannot be one

@@ -87,7 +87,7 @@ def report(folder: pathlib.Path, train_seconds: float, seconds: float) -> bool:
 
 
 def examples(cases: "Sequence[Case]") -> "list[list[Case]]":
-    """Return three dialogues: the first that calms down, the first emergency, the first small talk.
+    """Return three dialogues: the first that turns casual, the first emergency, and small talk.
 
     Each is its contexts in order. Raises UserError if `cases` lack one of them.
     """

@@ -14,8 +14,8 @@ from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
-# A flag of libtpu. Without it libtpu 0.0.42 dies for a TPU v6e, because its compiler nests so deep
-# in fused products that it overruns the stack of a fiber (64 KiB).
+# A flag of libtpu. Without it libtpu 0.0.42 crashes for a TPU v6e: its compiler nests so deep in
+# fused products that it overruns the stack of a fiber (64 KiB).
 DEEP_STACK = "--fibers_default_thread_stack_size=1048576"
 
 

@@ -6,8 +6,8 @@ from cosmo.cli import settings
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
-# Macros that the rows of a cache depend on, beside lengths and vocabulary: the engine, which knows
-# no task, compares those.
+# Macros that the rows of a cache depend on, beside lengths and vocabulary: the engine, which has
+# no task's name, compares those.
 CACHED = (
     "MIXTURE_OR_TASK_NAME",
     "MIXTURE_RATES",

@@ -87,13 +87,13 @@ def load(
         text = f"{imports}\n{binding}\n"
         _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
     _check_references()
-    # Not gin.finalize: it would want the required macros of every verb, not of this one.
+    # Not gin.finalize: it would demand the required macros of every verb, not of this one.
     _check_required(run_file)
     _check_types()
 
 
 def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
-    """Bind a run's settings as plain values, as far as the run file of this verb knows the names.
+    """Bind a run's settings as plain values, as far as the run file of this verb has the names.
 
     Settings of other verbs are left out. Raises UserError if one that this verb needs is code, and
     is not among those `given` on the command line.

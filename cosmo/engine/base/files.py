@@ -56,7 +56,7 @@ KEPT = "what is finished is kept, and the same command continues"
 
 
 def is_remote(path: Any) -> bool:
-    """Return whether `path` lies in an object store (gs://, s3://)."""
+    """Return whether `path` is in an object store (gs://, s3://)."""
     return "://" in str(path)
 
 

@@ -131,7 +131,7 @@ class Cache:
         self.manifest = _read_manifest(self.path)
         self.fingerprint = self.manifest["fingerprint"]
         self.format = RowFormat(**self.manifest["format"])
-        # Without empty shards, each row number lies in exactly one range of `starts`.
+        # Without empty shards, each row number is in exactly one range of `starts`.
         self.shards = [shard for shard in self.manifest["shards"] if shard["rows"]]
         self.starts = np.cumsum([0] + [shard["rows"] for shard in self.shards])
         self.rows = int(self.starts[-1])

@@ -90,7 +90,7 @@ def write_cache(
         processes: worker processes at once; one works in this process.
         shards_per_epoch: None chooses by the number of examples.
         overwrite: whether to remove the cache that is there first.
-        allow_unknown: whether to cache text that the vocabulary hardly knows.
+        allow_unknown: whether to cache text with many pieces unknown to the vocabulary.
         recipe: text kept with the cache; only a command of the same recipe continues it.
 
     Raises UserError if the output was begun with other settings or if a task is empty. Raises it

@@ -247,7 +247,7 @@ def _process() -> _Reader:
 
 
 def _serve(pipe: Any, quiet: bool) -> None:
-    """Answer requests until the training process closes the pipe or dies."""
+    """Answer requests until the training process closes the pipe or ends."""
     # The training process handles Ctrl-C and a SIGTERM to the whole process group: it may need
     # batches until the running step is saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

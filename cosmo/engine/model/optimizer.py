@@ -1,7 +1,7 @@
 """Build optimizers as optax transformations of learning rate 1, and the schedule of that rate."""
 
 # Why rate 1: the train step multiplies the update by the schedule's rate. So the rate depends on
-# the step alone, and no second step counter hides in the optimizer's state.
+# the step alone, and the optimizer's state has no second step counter.
 
 import dataclasses
 import difflib

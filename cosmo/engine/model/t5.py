@@ -1,7 +1,7 @@
 """Compute T5 1.0 and T5 1.1 (Raffel et al. 2020; Shazeer 2020) as one Flax NNX network.
 
 Settings, then one layer of the encoder and of the decoder, then stacks of them, then the network.
-The layers of a stack lie in one module whose every parameter has a leading axis of layers
+The layers of a stack are one module whose every parameter has a leading axis of layers
 (`[L, ...]`). They run in one `lax.scan`, so compile time does not grow with depth. A decoder's
 cache is an argument and a result, never hidden state. `layers` lists the shape suffixes.
 """
@@ -138,7 +138,7 @@ def relative_bias(config: T5Config, rngs: nnx.Rngs, *, bidirectional: bool) -> R
 class LayerCache(NamedTuple):
     """One decoder layer's keys and values: each row's own past, and each input's encoder output."""
 
-    # The encoder's keys lie with positions last: half as fast again on a CPU as the usual order.
+    # The encoder's keys have positions last: half as fast again on a CPU as the usual order.
     self_key_BHTK: jax.Array
     self_value_BHTK: jax.Array
     cross_key_BHKS: jax.Array

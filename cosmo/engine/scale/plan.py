@@ -111,7 +111,7 @@ def plan_step(
     limit = chip.hbm_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
     # A partition must not leave its host, where the links are fast.
     local = min(count, _GPUS_A_HOST)
-    if devices is not None:  # libtpu's description names the process that would own each device
+    if devices is not None:  # libtpu's description names the process of each device
         local = sum(device.process_index == devices[0].process_index for device in devices)
     choice = sizing.choose_device_settings(
         job.model, job.step, batch, job.partitioner, count, local, chip.hbm_bytes
