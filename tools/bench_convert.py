@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="xl", help="of T5 1.1 (xl)")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     args = parser.parse_args(argv)
+    # A folder may be given, because the system's temporary one is often in memory.
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         at = {
             name: str(pathlib.Path(work) / name) for name in ("t5x", "ours", "hf", "again", "out")

@@ -38,6 +38,7 @@ def measure(args: argparse.Namespace) -> dict:
     # T5X's optimizer: AdamW's state of an XL would be twice the parameters.
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
+    # As `train` chooses, so that the figure is of what a user would run.
     choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
     model, settings, partitioner = sizing.apply_device_settings(
         model, settings, partitioner, choice

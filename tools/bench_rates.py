@@ -50,6 +50,7 @@ def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dic
         if "ModuleNotFoundError" in done.stderr:
             return None
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    # Libraries may print before it.
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -369,6 +369,7 @@ def run(args: argparse.Namespace) -> int:
     paths = [find(path) for path in args.paths]
     _check_extras(paths, args)
     made = [statistics(found) for found in paths]
+    # Written before anything is printed: a closed pipe must cost no file.
     written = _write(made, args)
     print(json.dumps(made, indent=1) if args.json else text(made).rstrip("\n"), flush=True)
     for path in written:
