@@ -89,13 +89,11 @@ def _found(canary: Canary, case: Case, answer: infer.Answer, scored: infer.Answe
 
 def line(case: Case, found: Found) -> dict[str, Any]:
     """Return a case and the model's answer as a line of predictions.jsonl."""
+    probabilities = {name: round(p, labels.DIGITS) for name, p in found.probabilities.items()}
     return {
         "id": case.id,
         "num_turns": len(case.turns),
-        "gold": {"label": case.gold.label, "rots": list(case.gold.rots)},
-        "label": found.label,
-        "probabilities": {name: round(p, labels.DIGITS) for name, p in found.probabilities.items()},
-        "rot_text": found.rot_text,
-        "rot_log_likelihood": found.rot_log_likelihood,
-        "rot_tokens": found.rot_tokens,
+        "gold": dataclasses.asdict(case.gold),
+        **dataclasses.asdict(found),
+        "probabilities": probabilities,
     }

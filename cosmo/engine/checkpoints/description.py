@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.model import models
 
 Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
@@ -37,11 +37,7 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
         "config": dataclasses.asdict(model.network),
     }
     if vocabulary is not None:
-        description["vocabulary"] = {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        }
+        description["vocabulary"] = identity(vocabulary)
     # Through JSON and back: tuples become lists, as they are in a description that was saved.
     return json.loads(json.dumps(description))
 

@@ -24,7 +24,7 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import SharedProgress
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.base.work_units import WorkUnits, read_json
 from cosmo.engine.data import datasets, epoch_slices, seqio_reader
 from cosmo.engine.data.cache_reading import (
@@ -400,7 +400,7 @@ def _write_manifest(
         _check_unknown(name, sums, config, allow_unknown)
         tasks[name] = {**entry, "cached": dict(sums), "unknown_share": _unknown_share(sums)}
     totals = sum((Counter(entry["cached"]) for entry in tasks.values()), Counter())
-    settings, vocabulary = plan["settings"], config.vocabulary
+    settings = plan["settings"]
     manifest = {
         "version": VERSION,
         "name": settings["name"],
@@ -412,11 +412,7 @@ def _write_manifest(
         "rows": sum(note["rows"] for note in notes),
         "format": settings["format"],
         "features": config.format.feature_names,
-        "vocabulary": {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        },
+        "vocabulary": identity(config.vocabulary),
         "totals": {
             "examples": totals["examples"],
             "input_tokens": totals["inputs_tokens"],
