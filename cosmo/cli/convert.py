@@ -24,10 +24,9 @@ def run_import(args: argparse.Namespace) -> None:
         allow_nonfinite=args.allow_nonfinite,
     )
     step = source.step if args.step is None else args.step
-    count = any_format.parameter_count(source.network)
     # Printed as the path that INITIAL_CHECKPOINT_PATH takes.
     output = args.output.rstrip("/")
-    print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
+    print(f"{source}: {source.parameter_count:,} parameters, now {output}/checkpoints/{step}")
     # Token ids without their vocabulary mean nothing, so the user should keep one.
     if path is None:
         print(
@@ -51,9 +50,8 @@ def run_export(args: argparse.Namespace) -> None:
         max_shard_gb=args.max_shard_gb,
         vocabulary_path=path,
     )
-    count = any_format.parameter_count(source.network)
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
-    print(f"{source}: {count:,} parameters, now {where}")
+    print(f"{source}: {source.parameter_count:,} parameters, now {where}")
     # T5X's checkpoints have no place for a tokenizer, so nothing is missing there.
     if args.format == "hf" and path is None:
         print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")

@@ -153,6 +153,11 @@ class Source:
         return f"{FORMAT_NAMES[self.format]} {self.path}, step {self.step}"
 
     @property
+    def parameter_count(self) -> int:
+        """The number of numbers in the parameters."""
+        return sum(array.size for array in self.params.values())
+
+    @property
     def vocabulary_path(self) -> str | None:
         """The SentencePiece model kept with the checkpoint, or the one that its run used."""
         name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
@@ -304,9 +309,3 @@ def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         loaded = pool.map(load, leaves, jax.tree.leaves(abstract), jax.tree.leaves(shardings))
         return jax.tree.unflatten(structure, list(loaded))
-
-
-def parameter_count(network: t5.T5Config) -> int:
-    """Return the number of parameters of a network."""
-    shapes = models.abstract_params(models.EncoderDecoderModel(network))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))

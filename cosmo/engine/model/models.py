@@ -59,6 +59,11 @@ def abstract_params(model: EncoderDecoderModel) -> Params:
     return nnx.to_pure_dict(_abstract(model.network)[1])
 
 
+def parameter_count(model: EncoderDecoderModel) -> int:
+    """Return the number of numbers in the parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+
+
 def logical_axes(model: EncoderDecoderModel) -> Params:
     """Return the names of every parameter's axes, as tuples; a stack's start with "layers"."""
     _, state = _abstract(model.network)

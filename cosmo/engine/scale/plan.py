@@ -262,7 +262,6 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
     # As in T5X, TRAIN_STEPS counts the steps of the starting checkpoint.
     steps = max(job.total_steps - begin, 0)
     days = None if bound is None else steps * bound / 86_400
-    params = jax.tree.leaves(models.abstract_params(job.model))
     return Plan(
         topology=topology,
         devices=devices,
@@ -273,7 +272,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         num_microbatches=choice.num_microbatches,
         batch_size=job.dataset.batch_size,
         tokens_per_step=tokens,
-        parameters=sum(leaf.size for leaf in params),
+        parameters=models.parameter_count(job.model),
         # Without a cost the compiler has refused the program.
         fits=peak is not None and peak <= limit and cost is not None,
         hbm_arguments_bytes=found.arguments,
