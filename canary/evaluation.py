@@ -1,8 +1,7 @@
 """Measure a checkpoint on ProsocialDialog: cases, answers, lines of predictions."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from canary import labels, module
@@ -46,7 +45,7 @@ def measure(
     cases: Sequence[Case],
     decoding: DecodingConfig,
     seed: int = 0,
-    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    on_batch: infer.OnBatch = lambda counts: None,
 ) -> list[Found]:
     """Return the model's answer to each case, with the likelihood of the gold RoTs.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from canary.module import Canary, Chirp, Settings
@@ -72,7 +72,7 @@ def label(
     canary: Canary,
     dialogues: Sequence[Dialogue],
     job: LabelJob,
-    on_batch: Callable[[Counter[str]], None],
+    on_batch: infer.OnBatch,
 ) -> list[dict[str, Any]]:
     """Return the lines of `dialogues`, in order.
 
@@ -108,9 +108,7 @@ def line(chirp: Chirp, rots: bool = True) -> dict[str, Any]:
     return {**found, "rots": list(chirp.rots), "text": chirp.text} if rots else found
 
 
-def _count_dialogues(
-    on_batch: Callable[[Counter[str]], None], dialogues: int, rows: int
-) -> Callable[[Counter[str]], None]:
+def _count_dialogues(on_batch: infer.OnBatch, dialogues: int, rows: int) -> infer.OnBatch:
     """Return `on_batch` with counts of dialogues instead of rows."""
     # Every row counts as its share of all dialogues, because a dialogue may have many rows of a
     # batch or none.

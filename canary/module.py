@@ -10,8 +10,7 @@ print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from canary import reading
@@ -188,22 +187,11 @@ class Canary:
             eos = self.session.vocabulary.eos_id
             yield datasets.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
 
-    def label(
-        self,
-        contexts: Sequence[datasets.Row],
-        *,
-        rots: bool,
-        decoding: DecodingConfig,
-        seed: int = 0,
-        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
-    ) -> list[Chirp]:
-        """Return the Chirp of each context; equal ones are answered once.
-
-        `on_batch` is called after every batch, as by `infer.answer`.
-        """
+    def label(self, contexts: Sequence[datasets.Row], **how: Any) -> list[Chirp]:
+        """Return the Chirp of each context; equal ones are answered once. `how`: see `answers`."""
         # Beginnings of dialogues are often alike, and a Row is hashed by value.
         rows = list(dict.fromkeys(contexts))
-        answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
+        answers = self.answers(rows, **how)
         found = {row: chirp(answer) for row, answer in zip(rows, answers, strict=True)}
         return [found[row] for row in contexts]
 
@@ -214,11 +202,12 @@ class Canary:
         rots: bool,
         decoding: DecodingConfig,
         seed: int = 0,
-        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+        on_batch: infer.OnBatch = lambda counts: None,
     ) -> list[infer.Answer]:
         """Return the engine's answer to each context, from one pass of the encoder.
 
-        Labels are scored and, with `rots`, RoTs are generated after the likeliest one.
+        Labels are scored and, with `rots`, RoTs are generated after the likeliest one. `on_batch`
+        is called after every batch, as by `infer.answer`.
         """
         if rots:
             continues = [safety.needs_rots(label) for label in safety.LABELS]

@@ -33,7 +33,7 @@ PART_BATCHES = 64
 
 # A function of a part's records, and of a callback for every finished batch (see `infer.answer`),
 # that returns the lines of output.
-Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]
+Answerer = Callable[[Sequence[Any], infer.OnBatch], list[dict[str, Any]]]
 
 
 class BulkRun(Protocol):

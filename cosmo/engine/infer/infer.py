@@ -24,6 +24,9 @@ from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
 
+# A function that is called after every batch with its counts: see `answer`.
+OnBatch = Callable[[Counter[str]], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -249,7 +252,7 @@ def answer(
     session: Session,
     rows: Sequence[datasets.Row],
     work: Work,
-    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    on_batch: OnBatch = lambda counts: None,
 ) -> list[Answer]:
     """Return answers to `rows`, in order. Rows of similar length share a batch.
 
