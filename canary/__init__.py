@@ -1,4 +1,4 @@
-"""Canary: safety labels and rules of thumb for dialogues (Kim et al. 2022, "ProsocialDialog").
+"""Label dialogues for safety, with rules of thumb (Kim et al. 2022, "ProsocialDialog").
 
 In Python: `Canary.load("/tmp/canary").chirp("...")` (see `canary.module`); the paper's prompts for
 another language model are in `canary.prompts`.

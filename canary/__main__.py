@@ -1,4 +1,4 @@
-"""The command line: `python -m canary VERB --flag=VALUE`."""
+"""Run the command line `python -m canary VERB --flag=VALUE`."""
 
 import sys
 
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> None:
     """Run the command `canary` as a process of its own, with the allocator tuned."""
+    # Huge pages: see `tune_memory` for what they bring.
     command_line.tune_memory()
     sys.exit(main())
 

@@ -1,8 +1,7 @@
 """Measure a checkpoint on ProsocialDialog: cases, answers, lines of predictions."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from canary import labels, module
@@ -33,6 +32,7 @@ def cases(path: str, split: str) -> Iterator[Case]:
         turns: tuple[str, ...] = ()
         for number, turn in enumerate(dialogue.turns):
             safety.check_votes(turn)  # here, because reading for Cosmo does not use labels
+            # A case holds all turns up to its context; the response follows it.
             turns += (turn.context,)
             # A casual context has no RoTs, as in the targets that a model learns.
             rots = turn.rots if safety.needs_rots(turn.safety_label) else ()
@@ -45,7 +45,7 @@ def measure(
     cases: Sequence[Case],
     decoding: DecodingConfig,
     seed: int = 0,
-    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    on_batch: infer.OnBatch = lambda counts: None,
 ) -> list[Found]:
     """Return the model's answer to each case, with the likelihood of the gold RoTs.
 
@@ -55,6 +55,7 @@ def measure(
     """
     rows = [canary.context(case.turns) for case in cases]
     answers = canary.answers(rows, rots=True, decoding=decoding, seed=seed, on_batch=on_batch)
+    # Contexts without gold RoTs have no likelihood to measure.
     places = [place for place, case in enumerate(cases) if case.gold.rots]
     targets = [_with_target(canary, rows[place], cases[place].gold) for place in places]
     work = infer.scoring(canary.session)
@@ -69,6 +70,7 @@ def _with_target(canary: Canary, row: datasets.Row, gold: Gold) -> datasets.Row:
     text = safety.target(gold.label, gold.rots, canary.style)
     vocabulary = canary.session.vocabulary
     ids = (*vocabulary.encode(text), vocabulary.eos_id)
+    # The inputs stay those of labelling: the label's log-likelihood is subtracted later.
     return dataclasses.replace(row, targets=text, target_ids=ids)
 
 
@@ -86,13 +88,11 @@ def _found(canary: Canary, case: Case, answer: infer.Answer, scored: infer.Answe
 
 def line(case: Case, found: Found) -> dict[str, Any]:
     """Return a case and the model's answer as a line of predictions.jsonl."""
+    probabilities = {name: round(p, labels.DIGITS) for name, p in found.probabilities.items()}
     return {
         "id": case.id,
         "num_turns": len(case.turns),
-        "gold": {"label": case.gold.label, "rots": list(case.gold.rots)},
-        "label": found.label,
-        "probabilities": {name: round(p, labels.DIGITS) for name, p in found.probabilities.items()},
-        "rot_text": found.rot_text,
-        "rot_log_likelihood": found.rot_log_likelihood,
-        "rot_tokens": found.rot_tokens,
+        "gold": dataclasses.asdict(case.gold),
+        **dataclasses.asdict(found),
+        "probabilities": probabilities,
     }

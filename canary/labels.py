@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from canary.module import Canary, Chirp, Settings
@@ -32,8 +32,9 @@ class LabelJob:
         return self.canary.session
 
     def settings(self) -> dict[str, Any]:
-        """See `bulk.BulkRun`."""
+        """Return what the labels depend on beside session, input and shards, as JSON values."""
         return {
+            # In the manifest, so that no run continues an output of another kind of answers.
             "what": "labels",
             "style": self.canary.style,
             "separator": self.canary.separator,
@@ -45,7 +46,7 @@ class LabelJob:
         }
 
     def answerer(self, session: infer.Session) -> bulk.Answerer:
-        """See `bulk.BulkRun`; a line a dialogue."""
+        """Return the function from dialogues to lines, one for each dialogue."""
         canary = self.canary.with_session(session)
         warned = False
 
@@ -53,6 +54,7 @@ class LabelJob:
             nonlocal warned
             again = len(dialogues) - len({dialogue.id for dialogue in dialogues})
             # Ids are compared within a window, because those of a whole file may not fit in memory.
+            # Once, because every window of such a file would repeat it.
             if again and not warned:
                 warned = True
                 log.warning(
@@ -70,15 +72,17 @@ def label(
     canary: Canary,
     dialogues: Sequence[Dialogue],
     job: LabelJob,
-    on_batch: Callable[[Counter[str]], None],
+    on_batch: infer.OnBatch,
 ) -> list[dict[str, Any]]:
     """Return the lines of `dialogues`, in order.
 
     A line is {id, label, probabilities, needs_human, rots, text, num_turns}. With `per_turn` it is
     {id, num_turns, turns}, and `turns` has the other fields for every beginning of the dialogue.
     """
+    # All rows of a window together, so that rows of equal length share batches.
     contexts = [list(canary.contexts(d.turns, only_last=not job.per_turn)) for d in dialogues]
     rows = [row for one in contexts for row in one]
+    # `Canary.label` answers equal contexts once, so progress counts them once.
     report = _count_dialogues(on_batch, len(dialogues), len(set(rows)))
     found = iter(
         canary.label(rows, rots=job.rots, decoding=job.decoding, seed=job.seed, on_batch=report)
@@ -104,9 +108,7 @@ def line(chirp: Chirp, rots: bool = True) -> dict[str, Any]:
     return {**found, "rots": list(chirp.rots), "text": chirp.text} if rots else found
 
 
-def _count_dialogues(
-    on_batch: Callable[[Counter[str]], None], dialogues: int, rows: int
-) -> Callable[[Counter[str]], None]:
+def _count_dialogues(on_batch: infer.OnBatch, dialogues: int, rows: int) -> infer.OnBatch:
     """Return `on_batch` with counts of dialogues instead of rows."""
     # Every row counts as its share of all dialogues, because a dialogue may have many rows of a
     # batch or none.
@@ -116,6 +118,7 @@ def _count_dialogues(
         nonlocal done
         before = done
         done += counts["records"]
+        # A difference of floors: the shares add up to the number of dialogues.
         share = done * dialogues // rows - before * dialogues // rows
         on_batch(Counter({**counts, "records": share}))
 

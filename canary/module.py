@@ -10,8 +10,7 @@ print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from canary import reading
@@ -138,6 +137,7 @@ class Canary:
         UserError, which names the place, for an empty turn or anything that is no dialogue. It does
         so before any is labelled.
         """
+        # Everything is checked before anything is labelled: an error must cost no answers.
         one, many = _batch(dialogues)
         contexts = [self.context(turns) for turns in many]
         found = self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding))
@@ -177,6 +177,7 @@ class Canary:
         ids = [encode(turn) for turn in turns]
         lengths = [len(apart) + len(turn) for turn in ids]
         for count in range(len(turns) if only_last else 1, len(turns) + 1):
+            # Each length counts a separator, and the first turn kept has none: hence more budget.
             first = formatting.first_turn_kept(lengths[:count], budget + len(apart))
             tokens = list(ids[first])
             for turn in ids[first + 1 : count]:
@@ -186,21 +187,11 @@ class Canary:
             eos = self.session.vocabulary.eos_id
             yield datasets.Row(text, text, (*tokens[max(0, len(tokens) - budget) :], eos))
 
-    def label(
-        self,
-        contexts: Sequence[datasets.Row],
-        *,
-        rots: bool,
-        decoding: DecodingConfig,
-        seed: int = 0,
-        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
-    ) -> list[Chirp]:
-        """Return the Chirp of each context; equal ones are answered once.
-
-        `on_batch` is called after every batch, as by `infer.answer`.
-        """
+    def label(self, contexts: Sequence[datasets.Row], **how: Any) -> list[Chirp]:
+        """Return the Chirp of each context; equal ones are answered once. `how`: see `answers`."""
+        # Beginnings of dialogues are often alike, and a Row is hashed by value.
         rows = list(dict.fromkeys(contexts))
-        answers = self.answers(rows, rots=rots, decoding=decoding, seed=seed, on_batch=on_batch)
+        answers = self.answers(rows, **how)
         found = {row: chirp(answer) for row, answer in zip(rows, answers, strict=True)}
         return [found[row] for row in contexts]
 
@@ -211,11 +202,12 @@ class Canary:
         rots: bool,
         decoding: DecodingConfig,
         seed: int = 0,
-        on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+        on_batch: infer.OnBatch = lambda counts: None,
     ) -> list[infer.Answer]:
         """Return the engine's answer to each context, from one pass of the encoder.
 
-        Labels are scored and, with `rots`, RoTs are generated after the likeliest one.
+        Labels are scored and, with `rots`, RoTs are generated after the likeliest one. `on_batch`
+        is called after every batch, as by `infer.answer`.
         """
         if rots:
             continues = [safety.needs_rots(label) for label in safety.LABELS]
@@ -256,6 +248,7 @@ class Settings:
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
         _check_task(path, saved)
+        # The caller's value, then the run's own, then the default.
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
         separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
         formatting.Separators(turn=separator)  # raises for a separator that cannot be one
@@ -293,6 +286,7 @@ def chirp(answer: infer.Answer) -> Chirp:
     most = max(scores)  # subtracted, because exp of a log-likelihood underflows
     parts = [math.exp(score - most) for score in scores]
     probabilities = dict(zip(safety.LABELS, (p / sum(parts) for p in parts), strict=True))
+    # Where RoTs were generated, the device has chosen, and they follow its choice.
     label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
     text = answer.predictions[0].strip() if answer.predictions else ""
     return Chirp(label, probabilities, split_rots(text), label == HUMAN, f"{label} {text}".strip())
@@ -306,6 +300,7 @@ def label_scores(answer: infer.Answer) -> tuple[float, ...]:
 def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
     """Return (whether it is one dialogue, the dialogues' turns). Raises UserError."""
     if isinstance(dialogues, str):
+        # As the published Canary took one text: a turn a line.
         turns = [line for line in dialogues.splitlines() if line.strip()]
         return True, [_turns(turns or [dialogues], "the dialogue")]
     if not isinstance(dialogues, Iterable):

@@ -13,6 +13,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer.record_sources import Piece, by_line
 from cosmo.tasks import readers
 
+# Not larger, because `drop` copies the rest of the data for every element.
 CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
 MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
 # A string, or a bracket. The group is the string's closing quote, or the end of the data so far.
@@ -31,6 +32,7 @@ def elements(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     """
     window = _Window(file, start, line)
     if start == 0:
+        # A byte order mark and blank lines may stand before the list.
         window.drop(window.find(b"[") + 1)
     while True:
         while (skip := _BETWEEN.match(window.data).end()) == len(window.data) and window.more():
@@ -79,6 +81,7 @@ def _element(window: _Window) -> int:
     if window.data[:1] not in (b"[", b"{", b'"'):  # no dialogue; the reader rejects it
         while (end := _SCALAR.match(window.data).end()) == len(window.data) and window.more():
             pass
+        # Not 0, or the cutter would stay at one byte for ever.
         return max(end, 1)
     while True:
         token = _TOKEN.search(window.data, place)
@@ -94,6 +97,7 @@ def _element(window: _Window) -> int:
             if not window.more():
                 return len(window.data)
             continue
+        # Any closing bracket closes: a wrong pair is found by the JSON parser.
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
         place = token.end()
         if depth <= 0:
@@ -109,6 +113,7 @@ def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     def rows() -> Iterator[Piece]:
         row: Piece | None = None
         for piece in by_line(file, start, line):
+            # A blank line stays with a row, so that a piece begins where the last one ends.
             if row is not None and not piece.lines[0].strip():
                 row.lines.extend(piece.lines)
                 continue

@@ -16,7 +16,9 @@ from cosmo.engine.infer import record_sources
 from cosmo.tasks import casual, dialogues, readers, recognize, record_files
 from cosmo.tasks.dialogues import Place
 
+# The first records may be broken: up to 50 lines are tried, and of each a MiB.
 MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
+# SODA's files have more columns. Parquet stores each apart, so the others are not read.
 PARQUET_COLUMNS = ("narrative", "dialogue", "speakers")
 EXPECTED = (
     "SODA rows or {turns} records (JSON lines; SODA in Parquet and Arrow too), "
@@ -57,6 +59,7 @@ def source(path: str, *, whole: bool = False) -> record_sources.Source:
     """
     with record_sources.open_input(path, text=False) as file:
         columnar = file.read(len(files.ARROW_FILE)).startswith(record_files.COLUMNAR)
+    # By its name too: the first bytes of a damaged file may be gone.
     if columnar or path.lower().endswith((".parquet", ".arrow")):
         return _columnar_source(path)
     found = recognise(path)
@@ -64,6 +67,7 @@ def source(path: str, *, whole: bool = False) -> record_sources.Source:
         path,
         lambda piece, number: found.read(piece, number, path, whole),
         expected=EXPECTED,
+        # A run that continues must read the same records: contexts, or whole dialogues.
         identity={"corpus": found.name, "whole": whole},
         cut=found.cut,
     )
@@ -77,10 +81,13 @@ def recognise(path: str) -> Format:
             line = file.readline(MAX_LINE_BYTES)
             if not line:
                 break
+            # One bad byte must not hide the corpus; the record with it is rejected later.
             text = line.decode("utf-8-sig", errors="replace").strip()
             blank &= not text
+            # The direct download alone is a JSON list.
             if text.startswith("[") and _is_download(path):
                 return FORMATS["prosocial_download"]
+            # A JSON record may quote DailyDialog's mark.
             if casual.END in text and not text.startswith("{"):
                 return FORMATS["dailydialog"]
             name = _of_object(text)
@@ -88,7 +95,9 @@ def recognise(path: str) -> Format:
                 return FORMATS[name]
     if blank:
         raise UserError(f"{path} has no dialogues; give {EXPECTED}", setting="input")
-    raise UserError(f"{path} {_looks(path)}; give {EXPECTED}", setting="input")
+    name = recognize.looks_like(path)
+    found = f"looks like {name}" if name else "is of no corpus known here"
+    raise UserError(f"{path} {found}; give {EXPECTED}", setting="input")
 
 
 def _of_object(text: str) -> str | None:
@@ -98,6 +107,7 @@ def _of_object(text: str) -> str | None:
         return None
     if not isinstance(row, dict):
         return None
+    # First, because such records may keep fields of the corpus that they come from.
     if "turns" in row:
         return "turns"
     if "dialogue" in row:
@@ -107,17 +117,13 @@ def _of_object(text: str) -> str | None:
 
 def _is_download(path: str) -> bool:
     with record_sources.open_input(path) as file:
+        # One element, because the file may be of any size.
         first = next(pieces.elements(file), None)
     try:
         dialogue = json_lines.value(b"".join(first.lines)) if first else None
         return isinstance(dialogue, list) and {"text", "labels"} <= dialogue[0].keys()
     except (ValueError, LookupError, AttributeError):
         return False
-
-
-def _looks(path: str) -> str:
-    name = recognize.looks_like(path)
-    return f"looks like {name}" if name else "is of no corpus known here"
 
 
 def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
@@ -137,6 +143,7 @@ def _one(read: Callable[[Any, Place, str], Dialogue]) -> Callable:
 
 
 def _rejected(error: Exception, place: Place, kept: Sequence[bytes]) -> record_sources.Rejected:
+    # A reject has file and line already.
     reason = str(error).removeprefix(f"{place.file}:{place.line}: ")
     return record_sources.Rejected(place.line, reason, record_sources.text_of(kept))
 
@@ -156,10 +163,12 @@ def _columnar_source(path: str) -> record_sources.Source:
     """Return the dialogues of SODA in Parquet or Arrow; UserError for any other file."""
     try:
         with record_sources.open_input(path, text=False) as file:
+            # A checksum of the bytes as stored: a run continues over the same file only.
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             found = record_files.open_columnar(path, file)
     except record_files.DAMAGED as error:
+        # A DataError is a ValueError, and so among DAMAGED; it names the cause itself.
         if isinstance(error, UserError):
             raise
         text = f"{path} is no whole Parquet or Arrow file: {error}"
@@ -176,6 +185,7 @@ def _columnar_source(path: str) -> record_sources.Source:
 
     def rows(file: Any, start: int) -> Iterator[Dialogue | record_sources.Rejected]:
         """Yield an item for each row from `start` on; rows of a damaged part are rejected."""
+        # Opened anew for each start, because an Arrow stream is read forward only.
         blocks = record_files.open_columnar(path, file)
         end = 0
         for block, size in enumerate(sizes):
@@ -189,13 +199,16 @@ def _columnar_source(path: str) -> record_sources.Source:
                     number += 1
             except record_files.DAMAGED as error:
                 reason = f"the {kind} file is damaged here: {' '.join(str(error).split())}"
+                # Lost rows keep their numbers, so that the ids of later rows do not move.
                 for lost in range(max(number, start), end):
+                    # Without its text, which cannot be read.
                     yield record_sources.Rejected(lost + 1, reason, "")
 
     logged = record_sources.rejects_logger(path)
 
     def items(spans: Sequence[record_sources.Span]) -> Iterator[list[Any]]:
         with record_sources.open_input(path, text=False) as file:
+            # No span begins at -1, so the first one opens the rows.
             position, following = -1, iter(())
             for span in spans:
                 if span.start != position:
@@ -212,6 +225,7 @@ def _turns(data: bytes, place: Place, number: str) -> Dialogue:
     if not isinstance(record, dict):
         raise ValueError(f"got {type(record).__name__}, expected an object {{turns}}")
     name = record.get("id")
+    # Ids may be numbers in JSON.
     return Dialogue(number if name is None else str(name), checked(record.get("turns")))
 
 
@@ -276,6 +290,8 @@ def _download(piece: record_sources.Piece, number: int, path: str, whole: bool) 
     def rows() -> Iterator[tuple[Place, list[bytes], Callable]]:
         for row_number, row in enumerate(dialogue, start=1):
             here = Place(path, piece.line + 1, f"row {row_number}")
+            # A reject needs the row's own text, which was cut from the file with all of the
+            # dialogue.
             yield here, [json_lines.line(row)], lambda row=row: row
 
     def turn(row: Any, place: Place, expected: int) -> tuple[str, str, dialogues.ProsocialTurn]:
@@ -303,6 +319,7 @@ def _contexts(rows: Iterator, turn: Callable, whole: bool) -> Items:
             items.append(Dialogue(f"{name}-{response}", (*turns, found.context)))
         turns += (found.context, found.response)
         count += 1
+    # A damaged dialogue still gives its usable beginning.
     return [Dialogue(name, turns), *items] if whole and turns else items
 
 

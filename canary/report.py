@@ -90,6 +90,7 @@ def report(
     for number, found in enumerate(founds):
         _check(number, found)
     calibration = safety.calibration(
+        # Rounding of a float32 softmax may give a little more than 1.
         [min(f.probabilities[f.label], 1.0) for f in founds],
         [g.label == f.label for g, f in zip(golds, founds, strict=True)],
     )
@@ -131,6 +132,7 @@ def _judged(counts: Any, labels: Sequence[str]) -> dict[str, Any]:
         "accuracy": safety.accuracy(counts),
         "macro_f1": safety.macro_f1(counts),
         "per_class": dict(zip(labels, safety.per_class(counts), strict=True)),
+        # JSON has no arrays.
         "confusion": counts.tolist(),
     }
 
@@ -161,6 +163,7 @@ def _rots(golds: Sequence[Gold], texts: Sequence[str]) -> dict[str, Any]:
         "unasked": sum(
             bool(text.strip()) for g, text in zip(golds, texts, strict=True) if not g.rots
         ),  # an RoT found where gold has none
+        # fsum: a mean does not depend on the order of the examples.
         "bleu4": math.fsum(bleu4) / len(pairs) if pairs else None,
         "f1": math.fsum(f1) / len(pairs) if pairs else None,
     }
@@ -176,6 +179,7 @@ def _perplexity(golds: Sequence[Gold], founds: Sequence[Found]) -> dict[str, Any
     ]
     tokens = sum(f.rot_tokens for f in scored)
     nats = -math.fsum(f.rot_log_likelihood for f in scored) / tokens if tokens else None
+    # JSON has no infinity.
     fits = nats is not None and nats < _LARGEST_NATS
     return {
         "scored": len(scored),  # examples whose gold RoTs have a likelihood
@@ -191,9 +195,11 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
     rows = [["", "accuracy", "3 classes", "RoT BLEU-4", "RoT F1", "RoT perplexity"]]
     for model, valid, test, *others in PAPER:
         both = "-" if valid is None else f"{valid} / {test}"
+        # Table 2 has no accuracy of three classes.
         rows.append([model, both, "-", *("-" if x is None else str(x) for x in others)])
     if baseline is not None:
         shares = [baseline[key] for key in ("accuracy", "accuracy_three", "bleu4", "f1")]
+        # A constant answer has no likelihood, and so no perplexity.
         rows.append(["the most frequent answer", *map(_percent, shares), "-"])
     five, three = made["five_labels"], made["three_classes"]
     shares = [five["accuracy"], three["accuracy"], rots["bleu4"], rots["f1"]]
@@ -206,11 +212,13 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
         f"{rots['tokens']:,} tokens.",
     ]
     if baseline is not None:
+        # A training split of casual contexts alone has none.
         rots_of_most = baseline["rots"] or "none in the training split"
         parts.append(
             f"Most frequent label: {baseline['label']}; most frequent RoTs (for contexts that need "
             f"some): {rots_of_most}"
         )
+    # Both, because a wrong grade of caution is a smaller error than a wrong class.
     for title, judged in (("five labels", five), ("three classes", three)):
         parts += [_class_table(title, judged), _confusion_table(judged)]
     error = made["calibration"]["error"]
@@ -232,6 +240,7 @@ def _class_table(title: str, judged: Mapping[str, Any]) -> str:
 
 
 def _confusion_table(judged: Mapping[str, Any]) -> str:
+    # Short names: five whole labels would be wider than a terminal.
     short = [label.strip("_").removesuffix("_needs_caution") for label in judged["labels"]]
     rows = [["gold (down), predicted (across)", *short]]
     for label, counts in zip(judged["labels"], judged["confusion"], strict=True):

@@ -1,4 +1,4 @@
-"""The command line: `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
+"""Run the command line `python -m cosmo VERB --gin_file=FILE --gin.NAME=VALUE`."""
 
 import sys
 
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> None:
     """Run the command `cosmo` as a process of its own, with the allocator tuned."""
+    # A conversion must give memory back to the system; all else runs faster with huge pages.
     converts = sys.argv[1:2] in (["import"], ["export"])
     command_line.tune_memory(command_line.SMALL_HEAP if converts else command_line.HUGE_PAGES)
     sys.exit(main())

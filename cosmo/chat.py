@@ -42,6 +42,7 @@ def chat(
     seed: int = 0,
     situation: str | None = None,
     role: str | None = None,
+    # Parameters, so that a test can talk without a terminal.
     read: Callable[[str], str] = input,
     say: Callable[[str], None] = print,
 ) -> list[str]:
@@ -59,6 +60,7 @@ def chat(
             turns = []
             while True:
                 line = read("You: ").strip()
+                # Both words are those of the public demo.
                 if line == "[END]":
                     return turns
                 if line == "[RESET]":
@@ -82,6 +84,7 @@ def chat(
                 reply = answer.predictions[0].strip() or "..."
                 turns.append(reply)
                 say(f"Cosmo: {reply}\n")
+    # Ctrl-D, or the end of a script that is piped in.
     except EOFError:
         return turns
 

@@ -69,6 +69,7 @@ class DialogueModel:
         cannot be used, before any is answered.
         """
         longest = self.session.lengths["targets"]
+        # By default as long as the targets that the model learnt to write.
         decoding = DecodingConfig.from_settings({"max_new_tokens": longest, **sampling})
         rows = self._rows(records)
         found = infer.answer(self.session, rows, infer.generation(self.session, decoding, seed))
@@ -77,6 +78,7 @@ class DialogueModel:
     def score(self, records: Iterable[Record]) -> list[Score]:
         """Return the log-likelihood of each record's `response`; UserError if one has none."""
         rows = self._rows(records)
+        # All rows first: an error must not cost the answers before it.
         for row in rows:
             if row.target_ids is None:
                 raise UserError(f"record {row.id!r}: field 'response': missing, and scores need it")
@@ -84,13 +86,16 @@ class DialogueModel:
         return [Score(a.scores[0], a.num_tokens) for a in found]
 
     def _rows(self, items: Iterable[Record]) -> list[datasets.Row]:
+        # A string is a sequence of strings: every letter would become a record.
         if isinstance(items, str | Mapping):
             raise UserError("give a list of records: [record] for one")
         made = [_record(item) for item in items]
         mappings = [record for record in made if isinstance(record, Mapping)]
         unknown = Counter(name for record in mappings for name in record.keys() - records.KNOWN)
+        # A misspelled field would otherwise be ignored without a word.
         records.warn_of_unknown_fields(unknown)
         given = (str(r["id"]) for r in mappings if r.get("id") is not None)
+        # A sample depends on its record's id, so a number must equal no id that is given.
         prefix = records.automatic_ids(given)
         vocabulary, length = self.session.vocabulary, self.session.lengths["inputs"]
         rows = []
@@ -109,6 +114,7 @@ def _record(item: Record) -> Any:
         return {"turns": [item]}
     if isinstance(item, Mapping):
         turns = item.get("turns")
+        # `records.row` takes lists alone, as JSON has no tuples.
         return {**item, "turns": list(turns)} if isinstance(turns, tuple) else item
     return {"turns": list(item)} if isinstance(item, Sequence) else item
 

@@ -34,11 +34,13 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    # A loss that is not finite is null in the file.
     train = [(r["step"], r["train/loss"]) for r in rows if r.get("train/loss") is not None]
     axes.plot(*zip(*train, strict=True), label="training", color="black")
     names = sorted({k for r in rows for k in r if k.startswith("eval/") and k.endswith("/loss")})
     for name in names:
         points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+        # The mean over all tasks stands out among the single tasks.
         style = {"linewidth": 2} if name == "eval/all/loss" else {"linewidth": 1, "alpha": 0.6}
         label = f"validation, {name.split('/')[1]}"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, **style)
@@ -48,8 +50,10 @@ def plot(rows: list[dict], output: pathlib.Path, title: str, baseline: float | N
     axes.set_ylim(bottom=0)  # an axis that is cut would exaggerate the drop
     axes.grid(alpha=0.3)
     axes.legend()
+    # In memory first, so that a failed drawing leaves an earlier file as it was.
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format="png")
+    # pyplot keeps every figure until it is closed.
     plt.close(figure)
     write_atomic(output, png.getvalue())
 

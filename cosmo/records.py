@@ -46,6 +46,7 @@ def row(
         if not isinstance(value, str):
             raise ValueError(f"field {name!r}: got {type(value).__name__}, expected a string")
     turns = record.get("turns")
+    # No string: it would be a turn a letter.
     if not isinstance(turns, list) or not turns:
         raise ValueError("field 'turns': expected a list of at least one utterance")
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
@@ -54,6 +55,7 @@ def row(
     if response is not None and not isinstance(response, str):
         raise ValueError(f"field 'response': got {type(response).__name__}, expected a string")
     for name, texts in {**parts, "turns": "".join(turns), "response": response or ""}.items():
+        # SentencePiece refuses such a text with an error that names no field.
         if not json_lines.is_whole(texts):
             raise ValueError(f"field {name!r}: not valid text (half a character)")
 
@@ -123,15 +125,18 @@ class _Survey:
     def warn(self, path: str) -> None:
         """Log a warning for ids that are given twice, and one for unknown fields."""
         warn_of_unknown_fields(self.unknown)
+        # Stable: of equal ids the earlier line stays before the later one.
         order = np.argsort(np.asarray(self.hashes), kind="stable")
         same = np.flatnonzero(np.diff(np.asarray(self.hashes)[order]) == 0)
         if not same.size:
             return
         pairs = [(order[i], order[i + 1]) for i in same]
+        # In the order of the file, not of the hashes.
         pairs.sort(key=lambda pair: pair[1])
         named = []
         with record_sources.open_input(path) as file:
             for first, again in pairs[:DOUBLES_NAMED]:
+                # Only hashes were kept, so the few names shown are read again.
                 file.seek(self.starts[again])
                 name = str(json_lines.value(file.readline())["id"])
                 lines = f"lines {self.lines[first]} and {self.lines[again]}"
@@ -179,6 +184,7 @@ def source(
         path,
         items,
         expected=f"JSON lines of {FIELDS}",
+        # Other separators make other inputs: such an output must not be continued.
         identity={"separators": dataclasses.asdict(separators)},
         survey=survey.add,
     )

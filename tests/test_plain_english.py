@@ -20,7 +20,7 @@ METAPHORS = re.compile(
 # A sentence that begins so names no actor and no verb.
 RIDDLES = re.compile(r"(What|Of|Whoever|That|To be|From here|By which)\b")
 MAX_WORDS = 25
-MAX_METAPHORS, MAX_RIDDLES, MAX_LONG = 5, 3, 6
+MAX_METAPHORS, MAX_RIDDLES, MAX_LONG = 0, 1, 6
 
 
 def texts(path: pathlib.Path):

@@ -43,6 +43,7 @@ def run_train(args: argparse.Namespace) -> None:
 
         bench_device.run(args)
     elif args.side:
+        # The last line of a side's output is its result: see `bench_rates.run_side`.
         print(json.dumps(bench_sides.SIDES["train"][args.side](args)))
     else:
         compare("train", args)
@@ -57,6 +58,7 @@ def run_decode(args: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         args.weights = f"{folder}/weights"
+        # Generation has no dropout, and a HuggingFace folder stores layers apart either way.
         args_of_model = argparse.Namespace(dropout_rate=0.0, scan_layers=False)
         vocabulary = "tasks/sample/vocabulary.model"
         bench_sides.write_weights(args.weights, bench_sides.our_network(args_of_model), vocabulary)
@@ -73,6 +75,7 @@ def compare(verb: str, args: argparse.Namespace) -> None:
     sides = bench_sides.SIDES[verb]
     rates: dict[str, list[float]] = {}
     answers = {}
+    # Sides in turn, so that a slow minute of a shared machine falls on each of them.
     for number in range(args.rounds):
         for side in sides:
             result = bench_rates.run_side(verb, side, args, *flags)
@@ -104,6 +107,8 @@ def first_step(args: argparse.Namespace) -> float:
         metrics = pathlib.Path(folder) / "run/metrics.jsonl"
         command = [sys.executable, "-m", "cosmo", "train", "--gin_file=gin/cosmo/tiny.gin"]
         command += ["--gin_file=gin/models/t5_1_1_small.gin", f"--gin.MODEL_DIR={folder}/run"]
+        # A line of metrics after each step shows the first one. The run is killed long before its
+        # last.
         command += ["--gin.BATCH_SIZE=8", "--gin.STATS_PERIOD=1", "--gin.TRAIN_STEPS=1000"]
         command += [f"--gin.SCAN_LAYERS={args.scan_layers}", "--quiet"]
         # An empty compilation cache, because the first start is the one that users wait for.
@@ -114,9 +119,11 @@ def first_step(args: argparse.Namespace) -> float:
             while not (metrics.exists() and metrics.read_text()):
                 if process.poll() is not None:
                     raise SystemExit("python -m cosmo train failed")
+                # 50 ms are little beside the 20 s of a cold start.
                 time.sleep(0.05)
             return time.monotonic() - began
         finally:
+            # Not SIGTERM, on which a run saves a checkpoint first.
             process.kill()
             process.wait()
 
@@ -133,6 +140,8 @@ def first_token(weights: str) -> float:
     """Return the seconds from the start of a process to its first token."""
     environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
     environment["JAX_COMPILATION_CACHE_DIR"] = f"{pathlib.Path(weights).parent}/cache"
+    # JAX keeps programs that took 1 s to compile. Here all are kept, as the second start finds
+    # them.
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     for _ in range(2):  # the first process compiles
         began = time.monotonic()
@@ -141,14 +150,10 @@ def first_token(weights: str) -> float:
     return time.monotonic() - began
 
 
-def _verb(module: str, help: str, description: str) -> Verb:
+def _verb(module: str, help: str) -> Verb:
     # Imported when called, because the Python of a peer may lack what the other benchmarks need.
-    return Verb(
-        help=help,
-        description=description,
-        run=imported(module, "run"),
-        add_arguments=imported(module, "add_arguments"),
-    )
+    add_arguments = imported(module, "add_arguments")
+    return Verb(help=help, run=imported(module, "run"), add_arguments=add_arguments)
 
 
 PROGRAM = Program(
@@ -170,25 +175,15 @@ PROGRAM = Program(
             add_arguments=add_peer_arguments,
         ),
         "input": _verb(
-            "tools.bench_input",
-            "reading training examples: SeqIO live, and a cache of rows",
-            "Examples a second that training reads through SeqIO live and from a cache of packed "
-            "rows. The corpus is the sample corpus many times over.",
+            "tools.bench_input", "reading training examples: SeqIO live, and a cache of rows"
         ),
-        "label": _verb(
-            "tools.bench_label",
-            "Canary's labels beside transformers",
-            "Dialogues a second that get a label, beside transformers writing as many tokens as a "
-            "label has.",
-        ),
+        "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
         "pipeline": _verb(
-            "tools.bench_pipeline",
-            "CO3: post-processing on one core, and calls a second",
-            "CO3's post-processing of dialogues on one core, counted in CPU seconds, then the rate "
-            "and the CPU time of its calls to a scripted teacher.",
+            "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"
         ),
     },
     loggers=(),
+    # Each side sets up its own libraries; the Python of a peer may have no JAX.
     uses_jax=False,
 )
 

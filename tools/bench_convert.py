@@ -21,31 +21,25 @@ from etils import epath
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.interop import names, t5x
 from cosmo.engine.model import t5
+from tools import bench_sides
 
-SIZES = {
-    "small": dict(emb_dim=512, num_heads=6, mlp_dim=1024, layers=8),
-    "large": dict(emb_dim=1024, num_heads=16, mlp_dim=2816, layers=24),
-    "xl": dict(emb_dim=2048, num_heads=32, mlp_dim=5120, layers=24),
-}
+SIZES = ("small", "large", "xl")
+# The step of the LM-adapted T5 that Cosmo starts from.
 STEP = 1_100_000
-
-
-def network(size: str) -> t5.T5Config:
-    """Return T5 1.1 of a published size."""
-    sizes = dict(SIZES[size])
-    layers = sizes.pop("layers")
-    depths = {"num_encoder_layers": layers, "num_decoder_layers": layers}
-    return t5.T5Config(vocab_size=32128, head_dim=64, **depths, **sizes)
 
 
 def write_random(folder: str, config: t5.T5Config) -> int:
     """Write a T5X checkpoint of random numbers; return the bytes of its largest tensor."""
+    # 4 million numbers, over and over: 2.85 billion fresh ones would take longer than the
+    # conversion.
     noise = np.random.default_rng(0).standard_normal(2**22).astype(np.float32)
     arrays, largest = {}, 0
     for parameter in names.parameters(config):
         stack = (parameter.layers,) if parameter.side else ()
+        # Not Python's hash, which differs from one process to the next.
         seed = zlib.crc32("/".join(parameter.path).encode())
 
+        # Any part is made when it is asked for, so that the source needs no memory either.
         def read(index, seed=seed):
             shape = tuple(part.stop - part.start for part in index)
             start = (seed + 7919 * sum(part.start for part in index)) % (len(noise) // 2)
@@ -65,9 +59,11 @@ def measure(*arguments: str) -> tuple[float, int]:
     began = time.monotonic()
     command = [sys.executable, "-m", "cosmo", *arguments, "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # wait4 gives this child's peak. RUSAGE_CHILDREN has the largest of all children so far.
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(arguments)} failed")
+    # Linux counts in KiB.
     return time.monotonic() - began, usage.ru_maxrss * 1024
 
 
@@ -78,14 +74,15 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", choices=list(SIZES), default="xl", help="of T5 1.1 (xl)")
+    parser.add_argument("--size", choices=SIZES, default="xl", help="of T5 1.1 (xl)")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     args = parser.parse_args(argv)
+    # A folder may be given, because the system's temporary one is often in memory.
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         at = {
             name: str(pathlib.Path(work) / name) for name in ("t5x", "ours", "hf", "again", "out")
         }
-        largest = write_random(at["t5x"], network(args.size))
+        largest = write_random(at["t5x"], bench_sides.network(f"t5_1_1_{args.size}"))
         bound = 1.5 * largest + 2**30
         print(f"T5 1.1 {args.size}: largest tensor {largest / 2**20:.0f} MiB, bound {_mib(bound)}")
         highest = 0

@@ -9,6 +9,8 @@ import json
 import statistics
 import time
 
+from tools import bench_sides
+
 NVIDIA_XL_H100 = 50.4  # sequences/s and GPU that NVIDIA published for T5X XL, 512/128, fp8
 
 
@@ -17,26 +19,26 @@ def measure(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from cosmo.engine.base import config, saved_settings
     from cosmo.engine.data import datasets
-    from cosmo.engine.model import models, optimizer, partitioning, step, t5
+    from cosmo.engine.model import models, optimizer, partitioning, step
     from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
 
-    path = config.ROOT / f"gin/models/{args.model}.gin"
-    sizes = saved_settings.macros_in(path.read_text())
-    network = t5.T5Config(
-        **{name.lower(): value for name, value in sizes.items()},
+    network = bench_sides.network(
+        args.model,
         dtype=args.dtype,
         dropout_rate=args.dropout_rate,
         remat_policy=args.remat_policy,
     )
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     lengths = {"inputs": args.inputs, "targets": args.targets}
+    # No task is read: a step needs the shapes alone.
     dataset = datasets.DatasetConfig("none", lengths, batch_size=args.batch_size)
     batch = datasets.abstract_batch(dataset)
+    # T5X's optimizer: AdamW's state of an XL would be twice the parameters.
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
+    # As `train` chooses, so that the figure is of what a user would run.
     choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
     model, settings, partitioner = sizing.apply_device_settings(
         model, settings, partitioner, choice
@@ -48,11 +50,13 @@ def measure(args: argparse.Namespace) -> dict:
         model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
     )
     compiled = time.monotonic() - began
+    # In place on the devices: no host need hold the model.
     state = step.init_sharded_state(model, settings, 0, shardings)
 
     random = np.random.default_rng(0)
     rows = {
         name: np.ones(leaf.shape, np.int32)
+        # One segment a row and no padding: every position computed counts as a token.
         if "segment" in name or "weights" in name
         else random.integers(3, 2000, leaf.shape).astype(np.int32)
         for name, leaf in batch.items()
@@ -60,6 +64,7 @@ def measure(args: argparse.Namespace) -> dict:
     rows = partitioning.put_batch(rows, layout.mesh)
     seconds = []
     for number in range(args.steps + 2):
+        # After the steps that allocate, which are not counted either.
         if args.profile and number == 2:
             jax.profiler.start_trace(args.profile)
         began = time.monotonic()

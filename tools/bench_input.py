@@ -37,12 +37,14 @@ def rate(config: datasets.DatasetConfig, seconds: float) -> float:
     while time.monotonic() - began < seconds:
         count += examples(next(batches))
     elapsed = time.monotonic() - began
+    # Else the reader process would keep filling this side's buffers while the next is measured.
     batches.close()
     return count / elapsed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `input`."""
+    parser.description = __doc__
     parser.add_argument("--rounds", type=int, default=3, help="measurements a side, in turn (3)")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
 
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         sides = {"live SeqIO": live}
         sides["cache"] = dataclasses.replace(live, cache_path=str(folder / "rows"))
         rates: dict[str, list[float]] = {side: [] for side in sides}
+        # In turn, so that a slow minute of a shared machine falls on both.
         for number in range(args.rounds):
             for side, config in sides.items():
                 rates[side].append(rate(config, args.seconds))

@@ -17,6 +17,7 @@ from tools import bench_rates, bench_sides
 from tools.bench_rates import timed
 
 BATCH, CONTEXT = 32, 128
+# T5's own if it is here, because the pieces of a label decide the rate.
 VOCABULARIES = ("../shared/data/t5_cc_all.32000.100extra.model", "tasks/sample/vocabulary.model")
 
 
@@ -33,6 +34,7 @@ def network():
     """Return T5 1.0 small."""
     from cosmo.engine.model import t5
 
+    # By hand, because gin/models has no T5 1.0 of this size.
     return t5.T5Config(
         vocab_size=32128,
         emb_dim=512,
@@ -63,10 +65,12 @@ def ours(args: argparse.Namespace) -> dict:
     rows = [datasets.Row(str(i), "", tuple(ids)) for i, ids in enumerate(contexts())]
     found, scores = {}, {}
     for dtype in ("float32", "bfloat16"):
+        # Nothing is generated, so any length of targets will do.
         sizes = {"inputs": CONTEXT, "targets": 16}
         canary = Canary.load(args.weights, batch_size=BATCH, lengths=sizes, dtype=dtype)
 
         def one(canary=canary, dtype=dtype):
+            # Without RoTs nothing is generated, so that both sides do the same work.
             answers = canary.answers(rows, rots=False, decoding=canary.decoding())
             scores[dtype] = [module.label_scores(answer) for answer in answers]
 
@@ -85,6 +89,7 @@ def huggingface(args: argparse.Namespace) -> dict:
     found = {}
     for name, new in lengths(labels).items():
         found[name] = timed(
+            # Random weights end anywhere, so the length is forced.
             lambda new=new: model.generate(inputs, max_new_tokens=new, min_new_tokens=new),
             args.steps,
             BATCH,
@@ -95,11 +100,13 @@ def huggingface(args: argparse.Namespace) -> dict:
             wanted = torch.tensor([tokens] * BATCH)
             logp = model(input_ids=inputs, labels=wanted).logits.log_softmax(-1)
             scores.append(logp.gather(-1, wanted[..., None])[..., 0].sum(-1).tolist())
+    # After the scores, which are compared in float32.
     model.to(torch.bfloat16)
     new = lengths(labels)["any"]
     found["any_bfloat16"] = timed(
         lambda: model.generate(inputs, max_new_tokens=new, min_new_tokens=new), args.steps, BATCH
     )
+    # By row, as ours are.
     return {**found, "scores": list(zip(*scores, strict=True))}
 
 
@@ -109,6 +116,7 @@ THEIRS = ("any", "casual", "any_bfloat16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `label`."""
+    parser.description = __doc__
     bench_rates.add_arguments(parser)
     parser.add_argument("--vocabulary", metavar="FILE", help="T5's, if not in ../shared")
 
@@ -125,6 +133,7 @@ def run(args: argparse.Namespace) -> None:
         bench_sides.write_weights(args.weights, network(), vocabulary)
         for number in range(args.rounds):
             mine = bench_rates.run_side("label", "ours", args)
+            # Transformers scores the same tokens, and need not import our tasks.
             (pathlib.Path(folder) / "labels.json").write_text(json.dumps(mine["labels"]))
             theirs = bench_rates.run_side("label", "huggingface", args)
             if theirs is None:

@@ -37,6 +37,7 @@ def clean_line(line: str, number: int, settings: postprocess.Settings) -> tuple[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `pipeline`."""
+    parser.description = __doc__
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (15)")
     parser.add_argument("--triples", help="a file of your own; made up without it")
     parser.add_argument("--limit", type=int, default=1200, help="triples to ask about (1200)")
@@ -94,8 +95,10 @@ def time_run(triples: str, url: str, output: str, limit: int) -> tuple[float, in
     """Make a corpus; return (calls a second in its midst, calls, CPU seconds)."""
     command = [sys.executable, "-m", "data_pipeline", "co3", f"--triples={triples}", "--quiet"]
     command += [f"--base_url={url}", "--model=teacher", f"--output={output}", "--no_plots"]
+    # Parquet and plots are left out: they follow after the calls.
     command += [f"--concurrency={CONCURRENCY}", f"--limit={limit}", "--no_parquet"]
     points: list[tuple[float, int]] = []  # (seconds, calls so far)
+    # Counts children that have ended: the teacher still runs, so its work is left out.
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command) as process:
         while process.poll() is None:
@@ -126,6 +129,7 @@ def time_calls(args: argparse.Namespace) -> None:
         with subprocess.Popen(teacher, stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().split()[2].rstrip(",")
+                # A run of one triple is start-up alone, whose CPU time is subtracted.
                 _, few, start = time_run(triples, url, f"{folder}/few", 1)
                 rate, many, cpu = time_run(triples, url, f"{folder}/many", args.limit)
             finally:

@@ -36,6 +36,7 @@ def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dic
     """Return a side's result; None if its libraries are not installed there."""
     # In a process of its own, because two frameworks in one share threads and memory; ours with
     # huge pages, as `python -m cosmo` starts itself.
+    # Peers may be installed elsewhere, where ours is not.
     python = sys.executable if side == "ours" else args.hf_python
     command = [python, "-m", "tools.bench", verb, f"--side={side}", f"--steps={args.steps}"]
     tuned = {"GLIBC_TUNABLES": HUGE_PAGES} if side == "ours" else {}
@@ -49,6 +50,7 @@ def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dic
         if "ModuleNotFoundError" in done.stderr:
             return None
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    # Libraries may print before it.
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -12,6 +12,7 @@ import pathlib
 from tools.bench_rates import timed
 
 SIZES = {"batch": 8, "inputs": 256, "targets": 64}
+# T5 1.1 small for transformers, as gin/models/t5_1_1_small.gin has it for us.
 VOCAB, EMB, HEADS, LAYERS, HEAD, MLP = 32128, 512, 6, 8, 64, 1024
 PIECES = range(3, 2000)  # of the sample vocabulary, but for padding, EOS and unknown
 
@@ -20,6 +21,7 @@ def random_batch() -> dict:
     """Return full rows of random pieces, as NumPy arrays."""
     import numpy as np
 
+    # One seed: every side computes the same rows.
     random = np.random.default_rng(0)
     shape = {n: (SIZES["batch"], SIZES[n]) for n in ("inputs", "targets")}
     return {
@@ -27,25 +29,22 @@ def random_batch() -> dict:
     }
 
 
-def our_network(args: argparse.Namespace):
-    """Return T5 1.1 small in our engine."""
+def network(model: str, **settings):
+    """Return the network of gin/models/`model`.gin, with further `settings` of T5Config."""
+    from cosmo.engine.base import config, saved_settings
     from cosmo.engine.model import t5
 
-    return t5.T5Config(
-        vocab_size=VOCAB,
-        emb_dim=EMB,
-        num_heads=HEADS,
-        num_encoder_layers=LAYERS,
-        num_decoder_layers=LAYERS,
-        head_dim=HEAD,
-        mlp_dim=MLP,
-        dtype="float32",
-        dropout_rate=args.dropout_rate,
-        scan_layers=args.scan_layers,
-    )
+    sizes = saved_settings.macros_in((config.ROOT / f"gin/models/{model}.gin").read_text())
+    return t5.T5Config(**{name.lower(): value for name, value in sizes.items()}, **settings)
 
 
-def write_weights(folder: str, network, vocabulary: str) -> None:
+def our_network(args: argparse.Namespace):
+    """Return T5 1.1 small in our engine."""
+    how = {"dropout_rate": args.dropout_rate, "scan_layers": args.scan_layers}
+    return network("t5_1_1_small", dtype="float32", **how)
+
+
+def write_weights(folder: str, config, vocabulary: str) -> None:
     """Write fresh weights of a network as a HuggingFace folder with its vocabulary."""
     import jax
     import numpy as np
@@ -56,12 +55,13 @@ def write_weights(folder: str, network, vocabulary: str) -> None:
     from cosmo.engine.checkpoints.interop import huggingface, tokenizer
     from cosmo.engine.model import models
 
-    model = models.EncoderDecoderModel(network)
+    model = models.EncoderDecoderModel(config)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
     arrays = {p: lazy.from_array(np.asarray(x)) for p, x in flat(params).items()}
     out = epath.Path(folder)
     out.mkdir()
-    huggingface.write_folder(out, arrays, network, "float32", 10**10, lambda count: None)
+    # One file: all of the weights have 300 MB.
+    huggingface.write_folder(out, arrays, config, "float32", 10**10, lambda count: None)
     tokenizer.write_tokenizer(out, vocabulary)
 
 
@@ -74,6 +74,7 @@ def ours_train(args: argparse.Namespace) -> dict:
 
     model = models.EncoderDecoderModel(our_network(args))
     settings, batch = step.StepConfig(), random_batch()
+    # Donated, as in training: the new state takes the memory of the old one.
     run = jax.jit(step.make_train_step(model, settings, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, settings, 0))()
     features = {
@@ -85,6 +86,7 @@ def ours_train(args: argparse.Namespace) -> dict:
     def one():
         nonlocal state
         state, sums = run(state, features)
+        # JAX returns before the device is done.
         jax.block_until_ready((state, sums))
 
     return timed(one, args.steps, sum(array.size for array in batch.values()))
@@ -105,6 +107,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
         top_p=args.top_p or 1.0,
     )
     run = jax.jit(lambda p, x, k: generate.predict(session.model, p, x, settings, k))
+    # A key for each row, as inference has.
     keys, inputs = jax.random.split(jax.random.key(1), SIZES["batch"]), random_batch()["inputs"]
     out = {}
 
@@ -142,6 +145,7 @@ def huggingface_train(args: argparse.Namespace) -> dict:
     )
     batch = {name: torch.tensor(array).long() for name, array in random_batch().items()}
     model.train()
+    # A given rate, as ours has: this class would else make one from its own count of steps.
     optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, warmup_init=False)
 
     def one():
@@ -158,14 +162,17 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(args.weights).eval()
+    # torch looks up embeddings by 64-bit integers.
     inputs, new = torch.tensor(random_batch()["inputs"]).long(), SIZES["targets"]
     sampling = {} if args.top_p is None else {"do_sample": True, "top_p": args.top_p, "top_k": 0}
     out = {}
 
     def one():
+        # Every token is written: a rate must not depend on where the answers end.
         out["tokens"] = model.generate(inputs, max_new_tokens=new, min_new_tokens=new, **sampling)
 
     result = timed(one, args.steps, SIZES["batch"] * new)
+    # The first is the decoder's start token, which ours does not return.
     return {**result, "answer": out["tokens"][:, 1:].tolist()}
 
 
@@ -174,6 +181,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     import ctranslate2
 
     folder = pathlib.Path(args.weights).with_name("ctranslate2")
+    # Converted in the first round, and kept for the others.
     if not folder.exists():
         ctranslate2.converters.TransformersConverter(args.weights).convert(str(folder))
     translator = ctranslate2.Translator(
@@ -182,6 +190,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     pieces = json.loads((folder / "shared_vocabulary.json").read_text())
     inputs = [[pieces[i] for i in row] for row in random_batch()["inputs"].tolist()]
     new = SIZES["targets"]
+    # 0 means all tokens. Its default of 1 would be greedy.
     sampling = {} if args.top_p is None else {"sampling_topk": 0, "sampling_topp": args.top_p}
     out = {}
 
@@ -191,6 +200,7 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
         )
 
     result = timed(one, args.steps, len(inputs) * new)
+    # CTranslate2 answers in pieces, the others in ids.
     numbers = {piece: i for i, piece in enumerate(pieces)}
     return {**result, "answer": [[numbers[t] for t in r.hypotheses[0]] for r in out["tokens"]]}
 

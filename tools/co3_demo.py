@@ -33,6 +33,7 @@ GIN_FILE = "gin/cosmo/tiny.gin"
 OUTPUT = "runs/co3_demo"
 VOCABULARY = "tasks/sample/vocabulary.model"
 MIN_KEPT_SHARE = 0.5
+# A model that learnt token frequencies alone has a ratio of 1, as in the quickstart.
 MIN_PERPLEXITY_RATIO = 3.0
 BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be used
 
@@ -40,12 +41,14 @@ BEFORE_ASKING = ("triples", "sentence")  # stages that reject what cannot be use
 @contextlib.contextmanager
 def teacher() -> Iterator[str]:
     """Start a scripted teacher in a process of its own, on a free port; yield its base URL."""
+    # Port 0: the system chooses a free one, and the teacher prints it.
     arguments = ["data_pipeline", "teacher", "--port=0"]
     print(f"\n$ python -m {' '.join(arguments)} &", flush=True)
     command = [sys.executable, "-m", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = process.stdout.readline().strip()
+            # It has ended, and its own error is on stderr.
             if not said:
                 sys.exit("error: the teacher did not start")
             print(said, flush=True)
@@ -77,11 +80,13 @@ def write_splits(corpus: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
 def kept_share(made: Mapping[str, Any]) -> float:
     """Return the records of a run (its report.json), divided by the usable triples."""
     unusable = sum(sum(made["rejected"].get(stage, {}).values()) for stage in BEFORE_ASKING)
+    # At least 1: every triple may be unusable.
     return made["records"] / max(made["triples"] - unusable, 1)
 
 
 def question(held_out: Sequence[Example]) -> Example:
     """Return the first held-out example in the middle of a conversation."""
+    # Two turns, because a first turn shows no use of context.
     return next((e for e in held_out if len(e.turns) == 2), held_out[0])
 
 
@@ -91,11 +96,13 @@ def report(folder: pathlib.Path, seconds: Mapping[str, float]) -> bool:
     train = list(soda_file_examples(f"{folder}/soda", "train"))
     held_out = list(soda_file_examples(f"{folder}/soda", "validation"))
     vocabulary = vocabularies.load(VOCABULARY)
+    # The vocabulary is the sample's, not this corpus's: the report counts what it lacks.
     pieces = [piece for e in (*train, *held_out) for piece in vocabulary.encode(e.response)]
     unigram = unigram_perplexity(train, held_out, vocabulary)
     rows = plot.read_metrics(folder / "model/metrics.jsonl")
     table, step, ratio = loss_table(rows, unigram)
     plot.plot(rows, folder / "loss.png", "Cosmo, tiny, on a corpus of CO3", math.log(unigram))
+    # One question, so the file has one line.
     answer = json.loads((folder / "answer.jsonl").read_text())
 
     times = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
@@ -122,6 +129,7 @@ Files in {folder}:
 Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}/model
 """)
+    # All faults are named at once, because a demo takes minutes.
     faults = []
     if share < MIN_KEPT_SHARE:
         faults.append(f"{share:.0%} of the usable triples became records, not {MIN_KEPT_SHARE:.0%}")
@@ -159,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     sizes = write_splits(corpus, folder / "soda")
     print(f"\n{folder}/soda: " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
     try:
+        # Before training: a corpus without held-out dialogues is found in seconds.
         asked = question(list(soda_file_examples(f"{folder}/soda", "validation")))
     except DataError as error:
         raise UserError(f"too few records to hold some out, raise --limit: {error}") from error
@@ -173,6 +182,7 @@ def run(args: argparse.Namespace) -> int:
         f"--gin.SODA_PATH={folder}/soda",
         f"--gin.TRAIN_STEPS={args.train_steps}",
         f"--gin.EVAL_PERIOD={args.train_steps}",
+        # The table compares the losses before and after.
         "--gin.RUN_EVAL_BEFORE_TRAINING=True",
     )
     seconds["training"] = time.monotonic() - began - seconds["corpus"]

@@ -61,65 +61,67 @@ def read(files: Sequence[Any], corpus: str) -> Iterator[Read | DataError]:
     A DataError in their place is a record that cannot be used.
     """
     items, reader = READERS[corpus]
+    # One stream, so that a dialogue cut between two files is whole.
     yield from reader(item for file in files for item in items(file))
 
 
+def _whole_file(read: Callable[[Any], Iterator[Item | DataError]]) -> Callable:
+    """Return `read`, a reader of one file, with a fault that ends the file yielded, not raised."""
+
+    def items(file: Any) -> Iterator[Item | DataError]:
+        try:
+            yield from read(file)
+        except DataError as error:
+            yield DataError(f"{error} The rest of the file is not counted.")
+
+    return items
+
+
+@_whole_file
 def records(file: Any) -> Iterator[Item | DataError]:
     """Yield records of JSON lines, a JSON list or Parquet; a fault ends the latter two."""
-    try:
-        if is_columnar(file) or _is_list(file):
-            yield from read_records(file, COLUMNS)
-            return
-        for number, line in read_lines(file):
-            if not line.strip():
-                continue
-            place = Place(str(file), number)
-            try:
-                item = place, json_lines.value(line)
-            except ValueError as error:
-                item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
-            yield item
-    except DataError as error:
-        yield _ended(error)
+    if is_columnar(file) or _is_list(file):
+        yield from read_records(file, COLUMNS)
+        return
+    for number, line in read_lines(file):
+        if not line.strip():
+            continue
+        place = Place(str(file), number)
+        try:
+            item = place, json_lines.value(line)
+        except ValueError as error:
+            # A broken line costs itself alone: the next line is a record of its own.
+            item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
+        yield item
 
 
+@_whole_file
 def document(file: Any) -> Iterator[Item | DataError]:
     """Yield the entries of a file that is one JSON object."""
     try:
         value = json_lines.value("".join(line for _, line in read_lines(file)))
-        for name, entry in value.items():
-            yield Place(str(file), 1, f"entry {name}"), entry
-    except DataError as error:
-        yield _ended(error)
+        entries = value.items()
+    except DataError:
+        raise
     except (ValueError, AttributeError) as error:
         yield Place(str(file), 1).error("not a JSON object", str(error), "one object")
+        return
+    for name, entry in entries:
+        yield Place(str(file), 1, f"entry {name}"), entry
 
 
+@_whole_file
 def lines(file: Any) -> Iterator[Item | DataError]:
     """Yield the lines of a text file that are not empty."""
-    try:
-        for number, line in read_lines(file):
-            if line.strip():
-                yield Place(str(file), number), line.rstrip("\r\n")
-    except DataError as error:
-        yield _ended(error)
-
-
-def rows_between_commas(file: Any) -> Iterator[Item | DataError]:
-    """Yield the rows of EmpatheticDialogues as lists of fields."""
-    try:
-        yield from casual.empathetic_rows(file)
-    except DataError as error:
-        yield _ended(error)
+    for number, line in read_lines(file):
+        if line.strip():
+            yield Place(str(file), number), line.rstrip("\r\n")
 
 
 def _is_list(file: Any) -> bool:
+    # By the first character: a JSON list may be of any size.
     first = next((line for _, line in read_lines(file) if line.strip()), "")
     return first.lstrip().startswith("[")
-
-
-def _ended(error: DataError) -> DataError:
-    return DataError(f"{error} The rest of the file is not counted.")
 
 
 def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | DataError]:
@@ -133,6 +135,7 @@ def _each(items: Iterable[Item | DataError], parse: Any) -> Iterator[Read | Data
             yield Read(utterances(parse(value, place), place))
         except DataError as error:
             yield error
+        # Published files hold a few records of other shapes: each is one bad record, not the end.
         except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             problem = f"not as its corpus is published ({type(error).__name__} {error})"
             yield place.error(problem, shown(value), "the fields of the format")
@@ -151,6 +154,7 @@ def _prosocial(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
         return here, row, here.episode_done or "episode_done" not in value
 
     for group in group_by_dialogue(_parsed(items, parse, errors), operator.itemgetter(0)):
+        # A nested dialogue of the direct download has no position: it is complete in itself.
         position, row, ended = group[-1]
         if position is None:
             yield from row
@@ -182,16 +186,19 @@ def _nested(values: list[Any], place: Place) -> Iterator[Read | DataError]:
     for turn, value in enumerate(values, 1):
         try:
             at = Place(place.file, place.line, f"{place.inside}, row {turn}")
+            # A bad row leaves a gap, which `_dialogue` names.
             rows.append(Labelled(turn, direct_download_turn(value, at), value.get("source")))
         except DataError as error:
             yield error
     if rows:
+        # The list is the whole dialogue, so its last row is the end.
         yield _dialogue(rows, rows[-1].turn == len(values))
     elif not values:
         yield place.error("a dialogue is empty", "no rows", "at least one")
 
 
 def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
+    # The earliest missing part is named, so a later check replaces an earlier one's.
     lacks = "" if ended else "end"
     if rows[-1].turn - rows[0].turn + 1 != len(rows):
         lacks = "middle"
@@ -202,11 +209,12 @@ def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
 
 
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Rows between commas, joined by conv_id; one out of order leaves its dialogue incomplete."""
+    """Join rows by conv_id to dialogues; one out of order leaves its dialogue incomplete."""
     errors: list[DataError] = []
     parsed = _parsed(items, casual.empathetic_utterance, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
         _, numbers, turns = zip(*group, strict=True)
+        # Utterances are numbered from 1 within a dialogue.
         whole = numbers == tuple(range(1, len(numbers) + 1))
         lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
         yield Read(turns, lacks=lacks)
@@ -227,10 +235,13 @@ def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError
         if not number.isdigit():
             yield place.error("not a numbered line", shown(line), "a number and a text")
             continue
+        # Nothing but the number separates two dialogues.
         if number == "1" and turns:
             yield Read(tuple(turns))
             turns = []
+        # A persona describes its speaker, and is no turn.
         if not rest.startswith(("your persona:", "partner's persona:")):
+            # ParlAI's lines have candidate answers after the two utterances.
             said = [text.strip() for text in rest.split("\t")[:2]]
             turns += [text for text in said if text and text != "__SILENCE__"]
     if turns:
@@ -248,8 +259,9 @@ READERS = {
     "ProsocialDialog": (records, _prosocial),
     "ProsocialDialog (direct download)": (records, _prosocial),
     "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
-    "EmpatheticDialogues": (rows_between_commas, _empathetic),
+    "EmpatheticDialogues": (_whole_file(casual.empathetic_rows), _empathetic),
     "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
+    # One JSON object holds all conversations, by their ids.
     "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
     "PersonaChat": (lines, _personachat),
     "Wizard of Wikipedia": (

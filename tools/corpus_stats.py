@@ -66,10 +66,12 @@ class Labels:
                 self.votes[tuple(exchange.votes.count(vote) for vote in VOTES)] += 1
                 if label != exchange.safety_label:
                     self.differ += 1
+                    # A wrong rule would differ in every row: a few examples suffice.
                     if len(self.differing) < SHOWN:
                         place = f"{exchange.place.file}:{exchange.place.line}"
                         self.differing.append(f"{place}: {exchange.safety_label}, votes: {label}")
         for one, two in itertools.pairwise(rows):
+            # A missing row between two leaves no transition.
             if two.turn == one.turn + 1:
                 self.steps[one.turn, one.exchange.safety_label, two.exchange.safety_label] += 1
         self.sources[rows[0].source or "not said"] += 1
@@ -78,6 +80,7 @@ class Labels:
     def result(self) -> dict[str, Any]:
         """Return everything as JSON values; rows and columns are in the order of LABELS."""
         turns = sorted({turn for turn, _ in self.by_turn})
+        # Equal votes were counted together. The library takes a row for each unit.
         counts = (
             np.array(list(self.votes), int)
             .reshape(-1, len(VOTES))
@@ -141,12 +144,14 @@ class Corpus:
             for row in read.rows:
                 self.rots += len(row.exchange.rots)
                 self.rot_words += sum(len(rot.split()) for rot in row.exchange.rots)
+                # Their texts: 160,296 of the whole corpus fit in memory.
                 self.different_rots.update(row.exchange.rots)
         if read.lacks:  # its rows count, but its length is not the corpus's
             self.incomplete[read.lacks] += 1
             return
         self.dialogues += 1
         self.utterances += len(read.utterances)
+        # By white space, as the papers count.
         self.words += sum(len(text.split()) for text in read.utterances)
         diversity = mtld(words(" ".join(read.utterances)))
         if diversity is not None:

@@ -51,6 +51,7 @@ COLUMNS = (
     *("dialogues", "utterances", "turns/dialogue", "words/utterance", "MTLD"),
     *("RoTs", "unique", "words/RoT"),
 )
+# In the order in which `_twice` prefers them.
 _ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
 # Files that data_pipeline writes beside its dialogues.
 _NO_DIALOGUES = ("rejected.jsonl", "provenance.jsonl", "report.json")
@@ -61,6 +62,8 @@ class _Watched:
 
     def __init__(self, path: pathlib.Path):
         self.path, self.name, self.parent = path, path.name, path.parent
+        # Size and position of the stored bytes: the size of a packed content is not
+        # known.
         self.size, self.stream = path.stat().st_size, None
 
     def open(self, mode: str) -> Any:
@@ -84,7 +87,9 @@ def files_of(path: str) -> list[pathlib.Path]:
         return [place]
     names = glob.glob(str(place), recursive=True) if not place.is_dir() else place.rglob("*")
     endings = tuple(f".{e}{gz}" for e in _ENDINGS for gz in ("", ".gz"))
+    # Sorted, so that the faults quoted are the same on every machine.
     found = sorted(p for p in map(pathlib.Path, names) if p.is_file())
+    # Hidden files are unfinished writes, or belong to the system.
     data = [p for p in found if p.name.endswith(endings) and not p.name.startswith(".")]
     if not data:
         raise DataError.at(
@@ -120,6 +125,7 @@ def find(path: str) -> Found:
     """
     kinds = {file: looks_like(file) for file in files_of(path)}
     left_out = _twice(kinds)
+    # A file that is named alone is read, whatever its name.
     if set(kinds) - {pathlib.Path(path).expanduser()}:
         reason = "no dialogues of the corpus (data_pipeline writes it beside them)"
         left_out |= {file: reason for file in kinds if file.name in _NO_DIALOGUES}
@@ -167,16 +173,19 @@ def _twice(kinds: dict[pathlib.Path, str | None]) -> dict[pathlib.Path, str]:
 
 def _unknown(file: pathlib.Path) -> str:
     with file.open("rb") as stream:
+        # As much as `looks_like` has read.
         return "nothing known" if stream.read(1 << 16).strip() else "is empty"
 
 
 def statistics(found: Found) -> dict[str, Any]:
     """Read all dialogues, with progress. Return their statistics as JSON values."""
+    # Running sums: a corpus of any size fits in memory.
     corpus, files = Corpus(), [_Watched(file) for file in found.files]
     size = sum(file.size for file in files)
     progress = Progress(None, unit="dialogue", every_seconds=10)
     for done, item in enumerate(read(files, found.corpus), 1):
         corpus.add(item)
+        # Asking every file for its position costs more than counting a dialogue.
         if done % 256 == 0:
             part = sum(file.position() for file in files) / max(size, 1)
             progress.total = round(done / part) if part else None  # as the bytes so far suggest
@@ -184,6 +193,7 @@ def statistics(found: Found) -> dict[str, Any]:
     progress.finish()
     return {
         "path": found.path,
+        # Both forms are one corpus, with one row of the papers.
         "corpus": found.corpus.removesuffix(" (direct download)"),
         "files": len(files),
         "not_read": [str(file) for file in found.not_read],
@@ -208,6 +218,7 @@ def table(made: list[dict[str, Any]]) -> str:
             ]
         )
         if one["corpus"] in PAPER:
+            # RoTs are ProsocialDialog's alone, so other rows are shorter.
             cells = PAPER[one["corpus"]]
             rows.append([f"  papers: {one['corpus']}", *cells, *["-"] * (8 - len(cells))])
     return text_table(rows)
@@ -236,12 +247,14 @@ def safety_tables(one: dict[str, Any]) -> str:
     """Return tables of a ProsocialDialog corpus: labels, transitions, votes and sources."""
     safety = one["safety"]
     rows = [["label, % of rows", "all", *(f"turn {x['turn']}" for x in safety["by_turn"])]]
+    # All turns first, then each turn, as in figure 4 of the paper.
     columns = [safety["overall"], *(x["counts"] for x in safety["by_turn"])]
     for i, label in enumerate(safety["labels"]):
         rows.append([label, *(_share(c[i], sum(c)) for c in columns)])
     rows.append(["rows", *(f"{sum(c):,}" for c in columns)])
     parts = [text_table(rows)]
     counts = all_transitions(safety)
+    # Whole labels would make the table wider than a terminal.
     short = [label.strip("_").removesuffix("_needs_caution") for label in safety["labels"]]
     rows = [["from (down) to the next turn's, %", *short, "rows"]]
     for i, label in enumerate(safety["labels"]):
@@ -294,8 +307,10 @@ def _two(value: float | None) -> str:
 def _check_extras(paths: list[Found], args: argparse.Namespace) -> None:
     """Raise UserError for a flag that would fail only after everything has been read."""
     labelled = [found for found in paths if found.corpus.startswith("ProsocialDialog")]
+    # One file of a name shows one corpus; --output draws all of them.
     if args.plot and len(labelled) != 1:
         raise UserError(f"--plot={args.plot} draws one ProsocialDialog: got {len(labelled)}")
+    # Agreement is computed for every ProsocialDialog; a plot only where it is asked for.
     needs = {"krippendorff": "stats"} if labelled else {}
     if labelled and (args.plot or args.output):
         needs["matplotlib"] = "plot"
@@ -317,6 +332,7 @@ def _write(made: list[dict[str, Any]], args: argparse.Namespace) -> list[pathlib
         for number, one in enumerate(labelled):
             drawn[args.output / f"labels{number or ''}.png"] = one
     if drawn:
+        # Here, because matplotlib is an extra and takes a second to load.
         from tools.plot_labels import plot
 
         for path, one in drawn.items():
@@ -349,13 +365,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Count, print and write; return the exit code."""
+    # All are found before one is read: a typo in the last must not cost the first.
     paths = [find(path) for path in args.paths]
     _check_extras(paths, args)
     made = [statistics(found) for found in paths]
+    # Written before anything is printed: a closed pipe must cost no file.
     written = _write(made, args)
     print(json.dumps(made, indent=1) if args.json else text(made).rstrip("\n"), flush=True)
     for path in written:
+        # stdout is the table or the JSON alone.
         print(path, file=sys.stderr)
+    # A corpus without a dialogue is a wrong path, so it fails without --strict too.
     empty = [one["path"] for one in made if not one["dialogues"] and not one["safety"]]
     if empty:
         print(f"error: no dialogue in {', '.join(empty)}", file=sys.stderr)

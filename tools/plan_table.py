@@ -32,8 +32,12 @@ def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
     command = [sys.executable, "-m", "cosmo", "plan", "--quiet", "--json"]
     command += [f"--gin_file=gin/cosmo/{recipe}.gin", f"--topology={topology}"]
     done = subprocess.run(
-        [*command, "--start_step=1100000", *settings], stdout=subprocess.PIPE, text=True
+        # The steps of the LM-adapted T5, which TRAIN_STEPS counts.
+        [*command, "--start_step=1100000", *settings],
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    # Not by the exit code: a plan that does not fit is a plan, with code 1.
     return json.loads(done.stdout) if done.stdout else None
 
 
@@ -58,6 +62,7 @@ def row(recipe: str, made: dict) -> str:
             f"{made['compile_seconds']:.0f}",
         ]
     else:
+        # By arithmetic alone, or too large to compile: nothing was counted.
         cells += [""] * 5
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -70,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="TEXT", default="", help="rows with TEXT in their names")
+    # Settings of gin are passed on as they are.
     args, settings = parser.parse_known_args(argv)
     if any(not setting.startswith("--gin.") for setting in settings):
         parser.error(f"unknown: {settings} (settings of all plans are given as --gin.NAME=VALUE)")
+    # Flushed, as each row is: a row takes minutes.
     print(HEADER, flush=True)
     for recipe, topology in SLICES:
         if args.only in f"{recipe} {topology}":

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmo.engine.base import command_line
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks.files import files_for_split, resolve
@@ -61,6 +62,8 @@ def corpus_texts(inputs: Sequence[str], split: str) -> Iterator[str]:
                     for item in read_prosocial({split: file}, split)
                 )
             for examples, more in dialogues:
+                # A dialogue's narrative and earlier turns are in each of its examples: each text
+                # counts once.
                 texts = list(more)
                 for example in examples:
                     texts += [example.narrative, example.instruction]
@@ -79,20 +82,25 @@ def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
+        # T5's type; HuggingFace's tokenizer is written for no other.
         model_type="unigram",
         vocab_size=size,
         hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
+        # T5's layout, by which the engine finds PAD, EOS and unknown pieces.
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         user_defined_symbols=list(symbols),
         required_chars=_REQUIRED_CHARACTERS,
+        # Small corpora: a rare character would be unknown, and a piece costs little.
         character_coverage=1.0,
+        # As T5's: bytes would take 256 pieces of a small vocabulary.
         byte_fallback=False,
         normalization_rule_name="nmt_nfkc",
         max_sentence_length=_LONGEST_TEXT,
         num_threads=1,  # more threads sum in another order: other bytes
+        # Errors alone: the library reports every iteration.
         minloglevel=2,
     )
     return model.getvalue()
@@ -109,6 +117,15 @@ def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
         unknown += ids.count(processor.unk_id())
         total += len(ids)
     return unknown, total
+
+
+FLAGS = """
+--output FILE!     the model file to write
+--vocab_size N=2000  pieces at most; fewer when the corpus has no more
+--symbols A,B=<sep>,<turn>  texts that always become one piece, with commas between
+                   (Cosmo's separators; empty for none)
+--split NAME=train  the split to read of a folder
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,24 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         help="files (JSON lines, JSON or Parquet, plain or gzipped) or folders of either corpus; "
         "which one is told by the fields",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the model file to write")
-    parser.add_argument(
-        "--vocab_size",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="pieces at most; fewer when the corpus has no more (default: 2000)",
-    )
-    parser.add_argument(
-        "--symbols",
-        default="<sep>,<turn>",
-        metavar="A,B",
-        help="texts that always become one piece, with commas between (default: <sep>,<turn>, "
-        "Cosmo's separators; empty for none)",
-    )
-    parser.add_argument(
-        "--split", default="train", help="the split to read of a folder (default: train)"
-    )
+    command_line.add_flags(parser, FLAGS)
     return parser
 
 
@@ -166,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             message = f"--vocab_size={options.vocab_size} is less than the characters need"
         print(f"train_vocabulary: {message}", file=sys.stderr)
         return 1
+    # Read back as training will read it: a file that it refuses must not pass here.
     from cosmo.tasks.vocabularies import load
 
     print(

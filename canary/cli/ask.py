@@ -1,4 +1,4 @@
-"""`python -m canary ask`."""
+"""`python -m canary ask`: label one dialogue."""
 
 import argparse
 
@@ -8,8 +8,11 @@ from cosmo.engine.base.command_line import Verb
 
 def run(args: argparse.Namespace) -> None:
     """Print the label and the rules of thumb of one dialogue."""
+    # One dialogue: the other rows of a batch would be padding.
     canary = flags.model_settings(args, batch_size=1).open()
+    # A single text may hold a turn a line; a list of one text would be one turn.
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
+    # Not None as a value: the model's own length holds where the flag is not given.
     wanted = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     chirp = canary.chirp(turns, rots=args.rots, **wanted)
     print(chirp.label + (" (a person should see this)" if chirp.needs_human else ""))
@@ -22,9 +25,6 @@ def run(args: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `ask`."""
     parser.add_argument("dialogue", nargs="+", metavar="TURN", help="what was said, oldest first")
-    parser.add_argument("--no_rots", dest="rots", action="store_false", help="the label alone")
-    flags.add_model(parser)
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest RoTs")
 
 
 VERB = Verb(
@@ -36,4 +36,9 @@ VERB = Verb(
 """,
     run=run,
     add_arguments=add_arguments,
+    flags=f"""
+--no_rots  the label alone
+--max_new_tokens N:int  longest RoTs
+{flags.MODEL}
+""",
 )

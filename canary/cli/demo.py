@@ -1,8 +1,9 @@
-"""`python -m canary demo`: train a small Canary on a laptop, and measure it.
+"""Train a small Canary on the bundled sample, and measure it on held-out dialogues, offline.
 
-Each stage is a command that a user could type. The demo fails if the model has not learnt. Its
-accuracy on held-out contexts must be at least MIN_ACCURACY. The F1 of its rules of thumb (RoTs)
-must exceed MIN_F1_RATIO times that of the most frequent ones.
+Takes a few minutes on a laptop. Each stage is a command that a user could type: run it from the
+repository's root. The report has the most frequent answer as a baseline, and three dialogues. Exit
+code 1 if the model has not learnt: 85% of its labels must be right. The F1 of its rules of thumb
+must be over twice the baseline's.
 """
 
 import argparse
@@ -26,6 +27,7 @@ GIN_FILE = "gin/canary/canary_tiny.gin"
 SAMPLE = "tasks/sample/canary"
 OUTPUT = "runs/canary_demo"
 SPLIT = "test"
+# The demo reaches 0.878 and 0.672 on 2 cores; the most frequent answer 0.328 and 0.231.
 MIN_ACCURACY = 0.85  # of the five labels
 MIN_F1_RATIO = 2.0  # to the most frequent RoTs
 
@@ -36,8 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     began = time.monotonic()
     folder = begin_folder(args.output, "canary demo", OUTPUT)
+    # Without the flag the recipe decides.
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     run_module("cosmo", "train", f"--gin_file={GIN_FILE}", f"--gin.MODEL_DIR={folder}", *steps)
+    # Before the evaluation: the report gives the time of training alone.
     trained = time.monotonic() - began
     where = (f"--checkpoint={folder}", f"--input={files.resolve(SAMPLE)}", f"--split={SPLIT}")
     run_module("canary", "eval", *where, f"--output={folder}/canary_eval")
@@ -50,6 +54,7 @@ def report(folder: pathlib.Path, train_seconds: float, seconds: float) -> bool:
 
     measured = json.loads((folder / "canary_eval/metrics.json").read_text())
     text = (folder / "canary_eval/predictions.jsonl").read_text()
+    # By id, because the dialogues shown are chosen from the corpus, not from this file.
     lines = {line["id"]: line for line in map(json.loads, text.splitlines())}
     print(f"\nThree dialogues of the {SPLIT} split, as the model labels them:")
     for dialogue in examples(list(cases(SAMPLE, SPLIT))):
@@ -82,10 +87,11 @@ def report(folder: pathlib.Path, train_seconds: float, seconds: float) -> bool:
 
 
 def examples(cases: "Sequence[Case]") -> "list[list[Case]]":
-    """Return three dialogues: the first that calms down, the first emergency, the first small talk.
+    """Return three dialogues: the first that turns casual, the first emergency, and small talk.
 
     Each is its contexts in order. Raises UserError if `cases` lack one of them.
     """
+    # Ids are DIALOGUE-CONTEXT, and contexts of a dialogue are neighbours.
     dialogues = [
         list(group) for _, group in groupby(cases, lambda case: case.id.rpartition("-")[0])
     ]
@@ -96,6 +102,7 @@ def examples(cases: "Sequence[Case]") -> "list[list[Case]]":
                 return dialogue
         raise UserError(f"{SAMPLE}, split {SPLIT}, has no dialogue that {description}")
 
+    # By the corpus's labels, not by the model's answers: else the demo would choose its successes.
     casual, danger = "__casual__", "__needs_intervention__"
     return [
         first(
@@ -118,6 +125,7 @@ def dialogue_text(dialogue: "Sequence[Case]", lines: Mapping[str, Mapping[str, A
         if len(case.turns) > 1:
             text.append(f"  B: {case.turns[-2]}")
         text.append(f"  A: {case.turns[-1]}")
+        # Two, because neighbouring grades of caution are often close.
         likely = sorted(line["probabilities"].items(), key=lambda item: -item[1])[:2]
         found = ", ".join(f"{label} {share:.2f}" for label, share in likely)
         gold = f"{case.gold.label} {', '.join(case.gold.rots)}".rstrip()
@@ -126,29 +134,16 @@ def dialogue_text(dialogue: "Sequence[Case]", lines: Mapping[str, Mapping[str, A
     return "\n".join(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `demo`."""
-    parser.add_argument(
-        "--output",
-        default=OUTPUT,
-        metavar="DIR",
-        help="gets the run; emptied first if it holds an earlier demo (runs/canary_demo)",
-    )
-    parser.add_argument(
-        "--train_steps", type=int, metavar="N", help="instead of the recipe's TRAIN_STEPS"
-    )
-
-
 VERB = Verb(
     help="train a small Canary on the bundled sample and measure it, offline",
-    description="Train gin/canary/canary_tiny.gin on the sample that comes with the "
-    "repository, a few minutes on a laptop, measure it on held-out dialogues beside the most "
-    "frequent answer, and show three of them. Run it from the repository's root. The exit code "
-    "is 1 if the model has not learnt.",
+    description=__doc__,
     examples="""\
   python -m canary demo
   python -m canary demo --output=/tmp/demo
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--output DIR={OUTPUT}  gets the run; emptied first if it holds an earlier demo
+--train_steps N:int  instead of the recipe's TRAIN_STEPS
+""",
 )

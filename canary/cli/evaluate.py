@@ -1,4 +1,4 @@
-"""`python -m canary eval`."""
+"""`python -m canary eval`: measure a checkpoint on ProsocialDialog."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base.progress import Progress
     from cosmo.engine.checkpoints import any_format
 
+    # Read before the model is loaded: a wrong path costs no loading.
     cases = list(islice(evaluation.cases(args.input, args.split), args.num_examples))
     if not cases:
         raise UserError(
@@ -45,9 +46,11 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         founds = evaluation.measure(canary, cases, decoding, args.seed, on_batch)
+    # Also after an error: the terminal's cursor leaves the bar.
     finally:
         progress.finish()
     made = report.report(golds, founds, _baseline(args))
+    # Beside the numbers, so that the folder explains itself without the command.
     about = {
         "checkpoint": args.checkpoint,
         "input": args.input,
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         "turn_separator": settings.separator,
         "task_feature_lengths": dict(settings.session.task_feature_lengths),
     }
+    # Indented, because people read it.
     write_atomic(folder / "metrics.json", json.dumps({**about, **made}, indent=1))
     lines = map(evaluation.line, cases, founds)
     write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
@@ -72,27 +76,8 @@ def _baseline(args: argparse.Namespace) -> "Gold | None":
         return None
     if not resolve(args.input).is_dir():
         return None  # one file serves every split: its training split is what is evaluated
+    # From the training split, because a baseline may not see the answers that it is measured on.
     return report.most_frequent([case.gold for case in evaluation.cases(args.input, "train")])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `eval`."""
-    parser.add_argument(
-        "--input",
-        required=True,
-        metavar="PATH",
-        help="ProsocialDialog: a file, or a folder with train*, validation* and test* files",
-    )
-    parser.add_argument("--split", default="test", help="which split of a folder (test)")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="gets metrics.json and predictions.jsonl (default: canary_eval/ in the run's folder)",
-    )
-    parser.add_argument("--num_examples", type=int, metavar="N", help="only so many (all)")
-    flags.add_model(parser)
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="at a time (32)")
-    flags.add_generation(parser)
 
 
 VERB = Verb(
@@ -104,5 +89,15 @@ VERB = Verb(
   python -m canary eval --checkpoint=/tmp/canary --input=test.jsonl --num_examples=100
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--input PATH!         ProsocialDialog: a file, or a folder with train*, validation* and
+                      test* files
+--split NAME=test     which split of a folder
+--output DIR          gets metrics.json and predictions.jsonl (default: canary_eval/ in the
+                      run's folder)
+--num_examples N:int  only so many (all)
+--batch_size N=32     at a time
+{flags.MODEL}
+{flags.GENERATION}
+""",
 )

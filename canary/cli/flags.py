@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and the settings that they stand for."""
+"""Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -8,40 +8,34 @@ if TYPE_CHECKING:
     from cosmo.engine.model.decoding import DecodingConfig
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the model."""
-    group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, "
-        "MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X folder",
-    )
-    group.add_argument("--vocabulary", metavar="FILE", help="if none is kept with the checkpoint")
-    group.add_argument(
-        "--label_style",
-        choices=["text", "sentinel"],
-        help="how the model writes labels (default: the run's own, or text)",
-    )
-    group.add_argument(
-        "--turn_separator",
-        metavar="TEXT",
-        help='what the model reads between turns (default: the run\'s own, or " // ")',
-    )
-    group.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        help="of products (float32 on a CPU, else bfloat16); on a CPU with AMX bfloat16 is more "
-        "than twice as fast",
-    )
-    group.add_argument(
-        "--num_partitions", type=int, default=1, metavar="N", help="devices a model copy (1)"
-    )
+MODEL = """
+the model:
+--checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                    MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X
+                    folder
+--vocabulary FILE   if none is kept with the checkpoint
+--label_style text|sentinel  how the model writes labels (default: the run's own, or text)
+--turn_separator TEXT  what the model reads between turns (default: the run's own, or
+                    " // ")
+--dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16); on a CPU with AMX
+                    bfloat16 is more than twice as fast
+--num_partitions N=1  devices a model copy
+"""
+# Rules of thumb are generated, labels are not.
+GENERATION = """
+rules of thumb (greedy by default):
+--max_new_tokens N:int    longest (the model's targets)
+--temperature T:float     above 0, sample (0.0)
+--top_k K:int             sample from the K likeliest (0: from all)
+--top_p P:float           sample from the likeliest of mass P (1.0)
+--beam_size N:int         above 1, search with so many beams (1)
+--length_penalty A:float  above 0, beams favour length (0.6)
+--seed N=0                of samples
+"""
 
 
 def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
-    """Return the settings of the model that the flags of `add_model` name. Raises UserError."""
+    """Return the settings of the model that the flags of MODEL name. Raises UserError."""
     from canary.module import Settings
 
     return Settings.find(
@@ -55,24 +49,13 @@ def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
     )
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of decoding, which writes rules of thumb."""
-    group = parser.add_argument_group("rules of thumb (greedy by default)")
-    number = group.add_argument
-    number("--max_new_tokens", type=int, metavar="N", help="longest (the model's targets)")
-    number("--temperature", type=float, metavar="T", help="above 0, sample (0.0)")
-    number("--top_k", type=int, metavar="K", help="sample from the K likeliest (0: from all)")
-    number("--top_p", type=float, metavar="P", help="sample from the likeliest of mass P (1.0)")
-    number("--beam_size", type=int, metavar="N", help="above 1, search with so many beams (1)")
-    number("--length_penalty", type=float, metavar="A", help="above 0, beams favour length (0.6)")
-    number("--seed", type=int, default=0, metavar="N", help="of samples (0)")
-
-
 def decoding_config(args: argparse.Namespace, settings: "Settings") -> "DecodingConfig":
-    """Return the decoding that the flags of `add_generation` name."""
+    """Return the decoding that the flags of GENERATION name."""
     from cosmo.engine.model.decoding import DecodingConfig
 
+    # Flags that are not given leave DecodingConfig's own defaults.
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    # By default as long as the targets that the model learnt to write.
     targets = settings.session.task_feature_lengths["targets"]
     return DecodingConfig(**{"max_new_tokens": targets, **given})

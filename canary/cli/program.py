@@ -1,4 +1,4 @@
-"""All verbs of `python -m canary`."""
+"""List all verbs of `python -m canary`."""
 
 from canary.cli import ask, demo, evaluate, label
 from cosmo.engine.base.command_line import Program

@@ -16,22 +16,28 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.data import cache_writing
     from cosmo.tasks import formatting
 
+    # No settings are loaded for this: see `takes_settings` below.
     if args.show:
         show(args.output, args.show, args.vocabulary)
         return
+    # The worker processes share the shards; processes of JAX would all write the same ones.
     if args.distributed:
         raise UserError("cache works on one machine: leave out --distributed, give --processes=N")
+    # A missing file is found here, before TensorFlow loads.
     settings.check_tasks(args.split)
     wanted = config.call(cache_writing.CacheConfig)
     wanted = dataclasses.replace(
         wanted,
+        # The run file has training's split.
         dataset=dataclasses.replace(wanted.dataset, split=args.split),
+        # Unknown separators in every example would hide whether the vocabulary knows the text.
         apart=dataclasses.astuple(config.call(formatting.Separators)),
     )
     made = cache_writing.write_cache(
         wanted,
         args.output,
         epochs=args.epochs,
+        # Preprocessing keeps about a core busy in each.
         processes=(os.cpu_count() or 1) if args.processes is None else args.processes,
         shards_per_epoch=args.shards_per_epoch,
         overwrite=args.overwrite,
@@ -60,6 +66,7 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
     cache = Cache(path)
     known = cache.manifest["vocabulary"]
     vocabulary = vocabularies.load(vocabulary_path or known["path"])
+    # By its pieces: the file may have been moved, and ids of another one mean other words.
     if vocabulary.fingerprint != known["fingerprint"]:
         raise UserError(
             f"{vocabulary.path} is not the vocabulary of {path}; give it with --vocabulary=FILE"
@@ -70,54 +77,20 @@ def show(path: str, rows: str, vocabulary_path: str | None = None) -> None:
         number = int(text)
         (record,) = cache.records([number])
         batch = cache.format.features(cache.format.decode([record]))
+        # Where the row is stored, for a look at the file itself.
         shard, position = cache.place(number)
         print(f"row {number} ({shard['file']}, record {position}, epoch {shard['epoch']})")
         sides = {
             "inputs": (batch["encoder_input_tokens"], batch.get("encoder_segment_ids")),
             "targets": (batch["decoder_target_tokens"], batch.get("decoder_segment_ids")),
         }
+        # Segments are numbered from 1, because 0 is padding.
         for segment, name in enumerate(cache.format.names(record), 1):
             print(f"  {segment}. {name or '(no id)'}")
             for label, (tokens, segments) in sides.items():
                 # A row that is not packed has no segments: all of it is the one example.
                 ids = tokens[0] if segments is None else tokens[0][segments[0] == segment]
                 print(f"     {label}: {vocabulary.decode(ids)}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `cache`."""
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="the cache: train's --gin.CACHE_PATH"
-    )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="times through the mixture, each with other drops and neighbours (1)",
-    )
-    parser.add_argument("--split", default="train", help="which split (train)")
-    parser.add_argument("--processes", type=int, metavar="N", help="at once (as many as cores)")
-    parser.add_argument(
-        "--shards_per_epoch",
-        type=int,
-        metavar="N",
-        help="files an epoch, which is what a kill can cost and processes can share (by size, 1 to "
-        "16); the rows depend on it, unlike on --processes",
-    )
-    parser.add_argument(
-        "--allow_unknown",
-        action="store_true",
-        help="cache text of which more than 1%% of the pieces are unknown to the vocabulary",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="remove the cache that is there")
-    look = parser.add_argument_group("looking at a cache (no --gin_file is needed)")
-    look.add_argument(
-        "--show", metavar="ROW[,ROW...]", help="print the examples of these rows, from 0"
-    )
-    look.add_argument(
-        "--vocabulary", metavar="FILE", help="if it is no longer where it was (--show)"
-    )
 
 
 VERB = Verb(
@@ -134,7 +107,20 @@ VERB = Verb(
   python -m cosmo cache --output=/tmp/rows --show=0,17
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags="""
+--output DIR!      the cache: train's --gin.CACHE_PATH
+--epochs N=1       times through the mixture, each with other drops and neighbours
+--split NAME=train  which split
+--processes N:int  at once (as many as cores)
+--shards_per_epoch N:int  files an epoch, which is what a kill can cost and processes can
+                   share (by size, 1 to 16); the rows depend on it, unlike on --processes
+--allow_unknown    cache text of which more than 1% of the pieces are unknown to the
+                   vocabulary
+--overwrite        remove the cache that is there
+looking at a cache (no --gin_file is needed):
+--show ROW[,ROW...]  print the examples of these rows, from 0
+--vocabulary FILE    if it is no longer where it was (--show)
+""",
     gin_file="gin/runs/cache.gin",
     takes_settings=lambda args: not args.show,
 )

@@ -1,16 +1,8 @@
-"""`python -m cosmo chat`."""
+"""`python -m cosmo chat`: talk to a checkpoint in the terminal."""
 
 import argparse
 
-from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import Verb
-
-GENERATION = (
-    ("--temperature", "CHAT_TEMPERATURE", float, "T", "0 takes the likeliest token (1.0)"),
-    ("--top_p", "CHAT_TOP_P", float, "P", "sample from the likeliest tokens of mass P (0.95)"),
-    ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
-    ("--seed", "RANDOM_SEED", int, "N", "same seed and same lines, same talk (0)"),
-)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,13 +11,6 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base import config
 
     chat.talk(config.call(chat.ChatConfig), args.situation, args.role)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `chat`."""
-    parser.add_argument("--situation", metavar="TEXT", help="instead of being asked for it")
-    parser.add_argument("--role", metavar="TEXT", help="instead of being asked for it")
-    command_line.add_macros(parser, GENERATION)
 
 
 VERB = Verb(
@@ -37,8 +22,16 @@ VERB = Verb(
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run --role="Imagine you are Maya and speak to Ivan"
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags="""
+--situation TEXT  instead of being asked for it
+--role TEXT  instead of being asked for it
+--temperature T:float -> CHAT_TEMPERATURE  0 takes the likeliest token (1.0)
+--top_p P:float -> CHAT_TOP_P  sample from the likeliest tokens of mass P (0.95)
+--max_new_tokens N:int -> MAX_NEW_TOKENS  longest answer in tokens (128)
+--seed N:int -> RANDOM_SEED  same seed and same lines, same talk (0)
+""",
     gin_file="gin/runs/infer.gin",
     saved_settings=True,
+    # A chat reads no task, so a run's module of tasks need not be trusted.
     reads_tasks=lambda args: False,
 )

@@ -12,6 +12,7 @@ def run_import(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format, convert
     from cosmo.tasks import vocabularies
 
+    # Found and read before the weights: a wrong file costs no conversion.
     path = args.vocabulary or any_format.open_source(args.source).vocabulary_path
     source = convert.import_checkpoint(
         args.source,
@@ -23,9 +24,10 @@ def run_import(args: argparse.Namespace) -> None:
         allow_nonfinite=args.allow_nonfinite,
     )
     step = source.step if args.step is None else args.step
-    count = any_format.parameter_count(source.network)
+    # Printed as the path that INITIAL_CHECKPOINT_PATH takes.
     output = args.output.rstrip("/")
-    print(f"{source}: {count:,} parameters, now {output}/checkpoints/{step}")
+    print(f"{source}: {source.parameter_count:,} parameters, now {output}/checkpoints/{step}")
+    # Token ids without their vocabulary mean nothing, so the user should keep one.
     if path is None:
         print(
             "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
@@ -48,82 +50,11 @@ def run_export(args: argparse.Namespace) -> None:
         max_shard_gb=args.max_shard_gb,
         vocabulary_path=path,
     )
-    count = any_format.parameter_count(source.network)
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
-    print(f"{source}: {count:,} parameters, now {where}")
+    print(f"{source}: {source.parameter_count:,} parameters, now {where}")
+    # T5X's checkpoints have no place for a tokenizer, so nothing is missing there.
     if args.format == "hf" and path is None:
         print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")
-
-
-def add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `import`."""
-    parser.add_argument(
-        "--format", choices=["t5x", "hf"], help="format of --source (default: found out)"
-    )
-    parser.add_argument(
-        "--source",
-        required=True,
-        metavar="PATH",
-        help="a T5X checkpoint (checkpoint_STEP, or the folder over several: the latest), local or "
-        "gs://, or a HuggingFace folder",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="CKPT",
-        help="folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
-    )
-    parser.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="its SentencePiece model, to be kept with it; a HuggingFace folder's own if not given",
-    )
-    parser.add_argument(
-        "--optimizer_state",
-        action="store_true",
-        help="take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True",
-    )
-    parser.add_argument(
-        "--allow_nonfinite",
-        action="store_true",
-        help="import weights that hold NaN or infinity, which are an error otherwise",
-    )
-    parser.add_argument(
-        "--step", type=int, help="the step to count from, if not the checkpoint's own (hf: 0)"
-    )
-
-
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `export`."""
-    parser.add_argument("--format", choices=["t5x", "hf"], required=True, help="what to write")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="CKPT",
-        help="MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, or MODEL_DIR/"
-        "best of early stopping; T5X's and HuggingFace's are read too",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="hf: the folder to make; t5x: the folder to make checkpoint_STEP in",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "bfloat16", "float16"],
-        help="hf: of the weights; float16 is refused, with the reason (default float32)",
-    )
-    parser.add_argument(
-        "--max_shard_gb", type=float, default=5.0, help="hf: size of a weights file (default 5)"
-    )
-    parser.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="hf: the SentencePiece model for the tokenizer files, if not the one that the "
-        "checkpoint was trained with",
-    )
 
 
 IMPORT = Verb(
@@ -137,7 +68,18 @@ IMPORT = Verb(
   python -m cosmo import --format=hf --source=/data/cosmo-xl --output=/tmp/cosmo_xl
 """,
     run=run_import,
-    add_arguments=add_import_arguments,
+    flags="""
+--format t5x|hf    format of --source (default: found out)
+--source PATH!     a T5X checkpoint (checkpoint_STEP, or the folder over several: the
+                   latest), local or gs://, or a HuggingFace folder
+--output CKPT!     folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or
+                   CHECKPOINT_PATH
+--vocabulary FILE  its SentencePiece model, to be kept with it; a HuggingFace folder's own
+                   if not given
+--optimizer_state  take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True
+--allow_nonfinite  import weights that hold NaN or infinity, which are an error otherwise
+--step STEP:int    the step to count from, if not the checkpoint's own (hf: 0)
+""",
 )
 
 
@@ -151,5 +93,16 @@ EXPORT = Verb(
   python -m cosmo export --format=t5x --checkpoint=/tmp/run/checkpoints/600 --output=/tmp/t5x
 """,
     run=run_export,
-    add_arguments=add_export_arguments,
+    flags="""
+--format t5x|hf!    what to write
+--checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                    or MODEL_DIR/best of early stopping; T5X's and HuggingFace's are read
+                    too
+--output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
+--dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
+                    reason
+--max_shard_gb GB=5.0  hf: size of a weights file
+--vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
+                    the checkpoint was trained with
+""",
 )

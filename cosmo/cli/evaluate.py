@@ -1,4 +1,4 @@
-"""`python -m cosmo eval`."""
+"""`python -m cosmo eval`: measure a checkpoint on validation data."""
 
 import argparse
 
@@ -11,6 +11,7 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base import config
     from cosmo.engine.train import evaluate
 
+    # First, because restoring a model takes minutes.
     settings.check_tasks(config.query("EVAL_SPLIT"))
     config.call(evaluate.evaluate)
 

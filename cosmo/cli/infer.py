@@ -1,4 +1,4 @@
-"""`python -m cosmo infer`."""
+"""`python -m cosmo infer`: answer records, or a SeqIO mixture, as JSON lines."""
 
 import argparse
 
@@ -6,18 +6,6 @@ from cosmo.cli import settings
 from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
-
-# Flags that are gin macros: flag, macro, type, name of the value, help with the default.
-GENERATION = (
-    ("--max_new_tokens", "MAX_NEW_TOKENS", int, "N", "longest answer in tokens (128)"),
-    ("--temperature", "TEMPERATURE", float, "T", "above 0, sample (0.0: the likeliest token)"),
-    ("--top_k", "TOP_K", int, "K", "sample from the K likeliest tokens (0: from all)"),
-    ("--top_p", "TOP_P", float, "P", "sample from the likeliest tokens of mass P (1.0)"),
-    ("--num_samples", "NUM_SAMPLES", int, "N", "sampled answers to each record (1)"),
-    ("--beam_size", "BEAM_SIZE", int, "N", "above 1, search with so many beams (1)"),
-    ("--length_penalty", "LENGTH_PENALTY", float, "A", "above 0, beams favour length (0.6)"),
-    ("--seed", "RANDOM_SEED", int, "N", "a sample depends on it and on the record's id (0)"),
-)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,10 +17,12 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.infer import answer_files, bulk
     from cosmo.tasks import formatting
 
+    # First, because mistakes in flags cost nothing to find.
     sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     if not args.input:
         # An argument given wins over gin's: only a flag that was given may do so.
         given = {"output": args.output} if args.output else {}
+        # Before the model is opened, which takes minutes.
         settings.check_tasks(config.query("INFER_SPLIT"))
         reports = config.call(bulk.infer_mixture, sharding=sharding, **given)
     else:
@@ -40,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--input needs --output=FILE.jsonl or --output=FOLDER")
         layout = answer_files.output_files(args.output, args.num_shards)
         asked = config.call(bulk.InferConfig)
+        # Read and checked here, before the model is opened.
         source = records.source(
             args.input,
             asked.session.vocabulary,
@@ -55,38 +46,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"{where}: {report}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `infer`."""
-    what = parser.add_argument_group("what is answered, and where the answers go")
-    what.add_argument(
-        "--input",
-        metavar="FILE",
-        help="JSON lines of {narrative, instruction, turns}, all but turns optional, also id and "
-        "response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO mixture's examples "
-        "are answered",
-    )
-    what.add_argument(
-        "--output",
-        metavar="PATH",
-        help="FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and "
-        "rejected.jsonl; without --input a folder (default: inferences/ in the run's folder)",
-    )
-    text = "predict (default), or score: the log-likelihood of the responses"
-    command_line.add_macros(what, [("--mode", "MODE", str, "MODE", text)])
-
-    work = parser.add_argument_group("how the work is cut")
-    command_line.sharding_arguments(work, "records", "64 batches")
-    command_line.add_macros(
-        work, [("--batch_size", "INFER_BATCH_SIZE", int, "N", "records at a time (32)")]
-    )
-    work.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove what an earlier run left at --output, and start anew",
-    )
-    command_line.add_macros(parser.add_argument_group("generation (greedy by default)"), GENERATION)
-
-
 VERB = Verb(
     help="answer records (--input), or a SeqIO mixture's examples, as JSON lines",
     description="Answer records, or score their responses. A command that was stopped, even "
@@ -98,8 +57,30 @@ VERB = Verb(
   python -m cosmo infer --gin.MODEL_DIR=/tmp/run --mode=score
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+what is answered, and where the answers go:
+--input FILE   JSON lines of {{narrative, instruction, turns}}, all but turns optional, also
+               id and response; compressed (gz, bz2, xz, zst) or not. Without it the SeqIO
+               mixture's examples are answered
+--output PATH  FILE.jsonl, or a folder, which gets predictions-00000-of-0000N.jsonl and
+               rejected.jsonl; without --input a folder (default: inferences/ in the run's
+               folder)
+--mode MODE -> MODE  predict (default), or score: the log-likelihood of the responses
+how the work is cut:
+{command_line.sharding_flags("records", "64 batches")}
+--batch_size N:int -> INFER_BATCH_SIZE  records at a time (32)
+generation (greedy by default):
+--max_new_tokens N:int -> MAX_NEW_TOKENS  longest answer in tokens (128)
+--temperature T:float -> TEMPERATURE  above 0, sample (0.0: the likeliest token)
+--top_k K:int -> TOP_K  sample from the K likeliest tokens (0: from all)
+--top_p P:float -> TOP_P  sample from the likeliest tokens of mass P (1.0)
+--num_samples N:int -> NUM_SAMPLES  sampled answers to each record (1)
+--beam_size N:int -> BEAM_SIZE  above 1, search with so many beams (1)
+--length_penalty A:float -> LENGTH_PENALTY  above 0, beams favour length (0.6)
+--seed N:int -> RANDOM_SEED  a sample depends on it and on the record's id (0)
+""",
     gin_file="gin/runs/infer.gin",
     saved_settings=True,
+    # With --input no task is read, so a run's module of tasks need not be trusted.
     reads_tasks=lambda args: not args.input,
 )

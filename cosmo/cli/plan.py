@@ -14,8 +14,8 @@ from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
-# A flag of libtpu. Without it libtpu 0.0.42 dies for a TPU v6e, because its compiler nests so deep
-# in fused products that it overruns the stack of a fiber (64 KiB).
+# A flag of libtpu. Without it libtpu 0.0.42 crashes for a TPU v6e: its compiler nests so deep in
+# fused products that it overruns the stack of a fiber (64 KiB).
 DEEP_STACK = "--fibers_default_thread_stack_size=1048576"
 
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     made = plan.plan_step(job, args.topology, start_step=args.start_step, hlo_path=args.hlo)
     if args.json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
+        # An exit code, so that a script can try slices.
         return 0 if made.fits else 1
     print(plan_table(made))
     if made.fits:
@@ -87,13 +88,16 @@ def run_sweep(args: argparse.Namespace, job: Any) -> int:
     plans, began = [], time.monotonic()
     results = plan.sweep(job, args.topology, choices, args.start_step)
     for number, (choice, made) in enumerate(results, 1):
+        # Choices compile for about as long as each other.
         left = (time.monotonic() - began) / number * (len(choices) - number)
         what = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(choice).items())
+        # A choice that does not suit the devices is a line of the sweep, not its end.
         if isinstance(made, UserError):
             outcome = str(made)
         else:
             plans.append(made)
             outcome = _gib(made.hbm_peak_bytes) + (", fits" if made.fits else ", does not fit")
+        # stdout is the table or the JSON alone.
         print(f"{number} of {len(choices)}: {what}: {outcome} ({left:.0f} s left)", file=sys.stderr)
     ranked = plan.rank(plans)
     if args.json:
@@ -129,6 +133,7 @@ def _values(text: str, kind: type, flag: str) -> list[Any]:
 
 def plan_table(made: Any) -> str:
     """Return a plan as a headline and a table."""
+    # Readers must not take an estimate for a compiler's count.
     how = "by arithmetic, not compiled" if made.estimated else "compiled"
     mesh = " x ".join(f"{side} {size}" for side, size in made.mesh.items())
     headline = f"{made.topology}: {made.devices} devices ({made.device}), mesh {mesh}, {how}" + (
@@ -146,6 +151,7 @@ def plan_table(made: Any) -> str:
         ),
         *_costs(made),
     ]
+    # Both columns hold text.
     return f"{headline}\n{text_table(rows, left=(0, 1), indent=2)}"
 
 
@@ -191,35 +197,6 @@ def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**30:.2f} GiB"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `plan`."""
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:2x4), "
-        "cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of a table"
-    )
-    parser.add_argument("--hlo", metavar="FILE", help="write the compiled program's text there")
-    parser.add_argument(
-        "--start_step",
-        type=int,
-        default=0,
-        metavar="N",
-        help="steps of TRAIN_STEPS that the starting checkpoint has done already (0)",
-    )
-    many = parser.add_argument_group("trying many settings")
-    many.add_argument(
-        "--sweep", action="store_true", help="plan every combination; rank those that fit"
-    )
-    many.add_argument("--partitions", metavar="A,B", help="(1,2,4,8)")
-    many.add_argument("--microbatches", metavar="A,B", help="(1,2)")
-    many.add_argument("--remat_policies", metavar="A,B", help="(minimal,full)")
-
-
 VERB = Verb(
     help="what a training step needs on a TPU slice or on GPUs, without having them",
     description="Compile the step that train would run for a TPU slice, with the real TPU "
@@ -234,8 +211,20 @@ VERB = Verb(
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --start_step=1100000
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags="""
+--topology NAME!  a TPU slice in chips (v3:4x4 is a v3-32, v4:2x2x4, v5e:4x4, v5p:2x2x2,
+                  v6e:2x4), cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8
+--json            print one JSON object instead of a table
+--hlo FILE        write the compiled program's text there
+--start_step N=0  steps of TRAIN_STEPS that the starting checkpoint has done already
+trying many settings:
+--sweep               plan every combination; rank those that fit
+--partitions A,B      (1,2,4,8)
+--microbatches A,B    (1,2)
+--remat_policies A,B  (minimal,full)
+""",
     gin_file="gin/runs/plan.gin",
+    # The recipes require both, and a plan writes nothing and reads no checkpoint.
     bindings=("MODEL_DIR = 'unused'", "INITIAL_CHECKPOINT_PATH = None"),
     environment=environment,
 )

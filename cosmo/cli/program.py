@@ -1,4 +1,4 @@
-"""All verbs of `python -m cosmo`.
+"""List all verbs of `python -m cosmo`.
 
 A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.THAT_MACRO=VALUE`,
 after all files.
@@ -22,6 +22,7 @@ PROGRAM = Program(
         "export": convert.EXPORT,
     },
     loggers=("cosmo", "tasks"),
+    # A model is a whole block of settings, which no single flag could set.
     flags={"MODEL": "--gin_file"},
     load_settings=settings.load,
 )

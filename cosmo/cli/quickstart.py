@@ -1,7 +1,8 @@
-"""`python -m cosmo quickstart`: train a small Cosmo on a laptop, evaluate it, question it.
+"""Train a small Cosmo on the sample corpus, evaluate it before and after, and question it, offline.
 
-Each stage is a command that a user could type. The quickstart fails if the model has not learnt:
-its validation perplexity must end below a third of a unigram model's.
+The model has 1.3 million parameters. Each stage is a command that a user could type, and is
+printed. The files of an earlier quickstart are removed from the output folder. Exit code 1 if the
+model has not learnt: its validation perplexity must end below a third of a unigram model's.
 """
 
 import argparse
@@ -36,9 +37,11 @@ def run(args: argparse.Namespace) -> int:
     folder = begin_folder(args.output, "quickstart", OUTPUT)
     where = f"--gin.MODEL_DIR={folder}"
     steps = f"--gin.TRAIN_STEPS={args.train_steps}"
+    # The table compares the losses before and after.
     before = "--gin.RUN_EVAL_BEFORE_TRAINING=True"
     run_module("cosmo", "train", f"--gin_file={GIN_FILE}", where, before, steps)
     run_module("cosmo", "eval", where, f"--gin.EVAL_OUTPUT_DIR={folder}/eval")
+    # The sample is in the package, wherever it is installed.
     questions, answers = files.resolve(f"{SAMPLE}/questions.jsonl"), f"{folder}/answers.jsonl"
     run_module("cosmo", "infer", where, f"--input={questions}", f"--output={answers}")
     return 0 if report(folder, time.monotonic() - began) else 1
@@ -64,6 +67,7 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
         predictions[path.name] = [json.loads(line) for line in path.read_text().splitlines()]
     answers = [line for lines in predictions.values() for line in lines]
     targets = [line["targets"] for line in answers]
+    # Over all tasks: the sample's splits are small.
     ours = f1(targets, [line["prediction"] for line in answers])["f1"]
     # The constant answer is the baseline of a model that ignores its input.
     (commonest, _), *_ = collections.Counter(e.response for e in train).most_common(1)
@@ -76,6 +80,7 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
         f"of always answering {commonest!r}: {constant:.3f}"
     )
     print("\nThree exchanges from the validation set:")
+    # Always the same dialogues, so that two quickstarts can be compared.
     for task, index in (("soda", 3), ("soda", -5), ("prosocial_dialog", 7)):
         print(f"\n{exchange_text(predictions[f'{task}-predictions.jsonl'][index])}")
     print(f"""
@@ -90,6 +95,7 @@ Files in {folder}:
 Talk to it, from {pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}
 """)
+    # Two proofs: of what it expects, and of what it writes.
     learnt = ratio > MIN_PERPLEXITY_RATIO and ours > constant
     if not learnt:
         print(
@@ -119,9 +125,11 @@ def unigram_perplexity(
     def tokens(items):
         for item in items:
             yield from vocabulary.encode(item.response)
+            # The model's perplexity counts EOS too.
             yield vocabulary.eos_id
 
     counts = collections.Counter(tokens(train))
+    # Add-one: a token that training never had must not make the perplexity infinite.
     total = sum(counts.values()) + vocabulary.size
     logs = [math.log((counts[token] + 1) / total) for token in tokens(held_out)]
     return math.exp(-sum(logs) / len(logs))
@@ -146,6 +154,7 @@ def loss_table(rows: list[dict], unigram: float) -> tuple[str, int, float]:
 
 def exchange_text(line: dict) -> str:
     """Return a line of predictions as people read it: the dialogue, the answer, the reference."""
+    # Narrative and instruction may be missing; the dialogue is always last.
     *parts, dialogue = line["inputs"].split(" <sep> ")
     text = [f"  ({part})" for part in parts]
     text += [f"  - {turn}" for turn in dialogue.split(" <turn> ")]
@@ -153,24 +162,16 @@ def exchange_text(line: dict) -> str:
     return "\n".join(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `quickstart`."""
-    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help="(runs/quickstart)")
-    parser.add_argument(
-        "--train_steps", type=int, default=400, metavar="N", help="(400; the recipe has 600)"
-    )
-
-
 VERB = Verb(
     help="train, evaluate and question a small model on the sample corpus, offline",
-    description="Train a model of 1.3 million parameters on the sample corpus, evaluate it "
-    "before and after, answer questions, and print a report. The commands that it runs are "
-    "printed. What an earlier quickstart left in the output folder is removed. Exit code 1 if "
-    "the model did not learn.",
+    description=__doc__,
     examples="""\
   python -m cosmo quickstart
   python -m cosmo quickstart --output=/tmp/quickstart --train_steps=100
 """,
     run=run,
-    add_arguments=add_arguments,
+    flags=f"""
+--output DIR={OUTPUT}  the folder of the run
+--train_steps N=400  steps; the recipe has 600
+""",
 )

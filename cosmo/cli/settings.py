@@ -14,8 +14,9 @@ def load(args: argparse.Namespace, verb: Verb, bindings: list[str]) -> None:
     """
     from cosmo.engine.base import config
 
-    search_paths = [path for path in args.gin_search_paths.split(",") if path]
+    search_paths = [path for path in (args.gin_search_paths or "").split(",") if path]
     saved = None
+    # A gin file that is given stands alone: a run's settings would change it unseen.
     if not args.gin_file:
         saved, further = _saved(args, verb, bindings)
         bindings = [*bindings, *further]
@@ -37,6 +38,7 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
             f"{args.verb} needs --gin_file=FILE, or --gin.MODEL_DIR=DIR of a trained run"
         )
     try:
+        # The binding is gin's text of the path, in quotes.
         folder = epath.Path(ast.literal_eval(values["MODEL_DIR"]))
     except (ValueError, SyntaxError, TypeError) as error:
         raise UserError(f"MODEL_DIR={values['MODEL_DIR']}; give the path of a folder") from error
@@ -54,6 +56,7 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
         )
     vocabulary = saved.macro("VOCABULARY_PATH", str | None)
     kept = folder / run_checkpoints.VOCABULARY
+    # The run's own file first: the copy is for a folder that has moved.
     gone = vocabulary and not epath.Path(vocabulary).exists()
     if gone and kept.exists() and "VOCABULARY_PATH" not in values:
         return saved, [f"VOCABULARY_PATH = {str(kept)!r}"]  # the run's own copy

@@ -1,4 +1,4 @@
-"""`python -m cosmo train`."""
+"""`python -m cosmo train`: train, or continue a run."""
 
 import argparse
 
@@ -6,8 +6,8 @@ from cosmo.cli import settings
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
-# Macros that the rows of a cache depend on, beside lengths and vocabulary: the engine, which knows
-# no task, compares those.
+# Macros that the rows of a cache depend on, beside lengths and vocabulary: the engine, which has
+# no task's name, compares those.
 CACHED = (
     "MIXTURE_OR_TASK_NAME",
     "MIXTURE_RATES",
@@ -23,9 +23,11 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base import config
     from cosmo.engine.train import early_stopping, train
 
+    # First: it needs no corpus, and refuses hours on the wrong rows.
     check_cache()
     evaluates = config.query("EVAL_PERIOD") is not None
     reads = config.query("CACHE_PATH") is None
+    # A run from a cache reads no training split, and one without evaluation no validation split.
     settings.check_tasks(*["train"] * reads, *["validation"] * evaluates)
     state = config.call(train.train)
     step, folder = int(state.step), config.query("MODEL_DIR")
@@ -49,6 +51,7 @@ def check_cache() -> None:
     recipe = cache_reading.Cache(path).manifest["settings"]["recipe"]
     theirs = saved_settings.macros_in("\n".join(recipe))
     for name in CACHED:
+        # A cache of an older version may lack a macro.
         if name in theirs and theirs[name] != config.query(name):
             raise UserError(
                 f"the cache {path} was written with {name}={theirs[name]!r}, this run has "

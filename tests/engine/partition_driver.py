@@ -114,16 +114,24 @@ def answers(setting, parts, devices):
     shardings = partitioner.param_shardings(mesh, start.params, models.logical_axes(model))
     params = jax.device_put(start.params, shardings)
     batch = partitioning.put_batch(batches[0], mesh)
-    greedy = infer._predict_fn(model, decoding.DecodingConfig(max_new_tokens=5), layout)
+    greedy = infer._compiled(
+        generate.predict, model, layout, config=decoding.DecodingConfig(max_new_tokens=5)
+    )
     # One program at a time: two at once on eight devices of two cores may wait for each other.
-    said = np.asarray(greedy(params, batch["encoder_input_tokens"], None).tokens)
-    scores = np.asarray(infer._score_fn(model, layout)(params, batch)["score"])
+    said = np.asarray(greedy(params, batch["encoder_input_tokens"]).tokens)
+    scores = np.asarray(infer._compiled(models.score, model, layout)(params, batch)["score"])
     # Two that share their beginning, and one after which nothing follows.
     choices = ((5, 6, 7), (5, 6, 8, 9), (30, 1))
-    run = infer._continue_fn(model, choices, None, decoding.DecodingConfig(4), layout)
+    run = infer._compiled(
+        generate.choose_and_continue,
+        model,
+        layout,
+        choices=choices,
+        config=decoding.DecodingConfig(4),
+    )
     taken = jnp.array([0, 1, 2, 2, 0, 1, 0, 1], np.int32)  # every choice, with what follows it
     generate._likeliest = lambda scores: taken
-    chosen = jax.device_get(run(params, batch["encoder_input_tokens"], None))
+    chosen = jax.device_get(run(params, batch["encoder_input_tokens"]))
     return {
         "said": said.tolist(),
         "scores": scores.tolist(),

@@ -225,7 +225,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on, monkeypa
     np.testing.assert_allclose([a.scores for a in found], expected.scores, rtol=2e-5)
 
     monkeypatch.setattr(generate, "_likeliest", varied)
-    infer._continue_fn.cache_clear()  # traced anew, and not kept for other tests
+    infer._compiled.cache_clear()  # traced anew, and not kept for other tests
     work = infer.choosing_then_generating(session, CHOICES, DecodingConfig(5))
     found = infer.answer(session, rows, work)
     assert [answer.choice for answer in found] == expected.choice.tolist()
@@ -234,7 +234,7 @@ def test_a_session_chooses_and_goes_on(model, speaker, examples, go_on, monkeypa
     np.testing.assert_allclose([a.choice_scores for a in found], expected.scores, rtol=2e-5)
     scores = expected.continuation.scores
     np.testing.assert_allclose([a.scores for a in found], scores, rtol=1e-4, atol=1e-5)
-    infer._continue_fn.cache_clear()
+    infer._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(

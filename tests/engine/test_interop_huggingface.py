@@ -10,12 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, convert, lazy
-from cosmo.engine.checkpoints.description import flat, nested
+from cosmo.engine.checkpoints.description import flat
 from cosmo.engine.checkpoints.interop import huggingface, tokenizer
 from cosmo.engine.model import generate, models
 from cosmo.engine.model.decoding import DecodingConfig
@@ -26,7 +27,7 @@ GOLDEN = ("t5_v1_1", "t5_v1_0")
 
 def in_memory(source: any_format.Source):
     """A source's parameters in memory."""
-    return nested({path: array.whole() for path, array in source.params.items()})
+    return unflatten_dict({path: array.whole() for path, array in source.params.items()})
 
 
 @pytest.fixture(params=GOLDEN)
@@ -435,7 +436,9 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
         "network": "T5Config",
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    streaming.write_checkpoint(str(tmp_path / "run"), 1, {"params": nested(arrays)}, description)
+    streaming.write_checkpoint(
+        str(tmp_path / "run"), 1, {"params": unflatten_dict(arrays)}, description
+    )
     with pytest.raises(UserError, match="relative bias"):
         convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

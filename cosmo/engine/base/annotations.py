@@ -1,10 +1,11 @@
-"""Whether a plain value is of an annotated type, and that type in words for an error."""
+"""Check whether a plain value is of an annotated type; put that type in words for an error."""
 
 import collections.abc
 import types
 import typing
 from typing import Any
 
+# For people who set values and know no Python types.
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -27,16 +28,19 @@ def fits(value: Any, wanted: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in inner)
     if origin is typing.Literal:
+        # In Python 1 equals True and 1.0, which are other choices here.
         return any(type(value) is type(one) and value == one for one in inner)
     if origin is typing.Annotated:
         return fits(value, inner[0])
     if wanted is None:
         return value is None
+    # A bool is an int to Python.
     if isinstance(value, bool) and wanted in (int, float):
         return False
     if wanted is float:
         return isinstance(value, int | float)
     kind = origin or wanted
+    # isinstance refuses most protocols.
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True
     if isinstance(value, str) and kind is not str and issubclass(kind, collections.abc.Collection):
@@ -46,6 +50,7 @@ def fits(value: Any, wanted: Any) -> bool:
     if isinstance(value, dict) and len(inner) == 2:
         return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if isinstance(value, tuple | list) and inner:
+        # tuple[int, str] has a type a place, tuple[int, ...] one for all places.
         if kind is tuple and inner[-1] is not Ellipsis:
             return len(value) == len(inner) and all(map(fits, value, inner))
         return all(fits(one, inner[0]) for one in value)

@@ -1,4 +1,4 @@
-"""The command-line frame of cosmo, canary and data_pipeline: verbs, flags, logging, exit codes.
+"""Run the verbs of cosmo, canary and data_pipeline: flags, settings, logging, exit codes.
 
 Loads nothing heavy, so that help pages and mistakes answer at once. A program is a table of verbs
 (`Program`); `main` runs one of them.
@@ -7,6 +7,7 @@ Loads nothing heavy, so that help pages and mistakes answer at once. A program i
 import argparse
 import ast
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -16,7 +17,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cosmo.engine.base.errors import UserError
@@ -28,10 +29,10 @@ SMALL_HEAP = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.arena_max=2"
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """One verb: its help page, its flags and the function that runs it.
+    """One verb: its help page, its `flags` (a table, see `add_flags`), the function that runs it.
 
     `run` returns an exit code, or None for 0. `environment` returns variables to set before JAX is
-    loaded. What follows a lone `--` is `args.rest` if the verb `takes_rest`.
+    loaded. A verb that `takes_rest` gets the words after a lone `--` as `args.rest`.
 
     A verb with a `gin_file`, which holds its defaults, takes settings: --gin_file and
     --gin.NAME=VALUE. `takes_settings` returns whether it does so with these flags. A verb with
@@ -43,6 +44,7 @@ class Verb:
     run: Callable[[argparse.Namespace], int | None]
     description: str = ""
     examples: str = ""
+    flags: str = ""
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     environment: Callable[[argparse.Namespace], Mapping[str, str]] = lambda args: {}
     takes_rest: bool = False
@@ -97,10 +99,13 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
     if bindings and verb.gin_file is None:
         name = bindings[0].partition(" = ")[0]
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
+    # Before JAX loads, which reads them once.
     os.environ.update(verb.environment(args))
+    # Before the settings: gin imports modules, and processes must meet before a device is used.
     if program.uses_jax:
         set_up_jax(args.distributed)
     if verb.gin_file is not None and verb.takes_settings(args):
+        # Flags come last, so that they win over files and over --gin.NAME.
         macros = [f"{k} = {v!r}" for k, v in vars(args).items() if k.isupper() and v is not None]
         program.load_settings(args, verb, [*verb.bindings, *bindings, *macros])
     return verb.run(args)
@@ -124,6 +129,7 @@ def guarded(
     except (UserError, OSError) as error:
         if os.environ.get("COSMO_TRACEBACK"):
             raise
+        # stderr, so that a pipe of results stays clean.
         print(f"error: {spelled(error, flag)}", file=sys.stderr)
         return _leave(1)
     except ImportError as error:
@@ -143,6 +149,7 @@ def guarded(
 def spelled(error: Exception, flag: Callable[[str], str | None]) -> str:
     """Return an error's text and, in brackets, the flags of the settings that it carries."""
     text = getattr(error, "message", None) or str(error)
+    # An error's text may have the flag already: it is not repeated.
     names = [flag(name) for name in getattr(error, "settings", ())]
     missing = [name for name in dict.fromkeys(names) if name is not None and name not in text]
     return f"{text} ({', '.join(missing)})" if missing else text
@@ -154,6 +161,7 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
         return None
     verb = parsed[0].verb
     wanted = program.flags.get(name, f"--{name}")
+    # argparse offers no public list of a parser's flags.
     for action in parser(program, [verb])[1][verb]._actions:
         if wanted in action.option_strings:
             return wanted
@@ -202,6 +210,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = argument.removeprefix("--gin.").partition("=")
         if not equals:
+            # Two dashes, because a negative number begins with one.
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"{argument} has no value; write {argument}=VALUE")
             value = queue.pop(0)
@@ -224,7 +233,7 @@ def quote_bare(value: str) -> str:
 
 
 class _StandardError(logging.StreamHandler):
-    """Write log lines to what sys.stderr is now: a progress bar puts them above itself."""
+    """Write log lines to the current sys.stderr: a progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -235,6 +244,7 @@ def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> 
     """Log the loggers `names` to stderr with the time; with `quiet` only their warnings."""
     handler = _StandardError()
     logging.basicConfig(
+        # Libraries note at INFO what our users cannot use.
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
@@ -242,7 +252,7 @@ def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> 
     )
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.INFO)
-    # gin looks for an included file in the working folder first, and says so on the root logger.
+    # gin tries the working folder first for an included file, and logs each miss on the root.
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.getMessage().startswith("Path not found: "))
     # Orbax, SeqIO and TensorFlow log through absl. Our users cannot use their notes.
@@ -254,6 +264,7 @@ def set_up_jax(distributed: bool = False) -> None:
     """Turn on JAX's compilation cache, and with `distributed` join the other processes."""
     import jax
 
+    # A large step compiles for minutes, and the same one is read from here at the next start.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "cosmo-jax"))
@@ -286,7 +297,7 @@ def tune_memory(settings: str = HUGE_PAGES) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaint is one line."""
+    """An argparse parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -297,6 +308,13 @@ SETTINGS_HELP = """\
 settings:
   --gin.NAME=VALUE      override a macro or a parameter (t5.T5Config.emb_dim); {gin_file}
                         and gin/defaults/ list the macros with their defaults
+"""
+
+
+SETTINGS_FLAGS = """
+--gin_search_paths A,B  folders where gin files are looked for too
+--distributed           one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is
+                        set
 """
 
 
@@ -324,15 +342,17 @@ def parser(
         sub = choices.add_parser(
             name,
             help=verb.help,
-            description=textwrap.fill(verb.description, 80),
+            description=textwrap.fill(" ".join(verb.description.split()), 80),
             epilog=settings + examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         if name in verbs:
             verb.add_arguments(sub)
+            add_flags(sub, verb.flags)
             if verb.gin_file:
                 _add_settings(sub, verb)
+        # Verbs without settings have neither flag, and the frame reads both.
         sub.set_defaults(distributed=False, rest=[])
         sub.add_argument("--quiet", action="store_true", help="log warnings and errors only")
         by_verb[name] = sub
@@ -349,13 +369,7 @@ def _add_settings(parser: argparse.ArgumentParser, verb: Verb) -> None:
         help="an experiment, such as gin/cosmo/tiny.gin; several may be given, later ones win. A "
         f"gin file is code: pass only files that you trust{saved}",
     )
-    parser.add_argument("--gin_search_paths", default="", metavar="A,B",
-                        help="folders where gin files are looked for too")  # fmt: skip
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one of several processes: a TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS is set",
-    )
+    add_flags(parser, SETTINGS_FLAGS)
 
 
 def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
@@ -363,6 +377,7 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
     top, by_verb = parser(program, arguments[:1])
     verb = program.verbs.get(arguments[0]) if arguments else None
     ours, rest = arguments, []
+    # By hand: argparse would take the words after -- for arguments of the verb.
     if verb is not None and verb.takes_rest and "--" in arguments:
         place = arguments.index("--")
         ours, rest = arguments[:place], arguments[place + 1 :]
@@ -374,7 +389,8 @@ def parse(program: Program, arguments: list[str]) -> argparse.Namespace:
 
 
 def _complaint(program: Program, verb: str, unknown: str) -> str:
-    """Return what is wrong with a flag that a verb does not know, and what was probably meant."""
+    """Return the error for a flag that a verb does not know, with the flag probably meant."""
+    # The flags of all verbs are built only where one is wrong: some import code for theirs.
     _, by_verb = parser(program, program.verbs)
     flag, equals, value = unknown.partition("=")
     complaint = f"{verb} does not know {flag}"
@@ -394,26 +410,48 @@ def _macros(gin_file: str) -> set[str]:
     return config.macros_of(gin_file)
 
 
-def add_macros(
-    group: argparse._ActionsContainer, table: Iterable[tuple[str, str, type, str, str]]
-) -> None:
-    """Add flags that are gin macros: rows of flag, macro, type, name of the value, help."""
-    for flag, macro, kind, value, text in table:
-        group.add_argument(flag, dest=macro, type=kind, metavar=value, help=text)
+_TYPES = {"int": int, "float": float, None: str}
+# A row of `add_flags`: flag, name of its value, type, default, mark of a required one, macro, help.
+_FLAG = re.compile(r"(--\w+)(?: (\S+?)(?::(int|float)|=(\S+)|(!))?)?(?: -> (\w+))?  +(\S.*)", re.S)
 
 
-def sharding_arguments(group: Any, unit: str, usual_window: str) -> None:
-    """Flags of how long work over many `unit`s is cut: shards, and windows between saves."""
-    group.add_argument("--num_shards", type=int, default=1, metavar="N", help="output files (1)")
-    group.add_argument(
-        "--shards",
-        metavar="LIST",
-        help="the shards that this command takes, such as 0-3 or 2,5 (default: all); several "
-        "commands may share one output",
-    )
-    group.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help=f"{unit} between saves, which is what a kill can cost (default: {usual_window})",
-    )
+def add_flags(parser: argparse.ArgumentParser, table: str) -> None:
+    """Add the flags of a table that reads as their help page: `--flag VALUE  help`.
+
+    VALUE names the flag's value, which is text. `N:int` is of that type, `N=1` has a default, which
+    the help then ends with, `FILE!` is required, `a|b` is one of these. `VALUE -> MACRO` gives a
+    gin macro. A flag without VALUE is a switch, and `--no_x` turns `x` off. At least two spaces
+    stand before the help, and indented lines continue it. A line without -- begins a group.
+    """
+    group: argparse._ActionsContainer = parser
+    for row in re.split(r"\n(?=\S)", table.strip()) if table else ():
+        if not row.startswith("--"):
+            group = parser.add_argument_group(row.strip().rstrip(":"))
+            continue
+        flag, value, kind, default, required, macro, text = _FLAG.fullmatch(row).groups()
+        text = " ".join(text.split()).replace("%", "%%")  # argparse formats help with %
+        given: dict[str, Any] = {"dest": macro} if macro else {}
+        if value is None and flag.startswith("--no_"):
+            given = {"dest": flag.removeprefix("--no_"), "action": "store_false"}
+        elif value is None:
+            given = {"action": "store_true"}
+        else:
+            given |= {"choices": value.split("|")} if "|" in value else {"metavar": value}
+            given |= {"type": _TYPES[kind], "required": bool(required)}
+        if default:
+            with contextlib.suppress(ValueError, SyntaxError):  # a text stays what it is
+                default = ast.literal_eval(default)
+            given |= {"type": type(default), "default": default}
+            text = f"{text} ({default})"
+        group.add_argument(flag, help=text, **given)
+
+
+def sharding_flags(unit: str, usual_window: str) -> str:
+    """Return the flags that divide long work over many `unit`s: shards, windows between saves."""
+    return f"""
+--num_shards N=1  output files
+--shards LIST  the shards that this command takes, such as 0-3 or 2,5 (default: all); several
+  commands may share one output
+--window N:int  {unit} between saves, which is what a kill can cost (default: {usual_window})
+--overwrite  remove what an earlier run left at --output, and start anew
+"""

@@ -30,7 +30,7 @@ _MACRO_REFERENCE = re.compile(r"%([A-Za-z_][\w.]*)")
 _STRING = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 _IMPORT = re.compile(r"^(?:from|import)\s.+$", re.M)
 _INCLUDE = re.compile(r"^include\s+['\"]([^'\"]+)['\"]", re.M)
-# Of gin's two forms of a binding: `scope/module.Name.parameter = value`, and a block of them.
+# gin's two forms of a binding: `scope/module.Name.parameter = value`, and a block of them.
 _BOUND = re.compile(r"([\w./]+\.[\w.]+)\.(\w+)\s*=(?!=)")
 _BLOCK = re.compile(r"([\w./]+\.\w+):\s*$")
 _INSIDE = re.compile(r"\s+(\w+)\s*=(?!=)")
@@ -51,12 +51,14 @@ def load(
     """Parse `run_file` (the verb's defaults), then the user's files, then the overrides, in order.
 
     `saved`, the settings of a run, come after the run file. They are bound as values, never parsed.
-    Raises UserError, one line, for a missing file, an unknown name, an unknown or undefined macro,
-    a value of the wrong type, or a macro that still has to be given.
+    Raises UserError, one line, for a missing file, an unknown name, or a value of the wrong type.
+    Raises it too for a macro that is unknown, undefined, or still has to be given.
     """
+    # gin's bindings belong to the process: a second command in it (a test, a notebook) starts anew.
     gin.clear_config()
     gin_internals._LOCATION_PREFIXES[:] = [""]  # gin would keep those of earlier loads
     user_paths = [pathlib.Path(p) for p in search_paths]
+    # gin itself passes over a folder that is missing.
     for path in user_paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder", setting="gin_search_paths")
@@ -68,8 +70,10 @@ def load(
     _read(run_file, paths, texts)
     for file in gin_files:
         _read(str(file), paths, texts)
+    # Before parsing, because gin binds any macro: a misspelled override would change nothing.
     _check_macros(texts, bindings)
     _parse(lambda: _parse_file(run_file, paths), run_file, texts)
+    # Between the run file and the user's files, so that `run_files` finds what differs.
     _DEFAULTS.clear()
     _DEFAULTS.update((key, dict(given)) for key, given in gin_internals._CONFIG.items())
     if saved is not None:
@@ -83,18 +87,19 @@ def load(
         text = f"{imports}\n{binding}\n"
         _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
     _check_references()
-    # Not gin.finalize: it would want the required macros of every verb, not of this one.
+    # Not gin.finalize: it would demand the required macros of every verb, not of this one.
     _check_required(run_file)
     _check_types()
 
 
 def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
-    """Bind a run's settings as plain values, as far as the run file of this verb knows the names.
+    """Bind a run's settings as plain values, as far as the run file of this verb has the names.
 
     Settings of other verbs are left out. Raises UserError if one that this verb needs is code, and
     is not among those `given` on the command line.
     """
     bound = gin_internals._CONFIG
+    # Saved names are short (t5.T5Config.emb_dim); gin's keys have the whole module.
     selectors = {_short(selector): selector for _, selector in bound if selector != "gin.macro"}
 
     def split(name: str) -> tuple[str, str | None, str]:
@@ -110,6 +115,7 @@ def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
                 "--gin_file=FILE, the file that the run was trained with (or its own config.gin, "
                 "if you trust whoever made it)"
             )
+    # Only macros of this verb's own run file: others would be bound, and used by nothing.
     for name, value in saved.taken().items():
         if (name, "gin.macro") in bound:
             bound[name, "gin.macro"]["value"] = value
@@ -117,6 +123,7 @@ def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
         scope, selector, parameter = split(name)
         if selector is not None and parameter in _parameters(selector):
             bound.setdefault((scope, selector), {})[parameter] = value
+    # A run of another version may have saved macros that no verb has any more.
     everything = {*_references(_run_files()), *_MACRO_DEFINITION.findall(_run_files())}
     unknown = sorted(saved.macros.keys() - everything)
     if unknown:
@@ -143,6 +150,7 @@ def run_files() -> dict[str, str]:
             default = _DEFAULTS.get((scope, selector), {}).get(parameter, _UNBOUND)
             differs = _identity(value) != _identity(default)
             if plain is _UNBOUND or not saved_settings.is_plain(plain):
+                # A value that still has to be given is no code: the verb that needs it asks for it.
                 if differs and "gin.REQUIRED" not in repr(value):
                     code[name] = repr(value)
             elif is_macro:
@@ -272,6 +280,7 @@ def operative_config() -> str:
 def _add_references() -> None:
     """Put the bindings that operative ones refer to among the operative ones."""
     operative, bound = gin_internals._OPERATIVE_CONFIG, gin_internals._CONFIG
+    # Until nothing is added, because an added binding may refer to others.
     size = -1
     while size != len(operative):
         size = len(operative)
@@ -296,6 +305,7 @@ def _find(file: str, paths: Iterable[pathlib.Path]) -> epath.Path:
 def _parse_file(file: str, paths: Iterable[pathlib.Path]) -> None:
     found = _find(file, paths)
     if "://" in file:
+        # gin's own reader opens local files alone.
         gin.parse_config(found.read_text())
     else:
         gin.parse_config_file(str(found))
@@ -309,6 +319,7 @@ def _read(file: str, paths: list[pathlib.Path], texts: dict[str, str]) -> None:
         text = _find(file, paths).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read gin file {file}: {error}") from error
+    # The expressions for macros and bindings would find them in comments too. Lines keep numbers.
     texts[file] = re.sub(r"#.*", "", text)
     for included in _INCLUDE.findall(texts[file]):
         if included == file:
@@ -316,6 +327,7 @@ def _read(file: str, paths: list[pathlib.Path], texts: dict[str, str]) -> None:
         _read(included, paths, texts)
 
 
+# Every load checks its macros against these files, which do not change.
 @functools.cache
 def _run_files() -> str:
     """Return the text of every verb's run file and of its defaults."""
@@ -431,6 +443,7 @@ def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[
 
     `everything` is the text of all files: their imports are the names that there are.
     """
+    # All files: gin lets one use what another has imported.
     modules = _imported(everything)
     names = [_short(str(s)) for s in gin_internals._REGISTRY._selector_map]
     block = None
@@ -439,6 +452,7 @@ def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[
         bound = _BOUND.match(line)
         inside = _INSIDE.match(line) if block else None
         used = _REFERENCE.findall(_STRING.sub("''", line))
+        # A block ends with the first line that is not indented.
         block = head[1] if head else block if inside else None
         for name in [*([head[1]] if head else []), *([bound[1]] if bound else []), *used]:
             target = _target(name.rpartition("/")[2], modules)

@@ -13,19 +13,19 @@ from cosmo.engine.base.folders import only_writer, prepare_folder
 MARKER = ".made_by_demo"
 # Names that a run or a demo leaves, however early it ended: a first start that crashed may have
 # left no marker.
-LEFTOVERS = {
+LEFTOVERS = (
     *("checkpoints", "run_id", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
     *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
     *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
     *(".lock", MARKER),
-}
-PARTIALS = (".*.partial", ".writable-*")  # of atomic writes and of the probe of `prepare_folder`
+    *(".*.partial", ".writable-*"),  # of atomic writes and of the probe of `prepare_folder`
+)
 
 
 def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
     """Return the empty folder `path`, marked as the one of `demo`.
 
-    What an earlier start left there, complete or not, is removed. A folder without the marker is
+    The files of an earlier start are removed, complete or not. A folder without the marker is
     removed only if it is the demo's `default` and holds nothing but what a run leaves. Raises
     UserError for any other folder, or one that another process is writing to.
     """
@@ -57,6 +57,7 @@ def begin_folder(path: str, demo: str, default: str) -> pathlib.Path:
 def run_module(package: str, *arguments: str) -> None:
     """Print and run `python -m package arguments`; exit with its code if it fails."""
     print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
+    # A process a stage, as a user would run it: none depends on what another has loaded.
     code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
     if code:
         sys.exit(code)
@@ -64,4 +65,4 @@ def run_module(package: str, *arguments: str) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Return whether a run or a demo of ours leaves a file or folder of this name."""
-    return name in LEFTOVERS or any(fnmatch.fnmatch(name, pattern) for pattern in PARTIALS)
+    return any(fnmatch.fnmatch(name, pattern) for pattern in LEFTOVERS)

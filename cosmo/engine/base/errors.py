@@ -1,4 +1,4 @@
-"""The errors that the user can fix. The message gives the value, the rule and the remedy."""
+"""Define the errors that the user can fix. The message gives the value, the rule and the remedy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ class UserError(Exception):
     """Bad input, configuration or environment. A command line prints it as one line, exit code 1.
 
     `setting` names what the user has to change: a macro ("CHECKPOINT_PATH"), a parameter
-    ("t5.T5Config.emb_dim") or a flag without its dashes ("window"). Code that raises the error does
-    not know how a command line spells the setting: see `command_line.spelled`.
+    ("t5.T5Config.emb_dim") or a flag without its dashes ("window"). The command
+    line spells the setting, not the code that raises the error: see `command_line.spelled`.
     """
 
     def __init__(self, message: object = "", *, setting: str | Sequence[str] = ()):

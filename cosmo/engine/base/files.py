@@ -1,4 +1,4 @@
-"""One way to open a data file, whatever its compression and its byte order mark.
+"""Open a data file, whatever its compression and its byte order mark.
 
 A file's first bytes decide its compression and its kind, never its name.
 """
@@ -17,6 +17,7 @@ MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which Notepad and PowerShell 
 ENDINGS = ("gz", "bz2", "xz", "zst")  # the usual names of compressed files
 # Errors of reading a compressed file that is cut short or damaged; bz2 and zstd raise OSError.
 CORRUPT = (EOFError, zlib.error, lzma.LZMAError, OSError)
+# At least 262: a tar archive has its mark that far in.
 HEAD_BYTES = 512  # the first bytes, by which a file's kind is known
 PARQUET = b"PAR1"
 # The two forms of Arrow: a file that can seek, and a stream (what `datasets` saves).
@@ -55,7 +56,7 @@ KEPT = "what is finished is kept, and the same command continues"
 
 
 def is_remote(path: Any) -> bool:
-    """Return whether `path` lies in an object store (gs://, s3://)."""
+    """Return whether `path` is in an object store (gs://, s3://)."""
     return "://" in str(path)
 
 
@@ -128,6 +129,7 @@ def _decompressed(raw: BinaryIO, head: bytes, path: Any) -> BinaryIO:
         import gzip
 
         return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    # A text may begin with BZh; a block's start after it is no text.
     if head.startswith(b"BZh") and head[4:10] in _BZIP2_BLOCKS:
         import bz2
 

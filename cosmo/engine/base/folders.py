@@ -1,4 +1,4 @@
-"""Output folders: checked before hours of work, and held by one process at a time."""
+"""Check an output folder before hours of work, and lock it for one process at a time."""
 
 import contextlib
 import logging
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 def prepare_folder(path: str, setting: str = "MODEL_DIR") -> epath.Path:
     """Create a folder and return it; UserError if it cannot be written to."""
     folder = epath.Path(path)
+    # A write, because permissions show neither a read-only mount nor a quota. Its name is its own,
+    # because several processes may probe at once.
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,7 @@ def only_writer(folder: epath.Path, setting: str = "MODEL_DIR") -> Iterator[None
             # Without a buffer, because a full disk would refuse it again when the file is closed.
             file = stack.enter_context(open(path, "ab+", buffering=0))
         try:
+            # A lock of the system's: a file with a process number would outlast a kill.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)

@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS = 10.0
 class Progress:
     """Rate and time left of `total` units of work, of which `start` were done before.
 
-    `total` None means that nobody knows it: no time left is shown.
+    `total` None means unknown: no time left is shown.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Progress:
     ):
         self.unit = unit
         self.terminal = sys.stderr.isatty()
+        # A log keeps its lines, a terminal replaces its one: hence two periods.
         self.period_seconds = TERMINAL_PERIOD_SECONDS if self.terminal else every_seconds
         self.shown = time.monotonic()
         self.bar = rich.progress.Progress(
@@ -48,12 +49,12 @@ class Progress:
 
     @property
     def total(self) -> int | None:
-        """The units of work, or None while nobody knows how many; may be set."""
+        """The units of work, or None while their number is unknown; may be set."""
         return self.bar.tasks[0].total
 
     @total.setter
     def total(self, total: int | None) -> None:
-        self.bar.tasks[0].total = total  # the bar's own `update` would forget its rate
+        self.bar.tasks[0].total = total  # the bar's own `update` would reset its rate
 
     def update(self, done: int, note: str = "", *, force: bool = False) -> None:
         """Count `done` units as finished; show it with `note` if it is time, or with `force`."""

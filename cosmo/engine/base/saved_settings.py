@@ -1,8 +1,8 @@
-"""The settings of a trained run, as data: MODEL_DIR/settings.json.
+"""Write and read the settings of a trained run as data: MODEL_DIR/settings.json.
 
 Nothing in a run's folder is parsed as gin, imported or executed: the folder may be somebody else's.
-`config.gin` beside it repeats the run, but gin can import any module and call any function, so it
-is read only where a user passes it with --gin_file.
+`config.gin` beside it repeats the run. It is read only where a user passes it with --gin_file,
+because gin can import any module and call any function.
 """
 
 import ast
@@ -21,8 +21,8 @@ from cosmo.engine.base.errors import UserError
 FILE = "settings.json"
 GIN_FILE = "config.gin"
 VERSION = 1  # of the file's format
-# Settings that are never taken from a folder. Those in _DIR say where to write, CHECKPOINT_PATH and
-# CACHE_PATH what to read instead; a user says these. A module is code.
+# Settings that are never taken from a folder. Names in _DIR are places to write to, CHECKPOINT_PATH
+# and CACHE_PATH other things to read: a user chooses these. A module is code.
 MODULE = "MIXTURE_OR_TASK_MODULE"
 _NOT_TAKEN = re.compile(rf".*_DIR|.*CHECKPOINT_PATH|CACHE_PATH|{MODULE}")
 _MACRO = re.compile(r"^([A-Za-z_]\w*)\s*=(?!=)", re.M)
@@ -67,6 +67,7 @@ def is_plain(value: Any) -> bool:
 def text(macros: Mapping[str, Any], parameters: Mapping[str, Any], code: Mapping[str, str]) -> str:
     """Return the content of settings.json."""
     content = {"format": VERSION, "macros": macros, "parameters": parameters, "code": code}
+    # Sorted, so that the settings of two runs can be compared line by line.
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
@@ -113,13 +114,16 @@ def _tuples(value: Any) -> Any:
 def macros_in(text: str) -> dict[str, Any]:
     """Return the macros of a gin text that stand for literals; nothing is evaluated."""
     found: dict[str, Any] = {}
+    # gin continues a line after a backslash.
     text = text.replace("\\\n", "")
     places = [*(match.start() for match in _MACRO.finditer(text)), len(text)]
     for start, end in itertools.pairwise(places):
         name, _, value = text[start:end].partition("=")
+        # A blank line or a comment ends a value of several lines.
         value = re.split(r"\n\s*\n|\n#", value)[0]
         try:
             found[name.strip()] = ast.literal_eval(value.strip())
+        # literal_eval raises the last two for texts nested too deeply.
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue  # a reference
     return found

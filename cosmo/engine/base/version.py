@@ -1,4 +1,4 @@
-"""The version of this project. Its one source is pyproject.toml."""
+"""Find the version of this project, whose one source is pyproject.toml."""
 
 import functools
 import importlib.metadata

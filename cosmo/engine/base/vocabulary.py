@@ -1,9 +1,9 @@
-"""The vocabulary that the engine works with, as a protocol: it knows no tokenizer library."""
+"""Describe a vocabulary as a protocol, so that the engine imports no tokenizer library."""
 
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 # A T5 sentinel, with or without SentencePiece's mark of a word's start.
 SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
@@ -23,6 +23,12 @@ class Vocabulary(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first EOS, without padding."""
+
+
+def identity(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return a vocabulary's path, size and fingerprint, as checkpoints and caches record them."""
+    path, size = str(vocabulary.path), vocabulary.size
+    return {"path": path, "size": size, "fingerprint": vocabulary.fingerprint}
 
 
 def fingerprint_of(pieces: Sequence[str]) -> str:

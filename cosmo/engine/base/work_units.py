@@ -1,4 +1,4 @@
-"""Resumable work: numbered units of one plan, each of which is finished whole or not at all.
+"""Do resumable work: numbered units of one plan, each finished whole or not at all.
 
 A unit is done when its result and its note are in place. A killed command leaves every unit done
 or not done, so the same command continues. Several processes may share one store.
@@ -128,6 +128,7 @@ class WorkUnits:
                 for path in self.folder.iterdir():
                     if path.name != self.plan_name:
                         path.unlink(missing_ok=True)
+                # A path of etils removes a tree itself, one of pathlib does not.
                 getattr(self.folder, "rmtree", lambda: shutil.rmtree(self.folder))()
 
 
@@ -143,6 +144,7 @@ def _locked(path: Any) -> Iterator[None]:
         with explained(path):
             file = stack.enter_context(open(path, "ab", buffering=0))
         with contextlib.suppress(OSError):  # a file system without locks
+            # Shared is enough: `_is_left_behind` tries an exclusive lock, which any holder refuses.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
 
@@ -160,6 +162,7 @@ def _is_left_behind(path: Any) -> bool:
                 except BlockingIOError:
                     return False
         changed = path.stat()
+        # etils' stat has `mtime`, pathlib's `st_mtime`.
         seconds = time.time() - (getattr(changed, "mtime", None) or changed.st_mtime)
         return seconds > MAX_WRITE_SECONDS
     except FileNotFoundError:

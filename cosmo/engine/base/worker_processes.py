@@ -1,4 +1,4 @@
-"""Jobs spread over worker processes of one machine."""
+"""Spread jobs over worker processes of one machine."""
 
 import concurrent.futures
 import contextlib

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
@@ -24,7 +25,6 @@ from cosmo.engine.checkpoints.description import (
     check_shapes,
     describe,
     flat,
-    nested,
 )
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.checkpoints.lazy import LazyArray
@@ -153,6 +153,11 @@ class Source:
         return f"{FORMAT_NAMES[self.format]} {self.path}, step {self.step}"
 
     @property
+    def parameter_count(self) -> int:
+        """The number of numbers in the parameters."""
+        return sum(array.size for array in self.params.values())
+
+    @property
     def vocabulary_path(self) -> str | None:
         """The SentencePiece model kept with the checkpoint, or the one that its run used."""
         name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
@@ -210,7 +215,8 @@ def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
         raise UserError(f"{path} is no checkpoint of ours: `python -m cosmo import` makes it one")
     # TensorStore alone reads it: no device need exist.
     arrays, _ = streaming.read_checkpoint(found.folder, found.step)
-    return found.step, nested({path: array.whole() for path, array in arrays.items()})
+    whole = {path: array.whole() for path, array in arrays.items()}
+    return found.step, traverse_util.unflatten_dict(whole)
 
 
 def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
@@ -303,9 +309,3 @@ def _load(arrays: Any, abstract: Any, shardings: Any) -> Any:
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         loaded = pool.map(load, leaves, jax.tree.leaves(abstract), jax.tree.leaves(shardings))
         return jax.tree.unflatten(structure, list(loaded))
-
-
-def parameter_count(network: t5.T5Config) -> int:
-    """Return the number of parameters of a network."""
-    shapes = models.abstract_params(models.EncoderDecoderModel(network))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))

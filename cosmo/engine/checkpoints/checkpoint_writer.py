@@ -86,7 +86,7 @@ class CheckpointWriter:
     ) -> None:
         """Start to save `state`. Return once the arrays are copied; writing continues meanwhile.
 
-        `progress` is JSON that the run must remember beside its arrays. Raises UserError if this
+        `progress` is JSON that a resumed run needs beside its arrays. Raises UserError if this
         save cannot begin or the one before it failed, or if another process does not come to save
         within `save_timeout` seconds.
         """
@@ -94,7 +94,7 @@ class CheckpointWriter:
         self._step, self._bytes = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._explained(), self._watched():
             # A barrier of ours, with a time limit: Orbax begins with collectives, which wait in C++
-            # for ever for a process that has died.
+            # for ever for a process that was killed.
             if jax.process_count() > 1:
                 self._meet(key=f"cosmo_save_{step}", timeout_ms=1000 * self.timeout)
             # Not earlier: a run that has saved nothing leaves nothing that looks like a run.

@@ -10,19 +10,22 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import check_vocabulary, describe, nested
+from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState, init_state
 
 log = logging.getLogger(__name__)
+
+REMEDY = "free some space, or give another folder"
 
 FLOAT16 = (
     "float16 is refused: T5's feed-forward layers overflow in it (activations pass 65504), and the "
@@ -66,12 +69,14 @@ def import_checkpoint(
     if vocabulary is not None:
         log.info(describe_vocabulary_fit(source, vocabulary))
         any_format.check_own_vocabulary(source, description["vocabulary"])
+    # For people: a converted checkpoint shows where its numbers come from.
     description["imported_from"] = {
         "format": source.format,
         "path": source.path,
         "step": source.step,
     }
-    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": nested(source.params)}
+    params = traverse_util.unflatten_dict(source.params)
+    state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": params}
     if optimizer_state:
         model = models.EncoderDecoderModel(source.network)
         # The defaults of StepConfig are T5X's: an Adafactor that factors the same tensors.
@@ -79,14 +84,11 @@ def import_checkpoint(
         opt_state = any_format.read_adafactor(source, abstract)
         state = TrainState(state["step"], state["params"], opt_state)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    with _progress(total) as on_piece:
-        # Errors of single arrays are UserErrors already, and name the array: they pass through.
-        try:
-            streaming.write_checkpoint(output, step, state, description, on_piece)
-            if vocabulary is not None:
-                run_checkpoints.copy_vocabulary(output, vocabulary.path)
-        except OSError as error:
-            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    # Errors of single arrays are UserErrors already, and name the array: they pass through.
+    with _progress(total) as on_piece, explained(output, REMEDY, "output"):
+        streaming.write_checkpoint(output, step, state, description, on_piece)
+        if vocabulary is not None:
+            run_checkpoints.copy_vocabulary(output, vocabulary.path)
     return source
 
 
@@ -177,19 +179,19 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
         raise UserError(f"{target} exists already: give another, or remove it", setting="output")
     # In an object store files appear whole, and folders cannot be renamed.
     remote = is_remote(target)
+    # A fixed name, so that the next try removes what a kill has left.
     partial = target if remote else target.parent / f".{target.name}.partial"
     try:
-        if partial.exists() and not remote:
-            shutil.rmtree(partial)  # left by a process that was killed
-        partial.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if not remote:
-            # An empty folder that the user made.
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        with explained(target, REMEDY, "output"):
+            if partial.exists() and not remote:
+                shutil.rmtree(partial)  # left by a process that was killed
+            partial.mkdir(parents=True, exist_ok=True)
+            yield partial
+            if not remote:
+                # An empty folder that the user made.
+                if target.exists():
+                    target.rmdir()
+                partial.rename(target)
     finally:
         if not remote:
             shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.model import models
 
 Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
@@ -37,11 +37,7 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
         "config": dataclasses.asdict(model.network),
     }
     if vocabulary is not None:
-        description["vocabulary"] = {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        }
+        description["vocabulary"] = identity(vocabulary)
     # Through JSON and back: tuples become lists, as they are in a description that was saved.
     return json.loads(json.dumps(description))
 
@@ -126,14 +122,3 @@ def path_of(keys: Sequence[Any]) -> Path:
     """Return the names in a path of JAX's keys (of dicts, named tuples and lists)."""
     # One by one: a key of the optimizer's state, "encoder/layers/mlp/wo", has slashes itself.
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
-    """Return the nested dict that has these leaves: the inverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree

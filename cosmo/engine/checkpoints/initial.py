@@ -1,6 +1,6 @@
 """Start a new run from a checkpoint of any format.
 
-Training knows only `run_checkpoints.StartingPoint`. The gin file binds InitialCheckpoint, so that
+Training imports only `run_checkpoints.StartingPoint`. The gin file binds InitialCheckpoint, so that
 the training loop depends on no other system's format.
 """
 

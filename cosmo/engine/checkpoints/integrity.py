@@ -3,7 +3,7 @@
 Neither TensorStore nor a file system notices every flipped bit. A checkpoint's folder therefore
 holds a manifest of each process that wrote it: {"processes": N, "files": {path: [bytes, crc32]},
 "step": S, "run": ID}. CRC-32 finds all damage of up to 32 bits in a row, and of other damage misses
-one in 4 billion. Step and run tell a checkpoint that was renamed or came from another run.
+one in 4 billion. Step and run show whether a checkpoint was renamed or comes from another run.
 """
 
 import concurrent.futures
@@ -118,7 +118,7 @@ def read_run_id(model_dir: epath.PathLike) -> str | None:
 
 
 def run_of(folder: epath.PathLike) -> str | None:
-    """Return the run that the checkpoint in `folder` belongs to, None if it does not say."""
+    """Return the run that the checkpoint in `folder` belongs to, None if it names none."""
     try:
         return json.loads((epath.Path(folder) / MANIFEST.format(0)).read_text()).get("run")
     except (OSError, ValueError, AttributeError):

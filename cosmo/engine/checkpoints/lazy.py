@@ -44,6 +44,7 @@ class LazyArray:
     def piece_indices(self) -> Iterator[Index]:
         """Yield the index of each piece, in C order."""
         lengths = self.piece_shape()
+        # -(-n // k) rounds up: the last piece of an axis may be shorter.
         for corner in np.ndindex(*(-(-n // k) for n, k in zip(self.shape, lengths, strict=True))):
             yield tuple(
                 slice(i * k, min((i + 1) * k, n))

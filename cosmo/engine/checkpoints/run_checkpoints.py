@@ -50,9 +50,9 @@ class Start(NamedTuple):
 
 
 class StartingPoint:
-    """The checkpoint that a new run starts from. This class is none: fresh parameters at step 0.
+    """The start of a new run. This base class means no checkpoint: fresh parameters at step 0.
 
-    `initial.InitialCheckpoint` is one. Training knows this interface alone, so it depends on no
+    `initial.InitialCheckpoint` is one. Training imports this interface alone, so it depends on no
     other system's format.
     """
 

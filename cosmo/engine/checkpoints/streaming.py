@@ -35,6 +35,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         self.on_piece = on_piece
 
     async def _open_and_write(self, value, tspec, ts_context):
+        # A chunk a piece: a chunk of several pieces would be read and written again for each.
         metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
         spec = ts.Spec({**tspec, "metadata": metadata})
         with one_line_errors("cannot write"):
@@ -98,14 +99,17 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
     try:
         description = json.loads((folder / "description" / "metadata").read_text())
         metadata = json.loads((state / "_METADATA").read_text())
-    except (OSError, ValueError) as error:
+        entries = metadata["tree_metadata"].values()
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
     # Orbax's versions and options differ in how they store arrays: read what is there.
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     ocdbt = (state / "manifest.ocdbt").exists()
     arrays = {}
     context = chunk_cache(0)  # our chunks are about one piece each: none is read twice
-    for entry in metadata["tree_metadata"].values():
+    # Orbax stores chunks of zeros too, and records that it does: then a missing one is damage.
+    complete = bool(metadata.get("store_array_data_equal_to_fill_value"))
+    for entry in entries:
         path = tuple(str(key["key"]) for key in entry["key_metadata"])
         # An empty leaf, of an optimizer's part without a state.
         if entry["value_metadata"].get("value_type") == "None":
@@ -117,7 +121,7 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
         else:
             kvstore = f"{tensorstore_url(state)}/{name}/"
         spec = {"driver": driver, "kvstore": kvstore}
-        arrays[path] = open_array(spec, f"{state}: {name}", context)
+        arrays[path] = open_array(spec, f"{state}: {name}", context, complete=complete)
     return arrays, description
 
 

@@ -66,6 +66,7 @@ class RowFormat:
     def encode(self, row: np.ndarray, names: Sequence[str]) -> bytes:
         """Return the record of `row`, int [width], and of its examples' ids."""
         # Ids are stored so that `cache --show` can name the examples of a row.
+        # Ids are separated by line breaks, so one in an id becomes a space.
         text = "\n".join(name.replace("\n", " ") for name in names)
         return row.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes() + text.encode()
 
@@ -130,7 +131,7 @@ class Cache:
         self.manifest = _read_manifest(self.path)
         self.fingerprint = self.manifest["fingerprint"]
         self.format = RowFormat(**self.manifest["format"])
-        # Without empty shards, each row number lies in exactly one range of `starts`.
+        # Without empty shards, each row number is in exactly one range of `starts`.
         self.shards = [shard for shard in self.manifest["shards"] if shard["rows"]]
         self.starts = np.cumsum([0] + [shard["rows"] for shard in self.shards])
         self.rows = int(self.starts[-1])
@@ -259,6 +260,7 @@ def open_cache(config: DatasetConfig, vocabulary: Vocabulary | None = None) -> C
 
 @functools.lru_cache(maxsize=64)
 def _epoch_seed(seed: int, epoch: int) -> int:
+    # A hash, so that neighbouring seeds and epochs give unrelated orders; Grain takes 32 bits.
     digest = hashlib.sha256(f"rows/{seed}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 

@@ -24,7 +24,7 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import SharedProgress
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.base.work_units import WorkUnits, read_json
 from cosmo.engine.data import datasets, epoch_slices, seqio_reader
 from cosmo.engine.data.cache_reading import (
@@ -65,6 +65,7 @@ class CacheConfig:
     def format(self) -> RowFormat:
         """Return the format of a row, in the shortest integers that hold the vocabulary."""
         lengths = self.dataset.task_feature_lengths
+        # T5's 32,128 pieces fit 16 bits: half the bytes of int32.
         dtype = "uint16" if self.vocabulary.size <= 2**16 else "int32"
         return RowFormat(lengths["inputs"], lengths["targets"], self.dataset.pack, dtype)
 
@@ -89,7 +90,7 @@ def write_cache(
         processes: worker processes at once; one works in this process.
         shards_per_epoch: None chooses by the number of examples.
         overwrite: whether to remove the cache that is there first.
-        allow_unknown: whether to cache text that the vocabulary hardly knows.
+        allow_unknown: whether to cache text with many pieces unknown to the vocabulary.
         recipe: text kept with the cache; only a command of the same recipe continues it.
 
     Raises UserError if the output was begun with other settings or if a task is empty. Raises it
@@ -99,6 +100,7 @@ def write_cache(
     for name, number in given.items():
         if number is not None and number < 1:
             raise UserError(f"{name}={number}; it must be at least 1", setting=name)
+    # ArrayRecord writes to a file system, and a finished file is put in place by its rename.
     if is_remote(output):
         raise UserError(
             f"{output}: a cache is written to a local or mounted folder", setting="output"
@@ -119,6 +121,7 @@ def write_cache(
             {**kept, "recipe": _bindings(kept["recipe"])},
             {**settings, "recipe": _bindings(settings["recipe"])},
         )
+        # A corpus that grew would fill the missing shards with other rows than the plan's.
         _check_sources(folder, config, plan["tasks"])
     units.prepare()
     units.remove_partial_files()
@@ -129,6 +132,7 @@ def write_cache(
     notes = [_finished(folder, units, shard, number, manifest) for shard in range(number)]
     todo = [shard for shard, note in enumerate(notes) if note is None]
     if todo:
+        # A worker without a shard would load TensorFlow for nothing.
         processes = min(processes, len(todo))
         log.info("%d of %d shards to write, by %d process(es)", len(todo), number, processes)
         done = sum(task["examples"] for note in notes if note for task in note["tasks"].values())
@@ -148,9 +152,11 @@ def write_cache(
             ) from None
         finally:
             progress.finish()
+    # Workers share no memory with this process: their notes are in files.
     notes = [note or units.note(shard) for shard, note in enumerate(notes)]
     _write_manifest(folder, plan, config, notes, allow_unknown)
     units.remove()
+    # Opened as training opens it, which checks that every shard is there.
     return Cache(str(folder))
 
 
@@ -183,6 +189,7 @@ def _settings(
         "use_cached": dataset.use_cached,
         "format": dataclasses.asdict(config.format),
         "vocabulary": config.vocabulary.fingerprint,
+        # A line an item, so that an error shows the lines that differ.
         "recipe": recipe.splitlines(),
     }
 
@@ -236,6 +243,7 @@ def _plan(config: CacheConfig, shards_per_epoch: int | None, allow_unknown: bool
     times = epoch_slices.times_an_epoch(rates, {name: e["examples"] for name, e in tasks.items()})
     for name, entry in tasks.items():
         entry["times"] = times[name]
+        # Rates of another mixture may make nearly all rows of one small task.
         level = logging.WARNING if times[name] > MANY_TIMES else logging.INFO
         log.log(level, "an epoch reads %s %.4g times (rate %.6g)", name, times[name], entry["rate"])
     total = int(_epoch_examples({"tasks": tasks}))
@@ -287,6 +295,7 @@ def _finished(
     """Return the note of a shard whose file is whole, or None if it has to be written."""
     note = units.note(shard)
     if note is None and manifest is not None:
+        # A finished cache has no notes any more: its manifest has them.
         note = manifest["shards"][shard]
     path = folder / shard_name(shard, number)
     # The size first, because reading a shard for its checksum takes longer.
@@ -362,6 +371,7 @@ def _packed_rows(
         for example in zip(inputs, targets, names, strict=True):
             yield from packer.add(*example)
         read += len(names)
+        # Seldom: each report crosses to the parent process.
         if time.monotonic() - reported > REPORT_SECONDS:
             report(read)
             read, reported = 0, time.monotonic()
@@ -390,7 +400,7 @@ def _write_manifest(
         _check_unknown(name, sums, config, allow_unknown)
         tasks[name] = {**entry, "cached": dict(sums), "unknown_share": _unknown_share(sums)}
     totals = sum((Counter(entry["cached"]) for entry in tasks.values()), Counter())
-    settings, vocabulary = plan["settings"], config.vocabulary
+    settings = plan["settings"]
     manifest = {
         "version": VERSION,
         "name": settings["name"],
@@ -402,11 +412,7 @@ def _write_manifest(
         "rows": sum(note["rows"] for note in notes),
         "format": settings["format"],
         "features": config.format.feature_names,
-        "vocabulary": {
-            "path": str(vocabulary.path),
-            "size": vocabulary.size,
-            "fingerprint": vocabulary.fingerprint,
-        },
+        "vocabulary": identity(config.vocabulary),
         "totals": {
             "examples": totals["examples"],
             "input_tokens": totals["inputs_tokens"],

@@ -38,7 +38,7 @@ class DatasetConfig:
     split: str = "train"
     batch_size: int = 128
     shuffle: bool = True
-    seed: int | None = 0
+    seed: int | None = 0  # None: SeqIO draws one at every start
     use_cached: bool = False
     pack: bool = True
     module: str | None = None
@@ -95,6 +95,7 @@ def make_batch(
     def matrix(sequences, length):
         out = np.zeros((batch_size, length), np.int32)
         for i, ids in enumerate(sequences):
+            # SeqIO trims a target that is too long in the same way.
             ids = ids[:length]
             out[i, : len(ids)] = ids
         return out
@@ -103,6 +104,7 @@ def make_batch(
     if targets_length is not None:
         targets = matrix([r.target_ids or () for r in rows], targets_length)
         batch["decoder_target_tokens"] = targets
+        # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
         batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
     return batch
@@ -123,6 +125,7 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def abstract_batch(config: DatasetConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a whole training batch, known before any data is read."""
     # Known without data, so that compilation overlaps with the reader's start.
+    # Rows of one example each have no segments to keep apart.
     names = FEATURES if config.pack else [n for n in FEATURES if "segment" not in n]
     sides = {"encoder": "inputs", "decoder": "targets"}
     return {

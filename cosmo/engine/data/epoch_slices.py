@@ -2,8 +2,8 @@
 
 An epoch reads every example of every task at least once. The task with the lowest rate for its size
 is read once, the others more often, as the rates ask. Slice s of S takes every S-th example of each
-task, from the s-th on. It draws and shuffles by a seed of its own, so that a cache's files are the
-same for any number of processes and after any kill.
+task, from the s-th on. It draws and shuffles by a seed of its own. A cache's files are therefore
+the same for any number of processes and after any kill.
 """
 
 import dataclasses

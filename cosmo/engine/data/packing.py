@@ -92,6 +92,7 @@ class Counts:
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.limit:
                 bad = tokens.max() if tokens.max() >= self.limit else tokens.min()
                 raise UserError(f"{name} hold the token id {bad}; it must be below {self.limit}")
+            # The task of each token, so that one bincount serves all examples of a batch.
             whose = np.repeat(task, lengths)
             self._sum(f"{name}_tokens", self._by_task(whose))
             text = tokens != self.eos_id

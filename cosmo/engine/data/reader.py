@@ -122,11 +122,13 @@ class _Reader:
         )
         self._process.start()
         theirs.close()  # else the pipe would have no end of file when the process is gone
+        # Futures without an executor: a call that waits reads the pipe, so no thread is needed.
         self._pending: collections.deque[Future] = collections.deque()
         self.streams = 0  # opened so far: the number of the next one
         self.closed = False
         # At exit Python would send SIGTERM, which the reader ignores, and then wait for its end.
         atexit.register(self.close)
+        # Its imports begin at once, while this process does something else.
         self.request("load")
 
     def request(self, name: str, *args: Any) -> Future:
@@ -245,7 +247,7 @@ def _process() -> _Reader:
 
 
 def _serve(pipe: Any, quiet: bool) -> None:
-    """Answer requests until the training process closes the pipe or dies."""
+    """Answer requests until the training process closes the pipe or ends."""
     # The training process handles Ctrl-C and a SIGTERM to the whole process group: it may need
     # batches until the running step is saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -261,6 +263,7 @@ def _serve(pipe: Any, quiet: bool) -> None:
             return
         try:
             reply = True, getattr(requests, name)(*args)
+        # An error of one request must not end the process: the others' streams are in it.
         except Exception as error:
             reply = False, _portable(error)
         try:

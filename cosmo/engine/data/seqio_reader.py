@@ -60,6 +60,7 @@ def _without_device_notes() -> Iterator[None]:
     TensorFlow writes them to file descriptor 2 before any log level applies.
     """
     sys.stderr.flush()
+    # A descriptor, because C++ does not write through sys.stderr.
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
@@ -103,6 +104,7 @@ def plain_errors(name: str, split: str) -> Iterator[None]:
     except Exception as error:
         report = getattr(error, "message", str(error))
         found = _PYTHON_ERROR.search(report)
+        # Only the wrapped error of a reader is a user's to correct: any other keeps its traceback.
         if not found or not type(error).__module__.startswith("tensorflow"):
             raise
         raise UserError(f"reading {dataset}: {found[1].strip()}") from error
@@ -114,6 +116,7 @@ def resolve_name(config: DatasetConfig) -> str:
     Raises UserError, with the nearest name, for a module or a task that does not exist.
     """
     seqio = import_seqio()
+    # Its import registers the task, so it comes before the look-up.
     if config.module:
         try:
             importlib.import_module(config.module)
@@ -123,6 +126,7 @@ def resolve_name(config: DatasetConfig) -> str:
             ) from error
     name = config.mixture_or_task_name
     name = name() if callable(name) else name
+    # By name, because SeqIO's own error lists every task.
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -174,6 +178,7 @@ def train_batches(
             seed=seed,
             verbose=False,
         )
+        # Full batches only: shapes are fixed when the step is compiled, and the data has no end.
         dataset = dataset.batch(config.batch_size // num_shards, drop_remainder=True)
         for batch in dataset.prefetch(4).as_numpy_iterator():
             yield _as_int32(batch)
@@ -202,9 +207,11 @@ def eval_batches(
             ).batch(config.batch_size)
             if num_batches is not None:
                 dataset = dataset.take(num_batches)
+            # Kept in memory, because every evaluation of a run measures the same batches.
             whole = [_as_int32(batch) for batch in dataset.as_numpy_iterator()]
         batches[task.name] = [
             {
+                # The last batch gets the compiled shape; rows of zeros weigh nothing.
                 name: pad_rows(rows, config.batch_size)[shard * share : (shard + 1) * share]
                 for name, rows in batch.items()
             }
@@ -266,6 +273,7 @@ def measure(
     task = found.task
 
     def postprocess(text: str, example: Any, *, is_target: bool) -> Any:
+        # SeqIO allows a task without one.
         if task.postprocess_fn is None:
             return text
         return task.postprocess_fn(text, example=example, is_target=is_target)
@@ -284,6 +292,7 @@ def measure(
         ]
         for metric in task.predict_metric_fns:
             values.update(metric(targets, answers))
+    # Metrics may be scalars of TensorFlow, which the training process must not unpickle.
     return {name: float(np.asarray(value)) for name, value in values.items()}
 
 
@@ -348,6 +357,7 @@ class Requests:
             task = found.task
             kinds = bool(task.predict_metric_fns), bool(task.score_metric_fns)
             opened.append((len(self._tasks), task.name, found.rows, *kinds))
+            # Kept here by number: a task's functions cannot be pickled.
             self._tasks.append(found)
         return opened
 

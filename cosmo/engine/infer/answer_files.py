@@ -49,6 +49,7 @@ def output_files(output: str, num_shards: int) -> OutputFiles:
         return OutputFiles(
             (path,), path.with_name(f"{path.name}.rejected.jsonl"), _units(output, path)
         )
+    # Else `--output=answers.csv` would quietly become a folder of that name.
     if path.suffix in _FILE_SUFFIXES and not path.is_dir():
         raise UserError(
             f"{output}: {path.suffix} files are not written; give FILE.jsonl or a folder",
@@ -130,6 +131,7 @@ def prepare(
     plan = files.units.read_plan(settings)
     if plan is not None:
         return plan["window"]  # the part size, by the name of its flag
+    # A file without a manifest may be the user's own.
     there = next((path for path in (*files.shards, files.rejected) if path.exists()), None)
     if there is not None:
         raise UserError(
@@ -147,6 +149,7 @@ def begin(
     if overwrite:
         _remove(files)
         files.units.prepare()
+    # Names alone, because the folder may be moved or copied.
     names = [path.name for path in (*files.shards, files.rejected)]
     files.units.begin({"settings": settings, "window": part_size, "files": names})
 
@@ -176,6 +179,7 @@ def missing(files: OutputFiles, spans: Sequence[Span]) -> list[bool]:
     """Return for each span whether neither its part nor its shard exists."""
     with explained(files.units.folder):
         parts = {path.name for path in files.units.folder.iterdir()}
+        # A shard's file means that its parts were joined, and removed.
         done = {shard for shard in {s.shard for s in spans} if files.shards[shard].exists()}
     return [span.shard not in done and _part_path(files, span).name not in parts for span in spans]
 
@@ -218,6 +222,7 @@ def assemble(files: OutputFiles, shard: int, spans: Sequence[Span]) -> None:
                 # Another process may have just finished this shard.
                 if not path.exists():
                     raise _removed(error) from error
+        # After the shard's file is in place: a kill in between leaves both, and loses nothing.
         for part in _work_files(files, f"part-{shard:05d}-"):
             part.unlink(missing_ok=True)
 
@@ -269,6 +274,7 @@ def finish(files: OutputFiles, chosen: Iterable[int]) -> Counter[str]:
 
 
 def _join_rejects(files: OutputFiles, names: Sequence[epath.Path]) -> None:
+    # No file where nothing was rejected: its presence is a sign.
     filled = [path for path in names if path.stat().length]
     if filled:
         with files.units.replacing(files.rejected) as partial, partial.open("wb") as out:

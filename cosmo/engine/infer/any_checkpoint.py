@@ -43,6 +43,7 @@ def session_config(
     for it.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # our users cannot use Orbax's notes
+    # Opened for its network and vocabulary: no weights are read yet.
     source = any_format.open_source(str(path))
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
@@ -68,11 +69,13 @@ def session_config(
         model=models.EncoderDecoderModel(network),
         vocabulary=load_vocabulary(vocabulary),
         checkpoint_path=str(path),
+        # Later ones win: the run's own over the usual ones, the caller's over both.
         task_feature_lengths={
             **usual_lengths,
             **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),
         },
+        # Rounded up, because every device takes equally many rows.
         batch_size=-(-batch_size // shards) * shards,
         partitioner=partitioner,
     )

@@ -33,7 +33,7 @@ PART_BATCHES = 64
 
 # A function of a part's records, and of a callback for every finished batch (see `infer.answer`),
 # that returns the lines of output.
-Answerer = Callable[[Sequence[Any], Callable[[Counter[str]], None]], list[dict[str, Any]]]
+Answerer = Callable[[Sequence[Any], infer.OnBatch], list[dict[str, Any]]]
 
 
 class BulkRun(Protocol):
@@ -67,6 +67,7 @@ class InferConfig:
         return {
             "mode": self.mode,
             "seed": self.random_seed,
+            # A score depends on no decoding, so its flags must not keep a run from continuing.
             "decoding": dataclasses.asdict(self.decoding) if predicting else None,
         }
 
@@ -278,6 +279,7 @@ def _read_ahead(
         return
     spans = source.read(todo)
     items = next(spans)  # by this thread: what reading imports is imported before there are two
+    # One thread: a source yields its spans in order.
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:
         for span in todo:
             following = ahead.submit(next, spans, None)
@@ -304,6 +306,7 @@ def infer_mixture(
     output = output or any_format.results_folder(path, "inferences", "INFER_OUTPUT_DIR")
     open_session = functools.cache(config.session.open)  # one session for all tasks
     reports = {}
+    # A run a task, because each has its own files and its own progress to resume.
     for task in reader.eval_tasks(dataset, num_examples):
         name = f"{task.name}-{config.mode}"
         files = answer_files.task_files(output, name, sharding.num_shards)

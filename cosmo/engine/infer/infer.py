@@ -19,10 +19,13 @@ from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
-from cosmo.engine.model.choice_tree import Choices, check_choices
+from cosmo.engine.model.choice_tree import check_choices
 from cosmo.engine.model.decoding import Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
+
+# A function that is called after every batch with its counts: see `answer`.
+OnBatch = Callable[[Counter[str]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Session:
     # Buckets are faster over many rows, and compile more shapes: a chat does without.
 
     model: models.EncoderDecoderModel
-    params: models.Params = dataclasses.field(repr=False)
+    params: models.Params = dataclasses.field(repr=False)  # arrays: a repr would print them
     vocabulary: Vocabulary
     layout: partitioning.Layout
     batch_size: int
@@ -113,35 +116,10 @@ class Answer:
 
 
 # Compiled programs are kept by value, so that sessions and calls of equal settings share them.
-@functools.lru_cache(maxsize=32)
-def _predict_fn(model, decoding: DecodingConfig, layout: partitioning.Layout):
+@functools.lru_cache(maxsize=128)
+def _compiled(function: Callable, model, layout: partitioning.Layout, **fixed: Any) -> Callable:
     # The layout replicates results, so that on a pod every process holds all answers.
-    def predict(params, tokens, row_keys):
-        return generate.predict(model, params, tokens, decoding, row_keys)
-
-    return layout.jit(predict)
-
-
-@functools.lru_cache(maxsize=32)
-def _score_fn(model, layout: partitioning.Layout):
-    return layout.jit(functools.partial(models.score, model))
-
-
-@functools.lru_cache(maxsize=32)
-def _choose_fn(model, choices: Choices, layout: partitioning.Layout):
-    return layout.jit(functools.partial(generate.score_choices, model, choices=choices))
-
-
-@functools.lru_cache(maxsize=32)
-def _continue_fn(
-    model, choices: Choices, continues, decoding: DecodingConfig, layout: partitioning.Layout
-):
-    def run(params, tokens, row_keys):
-        return generate.choose_and_continue(
-            model, params, tokens, choices, decoding, row_keys, continues
-        )
-
-    return layout.jit(run)
+    return layout.jit(functools.partial(function, model, **fixed))
 
 
 class Work(NamedTuple):
@@ -154,16 +132,13 @@ class Work(NamedTuple):
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
     """Return the work of generating. A sample depends on (seed, row id), not on the batch."""
-    run = _predict_fn(session.model, decoding, session.layout)
+    run = _compiled(generate.predict, session.model, session.layout, config=decoding)
 
     def start(group):
-        tokens = _inputs(session, group)
-        return run(session.params, tokens, _row_keys(session, group, seed))
+        keys = _row_keys(session, group, seed)
+        return run(session.params, _inputs(session, group), row_keys=keys)
 
-    def finish(group, decoded):
-        return _texts(session, group, decoded)
-
-    return Work(start, finish, targets=False)
+    return Work(start, functools.partial(_texts, session), targets=False)
 
 
 def _inputs(session: Session, group: batching.Group) -> jax.Array:
@@ -198,12 +173,13 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     the posterior of the choices. Raises UserError for an empty choice or two equal ones.
     """
     options = check_choices(choices, session.model.network.vocab_size)
-    run = _choose_fn(session.model, options, session.layout)
+    run = _compiled(generate.score_choices, session.model, session.layout, choices=options)
 
     def start(group):
         return run(session.params, _inputs(session, group))
 
     def finish(group, scores_BC):
+        # Not strict, as in `_texts`: rows of padding have no row here.
         rows = zip(group.rows, np.asarray(scores_BC).tolist(), strict=False)
         return [Answer(row, scores=tuple(scores)) for row, scores in rows]
 
@@ -226,11 +202,12 @@ def choosing_then_generating(
     options = check_choices(choices, session.model.network.vocab_size)
     # A tuple, because compiled programs are looked up by it.
     continues = None if continues is None else tuple(map(bool, continues))
-    run = _continue_fn(session.model, options, continues, decoding, session.layout)
+    fixed = {"choices": options, "config": decoding, "continues": continues}
+    run = _compiled(generate.choose_and_continue, session.model, session.layout, **fixed)
 
     def start(group):
         keys = _row_keys(session, group, seed)
-        return run(session.params, _inputs(session, group), keys)
+        return run(session.params, _inputs(session, group), row_keys=keys)
 
     def finish(group, chosen):
         taken, scores_BC = np.asarray(chosen.choice).tolist(), np.asarray(chosen.scores).tolist()
@@ -245,7 +222,7 @@ def choosing_then_generating(
 
 def scoring(session: Session) -> Work:
     """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
-    run = _score_fn(session.model, session.layout)
+    run = _compiled(models.score, session.model, session.layout)
 
     def start(group):
         for row in group.rows:
@@ -275,7 +252,7 @@ def answer(
     session: Session,
     rows: Sequence[datasets.Row],
     work: Work,
-    on_batch: Callable[[Counter[str]], None] = lambda counts: None,
+    on_batch: OnBatch = lambda counts: None,
 ) -> list[Answer]:
     """Return answers to `rows`, in order. Rows of similar length share a batch.
 
@@ -295,13 +272,14 @@ def answer(
         # Groups come by length; each answer goes to the place of its row.
         for place, found in zip(group.places, finished, strict=True):
             answers[place] = found
+        # Padding is counted too: a report shows what the lengths of the rows cost.
         counts = batching.counts(group, session.batch_size)
         on_batch(counts + Counter(new_tokens=sum(found.num_tokens for found in finished)))
     return answers
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same items, each when the next one is made."""
+    """Yield the items in order, each only after the next one was made."""
     for item in items:
         for following in items:
             yield item
@@ -313,12 +291,14 @@ def row_seed(seed: int, row_id: str) -> int:
     """Return a 32-bit seed for a record, the same in any batch."""
     # SHA-256, because Python's own hash of a text differs between processes.
     digest = hashlib.sha256(json_lines.encode(f"{seed}:{row_id}")).digest()
+    # jax.random.key takes 32 bits.
     return int.from_bytes(digest[:4], "little")
 
 
 def _put(session: Session, batch: datasets.HostBatch) -> models.Batch:
     """Put this process's share of a batch on the devices. Every process has the whole batch."""
     share = session.batch_size // jax.process_count()
+    # Processes own neighbouring rows: `Partitioner.mesh` keeps a host's devices together.
     first = jax.process_index() * share
     local = {name: array[first : first + share] for name, array in batch.items()}
     return partitioning.put_batch(local, session.layout.mesh)
@@ -331,6 +311,7 @@ def record(answer: Answer, mode: str) -> dict[str, Any]:
     """
     line: dict[str, Any] = {
         "id": answer.row.id,
+        # Inputs and targets too, so that a file of answers can be judged without its source.
         "inputs": answer.row.inputs,
         "targets": answer.row.targets,
     }

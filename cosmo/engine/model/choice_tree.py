@@ -25,7 +25,7 @@ class ChoiceTree(NamedTuple):
 
     tokens_N: np.ndarray  # the decoder's input at a node: its prefix's last token
     depths_N: np.ndarray  # the position of that token
-    ancestors_NN: np.ndarray  # bool, [node, whether that one lies on its path], itself included
+    ancestors_NN: np.ndarray  # bool, [node, whether that one is on its path], itself included
     parents_E: np.ndarray
     tokens_E: np.ndarray
     on_path_EC: np.ndarray  # 1.0 where the edge belongs to the choice

@@ -110,6 +110,7 @@ def choose_and_continue(
     weights, begin = module.decoder_weights(), path_BD.shape[1]
 
     def step(tokens, index, cache):
+        # Positions 0 to begin - 1 hold the choice's path.
         return module.decode_step(weights, tokens, begin + index, cache)
 
     found = decoding.decode(

@@ -20,8 +20,10 @@ from cosmo.engine.model import partitioning
 NORM_EPSILON = 1e-6  # T5's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
+# T5X's initializer of kernels, so that a run from scratch starts alike.
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ACTIVATIONS: dict[str, Callable] = {
+    # T5 1.1's is the tanh approximation, HuggingFace's gelu_new.
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -35,7 +37,7 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[st
 
 
 def weight(kernel: nnx.Param, dtype, called: str = partitioning.GATHERED) -> jax.Array:
-    """Return a parameter for a product: in the compute type, gathered if it lies over devices."""
+    """Return a parameter for a product: in the compute type, gathered if devices share it."""
     return partitioning.gather(kernel[...].astype(dtype), kernel.get_metadata("axes"), called)
 
 
@@ -109,7 +111,7 @@ def relative_position_bucket(
         # A decoder sees only the past, so no bucket is spent on the future.
         distance = jnp.maximum(distance, 0)
     exact = num_buckets // 2
-    # The epsilon keeps log finite at 0 and lies well under one bucket's width elsewhere.
+    # The epsilon keeps log finite at 0 and is well under one bucket's width elsewhere.
     ratio = jnp.log(distance.astype(jnp.float32) / exact + np.finfo(np.float32).eps)
     large = exact + (ratio / math.log(max_distance / exact) * (num_buckets - exact)).astype(
         jnp.int32

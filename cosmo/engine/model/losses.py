@@ -93,17 +93,13 @@ def loss_weights(
 MAX_EXPONENT = 700.0  # exp of more overflows a float64, and Python raises an error
 
 
-def add_sums(totals: dict[str, float], sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return `totals` with `sums` added, as Python floats."""
-    # Python's floats are float64: a sum over millions of tokens loses no precision.
-    return {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
-
-
 def total_sums(many: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Return the sums of many batches added up."""
+    """Return the sums of many batches added up, as Python floats."""
+    # Python's floats are float64: a sum over millions of tokens loses no precision.
     totals: dict[str, float] = {}
     for sums in many:
-        totals = add_sums(totals, sums)
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
     return totals
 
 

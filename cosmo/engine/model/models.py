@@ -44,6 +44,7 @@ class EncoderDecoderModel:
 @functools.lru_cache(maxsize=16)
 def _abstract(network: NetworkConfig):
     """Return (graph definition, abstract state) of a network."""
+    # Any seed will do: nothing but shapes is traced.
     module = nnx.eval_shape(lambda: network.build(nnx.Rngs(0)))
     return nnx.split(module)
 
@@ -58,12 +59,18 @@ def abstract_params(model: EncoderDecoderModel) -> Params:
     return nnx.to_pure_dict(_abstract(model.network)[1])
 
 
+def parameter_count(model: EncoderDecoderModel) -> int:
+    """Return the number of numbers in the parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+
+
 def logical_axes(model: EncoderDecoderModel) -> Params:
     """Return the names of every parameter's axes, as tuples; a stack's start with "layers"."""
     _, state = _abstract(model.network)
 
     def names(path, variable):
         axes = variable.get_metadata("axes")
+        # `t5.stack` maps over layers after `layers.param` has named the other axes.
         stacked = len(variable.get_value().shape) == len(axes) + 1
         return ("layers", *axes) if stacked else axes
 
@@ -142,6 +149,7 @@ def score(model: EncoderDecoderModel, params: Params, batch: Batch) -> dict[str,
     logits_BTV = logits(model, params, batch)
     targets_BT = batch["decoder_target_tokens"]
     weights_BT = token_weights(batch)
+    # Without label smoothing and z-loss: a log-likelihood, whatever the model was trained with.
     nll_BT, _ = losses.cross_entropy(logits_BTV, targets_BT)
     correct_BT = _is_best(logits_BTV, targets_BT)
     return {

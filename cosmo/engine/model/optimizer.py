@@ -1,14 +1,16 @@
 """Build optimizers as optax transformations of learning rate 1, and the schedule of that rate."""
 
 # Why rate 1: the train step multiplies the update by the schedule's rate. So the rate depends on
-# the step alone, and no second step counter hides in the optimizer's state.
+# the step alone, and the optimizer's state has no second step counter.
 
 import dataclasses
 import difflib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cosmo.engine.base.errors import UserError
 
@@ -112,31 +114,25 @@ def build(
     return optax.GradientTransformation(inner.init, update)
 
 
-def _split(tree: dict, path: tuple[str, ...] = ()) -> tuple[dict, dict]:
+def _split(tree: dict) -> tuple[dict, dict]:
     """Return (tree without its stacked subtrees, {"a/layers": subtree})."""
-    rest, stacks = {}, {}
-    for name, value in tree.items():
-        here = (*path, name)
-        if name == LAYERS:
-            stacks["/".join(here)] = value
-        elif isinstance(value, dict):
-            rest[name], below = _split(value, here)
-            stacks.update(below)
+    rest: dict[tuple, Any] = {}
+    stacks: dict[str, dict[tuple, Any]] = {}
+    for path, leaf in flatten_dict(tree).items():
+        if LAYERS in path:
+            cut = path.index(LAYERS) + 1
+            stacks.setdefault("/".join(path[:cut]), {})[path[cut:]] = leaf
         else:
-            rest[name] = value
-    return rest, stacks
+            rest[path] = leaf
+    return unflatten_dict(rest), {path: unflatten_dict(stack) for path, stack in stacks.items()}
 
 
 def _join(rest: dict, stacks: dict) -> dict:
     """Return the tree that `_split` has taken apart."""
-    tree = jax.tree.map(lambda x: x, rest)  # a copy, whose dicts may be changed
+    flat = flatten_dict(rest)
     for path, stack in stacks.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[name] = stack
-    return tree
+        flat |= {(*path.split("/"), *below): leaf for below, leaf in flatten_dict(stack).items()}
+    return unflatten_dict(flat)
 
 
 FACTORS = (

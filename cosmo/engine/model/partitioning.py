@@ -1,4 +1,4 @@
-"""Lay arrays over one mesh of devices: which axis lies along which side of the mesh.
+"""Lay arrays over one mesh of devices: which axis is split along which side of the mesh.
 
 The mesh has two sides. `data` splits the batch and, fully sharded (FSDP), the parameters and the
 optimizer's state. `model` splits heads, feed-forward and vocabulary (tensor parallelism).
@@ -67,7 +67,7 @@ class Partitioner:
         check_partitions(parts, len(devices), jax.local_device_count() if several else len(devices))
         if len(devices) > 1 and devices[0].platform == "cpu":
             _forgo_compilation_cache()
-        # A host's devices stand together, so that it owns one run of the batch's rows.
+        # A host's devices are neighbours, so that it has one run of the batch's rows.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         grid = np.asarray(devices).reshape(-1, parts)
         return Mesh(grid, ("data", "model"), axis_types=AXIS_TYPES)
@@ -106,7 +106,7 @@ def _forgo_compilation_cache() -> None:
     # start in any order, each device waits in another one, and the run hangs (jaxlib 0.10).
     if jax.config.jax_enable_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # else it remembers that it was in use
+        compilation_cache.reset_cache()  # else its state stays "in use"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +149,9 @@ class Layout:
         """Return `function`, jitted under this layout; its results are whole on every device."""
 
         @functools.wraps(function)
-        def laid_out(*args):
+        def laid_out(*args, **named):
             with self.active():
-                return function(*args)
+                return function(*args, **named)
 
         return jax.jit(laid_out, out_shardings=replicated(self.mesh))
 
@@ -168,7 +168,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gathers() -> bool:
-    """Return whether parameters lie over several devices along `data` in the active layout."""
+    """Return whether the active layout splits parameters over several devices along `data`."""
     layout = _ACTIVE.get()
     return layout is not None and layout.mesh.shape["data"] > 1
 
@@ -177,7 +177,7 @@ def gather(weight: jax.Array, names: tuple[str, ...], called: str = GATHERED) ->
     """Return a parameter made whole along `data` for one use, or itself without an active layout.
 
     Axes along `model` stay there. The gradient is scattered as it is summed. Policies of
-    rematerialization know the result by the name `called`.
+    rematerialization refer to the result by the name `called`.
     """
     if not gathers():
         return weight
@@ -275,5 +275,5 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int, name: s
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Return global arrays on the mesh from this process's rows of the batch."""
     sharding = batch_sharding(mesh)
-    # Each process has its own rows: none sees the whole batch.
+    # Each process has its own rows: none has the whole batch.
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,7 +1,7 @@
 """Compute T5 1.0 and T5 1.1 (Raffel et al. 2020; Shazeer 2020) as one Flax NNX network.
 
 Settings, then one layer of the encoder and of the decoder, then stacks of them, then the network.
-The layers of a stack lie in one module whose every parameter has a leading axis of layers
+The layers of a stack are one module whose every parameter has a leading axis of layers
 (`[L, ...]`). They run in one `lax.scan`, so compile time does not grow with depth. A decoder's
 cache is an argument and a result, never hidden state. `layers` lists the shape suffixes.
 """
@@ -63,7 +63,7 @@ class T5Config:
     num_heads: int = 8
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
-    head_dim: int = 64
+    head_dim: int = 64  # need not be emb_dim / num_heads: T5 1.1 small has 6 heads of 64 for 512
     mlp_dim: int = 2048
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
@@ -138,7 +138,7 @@ def relative_bias(config: T5Config, rngs: nnx.Rngs, *, bidirectional: bool) -> R
 class LayerCache(NamedTuple):
     """One decoder layer's keys and values: each row's own past, and each input's encoder output."""
 
-    # The encoder's keys lie with positions last: half as fast again on a CPU as the usual order.
+    # The encoder's keys have positions last: half as fast again on a CPU as the usual order.
     self_key_BHTK: jax.Array
     self_value_BHTK: jax.Array
     cross_key_BHKS: jax.Array
@@ -274,6 +274,7 @@ def decode_layer(
     heads = (x_MB.shape[1], config.num_heads, config.head_dim)
     # Weights stand on the left, activations [M, B] on the right: see StepWeights.
     qkv_NB = w.self_qkv_NM @ rms_norm(x_MB, w.self_norm_M, axis=0)
+    # One product for the three, as a step is bound by the number of operations.
     query, key, value = (part.T.reshape(heads) for part in jnp.split(qkv_NB, 3))
     put, barrier = jax.lax.dynamic_update_slice_in_dim, jax.lax.optimization_barrier
     cache = cache._replace(
@@ -333,6 +334,7 @@ def _f32(x: jax.Array) -> jax.Array:
 
 def stack(layer: type, count: int, config: T5Config, rngs: nnx.Rngs) -> nnx.Module:
     """Return `count` layers with independent parameters as one module of leaves [L, ...]."""
+    # A key a layer: vmap over one key would give all layers the same parameters.
     keys = jax.random.split(rngs.params(), count)
     return nnx.vmap(lambda key: layer(config, rngs=nnx.Rngs(params=key)))(keys)
 
@@ -670,6 +672,7 @@ class T5(nnx.Module):
             new.append(layer_cache)
         # The barrier keeps the transpose out of the product: see `decode_layer`.
         x_BM = jax.lax.optimization_barrier(self._scaled(rms_norm(x_MB.T, weights.norm_M)))
+        # Sums in float32: rounded ones would tie, and change which token is taken.
         logits_BV = jnp.einsum(
             "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
         )

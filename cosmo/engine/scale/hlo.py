@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "f8": 8, "bf16": 16, "c64": 64, "c128": 128}
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)"
@@ -92,6 +91,7 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
     if carried is not None and carried.opcode == "tuple":
         start = _origin(body, carried.operands[index])
         first = _value(start) or 0 if start is not None else 0  # scans count from 0
+    # Rounded up: the last run may pass the limit.
     return -(-(limits.pop() - first) // steps.pop())
 
 
@@ -177,6 +177,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _bits(kind: str) -> int:
-    known = _BITS.get(kind) or _BITS.get(kind[:2])  # f8e4m3fn and its siblings by two letters
-    digits = re.search(r"\d+", kind)
-    return known or (int(digits.group()) if digits else 0)  # a token has no bits
+    if kind == "pred":
+        return 8  # a byte for each truth value
+    digits = re.search(r"\d+", kind)  # the first: f8e4m3fn has 8 bits
+    return int(digits.group()) if digits else 0  # a token has no bits

@@ -1,4 +1,4 @@
-"""Plan a training step on absent devices: does it fit, its cost, its greatest speed.
+"""Plan a training step on absent devices: whether it fits, its cost, its highest speed.
 
 The step is the one that `train` runs (`step.compile_step`). For a TPU slice libtpu compiles it, for
 CPU devices XLA does. For GPUs, whose compiler needs the GPU, all numbers are arithmetic.
@@ -29,6 +29,7 @@ from cosmo.engine.model.step import (
 from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
 
 _GPUS_A_HOST = 8  # of DGX and cloud machines
+# An all-reduce is a reduce-scatter and then an all-gather.
 _LINK_CROSSINGS = {"all-reduce": 2.0}  # of a byte of a collective's result; others once
 
 
@@ -108,8 +109,9 @@ def plan_step(
     count = int(shape) if devices is None else len(devices)
     # CPU devices share the memory of their host.
     limit = chip.hbm_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+    # A partition must not leave its host, where the links are fast.
     local = min(count, _GPUS_A_HOST)
-    if devices is not None:  # libtpu's description names the process that would own each device
+    if devices is not None:  # libtpu's description names the process of each device
         local = sum(device.process_index == devices[0].process_index for device in devices)
     choice = sizing.choose_device_settings(
         job.model, job.step, batch, job.partitioner, count, local, chip.hbm_bytes
@@ -257,9 +259,9 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         batch[name].shape[0] * batch[name].shape[1]
         for name in ("encoder_input_tokens", "decoder_target_tokens")
     )
+    # As in T5X, TRAIN_STEPS counts the steps of the starting checkpoint.
     steps = max(job.total_steps - begin, 0)
     days = None if bound is None else steps * bound / 86_400
-    params = jax.tree.leaves(models.abstract_params(job.model))
     return Plan(
         topology=topology,
         devices=devices,
@@ -270,7 +272,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         num_microbatches=choice.num_microbatches,
         batch_size=job.dataset.batch_size,
         tokens_per_step=tokens,
-        parameters=sum(leaf.size for leaf in params),
+        parameters=models.parameter_count(job.model),
         # Without a cost the compiler has refused the program.
         fits=peak is not None and peak <= limit and cost is not None,
         hbm_arguments_bytes=found.arguments,
@@ -287,6 +289,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         tokens_per_second_bound=_over(tokens, bound),
         steps=steps,
         days_bound=days,
+        # Nobody reaches a roofline: half of it is the number to plan with.
         days_at_half=days and 2 * days,
         compile_seconds=found.seconds,
     )
@@ -311,6 +314,7 @@ def _devices(name: str, shape: str) -> list[Any] | None:
                 f"cpu:{shape}: JAX was started with {len(devices)} devices", setting="topology"
             )
         return devices[: int(shape)]
+    # libtpu describes and compiles for slices that this machine has not.
     from jax.experimental import topologies
 
     options = {"chip_config_name": chips.CHIPS[name].chip_config}

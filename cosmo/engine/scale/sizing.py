@@ -93,7 +93,7 @@ def memory_estimate(
 ) -> dict[str, float]:
     """Return estimated bytes on each device: {"arguments" (the state), "temporaries"}."""
     data, parts = devices // choice.num_partitions, choice.num_partitions
-    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    params = models.parameter_count(model)
     opt_state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
     state = 4 * params + _bytes(jax.tree.leaves(opt_state))
     network, rows = model.network, batch["encoder_input_tokens"].shape[0]
@@ -138,7 +138,7 @@ def traffic_estimate(
     network, parts = model.network, choice.num_partitions
     data = devices // parts
     size = jnp.dtype(network.dtype).itemsize
-    params = sum(math.prod(p.shape) for p in jax.tree.leaves(models.abstract_params(model)))
+    params = models.parameter_count(model)
     gathered = reduced = 0.0
     if data > 1:
         rows = batch["encoder_input_tokens"].shape[0]

@@ -209,6 +209,7 @@ class BadStepMonitor:
                 partial.parent.mkdir(exist_ok=True)
                 with partial.open("wb") as file:
                     np.savez_compressed(file, **batch.arrays)
+        # The tokens are in place first, so that a line never names a missing file.
         self.record.add(json.dumps(line))
         return str(self.folder / line.get("tokens", RECORD))
 

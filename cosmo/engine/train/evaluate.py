@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import prepare_folder
 from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.tables import text_table
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data import datasets, reader
@@ -85,14 +87,13 @@ def teacher_forced(
     run = _loss_sums_fn(model, layout)
     # Sums are added over batches and divided at the end: batches differ in their real tokens.
     progress = Progress(sum(map(len, batches.values())), unit="batch", every_seconds=10)
-    sums, done = {}, 0
-    for task, many in batches.items():
-        sums[task] = {}
+
+    def measured(task: str, many: list[datasets.HostBatch]) -> Iterator[dict[str, Any]]:
         for batch in many:
-            found = jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
-            sums[task] = losses.add_sums(sums[task], found)
-            done += 1
-            progress.update(done, f"{task}: loss")
+            yield jax.device_get(run(params, partitioning.put_batch(batch, layout.mesh)))
+            progress.add(1, f"{task}: loss")
+
+    sums = {task: losses.total_sums(measured(task, many)) for task, many in batches.items()}
     progress.finish()
     sums["all"] = losses.total_sums(sums.values())
     return {task: losses.per_token(totals) for task, totals in sums.items()}
@@ -175,6 +176,7 @@ class Evaluator:
         config = self.config
         results: dict[str, dict[str, dict[str, float]]] = {}
         if config.packed is not None:
+            # Read once: every evaluation of a run measures the same batches.
             if self.packed is None:
                 self.packed = reader.eval_batches(
                     config.packed, num_batches=config.steps, **datasets.process_shard()
@@ -197,6 +199,7 @@ class Evaluator:
         sizes = {task.name: len(task.rows) for task in self.tasks or ()}
         for kind, tasks in results.items():
             for task, values in tasks.items():
+                # A sample's metrics are not the whole split's, so the log gives its size.
                 what = task if kind == "eval" else f"{task}, first {sizes[task]} examples"
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                 log.info("step %d, %s, %s: %s", step, kind, what, shown)
@@ -210,20 +213,13 @@ class Evaluator:
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """Return results as text: a row for each metric, a column for each task."""
-    # In order of appearance, without repetition.
+    # In order of appearance, without repetition. A task may lack a metric that another has.
     names = list(dict.fromkeys(metric for values in results.values() for metric in values))
-    width = max([len(name) for name in names] + [6])
-    columns = [max(len(task), 10) for task in results]
-    head = " " * width + "".join(f"  {t:>{w}}" for t, w in zip(results, columns, strict=True))
-    lines = [head]
+    rows = [["", *results]]
     for name in names:
-        # A task may lack a metric that another has.
-        cells = (
-            f"  {values[name]:>{w}.4f}" if name in values else f"  {'':>{w}}"
-            for values, w in zip(results.values(), columns, strict=True)
-        )
-        lines.append(f"{name:<{width}}" + "".join(cells))
-    return "\n".join(lines)
+        cells = (f"{values[name]:.4f}" if name in values else "" for values in results.values())
+        rows.append([name, *cells])
+    return text_table(rows)
 
 
 def evaluate(
@@ -240,13 +236,17 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder).
     """
+    # Beside the run, unless the checkpoint is another system's.
     output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")
+    # After the folder: one that cannot be written to must cost no restoring.
     opened, step = session.open()
     tasks = reader.eval_tasks(dataset, num_examples)
     log.info(", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks))
+    # Kept until all tasks are judged: the files then belong to one evaluation.
     answers: dict[str, list[dict[str, Any]]] = {}
     results = judge(opened, tasks, decoding, random_seed, keep=answers)
+    # Every process has all answers, and one writes them.
     if jax.process_index() == 0:
         for task, lines in answers.items():
             path = epath.Path(folder) / f"{task}-predictions.jsonl"

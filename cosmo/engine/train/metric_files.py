@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 
 log = logging.getLogger(__name__)
@@ -45,11 +44,8 @@ class Lines:
         if self.remote:
             self._write_all()
             return
-        try:
-            with self.path.open("a") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        with explained(self.path, REMEDY), self.path.open("a") as file:
+            file.write(line + "\n")
 
     def _write_all(self) -> None:
         write_atomic(self.path, "".join(line + "\n" for line in self.lines))

@@ -89,7 +89,7 @@ class Notice:
         # In a thread: Python runs a handler only after the compiler, in C++, has returned.
         while signals := os.read(pipe, 64):
             if not {*signals}.intersection(HANDLED):
-                continue  # another library's handler owns this signal
+                continue  # another library handles this signal
             leave = self._leave
             if signal.SIGTERM in signals and leave is not None:
                 _end(leave())
@@ -112,7 +112,7 @@ def listen() -> Iterator[Notice]:
     Outside of the main thread, where Python allows no handlers, it is never set.
     """
     notice = Notice()
-    # With several processes JAX's own handler, in place since they found each other, must stay.
+    # With several processes JAX's own handler, in place since they connected, must stay.
     if notice.several or threading.current_thread() is not threading.main_thread():
         yield notice
         return

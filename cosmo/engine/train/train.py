@@ -53,7 +53,7 @@ class Evaluator(Protocol):
 class Evaluation(Protocol):
     """When to evaluate, and with what; `evaluate.EvalConfig` is one.
 
-    The loop knows this interface alone, so that reading it needs no file about generation.
+    The loop imports this interface alone, so that reading it needs no file about generation.
     """
 
     period: int | None  # steps; None: never

@@ -25,6 +25,7 @@ def read_json_object(file: epath.Path) -> dict[str, Any]:
     try:
         check_no_pointer(file)
         with file.open("rb") as content:
+            # One byte more shows that there is more, without reading a file of any size.
             data = content.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
             raise UserError(

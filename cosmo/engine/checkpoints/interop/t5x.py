@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
-from flax import serialization
+from flax import serialization, traverse_util
 
 from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.checkpoints import lazy
-from cosmo.engine.checkpoints.description import Path, nested
+from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.interop import foreign_files, names
 from cosmo.engine.checkpoints.interop.names import Parameter
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
@@ -47,6 +47,7 @@ def checkpoints_in(folder: epath.Path) -> list[int]:
     if not folder.is_dir():
         return []
     found = (p.name.removeprefix("checkpoint_") for p in folder.iterdir())
+    # T5X's folder also holds unfinished checkpoints, under names with a suffix.
     return [int(s) for s in found if s.isdigit() and is_checkpoint(folder / f"checkpoint_{s}")]
 
 
@@ -196,6 +197,7 @@ def network(path: str, arrays: dict[str, LazyArray]) -> t5.T5Config:
         num_decoder_layers=layers[1],
         head_dim=head_dim,
         mlp_dim=shape(f"{first}/mlp/wo/kernel", 3 if stack else 2)[0],
+        # An activation leaves no trace: T5 1.1's gate is gelu, T5 1.0 has relu.
         mlp_activations=("gelu", "linear") if f"{first}/mlp/wi_0/kernel" in target else ("relu",),
         logits_via_embedding="decoder/logits_dense/kernel" not in target,
         relative_attention_num_buckets=buckets,
@@ -336,7 +338,8 @@ def write_checkpoint(
                 )
             index[tuple(name.split("/"))] = leaf
     # Upstream writes every dict in the order of its keys; sorted paths give that order.
-    optimizer = nested(dict(sorted(index.items())))
+    optimizer = traverse_util.unflatten_dict(dict(sorted(index.items())))
+    # T5X's version of its format.
     content = {"version": 3, "optimizer": optimizer}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(content, in_place=True))
 
@@ -390,10 +393,12 @@ def _write_array(folder: epath.Path, output: _Output, on_piece) -> dict[str, Any
         "kvstore": {"driver": "file", "path": f"{file}/"},
         "metadata": {
             "chunks": [max(n, 1) for n in output.chunks],
+            # T5X's own choice; it reads others too.
             "compressor": {"id": "gzip", "level": 1},
             "shape": list(output.shape),
         },
     }
+    # The entry's path is relative for the index, TensorStore's here absolute.
     spec = {**entry, "kvstore": f"{tensorstore_url(folder)}/{file}/"}
     with one_line_errors(f"cannot write {folder}/{file}"):
         target = ts.open(spec, create=True, delete_existing=True).result()

@@ -101,6 +101,7 @@ def to_param_states(
             elif stack:
                 shape = _one_layer_scanned(parameter, config, kind)
                 whole = array.whole().reshape(parameter.layers, *shape)
+                # Ours counts layers on the first axis, the scanned network on `axis`.
                 parts = [np.moveaxis(whole, 0, axis)]
             elif parameter.side:
                 parts = [layer.whole() for layer in lazy.layers(array)]

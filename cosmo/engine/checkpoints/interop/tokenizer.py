@@ -29,6 +29,7 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "additional_special_tokens": sentinels,
+        # True would remove spaces before punctuation, which a model may have learnt to write.
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -95,10 +96,12 @@ def _tokenizer(model: Any, path: str) -> tuple[dict[str, Any], list[str]]:
         "normalizer": normalizer,
         "pre_tokenizer": {
             "type": "Sequence",
+            # SentencePiece folds runs of white space; splitting there gives the same pieces.
             "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
         },
         "post_processor": {
             "type": "TemplateProcessing",
+            # T5's inputs and targets end in EOS.
             "single": [first, eos],
             "pair": [first, eos, second, eos],
             "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
