@@ -12,4 +12,5 @@ TINY = (
     "--gin.EVALUATOR_NUM_EXAMPLES=3",
     "--gin.MAX_NEW_TOKENS=8",
     "--gin.STATS_PERIOD=1",
+    "--gin.SHUFFLE_BUFFER_SIZE=100",
 )

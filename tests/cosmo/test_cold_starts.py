@@ -69,6 +69,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_no_thread_imports_while_jax_traces(tmp_path):
     """Oracle: exit code 0 where a thread that imported SeqIO or Grain would break JAX for sure."""
     script = tmp_path / "slow.py"

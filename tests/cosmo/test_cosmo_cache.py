@@ -106,6 +106,7 @@ def test_processes_write_the_same_bytes_as_one(arguments, cached, tmp_path):
     assert files(folder) == files(cached)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_gives_the_same_bytes(arguments, cached, tmp_path):
     """SIGKILL of the parent of two workers, and the same command with one process.
 

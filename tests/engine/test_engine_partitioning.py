@@ -121,7 +121,8 @@ def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight
     assert eight[0]["cache"] == [True, False]
 
 
-@each(TWO)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", TWO)
 def test_engine_partitioning_two_processes_compute_what_one_does(
     eight_devices, two_processes, mesh
 ):

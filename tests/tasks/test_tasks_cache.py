@@ -56,8 +56,8 @@ def test_shards_of_a_task_are_its_examples(tmp_path, vocabulary_path):
         return [example["id"] for example in dataset.as_numpy_iterator()]
 
     whole = ids(0, 1)
-    shards = [ids(index, 7) for index in range(7)]
-    assert shards == [whole[index::7] for index in range(7)]
+    shards = [ids(index, 3) for index in range(3)]
+    assert shards == [whole[index::3] for index in range(3)]
     assert task.source.count("train") == len(whole) == 120
 
 
@@ -68,14 +68,13 @@ def test_a_cached_task_gives_the_same_examples(tmp_path, cache_folder, vocabular
     task = seqio.get_mixture_or_task("soda")
     for split in ("train", "validation"):
         _write_cache(task, split, cache_folder / "soda")
-    for split in ("train", "validation"):
-        for inputs in (24, 60):
-            settings = {"shuffle": False, "seed": 4}
-            lengths = {"inputs": inputs, "targets": 16}
-            live = task.get_dataset(lengths, split, **settings)
-            cached = task.get_dataset(lengths, split, use_cached=True, **settings)
-            pairs = list(zip(live.as_numpy_iterator(), cached.as_numpy_iterator(), strict=True))
-            assert len(pairs) == 120
-            for one, other in pairs:
-                for name, value in one.items():
-                    np.testing.assert_array_equal(value, other[name])
+    for split, inputs in (("train", 24), ("train", 60), ("validation", 60)):
+        settings = {"shuffle": False, "seed": 4}
+        lengths = {"inputs": inputs, "targets": 16}
+        live = task.get_dataset(lengths, split, **settings)
+        cached = task.get_dataset(lengths, split, use_cached=True, **settings)
+        pairs = list(zip(live.as_numpy_iterator(), cached.as_numpy_iterator(), strict=True))
+        assert len(pairs) == 120
+        for one, other in pairs:
+            for name, value in one.items():
+                np.testing.assert_array_equal(value, other[name])

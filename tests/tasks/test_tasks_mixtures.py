@@ -1,7 +1,5 @@
 """Oracles: the pure Python formatting, the paper's dropout rates, SeqIO's own converters."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -300,7 +298,7 @@ def test_tfds_gives_the_examples_of_the_files(tmp_path, corpora, vocabulary_path
         task = _use(name, vocabulary_path, narrative_dropout=0, **settings, instruction_dropout=0)
         return {row["id"]: row for row in _rows(task, {"inputs": 60, "targets": 16}, split)}
 
-    for name, split in itertools.product(builders, ("train", "validation")):
+    for name, split in zip(builders, ("train", "validation"), strict=True):
         files = by_id(name, split, **corpora)
         built = by_id(name, split, source="tfds", tfds_data_dir=tmp_path)
         assert files.keys() == built.keys() and len(files) > 5
