@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.base.progress import Progress
@@ -184,10 +185,12 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
         if not remote:
+            durable.sync_tree(partial)  # else a power loss could leave the name with empty files
             # An empty folder that the user made.
             if target.exists():
                 target.rmdir()
             partial.rename(target)
+            durable.sync(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

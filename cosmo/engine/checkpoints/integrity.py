@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
@@ -59,6 +60,8 @@ def write_manifest(
         sums = pool.map(lambda name: checksum(folder / name), names)
         # Other processes come here while the folders of items still have Orbax's temporary names.
         files = dict(zip((n.replace(PARTIAL, "") for n in names), sums, strict=True))
+    # Only what is on the disk may be renamed to a checkpoint, for which older ones are deleted.
+    durable.sync_tree(folder)
     text = json.dumps({"processes": processes, "step": step, "run": run, "files": files})
     write_atomic(folder / MANIFEST.format(process), text)
 

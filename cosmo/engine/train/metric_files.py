@@ -4,11 +4,13 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import time
 from typing import Any
 
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
@@ -46,8 +48,14 @@ class Lines:
             self._write_all()
             return
         try:
+            is_new = not self.path.exists()
             with self.path.open("a") as file:
                 file.write(line + "\n")
+                file.flush()
+                # A power loss must not take a line of a step before a checkpoint.
+                os.fsync(file.fileno())
+            if is_new:
+                durable.sync(self.path.parent)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
