@@ -85,14 +85,14 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
         try:
             manifest = json.loads((folder / name).read_text())
             processes = int(manifest["processes"])
-            expected.update(manifest["files"])
+            expected |= {n: (int(size), int(crc)) for n, (size, crc) in manifest["files"].items()}
             # Manifests of older versions have neither.
             step, run = manifest.get("step"), manifest.get("run")
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             raise _unreadable(folder / name, error) from error
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return f"{name} is no manifest of ours: it is damaged"
         if step is not None and folder.name.isdigit() and int(folder.name) != step:
             return f"it is the checkpoint of step {step} under another step's name"
@@ -145,6 +145,8 @@ def _difference(folder: epath.Path, name: str, size: int, crc: int) -> str | Non
         return f"{name} is missing"
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ValueError:  # half a character, or a null byte
+        return f"{name!r} is no name of a file: its manifest is damaged"
     return None
 
 
