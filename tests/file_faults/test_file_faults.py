@@ -14,6 +14,8 @@ import tempfile
 
 import pytest
 
+from tests.file_faults import power
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -53,6 +55,58 @@ def faults(shim, folder, work, **options) -> dict:
         print(f"  {kind}: {counts}, {found['seconds'][kind]} s")
     print(f"  {found['states']} different states after power losses")
     return found
+
+
+# A program, and the state that each variant of a power loss after its end leaves. By hand.
+PROGRAMS = {
+    "write": ("open('a', 'w').write('x')", {"a": b""}, {}),
+    "fsync": ("f = open('a', 'w'); f.write('x'); f.flush(); os.fsync(f.fileno())", {"a": b"x"}, {}),
+    "rename": (
+        "keep('a', 'x'); open('b', 'w').write('y'); os.rename('b', 'a')",
+        {"a": b""},
+        {"a": b"x"},
+    ),
+    "both": ("keep('a', 'x'); keep('b', 'y'); os.rename('b', 'a'); folder('.')", {"a": b"y"}, None),
+    "shorter": (
+        "keep('a', 'xyz'); f = open('a', 'r+'); f.truncate(1)",
+        {"a": b"x"},
+        {"a": b"xyz"},
+    ),
+    "gone": ("keep('a', 'x'); os.unlink('a')", {}, {"a": b"x"}),
+    "inside": ("os.mkdir('d'); keep('d/a', 'x')", {"d": None, "d/a": b"x"}, {}),
+    "moved": (
+        "os.mkdir('d'); folder('.'); keep('a', 'x'); os.rename('a', 'd/b'); folder('d')",
+        {"d": None, "d/b": b"x"},
+        None,
+    ),
+}
+HELPERS = """
+import os, sys
+def folder(path):
+    number = os.open(path, os.O_RDONLY); os.fsync(number); os.close(number)
+def keep(path, text):
+    with open(path, 'w') as file:
+        file.write(text); file.flush(); os.fsync(file.fileno())
+    folder(os.path.dirname(path) or '.')
+"""
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_a_power_loss_leaves(shim, tmp_path, name):
+    """Oracle: the model of `power.py`, applied by hand. None stands for the first variant's."""
+    code, named, unnamed = PROGRAMS[name]
+    root, trace, counter = (tmp_path / name for name in ("root", "trace", "counter"))
+    root.mkdir()
+    trace.mkdir()
+    counter.write_bytes(bytes(8))
+    given = {"ROOT": root, "TRACE": trace, "COUNTER": counter, "MODE": "record", "AT": 0}
+    environment = {f"FILE_FAULTS_{key}": str(value) for key, value in given.items()}
+    command = [sys.executable, "-c", HELPERS + code]
+    subprocess.run(command, cwd=root, env={**environment, "LD_PRELOAD": shim}, check=True)
+    disk = power.Disk(root, trace)
+    disk.forward(1000)
+    assert disk.state("named") == named
+    assert disk.state("unnamed") == (named if unnamed is None else unnamed)
 
 
 @pytest.mark.parametrize(("work", "points"), [("co3", 4), ("infer", 10)])
