@@ -75,7 +75,7 @@ class CO3:
 
 
 class Infer:
-    """Bulk inference with answers made up in Python: two shards of a few parts, and rejects."""
+    """Bulk inference with answers made up in Python: three shards of five parts, and rejects."""
 
     def __init__(self, folder: pathlib.Path):
         from cosmo.engine.base import command_line
@@ -94,12 +94,12 @@ class Infer:
         lengths = {"inputs": 48, "targets": 16}
         session = infer.SessionConfig(model, job_settings.Words(), "/run", lengths, 4)
         config = bulk.InferConfig(session)
-        source = job_settings.records(9, bad=(0, 7))
+        source = job_settings.records(30, bad=(0, 7))
 
         def run(output: pathlib.Path) -> int:
             def work():
-                files = answer_files.output_files(str(output), 2)
-                sharding = bulk.Sharding(2, part_size=2)
+                files = answer_files.output_files(str(output), 3)
+                sharding = bulk.Sharding(3, part_size=2)
                 bulk.answer_source(config, source, files, sharding, lambda: (object(), 7))
 
             return command_line.guarded(work)
