@@ -129,6 +129,8 @@ class Gateway:
                     entry = None
                 self.journal.end(number, entry)
             self._check_readable(reply, response, fault, charged, server)
+            if entry is not None:  # paid for: on the disk before a stage uses it
+                await self.journal.sync()
             if response is not None:
                 self._failed_in_a_row = 0
                 self.stages[request.stage] += 1

@@ -2,11 +2,13 @@
 
 `journal/calls.sqlite` has one row a call: answers, and failures that may have been billed. A row is
 committed when the call is sent, with the most that it may cost: a call that a kill breaks off is
-charged. It is replaced as soon as the answer arrives, so a killed process loses no answer.
+charged. It is replaced as soon as the answer arrives, so a killed process loses no answer. After
+`Journal.sync` a row survives a power loss too. A power loss may leave calls in flight uncharged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import fcntl
@@ -14,19 +16,18 @@ import logging
 import os
 import socket
 import sqlite3
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls import former_journal
 
 log = logging.getLogger("data_pipeline")
 
 NAME = "calls.sqlite"
-CHECKPOINT_SECONDS = 5.0  # a power cut loses at most the answers of so long
 # The answer stands last, because SQLite then sums the other columns without reading it.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, key BLOB NOT NULL, id TEXT NOT NULL,
@@ -74,23 +75,33 @@ class Journal:
 
     def __enter__(self) -> Journal:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(self.folder)
             self._lock = _lock(self.folder)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to: {error.strerror}") from error
-        self._database = None
+        self._database = self._log = None
+        self._sync: asyncio.Task | None = None  # the one in progress, and the one that waits
+        self._next_sync: asyncio.Task | None = None
         try:
             with self._errors():
                 self._open()
+                # SQLite's log, which holds the latest commits. None where it cannot use one: there
+                # each commit is synced.
+                with contextlib.suppress(FileNotFoundError):
+                    self._log = os.open(f"{self.path}-wal", os.O_RDONLY)
+                durable.sync(self.folder)
         except BaseException:
+            if self._log is not None:
+                os.close(self._log)
             if self._database is not None:
                 self._database.close()
             self._lock.close()
             raise
-        self._checkpointed = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._log is not None:
+            os.close(self._log)
         self._database.close()  # moves what the log holds into the database, and syncs it
         self._lock.close()
 
@@ -127,16 +138,31 @@ class Journal:
             self._database.execute("DELETE FROM calls WHERE number = ?", (number,))
 
     def append(self, entry: Entry, number: int | None = None) -> None:
-        """Commit an entry. After this returns, a kill of the process does not lose it.
+        """Commit an entry. A kill of the process does not lose it; see `sync` for a power loss.
 
         `number` is that of its row, if it was begun.
         """
         with self._errors():
             statement = _INSERT if number is None else _REPLACE
             self._database.execute(statement, (number, *_row(entry)))
-            if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
-                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                self._checkpointed = time.monotonic()
+
+    async def sync(self) -> None:
+        """Wait until all that is committed survives a power loss. Raises UserError."""
+        # One at a time: a sync takes milliseconds, and all that arrives meanwhile shares the next.
+        if self._next_sync is None:
+            self._next_sync = asyncio.create_task(self._sync_after(self._sync))
+            # Its error is no news to a loop whose waiting calls were all cancelled.
+            self._next_sync.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._next_sync)
+
+    async def _sync_after(self, earlier: asyncio.Task | None) -> None:
+        if earlier is not None and not earlier.done():
+            await asyncio.wait([earlier])
+        self._sync, self._next_sync = self._next_sync, None
+        if self._log is not None:
+            with self._errors():
+                # In a thread, so that the event loop keeps running. It syncs the commits of any descriptor.
+                await asyncio.to_thread(os.fdatasync, self._log)
 
     def spent(self) -> dict[str, dict[str, dict[str, int]]]:
         """Sum calls, prompt_tokens and completion_tokens of all starts, per stage and kind."""
@@ -246,8 +272,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA journal_mode=WAL")
         # A commit is written but not synced, which survives a kill of the process. FULL would sync
-        # each commit, some milliseconds each at hundreds of answers a second. A power cut leaves
-        # the database whole and loses the answers since the last checkpoint.
+        # each commit, some milliseconds each at hundreds of answers a second: `sync` does it for
+        # many at once.
         database.execute("PRAGMA synchronous=NORMAL")
         database.executescript(_TABLES)
     except BaseException:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import durable, json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
@@ -112,6 +112,7 @@ class Outputs:
         for name in FILES:
             self._partial(name).replace(self.folder / f"{name}.jsonl")
         (self.folder / "progress.json").unlink()
+        durable.sync(self.folder)  # a power loss after the command's end changes nothing
 
     def close(self) -> None:
         """Close the files."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from cosmo.engine.base import json_lines, worker_processes
+from cosmo.engine.base import durable, json_lines, worker_processes
 from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
@@ -48,7 +48,7 @@ def clean(
     if canary_labels:
         settings = dataclasses.replace(settings, canary=labels_of(paths, canary_labels))
     output = resolve(output)
-    output.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(output)
     with contextlib.ExitStack() as stack:
         # Nested, so that an error in here removes what was written and leaves earlier files.
         partial = {name: stack.enter_context(replacing(output / f"{name}.jsonl")) for name in FILES}

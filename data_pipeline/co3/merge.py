@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base import durable
+from cosmo.engine.base.atomic import replacing, write_atomic
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls.outputs import FILES
 from data_pipeline.co3 import postprocess, report
@@ -60,7 +61,7 @@ def check(folders: Sequence[Path]) -> dict[str, Any]:
 def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """Write the merged files and their report to `output`; return the report. Raises UserError."""
     about = {**check(folders), "shard": "0/1"}
-    output.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(output)
     keys: set[bytes] = set()
     # Under hidden names first, so that a kill leaves no half of a corpus.
     places: dict[str, Path] = {name: output / f".{name}.jsonl.partial" for name in FILES}
@@ -81,7 +82,8 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         for _, line, _ in _in_order([*map(_rejected, folders), again]):
             files["rejected"].write(line)
     for name, path in places.items():
-        path.replace(output / f"{name}.jsonl")
+        with replacing(output / f"{name}.jsonl", path):
+            pass  # written above
     write_atomic(output / "run.json", json.dumps(about, indent=1))
     numbers, reasons = report.count_outputs(output)
     calls: dict[str, Counter] = {}

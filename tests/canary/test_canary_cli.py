@@ -156,6 +156,22 @@ def start(run, source, output):
     )
 
 
+@pytest.mark.slow
+def test_two_commands_share_one_output(run, label, tmp_path):
+    """Oracle: what one command writes, byte for byte. Either ends well, or with one line."""
+    source = write_input(tmp_path / "in.jsonl", 60, bad=(7, 50))
+    output = tmp_path / "out.jsonl"
+    both = [start(run, source, output) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert {process.returncode for process in both} <= {0, 1}
+    assert any(process.returncode == 0 for process in both), said
+    assert not any("Traceback" in text for text in said), said
+    assert label(source, tmp_path / "whole.jsonl", "--window=4", "--per_turn") == 0
+    for name in ("{}.jsonl", "{}.jsonl.rejected.jsonl"):
+        found, wanted = (tmp_path / name.format(stem) for stem in ("out", "whole"))
+        assert found.read_bytes() == wanted.read_bytes()
+
+
 def test_killed_and_given_again(run, label, tmp_path):
     """Oracle: an uninterrupted run, byte for byte. SIGKILL once some windows are done."""
     source = write_input(tmp_path / "in.jsonl", 60, bad=(7, 50))

@@ -4,6 +4,7 @@ Oracle: the property itself. The bindings are drawn from a seeded generator: nam
 people mistype, references that go round, syntax of gin and of Python in the wrong place.
 """
 
+import collections
 import random
 
 import pytest
@@ -62,10 +63,11 @@ def run(capsys, *given):
 
 
 def check(capsys, *given):
-    """Run, and check the property."""
+    """Run, and check the property; return the exit code."""
     code, lines = run(capsys, *given)
     assert code in (0, 1) and len(lines) == code, (given, lines)
     assert all(line.startswith("error: ") and len(line) < MAX_LINE for line in lines), lines
+    return code
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_a_macro_may_stand_for_another(capsys):
 )
 def test_any_binding_is_a_setting_or_one_line(capsys, count):
     """Property: one line and exit code 1, or settings; never a traceback."""
-    draw = random.Random(count)
+    draw, codes = random.Random(count), collections.Counter()
     names = sorted(config.macros_of(RUN_FILE))
     for _ in range(count):
-        check(
+        code = check(
             capsys,
             *(
                 (
@@ -112,3 +114,5 @@ def test_any_binding_is_a_setting_or_one_line(capsys, count):
                 for _ in range(draw.choice((1, 1, 2)))
             ),
         )
+        codes[code] += 1
+    print(f"\ngin: {count} command lines: {codes[0]} accepted, {codes[1]} refused in one line")

@@ -1,5 +1,6 @@
 """What the journal keeps through kills, full disks, damaged files and a change of its format."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -12,6 +13,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import pytest
@@ -154,6 +156,7 @@ def test_a_damaged_database_is_kept_aside_and_read(tmp_path, caplog, damage):
 
 KILLED = """
 import sys
+import time
 sys.path[:0] = [{root!r}]
 from data_pipeline.calls.journal import Journal
 from tests.data_pipeline.test_journal import entry
@@ -293,3 +296,46 @@ def test_answers_of_the_former_format_are_taken_over(tmp_path, caplog):
     assert sum(found(tmp_path, 20)) == 15
     with contextlib.closing(sqlite3.connect(tmp_path / NAME)) as database:
         assert database.execute("SELECT COUNT(*) FROM calls").fetchone() == (15,)
+
+
+def test_one_sync_serves_all_that_wait(tmp_path, monkeypatch):
+    """Oracle: by hand: a sync in progress and one more, for a hundred answers at once. Property:
+    each returns after a sync that began after its answer was committed."""
+    began = []
+    real = os.fdatasync
+
+    def slow(number):
+        began.append(time.monotonic())
+        time.sleep(0.05)
+        real(number)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+
+    async def one(journal, number):
+        journal.append(entry(number))
+        committed = time.monotonic()
+        await journal.sync()
+        assert any(committed <= start for start in began)
+
+    async def run(journal):
+        first = asyncio.create_task(one(journal, 0))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(first, *(one(journal, number) for number in range(1, 101)))
+
+    with Journal(tmp_path) as journal:
+        asyncio.run(run(journal))
+        asyncio.run(one(journal, 101))  # the journal outlives a loop
+    assert len(began) == 3
+    assert len(read_entries(tmp_path)) == 102
+
+
+def test_a_sync_that_fails_is_an_error(tmp_path, monkeypatch):
+    """Oracle: the error's words by hand."""
+
+    def broken(number):
+        raise OSError(5, "Input/output error")
+
+    with Journal(tmp_path) as journal:
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(UserError, match=r"cannot use .*Input/output error"):
+            asyncio.run(journal.sync())

@@ -188,6 +188,33 @@ def test_signals_wait_for_the_calls_under_way(tmp_path, undisturbed, triples, nu
     assert outputs(tmp_path) == outputs(undisturbed)
 
 
+def test_a_second_run_of_one_output_is_refused(tmp_path, undisturbed, triples, capsys):
+    """Oracle: one line that names the first run's process, which goes on undisturbed."""
+    with teacher(latency=0.02) as (url, taught):
+        command = [sys.executable, "-m", "data_pipeline", *flags(triples, tmp_path, url)]
+        with subprocess.Popen(command) as first:
+            while taught.counts["completions"] < 10:
+                assert first.poll() is None
+                time.sleep(0.01)
+            assert co3(triples, tmp_path, url) == 1
+            assert first.wait(timeout=60) == 0
+        said = capsys.readouterr().err
+        assert f"is in use by process {first.pid}" in said and said.count("error: ") == 1
+        assert max(taught.seen.values()) == 1  # none was asked twice
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, undisturbed, triples, monkeypatch):
+    """Oracle: an undisturbed run, and no answer asked for twice, ten days before the first half."""
+    with teacher() as (url, taught):
+        assert co3(triples, tmp_path, url, "--token_cap=4000") == 3
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() - 10 * 24 * 3600)
+        assert co3(triples, tmp_path, url) == 0
+        assert sum(count > 1 for count in taught.seen.values()) <= 1  # but for the probe
+    assert outputs(tmp_path) == outputs(undisturbed)
+
+
 def _after(taught, calls: int, number: int) -> None:
     while taught.counts["completions"] < calls:
         time.sleep(0.005)

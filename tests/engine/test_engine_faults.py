@@ -138,6 +138,41 @@ def test_ctrl_c_saves_too_and_says_which_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_second_trainer_is_refused_and_a_second_ctrl_c_ends_at_once(tmp_path):
+    """Oracle: the first trainer's process in one line of error; exit code 130 without a traceback;
+    and an uninterrupted run, to the bit, after both."""
+    whole, folder = faults.start(tmp_path / "whole", **RUN), tmp_path / "run"
+    first = faults.start(folder, **RUN, pause=0.1)
+    faults.until(first, lambda: faults.last_step(folder) >= 4)
+    second = faults.start(folder, log=tmp_path / "second.log", **RUN)
+    assert second.wait(timeout=120) == 1
+    errors = [x for x in (tmp_path / "second.log").read_text().splitlines() if "error: " in x]
+    assert len(errors) == 1 and f"in use by process {first.pid}" in errors[0]
+    assert first.poll() is None, faults.said(folder)
+    first.send_signal(signal.SIGINT)
+    faults.until(first, lambda: "saving and stopping" in faults.said(folder))
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=60) == 130, faults.said(folder)
+    assert "Traceback" not in faults.said(folder)
+    faults.run(folder, **RUN)
+    assert whole.wait(timeout=240) == 0
+    assert faults.results(folder) == faults.results(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_kill_during_an_evaluation_and_a_clock_that_is_set_back(tmp_path):
+    """Oracle: an uninterrupted run, to the bit. The kill lands while the evaluation of step 9 runs,
+    and the continuation's clock is ten days behind."""
+    whole, folder = faults.start(tmp_path / "whole", **RUN), tmp_path / "run"
+    process = faults.start(folder, **RUN, slow_evaluation=100.0)
+    faults.until(process, lambda: faults.last_step(folder) == 9)
+    faults.kill(process)
+    faults.run(folder, **RUN, clock=-10 * 24 * 3600.0)
+    assert whole.wait(timeout=240) == 0
+    assert faults.results(folder) == faults.results(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_leaves_earlier_checkpoints(tmp_path):
     """A limit on a file's size stands for a full disk: it needs no privileges. Oracle: one line
     that says what, where, how much; the earlier checkpoint goes on, to the bit."""

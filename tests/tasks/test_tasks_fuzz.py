@@ -169,6 +169,7 @@ def test_no_line_is_lost_and_nothing_else_is_raised(tmp_path, name, count, caplo
         assert found in wanted or warned, (found, wanted, changed[place][:300])
         outcomes["read"] += 1
     assert outcomes["error"] + outcomes["read"] == count
+    print(f"\n{name}: {count} files with a mutated line: {dict(outcomes)}, 0 lost")
 
 
 def test_a_place_is_one_line():

@@ -1,11 +1,10 @@
 """Write files atomically: a reader, or a run after a kill, finds the whole old or new content."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import durable, json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote, resolve
 
@@ -25,12 +24,11 @@ def replacing(path: Any, partial: Any = None, remedy: str = "") -> Iterator[Any]
         partial = path.parent / f".{path.name}.partial"
     try:
         yield partial
-        if not is_remote(path):
-            # Else a power cut could leave the new name without the bytes.
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+        durable.sync(partial)  # else a power loss could leave the new name without the bytes
         if partial != path:
             partial.replace(path)
+            # And the old name, or none, although a later step was built on this file.
+            durable.sync(path.parent)
     except BaseException as error:
         if partial != path:
             with contextlib.suppress(OSError):

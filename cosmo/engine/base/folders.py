@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 
@@ -22,7 +23,7 @@ def prepare_folder(path: str, setting: str = "MODEL_DIR") -> epath.Path:
     # because several processes may probe at once.
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         probe.write_text("")
         probe.unlink()
     except OSError as error:

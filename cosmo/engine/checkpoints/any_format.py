@@ -197,7 +197,7 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
         try:
             network = t5.T5Config(**description["config"])
         # A later version's T5Config may have fields that this version does not know.
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise UserError(f"{path}: its description has an unknown network: {error}") from error
         params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
         others = {path: array for path, array in arrays.items() if path[0] == "opt_state"}

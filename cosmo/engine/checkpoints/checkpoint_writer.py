@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
@@ -110,10 +111,23 @@ class CheckpointWriter:
             return
         with self._explained(), self._watched():
             self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                self._sync_names()
         # An interrupted save leaves no mark, and raises nothing.
         if (self.folder / str(self._step) / run_checkpoints.COMMITTED).exists():
             self.newest = self._step
         self._step = None
+
+    def _sync_names(self) -> None:
+        """Put on the disk what Orbax writes last: its mark, its metadata, the folder's name."""
+        path = self.folder / str(self._step)
+        with contextlib.suppress(FileNotFoundError):  # an interrupted save
+            for name in path.iterdir():
+                if name.is_file():
+                    durable.sync(name)
+            durable.sync(path)
+        durable.sync(self.folder)
+        durable.sync(self.folder.parent)
 
     def close(self) -> None:
         """Wait for the save in progress, log its error, and release Orbax. Safe to call twice."""

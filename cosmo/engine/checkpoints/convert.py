@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import Progress
@@ -188,10 +189,12 @@ def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
             partial.mkdir(parents=True, exist_ok=True)
             yield partial
             if not remote:
+                durable.sync_tree(partial)  # else a power loss could leave the name, files empty
                 # An empty folder that the user made.
                 if target.exists():
                     target.rmdir()
                 partial.rename(target)
+                durable.sync(target.parent)
     finally:
         if not remote:
             shutil.rmtree(partial, ignore_errors=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 
@@ -59,6 +60,8 @@ def write_manifest(
         sums = pool.map(lambda name: checksum(folder / name), names)
         # Other processes come here while the folders of items still have Orbax's temporary names.
         files = dict(zip((n.replace(PARTIAL, "") for n in names), sums, strict=True))
+    # Only what is on the disk may be renamed to a checkpoint, for which older ones are deleted.
+    durable.sync_tree(folder)
     text = json.dumps({"processes": processes, "step": step, "run": run, "files": files})
     write_atomic(folder / MANIFEST.format(process), text)
 
@@ -82,14 +85,14 @@ def find_damage(folder: epath.PathLike, part: int = 0, parts: int = 1) -> str | 
         try:
             manifest = json.loads((folder / name).read_text())
             processes = int(manifest["processes"])
-            expected.update(manifest["files"])
+            expected |= {n: (int(size), int(crc)) for n, (size, crc) in manifest["files"].items()}
             # Manifests of older versions have neither.
             step, run = manifest.get("step"), manifest.get("run")
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             raise _unreadable(folder / name, error) from error
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return f"{name} is no manifest of ours: it is damaged"
         if step is not None and folder.name.isdigit() and int(folder.name) != step:
             return f"it is the checkpoint of step {step} under another step's name"
@@ -142,6 +145,8 @@ def _difference(folder: epath.Path, name: str, size: int, crc: int) -> str | Non
         return f"{name} is missing"
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ValueError:  # half a character, or a null byte
+        return f"{name!r} is no name of a file: its manifest is damaged"
     return None
 
 

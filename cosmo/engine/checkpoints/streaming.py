@@ -99,21 +99,17 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
     try:
         description = json.loads((folder / "description" / "metadata").read_text())
         metadata = json.loads((state / "_METADATA").read_text())
-        entries = metadata["tree_metadata"].values()
-    except (OSError, ValueError, KeyError) as error:
+        driver, paths = _layout(metadata)
+        if not isinstance(description, dict):
+            raise ValueError(f"its description is a {type(description).__name__}")
+    except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
-    # Orbax's versions and options differ in how they store arrays: read what is there.
-    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     ocdbt = (state / "manifest.ocdbt").exists()
     arrays = {}
     context = chunk_cache(0)  # our chunks are about one piece each: none is read twice
     # Orbax stores chunks of zeros too, and records that it does: then a missing one is damage.
     complete = bool(metadata.get("store_array_data_equal_to_fill_value"))
-    for entry in entries:
-        path = tuple(str(key["key"]) for key in entry["key_metadata"])
-        # An empty leaf, of an optimizer's part without a state.
-        if entry["value_metadata"].get("value_type") == "None":
-            continue
+    for path in paths:
         name = ".".join(path)
         if ocdbt:
             base = f"{tensorstore_url(state)}/"
@@ -123,6 +119,22 @@ def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], d
         spec = {"driver": driver, "kvstore": kvstore}
         arrays[path] = open_array(spec, f"{state}: {name}", context, complete=complete)
     return arrays, description
+
+
+def _layout(metadata: Any) -> tuple[str, list[Path]]:
+    """Return (TensorStore's driver, paths of arrays) in Orbax's metadata. Raises ValueError."""
+    try:
+        # Orbax's versions and options differ in how they store arrays: read what is there.
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        return driver, [
+            tuple(str(key["key"]) for key in entry["key_metadata"])
+            for entry in metadata["tree_metadata"].values()
+            # An empty leaf is of an optimizer's part without a state.
+            if entry["value_metadata"].get("value_type") != "None"
+        ]
+    except (LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"state/_METADATA lists no arrays ({reason})") from error
 
 
 def chunk_cache(max_bytes: int) -> ts.Context:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import losses
@@ -206,7 +207,7 @@ class BadStepMonitor:
             # Rows that come from SeqIO, not from a cache, have no numbers: the tokens are kept.
             line["tokens"] = f"{BATCHES}/{step}.npz"
             with replacing(self.folder / line["tokens"]) as partial:
-                partial.parent.mkdir(exist_ok=True)
+                durable.make_folder(partial.parent)
                 with partial.open("wb") as file:
                     np.savez_compressed(file, **batch.arrays)
         # The tokens are in place first, so that a line never names a missing file.

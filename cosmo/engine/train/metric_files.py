@@ -4,11 +4,13 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import time
 from typing import Any
 
 from etils import epath
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.files import explained, is_remote
 
@@ -44,8 +46,15 @@ class Lines:
         if self.remote:
             self._write_all()
             return
-        with explained(self.path, REMEDY), self.path.open("a") as file:
-            file.write(line + "\n")
+        with explained(self.path, REMEDY):
+            is_new = not self.path.exists()
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+                file.flush()
+                # A power loss must not take a line of a step before a checkpoint.
+                os.fsync(file.fileno())
+            if is_new:
+                durable.sync(self.path.parent)
 
     def _write_all(self) -> None:
         write_atomic(self.path, "".join(line + "\n" for line in self.lines))
