@@ -161,7 +161,8 @@ class Journal:
         self._sync, self._next_sync = self._next_sync, None
         if self._log is not None:
             with self._errors():
-                # In a thread, so that the event loop keeps running. It syncs the commits of any descriptor.
+                # In a thread, so that the event loop keeps running. It syncs the commits of any
+                # descriptor.
                 await asyncio.to_thread(os.fdatasync, self._log)
 
     def spent(self) -> dict[str, dict[str, dict[str, int]]]:
