@@ -172,6 +172,6 @@ VERB = Verb(
     run=run,
     flags=f"""
 --output DIR={OUTPUT}  the folder of the run
---train_steps N=400  steps; the recipe has 600
+--train_steps N=300  steps; the recipe has 600
 """,
 )
