@@ -182,7 +182,7 @@ def statistics(found: Found) -> dict[str, Any]:
     # Running sums: a corpus of any size fits in memory.
     corpus, files = Corpus(), [_Watched(file) for file in found.files]
     size = sum(file.size for file in files)
-    progress = Progress(None, unit="dialogue", every_seconds=10)
+    progress = Progress(None, unit="dialogue")
     for done, item in enumerate(read(files, found.corpus), 1):
         corpus.add(item)
         # Asking every file for its position costs more than counting a dialogue.

@@ -368,7 +368,7 @@ def test_progress_has_rate_and_time_left(tmp_path, monkeypatch, caplog):
     """Oracle: 600 lines of the same length: after 512 their bytes suggest a total of 600."""
     path = write(tmp_path / "d.txt", [OTHERS["DailyDialog"]] * 600)
 
-    def often(total, unit, every_seconds):
+    def often(total, unit):
         return Progress(total, unit=unit, every_seconds=0)
 
     monkeypatch.setattr(dataset_stats, "Progress", often)

@@ -26,7 +26,7 @@ class Progress:
     """
 
     def __init__(
-        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 30
+        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 10
     ):
         self.unit = unit
         self.terminal = sys.stderr.isatty()

@@ -86,7 +86,7 @@ def teacher_forced(
     """
     run = _loss_sums_fn(model, layout)
     # Sums are added over batches and divided at the end: batches differ in their real tokens.
-    progress = Progress(sum(map(len, batches.values())), unit="batch", every_seconds=10)
+    progress = Progress(sum(map(len, batches.values())), unit="batch")
 
     def measured(task: str, many: list[datasets.HostBatch]) -> Iterator[dict[str, Any]]:
         for batch in many:
@@ -138,7 +138,7 @@ def _answered(
     session: infer.Session, task: reader.EvalTask, work: infer.Work, doing: str
 ) -> list[infer.Answer]:
     """Return the answers to a task's rows, with a progress line after each batch."""
-    progress = Progress(len(task.rows), unit="record", every_seconds=10)
+    progress = Progress(len(task.rows), unit="record")
 
     def on_batch(counts: Counter[str]) -> None:
         progress.add(counts["records"], f"{task.name}: {doing}")

@@ -149,7 +149,7 @@ async def _main(args: argparse.Namespace) -> int:
             limits = Limits(allowance, _spent(journal))
             policy = RetryPolicy(tries=args.tries)
             gateway = Gateway(client.post, server, journal, limits, policy, moderation)
-            progress = Progress(total, outputs.next, unit="triple", every_seconds=20)
+            progress = Progress(total, outputs.next, unit="triple")
             if outputs.next or len(journal):
                 log.info("resuming: %d answers in the journal", len(journal))
             began = time.monotonic()
