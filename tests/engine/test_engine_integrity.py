@@ -94,6 +94,20 @@ def test_a_renamed_checkpoint_without_a_step_in_its_checksums_is_refused(copied)
         run(copied)
 
 
+def test_swapped_checkpoints_get_their_names_back(copied, caplog):
+    """Two with each other's names, and one that a kill left half renamed. Oracle: what the run
+    saved under these names; nothing is trained again."""
+    folder = copied / "checkpoints"
+    before = {step: (folder / str(step) / "checksums.0.json").read_text() for step in (8, 12)}
+    (folder / "8").rename(folder / "x")
+    (folder / "12").rename(folder / "8")
+    (folder / "x").rename(folder / "12.misnamed")
+    assert run(copied) == 12
+    after = {step: (folder / str(step) / "checksums.0.json").read_text() for step in (8, 12)}
+    assert after == before and not (copied / "damaged_checkpoints").exists()
+    assert "checkpoints/12 was under another step's name, 8, and is renamed" in caplog.text
+
+
 def test_checkpoints_copied_alone_keep_their_run(copied):
     """Property: without the file run_id the newest checkpoint's run goes on under its name."""
     before = (copied / "run_id").read_text()

@@ -30,6 +30,7 @@ from cosmo.engine.checkpoints import integrity, run_checkpoints
 log = logging.getLogger(__name__)
 
 DAMAGED = "damaged_checkpoints"  # beside FOLDER: damaged checkpoints are moved there, not deleted
+MISNAMED = ".misnamed"  # ends the name of a checkpoint that is being renamed
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # TensorStore raises ValueErrors without an errno: their texts are all there is.
 DISK_FULL_TEXTS = ("No space left", "Disk quota exceeded", "File too large")
@@ -262,6 +263,7 @@ def _newest_sound_step(model_dir: str) -> int | None:
     first = jax.process_index() == 0
     if first and folder.exists():
         run_checkpoints.remove_unfinished(folder)
+        _restore_names(folder)
         done = set(run_checkpoints.completed_steps(model_dir))
         # Orbax takes any folder with a number for a checkpoint, finished or not, and would silently
         # not save that step again.
@@ -299,25 +301,55 @@ def _newest_sound_step(model_dir: str) -> int | None:
         any_process(False)  # a barrier: all wait for the move
 
 
+def _restore_names(folder: epath.Path) -> None:
+    """Rename each checkpoint in `folder` that has another step's name to its own step.
+
+    A copy, whose own name is taken, is moved away.
+    """
+    misnamed = {}
+    for path in sorted(folder.iterdir()):
+        step = integrity.step_of(path) if path.name.removesuffix(MISNAMED).isdigit() else None
+        if step is not None and path.name != str(step):
+            misnamed[path] = step
+    # All are set aside first, because two may have each other's names. A start after a kill finds
+    # them by the ending.
+    aside = {}
+    for path, step in misnamed.items():
+        hidden = path.with_name(path.name.removesuffix(MISNAMED) + MISNAMED)
+        aside[path.rename(hidden) if path != hidden else path] = step
+    for path, step in aside.items():
+        target = folder / str(step)
+        if target.exists():
+            _move_away(path, f"it is the checkpoint of step {step} under another step's name")
+            continue
+        path.rename(target)
+        log.warning(
+            "checkpoint %s was under another step's name, %s, and is renamed",
+            target,
+            path.name.removesuffix(MISNAMED),
+        )
+
+
 def _move_away(path: epath.Path, why: str) -> None:
     # Moved, not deleted: a person may want to look. Out of `checkpoints/`, which Orbax lists.
-    target = path.parent.parent / DAMAGED / path.name
+    named = path.with_name(path.name.removesuffix(MISNAMED))
+    target = path.parent.parent / DAMAGED / named.name
     number = 1
     while target.exists():
         number += 1
-        target = target.with_name(f"{path.name}-{number}")
+        target = target.with_name(f"{named.name}-{number}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     except OSError as error:
         raise UserError(
-            f"checkpoint {path} is damaged ({why}) and cannot be moved to {target} "
+            f"checkpoint {named} is damaged ({why}) and cannot be moved to {target} "
             f"({error.strerror or error}): remove it"
         ) from error
     log.warning(
         "checkpoint %s is not used: %s. It is now %s (remove it when you have seen it); the run "
         "continues from an earlier one, if there is one, and saves this step again",
-        path,
+        named,
         why,
         target,
     )

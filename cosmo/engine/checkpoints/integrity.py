@@ -122,10 +122,22 @@ def read_run_id(model_dir: epath.PathLike) -> str | None:
 
 def run_of(folder: epath.PathLike) -> str | None:
     """Return the run that the checkpoint in `folder` belongs to, None if it names none."""
+    return _first_manifest(folder).get("run")
+
+
+def step_of(folder: epath.PathLike) -> int | None:
+    """Return the step that the checkpoint in `folder` was saved at, None if it names none."""
+    step = _first_manifest(folder).get("step")
+    return step if isinstance(step, int) and step >= 0 else None
+
+
+def _first_manifest(folder: epath.PathLike) -> dict[str, object]:
+    """Return the first process's manifest, empty if it cannot be read."""
     try:
-        return json.loads((epath.Path(folder) / MANIFEST.format(0)).read_text()).get("run")
-    except (OSError, ValueError, AttributeError):
-        return None
+        manifest = json.loads((epath.Path(folder) / MANIFEST.format(0)).read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def has_manifest(folder: epath.PathLike) -> bool:
