@@ -69,7 +69,7 @@ def test_training_runs_from_the_wheel_in_another_folder(wheel, tmp_path):
     )
     arguments = ["train", "--gin_file=gin/cosmo/tiny.gin", "--gin.MODEL_DIR=run", *TINY]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--gin.TRAIN_STEPS=3", "--gin.EVAL_PERIOD=3"],
+        [sys.executable, "-c", code, *arguments, "--gin.TRAIN_STEPS=3", "--gin.EVAL_PERIOD=None"],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,

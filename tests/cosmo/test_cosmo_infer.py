@@ -93,6 +93,7 @@ def test_shards_apart_and_compressed_input(trained, whole, tmp_path):
     assert contents(tmp_path / "out") == files
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(trained, whole, tmp_path):
     """Property: two processes that share a folder, with one shard in common, leave the bytes of
     one command."""
