@@ -112,6 +112,9 @@ async def _main(args: argparse.Namespace) -> int:
     identity = source.identity()
     inflection.past("to go")  # loads its dictionary now, not while answers wait
     gc.freeze()  # the modules and lists stay to the end, so collections need not visit them
+    # Answers make few cycles: with the usual threshold of 700 objects, looking for them takes time
+    # from the calls.
+    gc.set_threshold(50_000, 20, 20)
     # Locked before the first call, because two runs in one folder would pay twice.
     with Journal(args.output / "journal") as journal:
         async with contextlib.AsyncExitStack() as stack:
