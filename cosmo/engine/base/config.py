@@ -19,7 +19,7 @@ from etils import epath
 
 import gin
 from cosmo.engine.base import annotations, saved_settings
-from cosmo.engine.base.errors import UserError, shown
+from cosmo.engine.base.errors import UserError, shortened, shown
 from gin import config as gin_internals
 
 # The package: gin files are named from here (gin/runs/train.gin).
@@ -83,7 +83,7 @@ def load(
     # Overrides may name whatever the files import.
     imports = "\n".join(dict.fromkeys(_IMPORT.findall("".join(texts.values()))))
     for binding in bindings:
-        where = f"--gin.{binding.replace(' = ', '=', 1)}"
+        where = shortened(f"--gin.{binding.replace(' = ', '=', 1)}")
         text = f"{imports}\n{binding}\n"
         _parse(lambda text=text: gin.parse_config(text), where, texts, binding)
     _check_references()
@@ -435,7 +435,9 @@ def _parse(parse: Callable[[], Any], where: str, texts: Mapping[str, str], bindi
             for line, name, known in _unknown_names(text, "".join(texts.values())):
                 at = place if binding else f"{place}, line {line}"
                 raise UserError(f"unknown name {name} in {at}{_hint(name, known)}") from error
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+        # gin repeats the binding, which may be long.
+        reason = " ".join(shortened(word) for word in str(error).split())
+        raise UserError(f"{where}: {reason}") from error
 
 
 def _unknown_names(text: str, everything: str) -> Iterator[tuple[int, str, list[str]]]:

@@ -61,4 +61,9 @@ def shown(value: Any) -> str:
         text = repr(value).replace("\n", " ")  # that of an array has several lines
     except (RecursionError, ValueError):  # nested too deeply, or a number of 5,000 digits
         text = f"a {type(value).__name__} too large to show"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Return a text, cut to MAX_SHOWN_CHARS, for an error's text."""
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
