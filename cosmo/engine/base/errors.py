@@ -48,8 +48,7 @@ class DataError(UserError, ValueError):
         setting: str | Sequence[str] = (),
     ) -> "DataError":
         """Return the error for a line (from 1; None if there is none) of a file."""
-        if len(got) > MAX_GOT_CHARS:  # a list of names that are 5,000 characters each
-            got = got[: MAX_GOT_CHARS - 3] + "..."
+        got = shortened(got, MAX_GOT_CHARS)  # it may list names of 5,000 characters each
         place = f"{file}:{line}" if line is not None else str(file)
         text = f"{place}: {problem}: got {got}, expected {expected}. {remedy}"
         return cls(text, setting=setting)
@@ -64,6 +63,6 @@ def shown(value: Any) -> str:
     return shortened(text)
 
 
-def shortened(text: str) -> str:
-    """Return a text, cut to MAX_SHOWN_CHARS, for an error's text."""
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+def shortened(text: str, limit: int = MAX_SHOWN_CHARS) -> str:
+    """Return a text, cut to `limit` characters, for an error's text."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
