@@ -3,10 +3,21 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 # A T5 sentinel, with or without SentencePiece's mark of a word's start.
 SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
+
+
+class SpecialIds(NamedTuple):
+    """The token ids with which a network pads a row, starts the decoder and ends a text.
+
+    The defaults are T5's. Padding is 0 in every network, because SeqIO pads with 0.
+    """
+
+    pad: int = 0
+    start: int = 0
+    eos: int = 1
 
 
 class Vocabulary(Protocol):
