@@ -138,7 +138,7 @@ class Canary:
         so before any is labelled.
         """
         # Everything is checked before anything is labelled: an error must cost no answers.
-        one, many = _batch(dialogues)
+        one, many = batch_of(dialogues)
         contexts = [self.context(turns) for turns in many]
         found = self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding))
         return found[0] if one else found
@@ -150,7 +150,7 @@ class Canary:
         # Each beginning is encoded anew, because T5's encoder reads in both directions. Shared are:
         # an utterance's tokens, the answers to beginnings that read alike (dialogues that start the
         # same, or lose the same oldest turns), and one encoder pass for label and RoTs.
-        _, many = _batch(list(dialogues))
+        _, many = batch_of(list(dialogues))
         contexts = [context for turns in many for context in self.contexts(turns)]
         found = iter(self.label(contexts, rots=rots, seed=seed, decoding=self.decoding(**decoding)))
         return [[next(found) for _ in turns] for turns in many]
@@ -297,8 +297,11 @@ def label_scores(answer: infer.Answer) -> tuple[float, ...]:
     return answer.scores if answer.choice is None else answer.choice_scores
 
 
-def _batch(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
-    """Return (whether it is one dialogue, the dialogues' turns). Raises UserError."""
+def batch_of(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
+    """Return (whether it is one dialogue, the dialogues' turns); see `Canary.chirp`.
+
+    Raises UserError for anything that is no dialogue.
+    """
     if isinstance(dialogues, str):
         # As the published Canary took one text: a turn a line.
         turns = [line for line in dialogues.splitlines() if line.strip()]

@@ -231,16 +231,21 @@ def _settings(config: BulkRun, source: record_sources.Source, num_shards: int) -
     """Return every setting that answers depend on, for the manifest."""
     # Not the batch size: a row's padded length depends on its own length alone.
     session = config.session
-    found = any_format.locate(session.checkpoint_path)  # by step: a folder's latest changes
-    path = str(epath.Path(found.folder).resolve())
     return {
         "input": source.identity,
         "num_shards": num_shards,
         **config.settings(),
-        "checkpoint": {"path": path, "step": found.step, "format": found.format},
+        "checkpoint": checkpoint_identity(session.checkpoint_path),
         "task_feature_lengths": dict(session.task_feature_lengths),
         "model": describe(session.model, session.vocabulary),
     }
+
+
+def checkpoint_identity(path: str) -> dict[str, Any]:
+    """Return {path, step, format} of a checkpoint, for a manifest."""
+    found = any_format.locate(path)  # by step: a folder's latest changes
+    folder = str(epath.Path(found.folder).resolve())
+    return {"path": folder, "step": found.step, "format": found.format}
 
 
 def _find_missing(

@@ -1,0 +1,1 @@
+"""The verbs of `python -m canary.prost`, a file a verb."""

@@ -1,0 +1,81 @@
+"""Describe the flags that several verbs share; return the settings that they stand for."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canary import module
+    from canary.prost.agent import Prost, Settings
+
+MODEL = """
+the model:
+--checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
+                    MODEL_DIR/best, a HuggingFace folder or a ParlAI file
+--vocabulary FILE   if none is kept with the checkpoint
+--variant rot_and_response|response_only  what the model was trained to write (default: the
+                    run's own, or response_only)
+--dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16)
+--num_partitions N=1  devices a model copy
+"""
+CANARY = """
+--canary CKPT       the safety module whose rules of thumb the answers follow (default: the
+                    model writes its own)
+"""
+GENERATION = """
+generation (default: as the run's settings say; BlenderBot's preset for other checkpoints):
+--max_new_tokens N:int    longest answer in tokens, rules of thumb counted
+--min_length N:int        tokens before an answer may end
+--temperature T:float     above 0, sample instead of searching
+--top_k K:int             sample from the K likeliest (0: from all)
+--top_p P:float           sample from the likeliest of mass P (1.0)
+--beam_size N:int         above 1, search with so many beams
+--search t5x|parlai|huggingface  whose beam search
+--length_penalty A:float  above 0, beams favour length
+--block_ngram N:int       no N tokens in a row twice in an answer (0: off)
+--context_block_ngram N:int  nor any of the dialogue's (0: off)
+--seed N=0                of samples
+"""
+FIELDS = (
+    *("max_new_tokens", "min_length", "temperature", "top_k", "top_p", "beam_size", "search"),
+    *("length_penalty", "block_ngram", "context_block_ngram"),
+)
+
+
+def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
+    """Return the settings of the model that the flags of MODEL name. Raises UserError."""
+    from canary.prost.agent import Settings
+
+    return Settings.find(
+        args.checkpoint,
+        variant=args.variant,
+        vocabulary=args.vocabulary,
+        batch_size=batch_size,
+        dtype=args.dtype,
+        num_partitions=args.num_partitions,
+    )
+
+
+def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settings | None":
+    """Return the settings of the Canary that --canary names, or None."""
+    from canary import module
+
+    if args.canary is None:
+        return None
+    return module.Settings.find(
+        args.canary,
+        batch_size=batch_size,
+        dtype=args.dtype,
+        num_partitions=args.num_partitions,
+    )
+
+
+def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
+    """Load the model and, if it is named, its Canary. Raises UserError."""
+    settings, canary = model_settings(args, batch_size), canary_settings(args, batch_size)
+    opened = None if canary is None else canary.open()
+    return settings.with_session(settings.session.open()[0], opened)
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of DecodingConfig that flags give."""
+    return {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}

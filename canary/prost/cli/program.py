@@ -1,0 +1,23 @@
+"""List all verbs of `python -m canary.prost`."""
+
+from canary.prost.cli import chat, demo, evaluate, infer, reply
+from cosmo.engine.base.command_line import Program
+
+PROGRAM = Program(
+    name="canary.prost",
+    description="Responses that follow rules of thumb.",
+    verbs={
+        "reply": reply.VERB,
+        "chat": chat.VERB,
+        "infer": infer.VERB,
+        "eval": evaluate.VERB,
+        "demo": demo.VERB,
+    },
+    loggers=("canary", "cosmo", "tasks"),
+    flags={
+        "CHECKPOINT_PATH": "--checkpoint",
+        "VOCABULARY_PATH": "--vocabulary",
+        "PROST_VARIANT": "--variant",
+        "BEAM_SEARCH": "--search",
+    },
+)

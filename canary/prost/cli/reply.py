@@ -1,0 +1,42 @@
+"""`python -m canary.prost reply`: answer one dialogue."""
+
+import argparse
+
+from canary.prost.cli import flags
+from cosmo.engine.base.command_line import Verb
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the reply to one dialogue, and the rules of thumb that it follows."""
+    from canary.prost import bulk_replies
+
+    # One dialogue: the other rows of a batch would be padding.
+    prost = flags.open_prost(args, batch_size=1)
+    # A single text may hold a turn a line; a list of one text would be one turn.
+    turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
+    rots = None if args.rot is None else [args.rot]
+    reply = prost.reply(turns, rots=rots, seed=args.seed, **flags.decoding(args))
+    print(bulk_replies.of(prost, reply))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the words of the dialogue."""
+    parser.add_argument("dialogue", nargs="+", metavar="TURN", help="what was said, oldest first")
+
+
+VERB = Verb(
+    help="answer one dialogue",
+    description="Answer one dialogue, given as its turns (or one text whose lines they are).",
+    examples="""\
+  python -m canary.prost reply --checkpoint=/tmp/prost "I want to scare my kids."
+  python -m canary.prost reply --checkpoint=/tmp/prost --canary=/tmp/canary "I feel awful."
+  python -m canary.prost reply --checkpoint=/tmp/prost --rot="It's kind to ask why." "I'm angry."
+""",
+    run=run,
+    add_arguments=add_arguments,
+    flags=f"""
+--rot TEXT  a rule of thumb to follow, instead of Canary's or the model's own
+{flags.MODEL}{flags.CANARY}
+{flags.GENERATION}
+""",
+)

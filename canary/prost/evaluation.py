@@ -1,0 +1,150 @@
+"""Measure Prost on the seven corpora: BLEU-4, F1 and perplexity of responses.
+
+The rows of tables 3 and 8 of Kim et al. 2022 ("ProsocialDialog"). The paper does not print what its
+numbers of "RoT & response" count. Here BLEU-4 and F1 are of the response after the RoTs, and the
+perplexity is of the corpus's response after RoTs: the model's own, or the corpus's ("gold").
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from cosmo.tasks.prost_text import ProstExample
+
+from canary.prost import paper
+from canary.prost.agent import Prost, Reply
+from cosmo.engine.base.tables import text_table
+from cosmo.engine.infer import infer
+from cosmo.engine.model.decoding import DecodingConfig
+from cosmo.tasks import prost_text
+from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
+
+PROSOCIAL = "prost_prosocial"
+Rots = Literal["own", "gold"]  # whose RoTs a response follows
+ROWS = {
+    ("response_only", "own"): "Prost (response only)",
+    ("rot_and_response", "own"): "Prost (RoT & response)",
+    ("rot_and_response", "gold"): "Prost (gold RoT & response)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A reply to an example, and the log-likelihood (nats) of the corpus's response.
+
+    `tokens` counts that response's tokens with the end token.
+    """
+
+    reply: Reply
+    log_likelihood: float
+    tokens: int
+
+
+def measure(
+    prost: Prost,
+    examples: Sequence[ProstExample],
+    decoding: DecodingConfig,
+    rots: Rots = "own",
+    seed: int = 0,
+    on_batch: infer.OnBatch = lambda counts: None,
+) -> list[Measured]:
+    """Return the model's reply to each example, and the likelihood of the corpus's response.
+
+    With `rots="gold"` both follow the corpus's RoTs. Tokens of a target that exceed the model's
+    longest one are not counted.
+    """
+    rows = [
+        dataclasses.replace(prost.row(e.turns), id=e.id or str(i)) for i, e in enumerate(examples)
+    ]
+    given = [example.rots for example in examples] if rots == "gold" else None
+    replies = prost.answers(rows, given, decoding, seed, on_batch)
+    followed = [reply.rots for reply in replies]
+    vocabulary = prost.session.vocabulary
+    scored = [
+        dataclasses.replace(
+            row,
+            targets=example.response,
+            target_ids=(*vocabulary.encode(example.response), vocabulary.eos_id),
+            prefix_ids=tuple(prost_text.gold_prefix_ids(before, vocabulary) if before else ()),
+        )
+        for row, example, before in zip(rows, examples, followed, strict=True)
+    ]
+    found = infer.answer(prost.session, scored, infer.scoring(prost.session), on_batch)
+    return [
+        Measured(reply, answer.scores[0], answer.num_tokens)
+        for reply, answer in zip(replies, found, strict=True)
+    ]
+
+
+def report(examples: Sequence[ProstExample], measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return the numbers of one task as JSON values; BLEU-4 and F1 are ParlAI's, times 100."""
+    count = len(examples)
+    pairs = [(m.reply.text, e.response) for m, e in zip(measured, examples, strict=True)]
+    tokens = sum(m.tokens for m in measured)
+    nats = -sum(m.log_likelihood for m in measured) / max(tokens, 1)
+    return {
+        "examples": count,
+        "bleu4": 100 * math.fsum(pair_bleu4(*pair) for pair in pairs) / count,
+        "f1": 100 * math.fsum(pair_f1(*pair) for pair in pairs) / count,
+        # exp of more is no float.
+        "perplexity": math.exp(nats) if nats < 700 else None,
+        "tokens": tokens,
+        "cut": sum(m.reply.cut for m in measured),
+        "answers_of_another_form": sum(bool(m.reply.problem) for m in measured),
+    }
+
+
+def line(task: str, example: ProstExample, found: Measured, rots: Rots) -> dict[str, Any]:
+    """Return an example and its reply as a line of predictions.jsonl."""
+    return {
+        "task": task,
+        "id": example.id,
+        "turns": list(example.turns),
+        "target": example.response,
+        "target_rots": list(example.rots),
+        "rots_from": rots,
+        "prediction": found.reply.text,
+        "rots": list(found.reply.rots),
+        "score": found.reply.score,
+        "log_likelihood": found.log_likelihood,
+        "problem": found.reply.problem,
+    }
+
+
+def tables(variant: prost_text.Variant, made: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return tables 3 and 8 with this model's rows beside the paper's.
+
+    `made` maps a task to its `report`, and "prost_prosocial gold" to that with gold RoTs.
+    """
+    parts = []
+    if PROSOCIAL in made:
+        parts.append("Table 3, ProsocialDialog:\n" + text_table(_table_3(variant, made)))
+    parts.append("Table 8, perplexity/F1:\n" + text_table(_table_8(variant, made)))
+    return "\n\n".join([*parts, paper.NOTES])
+
+
+def _table_3(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["", "BLEU-4", "F1", "perplexity"]]
+    rows += [[name, *(f"{x:.2f}" for x in numbers)] for name, numbers in paper.TABLE_3.items()]
+    for rots in ("own", "gold"):
+        found = made.get(PROSOCIAL if rots == "own" else f"{PROSOCIAL} gold")
+        if found is not None:
+            cells = [_cell(found[name]) for name in ("bleu4", "f1", "perplexity")]
+            rows.append([f"this model: {ROWS[variant, rots].removeprefix('Prost ')}", *cells])
+    return rows
+
+
+def _table_8(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["", *paper.CORPORA.values()]]
+    for name, cells in paper.TABLE_8.items():
+        rows.append([name, *(f"{ppl:.2f}/{f1:.2f}" for ppl, f1 in cells)])
+    ours = [
+        f"{_cell(made[task]['perplexity'])}/{_cell(made[task]['f1'])}" if task in made else "-"
+        for task in paper.CORPORA
+    ]
+    return [*rows, [f"this model: {ROWS[variant, 'own'].removeprefix('Prost ')}", *ours]]
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
