@@ -15,7 +15,8 @@ from cosmo.engine.base.errors import shown
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import record_sources
-from cosmo.tasks import formatting
+from cosmo.tasks import formatting, prost_text
+from cosmo.tasks.vocabularies import ByteLevelVocabulary
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ def row(
     """Return a record {turns, narrative?, instruction?, response?, id?} as the model reads it.
 
     Oldest turns are left out, whole, until the rest fits `inputs_length` tokens. A last turn that
-    is too long alone loses its front. Either is a row's `cut`. Other fields are ignored. Raises
-    ValueError that names the field that is wrong.
+    is too long alone loses its front. Either is a row's `cut`. A BlenderBot reads its history as
+    `prost_text.history_ids` says, narrative and instruction as lines before the first turn. Other
+    fields are ignored. Raises ValueError that names the field that is wrong.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"got {type(record).__name__}, expected an object {FIELDS}")
@@ -59,6 +61,15 @@ def row(
         if not json_lines.is_whole(texts):
             raise ValueError(f"field {name!r}: not valid text (half a character)")
 
+    target_ids = None if response is None else (*vocabulary.encode(response), vocabulary.eos_id)
+    name = record.get("id")
+    name = default_id if name is None else str(name)
+    if isinstance(vocabulary, ByteLevelVocabulary):
+        first = "\n".join(filter(None, (*parts.values(), turns[0])))
+        history = prost_text.history_ids([first, *turns[1:]], vocabulary, inputs_length)
+        text = prost_text.history_text([first, *turns[1:]])
+        return Row(name, text, tuple(history.ids), response, target_ids, history.cut)
+
     def count(text: str) -> int:
         return len(vocabulary.encode(text))
 
@@ -69,10 +80,7 @@ def row(
     ids = vocabulary.encode(text)
     too_long = len(ids) >= inputs_length  # EOS needs a place
     # The front is cut, because the answer is to the newest words.
-    ids = (*ids[-(inputs_length - 1) :], 1) if too_long else (*ids, 1)
-    target_ids = None if response is None else (*vocabulary.encode(response), 1)
-    name = record.get("id")
-    name = default_id if name is None else str(name)
+    ids = (*(ids[-(inputs_length - 1) :] if too_long else ids), vocabulary.eos_id)
     cut = too_long or len(kept) < len(turns)
     return Row(name, text, tuple(ids), response, target_ids, cut)
 

@@ -8,7 +8,7 @@ Each check raises a UserError that names the first difference.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,13 +43,33 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
 
 
 def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) -> None:
-    """Raise UserError if the vocabulary has more pieces than the embedding has rows."""
+    """Raise UserError unless the network can read and write the vocabulary's texts."""
     if vocabulary.size > model.network.vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
             f"{model.network.vocab_size} rows",
-            setting=("VOCABULARY_PATH", "t5.T5Config.vocab_size"),
+            setting=("VOCABULARY_PATH", "VOCAB_SIZE"),
         )
+    ends = model.network.special_ids.eos
+    if vocabulary.eos_id != ends:
+        raise UserError(
+            f"vocabulary {vocabulary.path} ends a text with id {vocabulary.eos_id}, this "
+            f"{type(model.network).__name__} with {ends}: T5 needs a SentencePiece model, "
+            "BlenderBot a byte-level BPE",
+            setting=("VOCABULARY_PATH", "MODEL"),
+        )
+
+
+def check_positions(model: models.EncoderDecoderModel, lengths: Mapping[str, int]) -> None:
+    """Raise UserError if inputs or targets are longer than the network's positions."""
+    limit = model.network.max_positions
+    for feature, length in lengths.items():
+        if limit is not None and length > limit:
+            raise UserError(
+                f"task_feature_lengths[{feature!r}]={length}; this network has {limit} positions: "
+                "give at most so many",
+                setting="TASK_FEATURE_LENGTHS",
+            )
 
 
 def check_same_vocabulary(

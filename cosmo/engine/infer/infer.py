@@ -15,7 +15,7 @@ from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
-from cosmo.engine.checkpoints.description import check_vocabulary, describe
+from cosmo.engine.checkpoints.description import check_positions, check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
@@ -75,6 +75,7 @@ class SessionConfig:
         """Open the checkpoint. Return (a session over it, the step it was saved at)."""
         # The cheap checks come first, because restoring takes minutes.
         check_vocabulary(self.model, self.vocabulary)
+        check_positions(self.model, self.task_feature_lengths)
         mesh = self.partitioner.mesh()
         partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
         abstract = models.abstract_params(self.model)

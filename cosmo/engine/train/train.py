@@ -20,7 +20,7 @@ from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.checkpoints.checkpoint_writer import CheckpointWriter, any_process
-from cosmo.engine.checkpoints.description import check_vocabulary, describe
+from cosmo.engine.checkpoints.description import check_positions, check_vocabulary, describe
 from cosmo.engine.data import cache_reading, datasets, reader
 from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import (
@@ -101,6 +101,7 @@ def train(
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
     folder = prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
+    check_positions(model, dataset.task_feature_lengths)
     batch_shapes = datasets.abstract_batch(dataset)
     chosen = sizing.choose_for_this_run(model, step, partitioner, batch_shapes)
     model, step, partitioner = sizing.apply_device_settings(model, step, partitioner, chosen)
