@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks import casual, metrics, norms
+from cosmo.tasks import casual, conversations, metrics, norms
 from cosmo.tasks.files import (
     RECORDS,
     SPLITS,
@@ -149,7 +149,7 @@ def canary_file_examples(
 
 
 def casual_file_examples(
-    read: Callable[[Any, str], Iterator[casual.CasualDialogue]],
+    read: Callable[[Any, str], Iterator[conversations.Conversation]],
     path: Any,
     split: str,
     style: LabelStyle = "text",
@@ -197,11 +197,15 @@ def cosmo_corpora(soda_path: Any, prosocial_path: Any, seed: int) -> dict[str, C
 def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
     """Return the corpora of Canary's tasks."""
     style, missing = data.label_style, data.missing_rots
-    dailydialog, empathetic, blended = (
-        functools.partial(casual_file_examples, read)
-        for read in (casual.read_dailydialog, casual.read_empathetic, casual.read_blended)
+    readers = (
+        conversations.read_dailydialog,
+        conversations.read_empathetic,
+        conversations.read_blended,
     )
-    daily_files = functools.partial(casual.dailydialog_files, data.dailydialog_path)
+    dailydialog, empathetic, blended = (
+        functools.partial(casual_file_examples, read) for read in readers
+    )
+    daily_files = functools.partial(conversations.dailydialog_files, data.dailydialog_path)
     return {
         **{
             f"canary_{kind}": _by_split(
