@@ -31,7 +31,7 @@ from cosmo.engine.model.step import (
     state_shardings,
 )
 from cosmo.engine.scale import sizing
-from cosmo.engine.train import early_stopping, metric_files, preemption
+from cosmo.engine.train import early_stopping, metric_files, preemption, reduce_on_plateau
 from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def train(
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: BadStepConfig = BadStepConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
+    plateau: reduce_on_plateau.PlateauConfig = reduce_on_plateau.PlateauConfig(),
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], dict[str, str]] | None = None,
@@ -122,6 +123,7 @@ def train(
         reader.start()  # its imports take seconds: they overlap with all that follows
     save_period = checkpoint.save_period or (evaluation.period if evaluation else total_steps)
     early_stop.check(evaluation.period if evaluation else None, save_period)
+    plateau.check(evaluation.period if evaluation else None)
     evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluation else None
     first_process = jax.process_index() == 0
 
@@ -172,7 +174,9 @@ def train(
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         with heartbeat("compiling the train step"):
             run_step = compile_step(
-                model, step, batch_shapes, layout, abstract, shardings, random_seed, bad_steps.skips
+                *(model, step, batch_shapes, layout, abstract, shardings, random_seed),
+                skips=bad_steps.skips,
+                scales=plateau.factor is not None,
             )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
@@ -193,13 +197,20 @@ def train(
             kept=functools.partial(saver.kept, wait=True),
             enabled=first_process,
         )
+        reduction = reduce_on_plateau.Plateau(
+            plateau, step.learning_rate, model_dir, resumed_step, saved.get("plateau")
+        )
+
+        def count_evaluation(results: dict[str, float]) -> dict[str, float]:
+            return reduction.add(done, stopping.add(done, results))
+
         progress = Progress(total_steps, done)
         closing.callback(progress.finish)
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
                 results = evaluator.run(state.params, done)
-                board.write(done, stopping.add(done, results) if evaluate_first else results)
+                board.write(done, count_evaluation(results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
 
         def save() -> None:
@@ -208,6 +219,7 @@ def train(
             # A checkpoint written on SIGTERM also stores the metric sums since the last report, so
             # the next report equals an uninterrupted run's.
             remember = {"data": batch.host.position, "guard": monitor.progress()}
+            remember["plateau"] = reduction.progress()
             saver.save(done, state, description, remember)
 
         # 4. The loop.
@@ -216,7 +228,8 @@ def train(
             rates.tokens += batch.tokens
             rates.steps += 1
             limit = monitor.limit(done + 1)
-            state, sums = run_step(state, batch.arrays, *((limit,) if bad_steps.skips else ()))
+            bound = limit if bad_steps.skips else None
+            state, sums = run_step(state, batch.arrays, bound, reduction.rate_scale)
             done += 1
             # The sums are on the device still, so that steps queue up.
             monitor.add(done, sums, batch.host, limit)
@@ -236,7 +249,7 @@ def train(
                 try:
                     with notice.interrupting(), heartbeat("evaluating"):
                         results = evaluator.run(state.params, done)
-                    board.write(done, stopping.add(done, results))
+                    board.write(done, count_evaluation(results))
                 except preemption.Stopped:
                     stop = True  # the next start evaluates
             if stop and not save_now:
