@@ -13,7 +13,7 @@ from canary import pieces
 from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import record_sources
-from cosmo.tasks import casual, dialogues, readers, recognize, record_files
+from cosmo.tasks import conversations, dialogues, readers, recognize, record_files
 from cosmo.tasks.dialogues import Place
 
 # The first records may be broken: up to 50 lines are tried, and of each a MiB.
@@ -88,7 +88,7 @@ def recognise(path: str) -> Format:
             if text.startswith("[") and _is_download(path):
                 return FORMATS["prosocial_download"]
             # A JSON record may quote DailyDialog's mark.
-            if casual.END in text and not text.startswith("{"):
+            if conversations.END in text and not text.startswith("{"):
                 return FORMATS["dailydialog"]
             name = _of_object(text)
             if name is not None:
@@ -245,11 +245,11 @@ def checked(turns: Any) -> tuple[str, ...]:
 
 def _daily(data: bytes, place: Place, number: str) -> Dialogue:
     try:
-        turns = casual.dailydialog_turns(data.decode("utf-8-sig"), place)
+        turns = conversations.dailydialog_turns(data.decode("utf-8-sig"), place)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
     # Spaces before punctuation go, as in training: Canary would take them for a mark of small talk.
-    return Dialogue(number, tuple(map(casual.detokenize, turns)))
+    return Dialogue(number, tuple(map(conversations.detokenize, turns)))
 
 
 def _prosocial(piece: record_sources.Piece, number: int, path: str, whole: bool) -> Items:

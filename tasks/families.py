@@ -1,7 +1,7 @@
 """Name the tasks, and give each its corpus, its metrics and the mixture it is in.
 
-Two families: Cosmo's (dialogue responses) and Canary's (safety labels and rules of thumb).
-`cosmo.tasks.mixtures.use` registers one of them at a time.
+Three families: Cosmo's (dialogue responses), Canary's (safety labels and rules of thumb) and
+Prost's (responses after rules of thumb). `cosmo.tasks.mixtures.use` registers one at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks import casual, metrics, norms
+from cosmo.tasks import casual, conversations, metrics, norms
+from cosmo.tasks import prost_corpora as prost
 from cosmo.tasks.files import (
     RECORDS,
     SPLITS,
@@ -26,6 +27,7 @@ from cosmo.tasks.files import (
 from cosmo.tasks.formatting import Example, soda_examples
 from cosmo.tasks.norms import NORM_BANK
 from cosmo.tasks.prosocial import prosocial_examples
+from cosmo.tasks.prost_text import VARIANTS, ProstExample, Variant
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.safety import KINDS, STYLES, Kind, LabelStyle, canary_examples, lacks_rots
 
@@ -52,6 +54,21 @@ MIXTURES: dict[str, dict[str, float]] = {
         "norm_bank_yes_no": 477_514.0,
         "norm_bank_relative": 28_296.0,
     },
+    # Kim et al. 2022, appendix B.3: 9:3:3:3:3:3:1, here by examples. ParlAI's draw episodes,
+    # whose examples in training number 2.84, 3.92, 10.9, 7.35, 4.02, 1.65 and 5.61 on average.
+    # Topical-Chat has no teacher there: its 21.8 utterances a dialogue are of two sides. The rates
+    # by episodes: MIXTURE_RATES = {'prost_prosocial': 25.6, 'prost_dailydialog': 11.8,
+    # 'prost_topical_chat': 32.7, 'prost_persona_chat': 22.1, 'prost_wizard': 12.1,
+    # 'prost_empathetic': 5.0, 'prost_blended': 5.6}.
+    "prost": {
+        "prost_prosocial": 9.0,
+        "prost_dailydialog": 3.0,
+        "prost_topical_chat": 3.0,
+        "prost_persona_chat": 3.0,
+        "prost_wizard": 3.0,
+        "prost_empathetic": 3.0,
+        "prost_blended": 1.0,
+    },
 }
 # Without metrics of likelihoods: `mixtures.use` adds these to every task.
 _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_length)
@@ -76,9 +93,41 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
     "mic": _TEXT,
     **{f"norm_bank_{task}": _TEXT for task in NORM_BANK},
 }
+PROST: dict[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(MIXTURES["prost"], _RESPONSE)
 COSMO_NAMES = (*COSMO, "cosmo")
 CANARY_NAMES = (*CANARY, "canary", "norm_bank")
-NAMES = (*COSMO_NAMES, *CANARY_NAMES)
+PROST_NAMES = (*PROST, "prost")
+NAMES = (*COSMO_NAMES, *CANARY_NAMES, *PROST_NAMES)
+# Task of Prost -> its corpus, where its publisher offers it, and the macro of its path.
+PROST_SOURCES = {
+    "prost_prosocial": (
+        "ProsocialDialog",
+        "https://huggingface.co/datasets/allenai/prosocial-dialog",
+        "PROSOCIAL_PATH",
+    ),
+    "prost_dailydialog": ("DailyDialog", "http://yanran.li/dailydialog", "DAILYDIALOG_PATH"),
+    "prost_topical_chat": (
+        "Topical-Chat",
+        "https://github.com/alexa/Topical-Chat",
+        "TOPICAL_CHAT_PATH",
+    ),
+    "prost_persona_chat": (
+        "PersonaChat (ConvAI2)",
+        "http://parl.ai/downloads/convai2/convai2_fix_723.tgz",
+        "PERSONA_CHAT_PATH",
+    ),
+    "prost_wizard": (
+        "Wizard of Wikipedia",
+        "https://parl.ai/projects/wizard_of_wikipedia",
+        "WIZARD_PATH",
+    ),
+    "prost_empathetic": (
+        "EmpatheticDialogues",
+        "https://github.com/facebookresearch/EmpatheticDialogues",
+        "EMPATHETIC_PATH",
+    ),
+    "prost_blended": ("BlendedSkillTalk", "https://parl.ai/projects/bst", "BLENDED_PATH"),
+}
 # Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
 # because their labels would mean nothing.
 LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[name]), "canary")
@@ -94,7 +143,7 @@ class Corpus:
 
     # Functions, because naming a task must not touch its data: that may be on a bucket, or nowhere.
 
-    examples: Callable[[str], Iterator[Example]]
+    examples: Callable[[str], Iterator[Example | ProstExample]]
     files: Callable[[str], Sequence[Any]]
     splits: Callable[[], Sequence[str]]
 
@@ -149,7 +198,7 @@ def canary_file_examples(
 
 
 def casual_file_examples(
-    read: Callable[[Any, str], Iterator[casual.CasualDialogue]],
+    read: Callable[[Any, str], Iterator[conversations.Conversation]],
     path: Any,
     split: str,
     style: LabelStyle = "text",
@@ -186,6 +235,30 @@ class CanaryData:
                 raise DataError(f"{name}={value!r}: expected one of {known}", setting=name.upper())
 
 
+@dataclass(frozen=True)
+class ProstData:
+    """The paths of the corpora of Prost's tasks, beside ProsocialDialog, and the form of targets.
+
+    Paths are as in `cosmo.tasks.files.files_for_split`, or a publisher's folder. `variant` is
+    "rot_and_response" or "response_only", see `cosmo.tasks.prost_text`. Raises DataError for
+    another word.
+    """
+
+    dailydialog_path: Any = "data/dailydialog"
+    topical_chat_path: Any = "data/topical_chat"
+    persona_chat_path: Any = "data/persona_chat"
+    wizard_path: Any = "data/wizard_of_wikipedia"
+    empathetic_path: Any = "data/empathetic_dialogues"
+    blended_path: Any = "data/blended_skill_talk"
+    variant: Variant = "rot_and_response"
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise DataError(
+                f"variant={self.variant!r}: expected one of {VARIANTS}", setting="PROST_VARIANT"
+            )
+
+
 def cosmo_corpora(soda_path: Any, prosocial_path: Any, seed: int) -> dict[str, Corpus]:
     """Return the corpora of Cosmo's tasks; `seed` is of the names drawn for ProsocialDialog."""
     return {
@@ -197,11 +270,15 @@ def cosmo_corpora(soda_path: Any, prosocial_path: Any, seed: int) -> dict[str, C
 def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
     """Return the corpora of Canary's tasks."""
     style, missing = data.label_style, data.missing_rots
-    dailydialog, empathetic, blended = (
-        functools.partial(casual_file_examples, read)
-        for read in (casual.read_dailydialog, casual.read_empathetic, casual.read_blended)
+    readers = (
+        conversations.read_dailydialog,
+        conversations.read_empathetic,
+        conversations.read_blended,
     )
-    daily_files = functools.partial(casual.dailydialog_files, data.dailydialog_path)
+    dailydialog, empathetic, blended = (
+        functools.partial(casual_file_examples, read) for read in readers
+    )
+    daily_files = functools.partial(conversations.dailydialog_files, data.dailydialog_path)
     return {
         **{
             f"canary_{kind}": _by_split(
@@ -224,6 +301,54 @@ def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
             for task in NORM_BANK
         },
     }
+
+
+def prost_corpora(prosocial_path: Any, data: ProstData) -> dict[str, Corpus]:
+    """Return the corpora of Prost's tasks. A missing one is named with its publisher's page."""
+    # Task -> how its examples are read, its path, and how the files of a split are found.
+    read: dict[str, tuple[Callable[..., Iterator[ProstExample]], Any, Callable[..., Any]]] = {
+        "prost_prosocial": (prost.prosocial_examples, prosocial_path, files_for_split),
+        "prost_dailydialog": (
+            prost.dailydialog_examples,
+            data.dailydialog_path,
+            conversations.dailydialog_files,
+        ),
+        "prost_topical_chat": (
+            prost.topical_chat_examples,
+            data.topical_chat_path,
+            conversations.topical_chat_files,
+        ),
+        "prost_persona_chat": (
+            prost.persona_chat_examples,
+            data.persona_chat_path,
+            conversations.persona_chat_files,
+        ),
+        "prost_wizard": (prost.wizard_examples, data.wizard_path, conversations.wizard_files),
+        "prost_empathetic": (
+            prost.empathetic_examples,
+            data.empathetic_path,
+            functools.partial(files_for_split, endings=TABLES),
+        ),
+        "prost_blended": (prost.blended_examples, data.blended_path, files_for_split),
+    }
+    return {
+        task: _by_files(
+            functools.partial(examples, path), functools.partial(_prost_files, task, files, path)
+        )
+        for task, (examples, path, files) in read.items()
+    }
+
+
+def _prost_files(
+    task: str, files: Callable[[Any, str], Sequence[Any]], path: Any, split: str
+) -> Sequence[Any]:
+    """Return `files(path, split)`; its error names the corpus, its publisher and the setting."""
+    try:
+        return files(path, split)
+    except DataError as error:
+        corpus, home, setting = PROST_SOURCES[task]
+        text = f"{corpus}, published at {home}: {error.message}"
+        raise DataError(text, setting=setting) from None
 
 
 def _by_split(

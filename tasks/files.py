@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -63,6 +64,36 @@ def files_for_split(path: Any, split: str, endings: tuple[str, ...] = RECORDS) -
         _warned.add((str(path), split))
         _log.warning("%s serves every split: split %r reads the same records", path, split)
     return found
+
+
+def split_file(
+    path: Any,
+    split: str,
+    stems: tuple[str, ...],
+    endings: tuple[str, ...] = RECORDS,
+    folders: tuple[str, ...] = ("",),
+) -> list[Any]:
+    """Return the file of `split` in the folder `path` by a publisher's own name, or no file.
+
+    `stems` are names without ending, the preferred one first; `folders` are folders inside `path`
+    ("": itself). Both may hold `{split}`. The list is empty if `path` is no folder.
+    """
+    if not isinstance(path, str) and not hasattr(path, "is_dir"):
+        return []
+    place = resolve(path) if str(path) and "{split}" not in str(path) else None
+    if place is None or not place.is_dir():
+        return []
+    for stem, name, folder in itertools.product(stems, split_names(split), folders):
+        inside = place / folder.format(split=name) if folder else place
+        if inside.is_dir():
+            found = [
+                file
+                for file in _data_files(inside, endings)
+                if _data_name(endings).match(file.name)["stem"] == stem.format(split=name)
+            ]
+            if found:
+                return _one_format(found, path, endings)
+    return []
 
 
 def all_files(path: Any, split: str, endings: tuple[str, ...]) -> list[Any]:

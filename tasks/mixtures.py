@@ -12,13 +12,15 @@ from typing import Any
 
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families
-from cosmo.tasks.families import NAMES, CanaryData, Corpus
+from cosmo.tasks.families import NAMES, CanaryData, Corpus, ProstData
 from cosmo.tasks.formatting import Separators
+from cosmo.tasks.prost_text import check_variant
 from cosmo.tasks.safety import check_labels
 from cosmo.tasks.vocabularies import T5_VOCABULARY, load
 
 _SEPARATORS = Separators()
 _CANARY = CanaryData()
+_PROST = ProstData()
 
 
 def use(
@@ -36,6 +38,7 @@ def use(
     seed: int = 0,
     shuffle_buffer_size: int = 20_000,
     canary: CanaryData = _CANARY,
+    prost: ProstData = _PROST,
 ) -> str:
     """Register the family of tasks and mixtures that `name` is of, and return `name`.
 
@@ -47,6 +50,10 @@ def use(
     `social_chemistry`, `mic`, `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative`, and
     `norm_bank`, the mixture of the last three.
 
+    Prost's family: `prost_prosocial`, `prost_dailydialog`, `prost_topical_chat`,
+    `prost_persona_chat`, `prost_wizard`, `prost_empathetic`, `prost_blended`, and `prost`, the
+    mixture of all.
+
     An earlier registration is replaced. The name of a task that another module registered with
     SeqIO is returned as it is. Data is not opened here: asking for a dataset raises the error of a
     missing path.
@@ -54,11 +61,11 @@ def use(
     Args:
         name: the task or mixture wanted.
         soda_path, prosocial_path: see `cosmo.tasks.files.files_for_split`.
-        vocabulary_path: a SentencePiece model with T5's special ids.
+        vocabulary_path: a SentencePiece model with T5's special ids; for Prost a byte-level BPE.
         separators: a `Separators`, or its two texts (between parts, between turns).
         narrative_dropout, instruction_dropout: the probability that training leaves the part out,
             drawn independently for each example and epoch (Kim et al. 2023, section 4). Splits
-            other than `train` always keep both. Canary's tasks have neither part.
+            other than `train` always keep both. Canary's and Prost's tasks have neither part.
         rates: rates of the tasks in the mixture that `name` is, or is in; the others keep those of
             `cosmo.tasks.families.MIXTURES`. A task of rate 0 is left out.
         source: `files`, or, for Cosmo's tasks, `tfds` for datasets that `tfds build` wrote to
@@ -68,6 +75,7 @@ def use(
         seed: the seed of the names drawn for ProsocialDialog; TFDS data has its names already.
         shuffle_buffer_size: examples held to shuffle from.
         canary: where the other corpora of Canary's tasks are, and how labels are written.
+        prost: where the other corpora of Prost's tasks are, and what its targets hold.
 
     Raises:
         DataError: `name` is neither ours nor registered, the vocabulary cannot be used, or a
@@ -84,11 +92,24 @@ def use(
     if not isinstance(separators, Separators):
         separators = Separators(*separators)
     settings = (soda_path, prosocial_path, vocabulary_path, narrative_dropout, instruction_dropout)
-    corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary)
+    corpora, mixtures = _checked(name, *settings, rates, source, tfds_data_dir, seed, canary, prost)
     for_canary = name in families.CANARY_NAMES
 
     # Imported here, because it loads SeqIO and TensorFlow (20 to 27 s the first time on 2 cores),
     # which chat and export never need.
+    if name in families.PROST_NAMES:
+        from cosmo.tasks import prost_seqio
+
+        prost_seqio.register(
+            corpora=corpora,
+            mixtures=mixtures,
+            text_metrics=families.PROST,
+            vocabulary_path=vocabulary_path,
+            variant=prost.variant,
+            token_metrics=token_metrics,
+            shuffle_buffer_size=shuffle_buffer_size,
+        )
+        return name
     from cosmo.tasks import seqio_tasks
 
     seqio_tasks.register(
@@ -163,6 +184,7 @@ def _checked(
     tfds_data_dir: Any,
     seed: int,
     canary: CanaryData,
+    prost: ProstData,
     **others: Any,
 ) -> tuple[dict[str, Corpus], dict[str, dict[str, float]]]:
     """Return (the family's corpora by task, its mixtures). Raise DataError for a bad setting.
@@ -186,20 +208,24 @@ def _checked(
         raise DataError(
             "source='tfds' needs the folder of the datasets", setting="mixtures.use.tfds_data_dir"
         )
-    for_canary = name in families.CANARY_NAMES
     # TFDS builders exist for Cosmo's corpora alone.
-    if source == "tfds" and for_canary:
+    if source == "tfds" and name not in families.COSMO_NAMES:
         raise DataError(
             f"source='tfds' serves {sorted(families.COSMO)}, not {name!r}: expected 'files'",
             setting="mixtures.use.source",
         )
-    names = families.CANARY_NAMES if for_canary else families.COSMO_NAMES
+    every = (families.COSMO_NAMES, families.CANARY_NAMES, families.PROST_NAMES)
+    names = next(family for family in every if name in family)
     # The whole family's, because `use` registers all of it.
     mixtures = families.mixtures_for(name, rates, names)
-    if for_canary:
-        # Now, because a vocabulary without the labels' pieces would show only in trained answers.
+    # Vocabularies are checked now: one without the labels' or marks' pieces would show only in
+    # trained answers.
+    if names is families.CANARY_NAMES:
         check_labels(load(vocabulary_path), canary.label_style)
         corpora = families.canary_corpora(prosocial_path, canary)
+    elif names is families.PROST_NAMES:
+        check_variant(prost.variant, load(vocabulary_path))
+        corpora = families.prost_corpora(prosocial_path, prost)
     else:
         corpora = families.cosmo_corpora(soda_path, prosocial_path, seed)
     return corpora, mixtures

@@ -222,6 +222,22 @@ def _json_list(file: Any, first_line: int, text: str) -> Iterator[tuple[Place, A
         raise wrong("text after the JSON list", counted, "the end of file")
 
 
+def read_entries(file: Any) -> Iterator[tuple[Place, Any]]:
+    """Yield (place, value) for each entry of a file that is one JSON object; raise DataError."""
+    # All in memory: such a file is a corpus of some megabytes.
+    text = "".join(line for _, line in read_lines(file))
+    try:
+        entries = json_lines.value(text)
+    except ValueError as error:
+        entries, got = None, str(error)
+    else:
+        got = shown(entries)
+    if not isinstance(entries, dict):
+        raise Place(str(file), 1).error("not a JSON object", got, "one object of conversations")
+    for name, entry in entries.items():
+        yield Place(str(file), 1, f"entry {name}"), entry
+
+
 def read_lines(file: Any) -> Iterator[tuple[int, str]]:
     """Yield (number from 1, text with its newline) of each line of a text file, decompressed.
 

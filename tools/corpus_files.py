@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import DataError, shown
-from cosmo.tasks import casual
+from cosmo.tasks import conversations
 from cosmo.tasks.dialogues import Place, ProsocialTurn, utterances
 from cosmo.tasks.readers import (
     Position,
@@ -24,7 +24,7 @@ from cosmo.tasks.readers import (
     row_position,
     soda_dialogue,
 )
-from cosmo.tasks.record_files import is_columnar, read_lines, read_records
+from cosmo.tasks.record_files import is_columnar, read_entries, read_lines, read_records
 
 T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
@@ -93,21 +93,6 @@ def records(file: Any) -> Iterator[Item | DataError]:
             # A broken line costs itself alone: the next line is a record of its own.
             item = place.error(f"broken JSON ({error})", shown(line.strip()), "one JSON object")
         yield item
-
-
-@_whole_file
-def document(file: Any) -> Iterator[Item | DataError]:
-    """Yield the entries of a file that is one JSON object."""
-    try:
-        value = json_lines.value("".join(line for _, line in read_lines(file)))
-        entries = value.items()
-    except DataError:
-        raise
-    except (ValueError, AttributeError) as error:
-        yield Place(str(file), 1).error("not a JSON object", str(error), "one object")
-        return
-    for name, entry in entries:
-        yield Place(str(file), 1, f"entry {name}"), entry
 
 
 @_whole_file
@@ -211,41 +196,37 @@ def _dialogue(rows: Sequence[Labelled], ended: bool) -> Read:
 def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Join rows by conv_id to dialogues; one out of order leaves its dialogue incomplete."""
     errors: list[DataError] = []
-    parsed = _parsed(items, casual.empathetic_utterance, errors)
+    parsed = _parsed(items, conversations.empathetic_utterance, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
         _, numbers, turns = zip(*group, strict=True)
-        # Utterances are numbered from 1 within a dialogue.
-        whole = numbers == tuple(range(1, len(numbers) + 1))
-        lacks = "" if whole else "beginning" if numbers[0] != 1 else "middle"
-        yield Read(turns, lacks=lacks)
+        yield Read(turns, lacks=_lacking(numbers))
         yield from errors
         errors.clear()
     yield from errors
 
 
-def _personachat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Join numbered lines: the number 1 begins a dialogue, __SILENCE__ (ParlAI's) is no turn."""
-    turns: list[str] = []
-    for item in items:
-        if isinstance(item, DataError):
-            yield item
-            continue
-        place, line = item
-        number, _, rest = line.partition(" ")
-        if not number.isdigit():
-            yield place.error("not a numbered line", shown(line), "a number and a text")
-            continue
-        # Nothing but the number separates two dialogues.
-        if number == "1" and turns:
-            yield Read(tuple(turns))
-            turns = []
-        # A persona describes its speaker, and is no turn.
-        if not rest.startswith(("your persona:", "partner's persona:")):
-            # ParlAI's lines have candidate answers after the two utterances.
-            said = [text.strip() for text in rest.split("\t")[:2]]
-            turns += [text for text in said if text and text != "__SILENCE__"]
-    if turns:
-        yield Read(tuple(turns))
+def _persona_chat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Join numbered lines to dialogues; a bad or missing line leaves its dialogue incomplete."""
+    errors: list[DataError] = []
+
+    for group in conversations.group_persona_lines(
+        _parsed(items, conversations.persona_line, errors)
+    ):
+        try:
+            turns = conversations.persona_conversation(group).turns
+            yield Read(turns, lacks=_lacking([line.number for line in group]))
+        except DataError as error:
+            yield error
+        yield from errors
+        errors.clear()
+    yield from errors
+
+
+def _lacking(numbers: Sequence[int]) -> str:
+    """Return the missing part of a dialogue whose utterances are numbered from 1."""
+    if conversations.numbered_from_1(numbers):
+        return ""
+    return "beginning" if numbers[0] != 1 else "middle"
 
 
 def _turns(parse: Callable[[Any, Place], Sequence[Any]]) -> Any:
@@ -253,20 +234,22 @@ def _turns(parse: Callable[[Any, Place], Sequence[Any]]) -> Any:
     return functools.partial(_each, parse=parse)
 
 
+def _conversation(parse: Callable[[Any, Place], conversations.Conversation]) -> Any:
+    """Return a reader of items that `parse` makes a conversation of."""
+    return _turns(lambda value, place: parse(value, place).turns)
+
+
 # Corpora by the names of tasks.recognize: how files are cut into items, and how items are read.
 READERS = {
     "SODA": (records, _turns(lambda row, place: soda_dialogue(row, place, "").dialogue)),
     "ProsocialDialog": (records, _prosocial),
     "ProsocialDialog (direct download)": (records, _prosocial),
-    "DailyDialog": (lines, _turns(casual.dailydialog_turns)),
-    "EmpatheticDialogues": (_whole_file(casual.empathetic_rows), _empathetic),
-    "BlendedSkillTalk": (records, _turns(casual.blended_turns)),
+    "DailyDialog": (lines, _turns(conversations.dailydialog_turns)),
+    "EmpatheticDialogues": (_whole_file(conversations.empathetic_rows), _empathetic),
+    "BlendedSkillTalk": (records, _conversation(conversations.blended_conversation)),
     # One JSON object holds all conversations, by their ids.
-    "Topical-Chat": (document, _turns(lambda row, _: [turn["message"] for turn in row["content"]])),
-    "PersonaChat": (lines, _personachat),
-    "Wizard of Wikipedia": (
-        records,
-        _turns(lambda row, place: [turn["text"] for turn in row["dialog"]]),
-    ),
+    "Topical-Chat": (_whole_file(read_entries), _conversation(conversations.topical_conversation)),
+    "PersonaChat": (lines, _persona_chat),
+    "Wizard of Wikipedia": (records, _conversation(conversations.wizard_conversation)),
     'records {"turns": [...]}': (records, _turns(lambda row, place: row["turns"])),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families, metrics, mixtures, safety
-from cosmo.tasks.casual import read_dailydialog
+from cosmo.tasks.conversations import read_dailydialog
 from cosmo.tasks.families import canary_file_examples, casual_file_examples
 from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.vocabularies import load

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks.casual import (
-    CasualDialogue,
-    casual_examples,
+from cosmo.tasks.casual import casual_examples
+from cosmo.tasks.conversations import (
+    Conversation,
     detokenize,
     read_blended,
     read_dailydialog,
@@ -94,33 +94,36 @@ def test_empathetic(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         dialogues = list(read_empathetic(tmp_path))
     assert dialogues == [
-        CasualDialogue("empathetic-train-0", ("I won, really!", 'A 14" screen?')),
-        CasualDialogue("empathetic-train-3", ("last",)),
+        Conversation("empathetic-train-0", ("I won, really!", 'A 14" screen?')),
+        Conversation("empathetic-train-3", ("last",)),
     ]
     assert f"{path}: 2 incomplete dialogues are not used" in caplog.text
 
 
 def test_blended(tmp_path):
-    """Oracle: by hand: the openers come first."""
+    """Oracle: by hand: the openers come first; the guided speaker's persona and the topic."""
     (tmp_path / "valid.json").write_text(json.dumps([bst_row(), bst_row(dialog=[])]))
     dialogues = list(read_blended(tmp_path, "validation"))
     opening = ("Do you ski?", "No, I paint.")
+    context = ("your persona: I paint.", "your persona: I read.", "Skiing")
     assert dialogues == [
-        CasualDialogue("blended-validation-0", (*opening, "What do you paint?", "Mountains.")),
-        CasualDialogue("blended-validation-1", opening),
+        Conversation(
+            "blended-validation-0", (*opening, "What do you paint?", "Mountains."), context
+        ),
+        Conversation("blended-validation-1", opening, context),
     ]
 
 
 def test_every_beginning_is_a_casual_example():
     """Oracle: three utterances by hand."""
-    examples = list(casual_examples(CasualDialogue("d-0", ("a", "b", "c"))))
+    examples = list(casual_examples(Conversation("d-0", ("a", "b", "c"))))
     assert [(e.id, e.turns) for e in examples] == [
         ("d-0-0", ("a",)),
         ("d-0-1", ("a", "b")),
         ("d-0-2", ("a", "b", "c")),
     ]
     assert {e.response for e in examples} == {"__casual__"}
-    sentinel = next(casual_examples(CasualDialogue("d-0", ("a",)), "sentinel"))
+    sentinel = next(casual_examples(Conversation("d-0", ("a",)), "sentinel"))
     assert sentinel.response == "<extra_id_95>"
 
 

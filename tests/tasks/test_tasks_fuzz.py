@@ -15,7 +15,7 @@ from canary import reading
 from cosmo import records
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.infer import record_sources
-from cosmo.tasks import casual, vocabularies
+from cosmo.tasks import conversations, vocabularies
 from cosmo.tasks.dialogues import Place
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.record_files import read_table
@@ -66,9 +66,9 @@ def rows_and_their_newlines(rows):
 
 def empathetic(path):
     """Return the number of lines in the rows, all of which are checked."""
-    rows = [(None, casual._EMPATHETIC_HEADER)]
-    for place, fields in casual.empathetic_rows(path):
-        casual.empathetic_utterance(fields, place)
+    rows = [(None, conversations._EMPATHETIC_HEADER)]
+    for place, fields in conversations.empathetic_rows(path):
+        conversations.empathetic_utterance(fields, place)
         rows.append((place, fields))
     return rows_and_their_newlines(rows)
 
@@ -105,12 +105,12 @@ READERS = {
         "jsonl",
         lambda path: sum(len(d.turns) for d in read_prosocial(path)),
     ),
-    "dailydialog": (DAILY, "txt", lambda path: len(list(casual.read_dailydialog(path)))),
+    "dailydialog": (DAILY, "txt", lambda path: len(list(conversations.read_dailydialog(path)))),
     "empathetic": (EMPATHETIC, "csv", empathetic),
     "blended": (
         [json_line(bst_row()) for _ in range(3)],
         "json",
-        lambda path: len(list(casual.read_blended(path))),
+        lambda path: len(list(conversations.read_blended(path))),
     ),
     "table": ([b"a\tb\tc", b'1\t"x ""y"" z"\t2', b"3\t4\tfive"], "tsv", table),
     "infer": (

@@ -17,7 +17,7 @@ import pytest
 
 from cosmo.engine.base import files
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks.casual import read_empathetic
+from cosmo.tasks.conversations import read_empathetic
 from cosmo.tasks.files import files_for_split
 from cosmo.tasks.norms import mic_examples, norm_bank_examples
 from cosmo.tasks.readers import read_prosocial, read_soda

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks.casual import read_blended, read_dailydialog, read_empathetic
+from cosmo.tasks.conversations import read_blended, read_dailydialog, read_empathetic
 from cosmo.tasks.norms import mic_examples, norm_bank_examples, social_chemistry_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.recognize import looks_like

@@ -267,7 +267,8 @@ def test_every_recognised_corpus_was_tried():
         ("SODA", {"narrative": "N.", "dialogue": ["a", "b"], "speakers": "AB"}, "'speakers'"),
         ('records {"turns": [...]}', {"turns": "hello"}, "utterances are no list: got 'hello'"),
         ('records {"turns": [...]}', {"turns": {"a": 1}}, "utterances are no list"),
-        ("Wizard of Wikipedia", [{"chosen_topic": "x", "dialog": "hello"}], "not as its corpus"),
+        ("PersonaChat", "1 hi\t\n2 you\thi\n", "an exchange lacks an utterance: got 'hi"),
+        ("Wizard of Wikipedia", [{"chosen_topic": "x", "dialog": "hello"}], "'dialog' has a wrong"),
     ],
 )  # fmt: skip
 def test_bad_records_of_other_corpora(tmp_path, corpus, bad, reason):

@@ -34,7 +34,13 @@ CASUAL_FILES = [
     *(f"empathetic_dialogues/{split}.csv" for split in ("train", "valid", "test")),
     *(f"blended_skill_talk/{split}.json" for split in ("train", "valid", "test")),
 ]
-FILES = [f"canary/{split}.jsonl" for split in SPLITS] + CASUAL_FILES
+PROST_FILES = [
+    *(f"topical_chat/{name}.json" for name in ("train", "valid_freq", "test_freq")),
+    *(f"persona_chat/{name}_self_original.txt" for name in ("train", "valid")),
+    *(f"wizard_of_wikipedia/{name}.json" for name in ("train", "valid_random_split")),
+    "wizard_of_wikipedia/test_random_split.json",
+]
+FILES = [f"canary/{split}.jsonl" for split in SPLITS] + CASUAL_FILES + PROST_FILES
 FIELDS = dict.fromkeys(["context", "response", "safety_label", "source", "etc"], str) | {
     "rots": (list, type(None)),
     "safety_annotations": list,
@@ -169,6 +175,39 @@ def test_utterances_are_plain_and_of_everyday_length():
             for line in (row["context"], row["response"], *(row["rots"] or ())):
                 assert 3 <= len(line.split()) <= 32, line
                 assert re.fullmatch(r"[A-Z][A-Za-z ,.!?'-]*[.!?]", line), line
+
+
+def test_corpora_of_prost_have_their_publishers_form():
+    """Oracle: the field names and line forms of the published files."""
+    for name in PROST_FILES:
+        text, size = (SAMPLE / name).read_text(), 32 if "train" in name else 8
+        if name.startswith("persona_chat"):
+            lines = [line.partition(" ")[2] for line in text.splitlines()]
+            numbers = [int(line.partition(" ")[0]) for line in text.splitlines()]
+            assert numbers.count(1) == size
+            assert text == text.lower().replace("__silence__", "__SILENCE__")
+            assert lines.count("") == 0 and "5 __SILENCE__\t" in text
+            for number, line in zip(numbers, lines, strict=True):
+                assert (number <= 4) == line.startswith("your persona: ")
+                if number > 4:
+                    first, answer, reward, candidates = line.split("\t")
+                    assert first and not reward and answer in candidates.split("|")
+        elif name.startswith("topical_chat"):
+            found = json.loads(text)
+            assert len(found) == size
+            for entry in found.values():
+                assert [turn["agent"][-1] for turn in entry["content"]] == [
+                    "12"[i % 2] for i in range(len(entry["content"]))
+                ]
+                assert set(entry) == {"article_url", "config", "content", "conversation_rating"}
+        else:
+            found = json.loads(text)
+            assert len(found) == size
+            begins = {row["dialog"][0]["speaker"] for row in found}
+            assert begins == {"0_Wizard", "0_Apprentice"}
+            for row in found:
+                assert row["chosen_topic"] in row["chosen_topic_passage"][0]
+                assert len({turn["speaker"] for turn in row["dialog"]}) == 2
 
 
 def test_casual_corpora_have_their_publishers_form():
