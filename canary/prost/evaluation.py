@@ -10,15 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from cosmo.tasks.prost_text import ProstExample
-
 from canary.prost import paper
 from canary.prost.agent import Prost, Reply
+from cosmo.engine.base import saved_settings
 from cosmo.engine.base.tables import text_table
+from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
-from cosmo.tasks import prost_text
+from cosmo.tasks import families, prost_text
 from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
+from cosmo.tasks.prost_text import ProstExample
 
 PROSOCIAL = "prost_prosocial"
 Rots = Literal["own", "gold"]  # whose RoTs a response follows
@@ -27,6 +28,34 @@ ROWS = {
     ("rot_and_response", "own"): "Prost (RoT & response)",
     ("rot_and_response", "gold"): "Prost (gold RoT & response)",
 }
+
+
+# The macro of each field of ProstData, whose default ends in the corpus's usual folder.
+PATHS = {
+    "dailydialog_path": "DAILYDIALOG_PATH",
+    "topical_chat_path": "TOPICAL_CHAT_PATH",
+    "persona_chat_path": "PERSONA_CHAT_PATH",
+    "wizard_path": "WIZARD_PATH",
+    "empathetic_path": "EMPATHETIC_PATH",
+    "blended_path": "BLENDED_PATH",
+}
+
+
+def corpora(checkpoint: str, folder: str | None) -> dict[str, families.Corpus]:
+    """Return the corpora by task: those in `folder`, or those that the checkpoint's run read."""
+    found = any_format.locate(checkpoint)
+    saved = saved_settings.read(found.folder) if found.format == "cosmo" else None
+    macros = saved.macros if saved is not None else {}
+
+    def path(macro: str, usual: str) -> Any:
+        if folder is not None:
+            return f"{folder}/{usual.removeprefix('data/')}"
+        return macros.get(macro, usual)
+
+    usual = families.ProstData()
+    fields = {field: path(macro, getattr(usual, field)) for field, macro in PATHS.items()}
+    prosocial = path("PROSOCIAL_PATH", "data/prosocial_dialog")
+    return families.prost_corpora(prosocial, families.ProstData(**fields))
 
 
 @dataclasses.dataclass(frozen=True)

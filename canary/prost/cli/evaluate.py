@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         "checkpoint": args.checkpoint,
         "split": args.split,
         "variant": settings.variant,
-        "decoding": evaluation.as_json(decoding),
+        "decoding": decoding.settings(),
         "task_feature_lengths": dict(settings.session.task_feature_lengths),
     }
     write_atomic(folder / "metrics.json", json.dumps({**about, "tasks": made}, indent=1))

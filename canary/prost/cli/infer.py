@@ -40,7 +40,8 @@ VERB = Verb(
     "command that was stopped, even killed, continues when it is given again; records that cannot "
     "be used are set aside with the reason.",
     examples="""\
-  python -m canary.prost infer --checkpoint=/tmp/prost --input=dialogues.jsonl --output=replies.jsonl
+  python -m canary.prost infer --checkpoint=/tmp/prost --input=dialogues.jsonl \\
+    --output=replies.jsonl
   python -m canary.prost infer --checkpoint=/tmp/prost --canary=/tmp/canary \\
     --input=prosocial.jsonl.gz --output=/tmp/replies --num_shards=8 --shards=0-3
 """,

@@ -102,11 +102,13 @@ def make_batch(
 
     batch = {"encoder_input_tokens": matrix([r.input_ids for r in rows], inputs_length)}
     if targets_length is not None:
-        targets = matrix([r.target_ids or () for r in rows], targets_length)
+        targets = matrix([(*r.prefix_ids, *(r.target_ids or ())) for r in rows], targets_length)
         batch["decoder_target_tokens"] = targets
         # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
         batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
+        for weights, row in zip(batch["decoder_loss_weights"], rows, strict=False):
+            weights[: len(row.prefix_ids)] = 0  # read, and not scored
     return batch
 
 
