@@ -65,7 +65,7 @@ class TrainBatch(NamedTuple):
 class Row:
     """An example: its text, and the tokens that a model reads.
 
-    Generated answers begin with `prefix_ids`; see `decoding.decode`. Scores do not read them.
+    Generated answers and scored targets begin with `prefix_ids`, which are read and count nothing.
     """
 
     id: str
@@ -75,6 +75,11 @@ class Row:
     target_ids: tuple[int, ...] | None = None
     cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
     prefix_ids: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def read_ids(self) -> tuple[int, ...]:
+        """The tokens that the decoder reads to score a target: the prefix, then the target."""
+        return (*self.prefix_ids, *(self.target_ids or ()))
 
 
 def check_lengths(lengths: Any) -> None:
@@ -106,7 +111,7 @@ def make_batch(
 
     batch = {"encoder_input_tokens": matrix([r.input_ids for r in rows], inputs_length)}
     if targets_length is not None:
-        targets = matrix([(*r.prefix_ids, *(r.target_ids or ())) for r in rows], targets_length)
+        targets = matrix([row.read_ids for row in rows], targets_length)
         batch["decoder_target_tokens"] = targets
         # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
