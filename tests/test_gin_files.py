@@ -35,7 +35,8 @@ PARAMETERS = {
     "blenderbot_3b": 2_696_268_800,
 }
 MODELS = sorted((ROOT / "gin/models").glob("*_*.gin"))  # blenderbot.gin has no sizes
-EXPERIMENTS = sorted([*(ROOT / "gin/cosmo").glob("*.gin"), *(ROOT / "gin/canary").glob("*.gin")])
+FOLDERS = ("cosmo", "canary", "prost")
+EXPERIMENTS = sorted(path for name in FOLDERS for path in (ROOT / "gin" / name).glob("*.gin"))
 
 
 def build(gin_file: pathlib.Path, verb: str, *bindings: str) -> models.EncoderDecoderModel:
@@ -137,6 +138,43 @@ def test_canarys_paper_recipe():
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 737_668_096
     config.load("gin/runs/train.gin", ["gin/canary/canary_adafactor.gin"], further)
     assert config.call(step.StepConfig).optimizer == optimizer.Adafactor()
+
+
+def test_prosts_paper_recipes():
+    """Oracle: Kim et al. 2022, appendix B.3; ParlAI's published command; published examples.
+
+    Examples of ParlAI's teachers in training: 120,236, 76,052 (DailyDialog without openings),
+    131,438, 74,092, 64,636, 27,018, and Topical-Chat's 188,378 utterances less 8,628 openings.
+    """
+    further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
+    further += ["VOCABULARY_PATH = 'tasks/sample/vocabulary.model'"]
+    examples = 120_236 + 76_052 + 131_438 + 74_092 + 64_636 + 27_018 + 188_378 - 8_628
+    for name in ("prost", "prost_response_only", "prost_adafactor"):
+        config.load("gin/runs/train.gin", [f"gin/prost/{name}.gin"], further)
+        variant = "response_only" if name == "prost_response_only" else "rot_and_response"
+        assert config.query("PROST_VARIANT") == variant
+        assert config.query("MIXTURE_OR_TASK_NAME") == "prost"
+        settings = config.call(step.StepConfig)
+        adam = optimizer.AdamW(0.9, 0.999, 1e-8, weight_decay=0.0, amsgrad=True)
+        adafactor = name == "prost_adafactor"
+        assert settings.optimizer == (optimizer.Adafactor() if adafactor else adam)
+        if not adafactor:
+            rates = [float(settings.learning_rate(i)) for i in (0, 100, 150_000)]
+            assert rates == pytest.approx([1e-9, 1e-5, 1e-5], rel=1e-5)
+        assert settings.max_grad_norm == 0.1
+        assert config.call(reduce_on_plateau.PlateauConfig) == reduce_on_plateau.PlateauConfig(
+            0.5, 3, "eval/all/loss", "min", 1e-4, 0.0
+        )
+        assert config.call(StoppingConfig) == StoppingConfig(10, "eval/all/perplexity", None, 0.0)
+        assert config.query("BATCH_SIZE") == 32 and config.query("PACK") is False
+        assert config.query("TRAIN_STEPS") == 150_000
+        assert config.query("EVAL_PERIOD") == pytest.approx(examples / 4 / 32, abs=5)
+        assert config.query("TASK_FEATURE_LENGTHS") == {"inputs": 128, "targets": 128}
+        model = config.call(models.EncoderDecoderModel)
+        assert (model.z_loss, model.label_smoothing) == (0.0, 0.0)
+        assert model.network.dropout_rate == 0.1 and model.network.forbidden_ids == (1,)
+        shapes = models.abstract_params(model)
+        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 2_696_268_800
 
 
 @pytest.mark.parametrize("name", ["social_chemistry", "mic", "norm_bank"])
