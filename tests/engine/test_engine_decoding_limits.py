@@ -387,6 +387,7 @@ def test_engine_decoding_defaults_trace_no_limits():
         ({"context_block_ngram": -3}, "context_block_ngram=-3"),
         ({"banned_ids": 5}, "banned_ids=5; it must be token ids, such as (3, 8004)"),
         ({"banned_ids": (5, -1)}, "banned_ids=(5, -1)"),
+        ({"banned_ids": (5, 1.5)}, "banned_ids=(5, 1.5)"),
         ({"banned_ids": "5"}, "banned_ids='5'"),
         ({"beam_size": 2, "early_stopping": True}, "search='t5x'"),
     ],

@@ -89,7 +89,7 @@ def test_evaluations_of_the_warm_up_do_not_count(tmp_path):
     scales = {}
     for step in range(2, 20, 2):
         plateau.add(step, {"eval/all/loss": 3.0})
-        scales[step] = float(plateau.rate_scale)
+        scales[step] = float(plateau.value)
     assert scales == {
         **dict.fromkeys((2, 4, 6, 8), 1.0),
         **{10: 0.5, 12: 0.5, 14: 0.25, 16: 0.25, 18: 0.125},

@@ -9,6 +9,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import models, step, t5
+from cosmo.engine.model.blenderbot import BlenderbotConfig
 from cosmo.engine.model.optimizer import Adafactor, AdamW, LearningRateSchedule
 
 SEED = 11
@@ -212,6 +213,20 @@ def is_frozen(path):
     return path[-1].key == "token_embedder" or [key.key for key in path] == [
         *("encoder", "layers", "pre_mlp_layer_norm", "scale")
     ]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_engine_step_blenderbots_positions_are_frozen(trained):
+    """Both position tables are, unless the config trains them. Oracle: ParlAI, by hand."""
+    sizes = dict(vocab_size=40, emb_dim=16, num_heads=2, num_decoder_layers=2, mlp_dim=24)
+    model = models.EncoderDecoderModel(BlenderbotConfig(**sizes, train_positions=trained))
+    still = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, frozen in jax.tree_util.tree_leaves_with_path(models.frozen(model))
+        if frozen
+    }
+    tables = {"encoder/position_embeddings", "decoder/position_embeddings"}
+    assert still == (set() if trained else tables)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])

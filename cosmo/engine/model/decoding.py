@@ -7,7 +7,9 @@ Suffixes: R rows, B inputs, N beams or samples, C beam candidates, P ended hypot
 written, D tokens of a forced prefix, S tokens of the context, K banned tokens, V vocabulary.
 """
 
+import contextlib
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +31,7 @@ class DecodingConfig:
     from the `top_k` likeliest tokens (0: all) and the nucleus of mass `top_p` (Holtzman et al.
     2020).
 
-    `beam_size > 1` searches instead, and `search` says whose search it is. They rank ended answers
+    `beam_size > 1` searches instead, as `search` names it. The searches rank ended answers
     by log-likelihood over a length penalty, and differ in it and in when they stop. Lengths count
     the new tokens with EOS:
 
@@ -70,9 +72,8 @@ class DecodingConfig:
     forced_eos: bool = False
 
     def __post_init__(self):
-        _check_ids(self.banned_ids)
-        # gin gives lists; a config is hashed as the key of compiled programs.
-        object.__setattr__(self, "banned_ids", tuple(self.banned_ids))
+        # A config is hashed as the key of compiled programs; gin gives lists.
+        object.__setattr__(self, "banned_ids", _token_ids(self.banned_ids))
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0.0, "0 (greedy) or above"),
@@ -124,6 +125,18 @@ class DecodingConfig:
             raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
         return cls(**settings)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields as JSON values, the later ones only where they are not the defaults."""
+        # So that an output which was begun before they existed can be continued.
+        later = ("search", "early_stopping", "min_length", "block_ngram", "context_block_ngram")
+        later = (*later, "banned_ids", "forced_eos")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in fields}
+        kept = {n: v for n, v in values.items() if n not in later or v != fields[n]}
+        if self.banned_ids:
+            kept["banned_ids"] = list(self.banned_ids)
+        return kept
+
     @property
     def rows_per_input(self) -> int:
         """The number of rows that the loop carries for each input: beams or samples."""
@@ -144,13 +157,15 @@ class DecodingConfig:
                 )
 
 
-def _check_ids(ids: Any) -> None:
-    good = isinstance(ids, list | tuple) and all(type(id) is int and id >= 0 for id in ids)
-    if not good:
-        raise UserError(
-            f"DecodingConfig.banned_ids={ids!r}; it must be token ids, such as (3, 8004)",
-            setting="BANNED_IDS",
-        )
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    with contextlib.suppress(TypeError):
+        found = tuple(map(operator.index, ids))
+        if all(id >= 0 for id in found):
+            return found
+    raise UserError(
+        f"DecodingConfig.banned_ids={ids!r}; it must be token ids, such as (3, 8004)",
+        setting="BANNED_IDS",
+    )
 
 
 class Decoded(NamedTuple):

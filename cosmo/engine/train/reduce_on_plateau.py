@@ -60,9 +60,19 @@ class PlateauConfig:
         early_stopping.check_mode("PLATEAU", self.metric, self.mode, used=self.factor is not None)
 
     def check(self, eval_period: int | None) -> None:
-        """Raise UserError if a run evaluates never, which could reduce nothing."""
+        """Raise UserError if a run never evaluates, and so could not reduce its rate."""
         if self.factor is not None and eval_period is None:
             raise UserError(f"PLATEAU_FACTOR={self.factor} needs evaluations: give EVAL_PERIOD")
+
+    def open(
+        self,
+        schedule: LearningRateSchedule,
+        model_dir: str,
+        start_step: int,
+        saved: dict[str, Any] | None,
+    ) -> "Plateau":
+        """Return the plateau of a run; see `Plateau`."""
+        return Plateau(self, schedule, model_dir, start_step, saved)
 
     def is_better(self, value: float, best: float) -> bool:
         """Return whether `value` improves on `best` by more than the threshold."""
@@ -94,7 +104,7 @@ def after_evaluation(
         return state._replace(bad_evaluations=bad)
     old = base_rate * state.rate_scale
     new = max(old * config.factor, config.min_rate)
-    # Of a rate that is not reduced any more the evaluations still count anew, as in PyTorch.
+    # As in PyTorch, the count also starts anew at the lowest rate, which is not reduced.
     scale = new / base_rate if old - new > MIN_RATE_CHANGE else state.rate_scale
     return PlateauState(state.best, 0, scale)
 
@@ -109,7 +119,7 @@ def read_state(model_dir: str, step: int) -> PlateauState | None:
 
 
 class Plateau:
-    """Follows a run's evaluations, and scales its learning rate. Without a factor it does nothing.
+    """Follows a run's evaluations, and scales its learning rate.
 
     `start_step` is the step that the run resumes at, 0 if it is new; `saved` is the result of
     `progress` in the checkpoint of that step.
@@ -125,24 +135,22 @@ class Plateau:
     ):
         self.config, self.schedule = config, schedule
         self.state = PlateauState(**(saved or {}))
-        if config.factor is not None and start_step:
+        if start_step:
             # A step is saved before it is evaluated: its evaluation's line has the newer state.
             self.state = _same_in_all_processes(read_state(model_dir, start_step), self.state)
 
     @property
-    def rate_scale(self) -> np.float32 | None:
-        """The factor of the schedule's rate, an argument of the step; None without reductions."""
-        return None if self.config.factor is None else np.float32(self.state.rate_scale)
+    def value(self) -> np.float32:
+        """The factor of the schedule's rate, an argument of the step."""
+        return np.float32(self.state.rate_scale)
 
     def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
         """Count an evaluation at `step`. Return the metrics to write: `results` and the state.
 
         Raises UserError if the metric is not among them.
         """
-        if self.config.factor is None:
-            return results
         early_stopping.check_measured("PLATEAU", self.config.metric, step, results)
-        # As in ParlAI: while the rate rises, nothing says that it is too high.
+        # As in ParlAI: while the rate rises, no evaluation shows that it is too high.
         if not self.schedule.warms_up(step):
             before, value = self.state, results[self.config.metric]
             base_rate = self.schedule.base_learning_rate
@@ -163,7 +171,7 @@ class Plateau:
 
     def progress(self) -> dict[str, Any]:
         """Return the state as JSON, for a checkpoint."""
-        return self.state._asdict() if self.config.factor is not None else {}
+        return self.state._asdict()
 
 
 def _same_in_all_processes(found: PlateauState | None, saved: PlateauState) -> PlateauState:
