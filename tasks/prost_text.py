@@ -22,10 +22,11 @@ DELIMITER = "  "  # between utterances, as BlenderBot was trained
 
 @dataclass(frozen=True)
 class ProstExample:
-    """One response to learn, after `turns` (oldest first, at least one).
+    """One response to learn after `turns`, and the rules of thumb (RoTs) that it was written from.
 
-    Context lines (personas, a topic) stand before the first utterance, inside its text, joined by
-    newlines. `rots` are the rules of thumb that the response follows. `id` is unique and stable.
+    `turns` is the dialogue history as ParlAI's History has it, oldest first. Context lines
+    (personas, a topic) stand before the first utterance inside its text, joined by newlines. `id`
+    is unique and stable: the dialogue's id and the position of the response in the dialogue.
     """
 
     turns: tuple[str, ...]

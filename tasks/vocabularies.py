@@ -1,6 +1,6 @@
 """Load vocabularies without TensorFlow, or as SeqIO's twins of them.
 
-Two kinds: SentencePiece models (T5) and byte-level BPE (BlenderBot). `load` recognizes which one a path is.
+Two kinds: SentencePiece models (T5) and byte-level BPE (BlenderBot). `load` recognizes both.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def seqio_vocabulary(path: Any) -> Any:
     """Return the same vocabulary as a `seqio.Vocabulary`."""
     vocabulary = load(path)
     if isinstance(vocabulary, ByteLevelVocabulary):
-        from cosmo.tasks.prost_seqio import SeqioVocabulary
+        from cosmo.tasks.seqio_vocabulary import SeqioVocabulary
 
         return SeqioVocabulary(vocabulary)
     import seqio  # loads TensorFlow

@@ -129,7 +129,8 @@ def test_train_gets_the_values_of_this_engine(experiment):
         separators = task.pop("separators")
         bound = gin.get_bindings(mixtures.use)
         assert separators == vars(bound.pop("separators"))
-        assert task.pop("canary") == vars(bound.pop("canary"))
+        for corpora in ("canary", "prost"):
+            assert task.pop(corpora) == vars(bound.pop(corpora))
         assert task == as_json(bound)
 
     assert theirs["eval_period"] == evaluation.period

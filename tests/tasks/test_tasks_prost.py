@@ -1,0 +1,93 @@
+"""Prost's tasks and mixture by their settings.
+
+Oracles: Kim et al. 2022, appendix B.3, for the rates; corpora by hand.
+"""
+
+import functools
+
+import pytest
+
+from cosmo.engine.base.errors import DataError
+from cosmo.tasks import families, mixtures
+
+PATHS = {
+    "dailydialog_path": "tasks/sample/dailydialog",
+    "topical_chat_path": "tasks/sample/topical_chat",
+    "persona_chat_path": "tasks/sample/persona_chat",
+    "wizard_path": "tasks/sample/wizard_of_wikipedia",
+    "empathetic_path": "tasks/sample/empathetic_dialogues",
+    "blended_path": "tasks/sample/blended_skill_talk",
+}
+VOCABULARY = "tasks/sample/prost/vocabulary.json"
+SPLITS = ("train", "validation", "test")
+ORDER = ("prosocial", "dailydialog", "topical_chat", "persona_chat", "wizard", "empathetic")
+TASKS = tuple(f"prost_{name}" for name in (*ORDER, "blended"))
+check = functools.partial(
+    mixtures.check, prosocial_path="tasks/sample/prosocial", vocabulary_path=VOCABULARY
+)
+
+
+def test_the_papers_rates():
+    """Oracle: appendix B.3's weights in its order of corpora."""
+    assert families.MIXTURES["prost"] == dict(zip(TASKS, (9, 3, 3, 3, 3, 3, 1), strict=True))
+    assert tuple(families.PROST) == tuple(families.PROST_SOURCES) == TASKS
+
+
+def test_the_samples_pass():
+    """Property: all seven samples have all splits; any task of the family may be named."""
+    data = families.ProstData(**PATHS)
+    for name in ("prost", *TASKS):
+        check(SPLITS, name, prost=data)
+    read = families.prost_corpora("tasks/sample/prosocial", data)
+    assert tuple(read) == TASKS
+    for corpus in read.values():
+        assert list(corpus.splits()) == list(SPLITS)
+        assert all(next(corpus.examples(split)).turns for split in SPLITS)
+
+
+MISSING = [
+    ("prosocial_path", "ProsocialDialog", "huggingface.co/datasets/allenai", "PROSOCIAL_PATH"),
+    ("dailydialog_path", "DailyDialog", "yanran.li/dailydialog", "DAILYDIALOG_PATH"),
+    ("topical_chat_path", "Topical-Chat", "github.com/alexa/Topical-Chat", "TOPICAL_CHAT_PATH"),
+    ("persona_chat_path", "PersonaChat", "parl.ai/downloads/convai2", "PERSONA_CHAT_PATH"),
+    ("wizard_path", "Wizard of Wikipedia", "parl.ai/projects/wizard", "WIZARD_PATH"),
+    ("empathetic_path", "EmpatheticDialogues", "facebookresearch/Emp", "EMPATHETIC_PATH"),
+    ("blended_path", "BlendedSkillTalk", "parl.ai/projects/bst", "BLENDED_PATH"),
+]
+
+
+@pytest.mark.parametrize("given, corpus, home, setting", MISSING)
+def test_a_missing_corpus_is_named(given, corpus, home, setting):
+    """Oracle: by hand: the corpus, its publisher's page, the path and the setting, no other's."""
+    paths = {**PATHS, "prosocial_path": "tasks/sample/prosocial", given: "/nowhere"}
+    prosocial = paths.pop("prosocial_path")
+    data = families.ProstData(**paths)
+    with pytest.raises(DataError) as error:
+        check(["train"], "prost", prosocial_path=prosocial, prost=data)
+    text = str(error.value)
+    assert text.startswith(f"{corpus}") and home in text and "/nowhere: no data for split" in text
+    assert error.value.settings == (setting,)
+    # A rate of 0 leaves the corpus out.
+    task = TASKS[[row[0] for row in MISSING].index(given)]
+    check(["train"], "prost", prosocial_path=prosocial, prost=data, rates={task: 0})
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"rates": {"prost_wizzard": 1}}, "expected numbers from 0"),
+        ({"source": "tfds", "tfds_data_dir": "x"}, "not 'prost'"),
+        ({"vocabulary_path": "tasks/sample/vocabulary.model"}, "no rows for Prost's marks"),
+    ],
+)
+def test_bad_settings(settings, words):
+    """Oracle: by hand."""
+    with pytest.raises(DataError, match=words):
+        check(["train"], "prost", prost=families.ProstData(**PATHS), **settings)
+
+
+def test_an_unknown_variant():
+    """Oracle: by hand: the words that are known, and the setting."""
+    with pytest.raises(DataError, match="'response_only'") as error:
+        families.ProstData(variant="rots")
+    assert error.value.settings == ("PROST_VARIANT",)
