@@ -43,6 +43,13 @@ NOT_USED = {
     "NUM_SAMPLES": "T5X keeps one answer",
     "BEAM_SIZE": "decode_fn is bound to temperature_sample",
     "LENGTH_PENALTY": "decode_fn is bound to temperature_sample",
+    "BEAM_SEARCH": "decode_fn is bound to temperature_sample",
+    "BEAM_EARLY_STOPPING": "decode_fn is bound to temperature_sample",
+    "MIN_LENGTH": "T5X's decoding has no such limit",
+    "BLOCK_NGRAM": "T5X's decoding has no such limit",
+    "CONTEXT_BLOCK_NGRAM": "T5X's decoding has no such limit",
+    "BANNED_IDS": "T5X's decoding has no such limit",
+    "FORCED_EOS": "T5X's decoding has no such setting",
     "SAVE_TIMEOUT": "T5X has no such setting",
     "BAD_STEP_POLICY": "T5X has no such setting",
     "SPIKE_FACTOR": "T5X has no such setting",
@@ -51,6 +58,13 @@ NOT_USED = {
     "EARLY_STOPPING_METRIC": "T5X has no such setting",
     "EARLY_STOPPING_MODE": "T5X has no such setting",
     "EARLY_STOPPING_MIN_DELTA": "T5X has no such setting",
+    "WARMUP_START": "T5X's warm-up starts at 0",
+    "PLATEAU_FACTOR": "T5X has no such setting",
+    "PLATEAU_PATIENCE": "T5X has no such setting",
+    "PLATEAU_METRIC": "T5X has no such setting",
+    "PLATEAU_MODE": "T5X has no such setting",
+    "PLATEAU_THRESHOLD": "T5X has no such setting",
+    "PLATEAU_MIN_RATE": "T5X has no such setting",
 }
 
 
