@@ -48,12 +48,13 @@ class SeqioVocabulary(seqio.Vocabulary):
         )
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        def decode(row: np.ndarray) -> bytes:
-            return self._vocabulary.decode(row.tolist()).encode("utf-8")
+        def decode(rows: np.ndarray) -> np.ndarray:
+            flat = rows.reshape(-1, rows.shape[-1]).tolist()
+            texts = [self._vocabulary.decode(row).encode("utf-8") for row in flat]
+            return np.asarray(texts, object).reshape(rows.shape[:-1])
 
-        return tf.ensure_shape(
-            tf.numpy_function(decode, [tf.convert_to_tensor(ids)], tf.string), []
-        )
+        texts = tf.numpy_function(decode, [tf.convert_to_tensor(ids)], tf.string)
+        return tf.ensure_shape(texts, ids.shape[:-1])
 
     def __eq__(self, other: object) -> bool:
         """Return whether both give every text the same ids."""

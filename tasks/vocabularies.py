@@ -143,13 +143,7 @@ def _load(path: str) -> AnyVocabulary:
 
 def _load_byte_level(path: str) -> ByteLevelVocabulary:
     bpe = byte_level_bpe.read(resolve(path))
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError(
-            f"the vocabulary {path} is a byte-level BPE, which needs tokenizers: pip install "
-            "'cosmo-dialogue[blenderbot]'"
-        ) from error
+    tokenizers = import_tokenizers(path)
     ids = {piece: id for id, piece in enumerate(bpe.pieces)}
     # No piece is registered as special: a user's text could else write one.
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, list(bpe.merges)))
@@ -159,6 +153,18 @@ def _load_byte_level(path: str) -> ByteLevelVocabulary:
     rows = [spare[name] for name in names]
     marks = dict(zip((ROT_MARK, RESPONSE_MARK), rows, strict=True)) if len(rows) == 2 else {}
     return ByteLevelVocabulary(path, bpe.size, bpe.fingerprint, bpe, tokenizer, marks)
+
+
+def import_tokenizers(path: Any) -> Any:
+    """Return the module `tokenizers`; raise UserError that names the extra if it is missing."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(
+            f"the vocabulary {path} is a byte-level BPE, which needs tokenizers: pip install "
+            "'cosmo-dialogue[blenderbot]'"
+        ) from error
+    return tokenizers
 
 
 def _load_sentencepiece(path: str) -> Vocabulary:

@@ -19,12 +19,13 @@ from typing import Any
 
 from cosmo.engine.base import byte_level_bpe, command_line
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
 from cosmo.tasks.prosocial import prosocial_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.recognize import PROSOCIAL, looks_like
+from cosmo.tasks.vocabularies import import_tokenizers, load
 
 # Pieces for all that an English speaker types, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
@@ -116,8 +117,7 @@ def train_bpe(texts: Iterable[str], size: int) -> str:
 
     The same texts give the same text. Raises ValueError if `size` has no room for a merge.
     """
-    import tokenizers
-
+    tokenizers = import_tokenizers("to train")
     alphabet = sorted(byte_level_bpe.SYMBOLS)
     merges = size - len(byte_level_bpe.SPECIAL) - len(alphabet) - len(_SPARE)
     if merges < 1:
@@ -199,15 +199,13 @@ def main(arguments: list[str] | None = None) -> int:
         output = Path(options.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, model)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (OSError, UserError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have
             message = f"--vocab_size={options.vocab_size} is less than the characters need"
         print(f"train_vocabulary: {message}", file=sys.stderr)
         return 1
     # Read back as training will read it: a file that it refuses must not pass here.
-    from cosmo.tasks.vocabularies import load
-
     size = load(options.output).size
     print(f"{options.output}: {size} pieces from {len(texts)} texts; {share}")
     return 0

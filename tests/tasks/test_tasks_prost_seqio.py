@@ -118,13 +118,20 @@ def test_text_metrics_are_of_the_response():
 
 def test_the_twin_of_a_vocabulary():
     """Oracle: the vocabulary itself; SeqIO's decode stops after the end token as ours does."""
+    import tensorflow as tf
+
     ours, theirs = load(SAMPLE), seqio_vocabulary(SAMPLE)
     assert (theirs.vocab_size, theirs.eos_id, theirs.unk_id, theirs.pad_id) == (1008, 2, 3, 0)
-    for text in ("Hello there.", "a\nb  c", "😀 é", ""):
+    for text in ("Hello there.", "a\nb  c", "😀 é", "nul\0", ""):
         ids = ours.encode(text)
         assert theirs.encode(text) == ids == theirs.encode_tf(text).numpy().tolist()
         assert theirs.decode([*ids, 2, 9]) == ours.decode(ids)
-        assert theirs.decode_tf([*ids, 2, 9]).numpy().decode() == ours.decode(ids)
+        assert theirs.decode_tf(tf.constant([*ids, 2, 9])).numpy().decode() == ours.decode(ids)
+        (encoded,) = tf.data.Dataset.from_tensors(text).map(theirs.encode_tf).as_numpy_iterator()
+        assert encoded.tolist() == ids
+    texts = ["Hello", "so it is"]
+    rows = tf.constant([[*ours.encode(text), 2, *[0] * 20][:20] for text in texts])
+    assert [text.decode() for text in theirs.decode_tf(rows).numpy()] == texts
     assert theirs == seqio_vocabulary(SAMPLE)
     assert hash(theirs) == hash(seqio_vocabulary(SAMPLE))
     assert theirs != seqio.PassThroughVocabulary(1008)
