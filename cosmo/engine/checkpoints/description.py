@@ -45,10 +45,12 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
 def check_vocabulary(model: models.EncoderDecoderModel, vocabulary: Vocabulary) -> None:
     """Raise UserError if the vocabulary has more pieces than the embedding has rows."""
     if vocabulary.size > model.network.vocab_size:
+        config = type(model.network)
+        module = config.__module__.rpartition(".")[2]
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces, the model's embedding "
             f"{model.network.vocab_size} rows",
-            setting=("VOCABULARY_PATH", "t5.T5Config.vocab_size"),
+            setting=("VOCABULARY_PATH", f"{module}.{config.__name__}.vocab_size"),
         )
 
 
