@@ -51,6 +51,13 @@ NOT_USED = {
     "EARLY_STOPPING_METRIC": "T5X has no such setting",
     "EARLY_STOPPING_MODE": "T5X has no such setting",
     "EARLY_STOPPING_MIN_DELTA": "T5X has no such setting",
+    "WARMUP_START": "T5X's warm-up starts at 0",
+    "PLATEAU_FACTOR": "T5X has no such setting",
+    "PLATEAU_PATIENCE": "T5X has no such setting",
+    "PLATEAU_METRIC": "T5X has no such setting",
+    "PLATEAU_MODE": "T5X has no such setting",
+    "PLATEAU_THRESHOLD": "T5X has no such setting",
+    "PLATEAU_MIN_RATE": "T5X has no such setting",
 }
 
 

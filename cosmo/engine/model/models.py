@@ -103,6 +103,16 @@ def logical_axes(model: EncoderDecoderModel) -> Params:
     return nnx.to_pure_dict(nnx.map_state(names, state))
 
 
+def frozen(model: EncoderDecoderModel) -> Params:
+    """Return bools: which parameters are not trained (their metadata has `trained=False`)."""
+    _, state = _abstract(model.network)
+
+    def is_frozen(path, variable):
+        return not variable.get_metadata("trained", True)
+
+    return nnx.to_pure_dict(nnx.map_state(is_frozen, state))
+
+
 def bind(model: EncoderDecoderModel, params: Params) -> nnx.Module:
     """Return the network as a module over `params`."""
     return nnx.merge(_abstract(model.network)[0], params)
