@@ -9,7 +9,6 @@ print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -24,10 +23,6 @@ from cosmo.tasks import families, formatting, safety, vocabularies
 LENGTHS = {"inputs": 512, "targets": 128}  # of a checkpoint without settings of its own
 HUMAN = "__needs_intervention__"
 
-# Where one RoT ends and the next begins: after a full stop, or at a comma, before a capital and at
-# least three words.
-_NEXT_ROT = re.compile(r"(?:(?<=[.!?]),?|,)\s+(?=[A-Z][\w']*\s+\S+\s+\S+)")
-
 
 @dataclasses.dataclass(frozen=True)
 class Chirp:
@@ -36,8 +31,8 @@ class Chirp:
     `probabilities` are those of the five labels (a softmax over their exact log-likelihoods), and
     `label` is the likeliest. `needs_human` is true for `__needs_intervention__`: someone may be in
     danger, and a person should see it. `text` is the model's own text: the label, then the RoTs.
-    `rots` are the RoTs split by `split_rots`, which is a guess. There are none where `label` is
-    `__casual__`, or where they were not asked for.
+    `rots` are the RoTs split by `safety.split_rots`, which is a guess. There are none where `label`
+    is `__casual__`, or where they were not asked for.
     """
 
     label: str
@@ -50,12 +45,6 @@ class Chirp:
     def rot_text(self) -> str:
         """Return `text` after the label."""
         return self.text[len(self.label) :].strip()
-
-
-def split_rots(text: str) -> tuple[str, ...]:
-    """Return the RoTs in a text that joins them with commas, as Canary learnt to write them."""
-    # A guess, because RoTs have commas of their own.
-    return tuple(rot for rot in (part.strip(" ,") for part in _NEXT_ROT.split(text)) if rot)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +285,8 @@ def chirp(answer: infer.Answer) -> Chirp:
     # Where RoTs were generated, the device has chosen, and they follow its choice.
     label = safety.LABELS[scores.index(most) if answer.choice is None else answer.choice]
     text = answer.predictions[0].strip() if answer.predictions else ""
-    return Chirp(label, probabilities, split_rots(text), label == HUMAN, f"{label} {text}".strip())
+    rots = safety.split_rots(text)
+    return Chirp(label, probabilities, rots, label == HUMAN, f"{label} {text}".strip())
 
 
 def label_scores(answer: infer.Answer) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ writes the label of the latest utterance, then the rules of thumb (RoTs) that ap
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
@@ -38,6 +39,10 @@ TURN_SEPARATOR = " // "
 # has therefore learnt contexts without any mark of a turn's end, and must be asked in that form.
 PUBLISHED_TURN_SEPARATOR = " "
 SEPARATORS = Separators(turn=TURN_SEPARATOR)
+
+# Where one RoT ends and the next begins: after a full stop, or at a comma, before a capital and at
+# least three words.
+_NEXT_ROT = re.compile(r"(?:(?<=[.!?]),?|,)\s+(?=[A-Z][\w']*\s+\S+\s+\S+)")
 
 # The last five of T5's hundred sentinels. They have no meaning yet, because pre-training numbers
 # the gaps of a text from 0 and has about 26 in 512 tokens.
@@ -128,6 +133,12 @@ def rot_text(rots: Sequence[str], label: str = "") -> str:
     if not kept:
         raise DataError(f"no rules of thumb{f' for {label}' if label else ''}: expected at least 1")
     return ", ".join(kept)
+
+
+def split_rots(text: str) -> tuple[str, ...]:
+    """Return the RoTs in a text that joins them with commas, as Canary learnt to write them."""
+    # A guess, because RoTs have commas of their own.
+    return tuple(rot for rot in (part.strip(" ,") for part in _NEXT_ROT.split(text)) if rot)
 
 
 def parse_answer(text: str, style: LabelStyle = "text") -> tuple[str | None, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from canary import Canary, Chirp
-from canary.module import Settings, split_rots
+from canary.module import Settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
@@ -197,7 +197,7 @@ def test_contexts_are_the_joined_text_without_the_oldest_turns(canary, count):
 )
 def test_rots_are_split_where_a_sentence_begins(text, rots):
     """Oracle: by hand."""
-    assert split_rots(text) == rots
+    assert safety.split_rots(text) == rots
 
 
 def test_real_rots_are_split_as_they_were_joined(shared):
@@ -208,7 +208,7 @@ def test_real_rots_are_split_as_they_were_joined(shared):
         t for d in readers.read_prosocial(shared / "data/prosocial_rows.jsonl") for t in d.turns
     ):
         if turn.rots:
-            assert split_rots(safety.rot_text(turn.rots)) == turn.rots
+            assert safety.split_rots(safety.rot_text(turn.rots)) == turn.rots
 
 
 @pytest.mark.parametrize(

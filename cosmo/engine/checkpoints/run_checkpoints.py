@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # in MODEL_DIR, as are BEST and VOCABULARY
 BEST = "best"  # a text file with the best step's number, of a run with early stopping
-VOCABULARY = "vocabulary.model"  # the SentencePiece model that token ids refer to
+VOCABULARY = "vocabulary.model"  # the SentencePiece model or byte-level BPE of the token ids
 COMMITTED = "commit_success.txt"  # in a checkpoint: Orbax's mark that it is finished
 
 # Chunks hold at most a few layers, so that a conversion can read one without the rest of its stack.
@@ -277,11 +278,14 @@ def completed_steps(model_dir: epath.PathLike) -> list[int]:
 
 
 def copy_vocabulary(model_dir: str, path: str) -> None:
-    """Copy the vocabulary's file into MODEL_DIR, so that the folder is all a user needs."""
+    """Copy the vocabulary into MODEL_DIR as one file, so that the folder is all a user needs."""
     source, target = epath.Path(path), epath.Path(model_dir) / VOCABULARY
     # The vocabulary of a resumed run is often the copy that its first start made.
     if source.exists() and source != target:
-        write_atomic(target, source.read_bytes())
+        if byte_level_bpe.recognizes(source):  # two or three files
+            write_atomic(target, byte_level_bpe.read(source).tokenizer_json())
+        else:
+            write_atomic(target, source.read_bytes())
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:

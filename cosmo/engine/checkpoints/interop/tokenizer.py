@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import SENTINEL, fingerprint_of
 from cosmo.engine.checkpoints.interop import foreign_files
@@ -36,7 +37,9 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
 
 
 def fingerprint(path: str) -> str:
-    """Return the hash of a SentencePiece model's pieces, equal to `Vocabulary.fingerprint`."""
+    """Return the hash of a vocabulary's pieces, equal to the one of `cosmo.tasks.vocabularies`."""
+    if byte_level_bpe.recognizes(path):
+        return byte_level_bpe.read(path).fingerprint
     return fingerprint_of([piece.piece for piece in _read_model(path).pieces])
 
 
