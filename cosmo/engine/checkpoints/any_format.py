@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import run_checkpoints, streaming
@@ -200,6 +201,8 @@ class Source:
         for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
             if (place / name).exists():
                 return str(place / name)
+        if self.format == "huggingface" and isinstance(self.network, BlenderbotConfig):
+            return byte_level_bpe.find(folder)
         return self.description.get("vocabulary", {}).get("path")
 
 
@@ -325,13 +328,13 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
 
 
 def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
-    """Raise UserError if a HuggingFace folder has its own vocabulary and it is not `wanted`.
+    """Raise UserError if a foreign checkpoint has its own vocabulary and it is not `wanted`.
 
     `wanted` is {"path", "fingerprint"}, or None if this run has none.
     """
-    # A T5X checkpoint does not record its vocabulary. ParlAI's BPE is read where tasks are known.
+    # A T5X checkpoint does not record its vocabulary.
     own = source.vocabulary_path
-    if source.format == "huggingface" and own and wanted:
+    if source.format in ("huggingface", "parlai") and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
         check_same_vocabulary(str(source), saved, wanted)
 
