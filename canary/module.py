@@ -72,18 +72,21 @@ class Canary:
         lengths: dict[str, int] | None = None,
         num_partitions: int = 1,
     ) -> "Canary":
-        """Load a model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace or T5X folder.
+        """Load a model from a run's MODEL_DIR, one of its checkpoints, or another system's.
 
         Args:
-            path: the checkpoint; its format is found out.
-            vocabulary: a SentencePiece model, if none is kept with the checkpoint.
+            path: the checkpoint: ours, a HuggingFace folder, T5X's, or the published Canary, which
+                is a ParlAI model. Its format is found out.
+            vocabulary: a SentencePiece model, if none is kept with the checkpoint. Of the published
+                Canary: that of any T5 (`spiece.model`).
             batch_size: dialogues at a time; rounded up to the number of devices.
             dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
                 bfloat16 is for products with weights alone: with AMX more than twice as fast.
             label_style: "text" or "sentinel"; by default the run's own, or "text".
-            turn_separator: by default the run's own, or " // ".
+            turn_separator: by default the run's own, or " // ". Of a ParlAI model, its own: a
+                space for the published Canary, since T5 reads newlines as spaces.
             lengths: the most tokens of "inputs" (oldest turns are left out) and "targets" (what is
-                written); by default the run's own, or 512 and 128.
+                written); by default the run's or the ParlAI model's own, or 512 and 128.
             num_partitions: devices that one copy of the model is split over.
 
         Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
@@ -239,7 +242,11 @@ class Settings:
         _check_task(path, saved)
         # The caller's value, then the run's own, then the default.
         style = label_style or saved.macro("LABEL_STYLE", safety.LabelStyle, "text")
-        separator = turn_separator or saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
+        usual = safety.TURN_SEPARATOR
+        if delimiter := saved.text_options.get("delimiter"):
+            # T5's vocabulary reads any white space as one space: a newline is ParlAI's default.
+            usual = delimiter if delimiter.strip() else safety.PUBLISHED_TURN_SEPARATOR
+        separator = turn_separator or saved.macro("TURN_SEPARATOR", str, usual)
         formatting.Separators(turn=separator)  # raises for a separator that cannot be one
         # Two pieces where the vocabulary has sentinels as user-defined symbols: SentencePiece puts
         # its mark of a word's start before them. Training asks for one, T5's own.

@@ -33,9 +33,11 @@ STYLES: tuple[LabelStyle, ...] = get_args(LabelStyle)
 Kind = Literal["prosocial", "safety", "rot"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# One piece of T5's vocabulary (`▁//`) that decodes back. The published Canary put newlines between
-# utterances. T5's vocabulary reads a newline as a space, so that no turn's end was left.
+# One piece of T5's vocabulary (`▁//`) that decodes back, so that the ends of turns are seen.
 TURN_SEPARATOR = " // "
+# The published Canary put newlines between utterances, which T5's vocabulary reads as spaces. It
+# has therefore learnt contexts without any mark of a turn's end, and must be asked in that form.
+PUBLISHED_TURN_SEPARATOR = " "
 SEPARATORS = Separators(turn=TURN_SEPARATOR)
 
 # Where one RoT ends and the next begins: after a full stop, or at a comma, before a capital and at

@@ -4,7 +4,8 @@ import argparse
 
 from cosmo.engine.base.command_line import Verb
 
-FORMATS = {"t5x": "t5x", "hf": "huggingface"}  # {on the command line: in the engine}
+# {on the command line: in the engine}
+FORMATS = {"t5x": "t5x", "hf": "huggingface", "parlai": "parlai"}
 
 
 def run_import(args: argparse.Namespace) -> None:
@@ -58,27 +59,30 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 IMPORT = Verb(
-    help="turn a T5X checkpoint or a HuggingFace folder into one of ours",
-    description="Turn a T5X checkpoint or a HuggingFace T5 folder into one of ours, "
-    "tensor by tensor. The network is read from it; no gin file is needed. Memory does not "
-    "grow with the model. (Training and inference also take such paths as they are.)",
+    help="turn a checkpoint of T5X, HuggingFace or ParlAI into one of ours",
+    description="Turn a T5X checkpoint, a HuggingFace folder (T5, BlenderBot) or a ParlAI model "
+    "(BlenderBot, the published Canary) into one of ours, tensor by tensor. The network is read "
+    "from it; no gin file is needed. Memory does not grow with the model. (Training and "
+    "inference also take such paths as they are.)",
     examples="""\
   python -m cosmo import --format=t5x --output=/tmp/t5_xl_lm \\
     --source=gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xl/checkpoint_1100000
   python -m cosmo import --format=hf --source=/data/cosmo-xl --output=/tmp/cosmo_xl
+  python -m cosmo import --format=parlai --source=/data/canary/model --output=/tmp/canary \\
+    --vocabulary=/data/t5/spiece.model
 """,
     run=run_import,
     flags="""
---format t5x|hf    format of --source (default: found out)
+--format t5x|hf|parlai  format of --source (default: found out)
 --source PATH!     a T5X checkpoint (checkpoint_STEP, or the folder over several: the
-                   latest), local or gs://, or a HuggingFace folder
+                   latest), local or gs://; a HuggingFace folder; or the file of a ParlAI
+                   model (its .opt and .dict files beside it), or its folder
 --output CKPT!     folder that gets checkpoints/STEP, for INITIAL_CHECKPOINT_PATH or
                    CHECKPOINT_PATH
---vocabulary FILE  its SentencePiece model, to be kept with it; a HuggingFace folder's own
-                   if not given
+--vocabulary FILE  its vocabulary, to be kept with it; the one beside it if not given
 --optimizer_state  take over T5X's Adafactor state, for RESTORE_OPTIMIZER_STATE=True
 --allow_nonfinite  import weights that hold NaN or infinity, which are an error otherwise
---step STEP:int    the step to count from, if not the checkpoint's own (hf: 0)
+--step STEP:int    the step to count from, if not the checkpoint's own (hf, parlai: 0)
 """,
 )
 

@@ -34,12 +34,14 @@ class Saved:
 
     `macros` and `parameters` ("train/data.DatasetConfig.seed") map names to plain values. `code`
     maps names to what they were bound to where that is no plain value, to be named in errors.
+    `text_options` are of another system instead: ParlAI's options on the form of a model's texts.
     """
 
     path: str
     macros: dict[str, Any] = dataclasses.field(default_factory=dict)
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     code: dict[str, str] = dataclasses.field(default_factory=dict)
+    text_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def macro(self, name: str, wanted: Any, default: Any = None) -> Any:
         """Return a macro's value, or `default`; UserError if it is of another type."""

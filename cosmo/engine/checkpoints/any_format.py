@@ -1,4 +1,4 @@
-"""Locate, open and restore any checkpoint: ours, T5X's, HuggingFace's.
+"""Locate, open and restore any checkpoint: ours, T5X's, HuggingFace's, ParlAI's.
 
 `locate` finds the format, `open_source` gives lazy arrays under our names, and the functions
 `restore_*` load them, each device reading only its own part.
@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import run_checkpoints, streaming
@@ -26,13 +27,28 @@ from cosmo.engine.checkpoints.description import (
     describe,
     flat,
 )
-from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
+from cosmo.engine.checkpoints.interop import (
+    huggingface,
+    parlai,
+    t5x,
+    t5x_adafactor,
+    tokenizer,
+    torch_file,
+)
 from cosmo.engine.checkpoints.lazy import LazyArray
-from cosmo.engine.model import models, t5
+from cosmo.engine.model import models
+from cosmo.engine.model.blenderbot import BlenderbotConfig
+from cosmo.engine.model.t5 import T5Config
 
 log = logging.getLogger(__name__)
 
-FORMAT_NAMES = {"cosmo": "checkpoint", "t5x": "T5X checkpoint", "huggingface": "HuggingFace folder"}
+FORMAT_NAMES = {
+    "cosmo": "checkpoint",
+    "t5x": "T5X checkpoint",
+    "huggingface": "HuggingFace folder",
+    "parlai": "ParlAI model",
+}
+NETWORKS = {"T5Config": T5Config, "BlenderbotConfig": BlenderbotConfig}  # by a description's name
 # Threads overlap their waits for a bucket. Only a few: each holds a parameter in memory.
 READ_THREADS = 4
 # Where a path without a checkpoint is looked around: a hub's cache has HOME/hub/MODEL/snapshots/ID.
@@ -41,7 +57,10 @@ CHECKPOINTS_SHOWN = 3  # in an error
 
 
 class Located(NamedTuple):
-    """A checkpoint that was found. The folder of one of ours is its MODEL_DIR."""
+    """A checkpoint that was found. The folder of one of ours is its MODEL_DIR.
+
+    ParlAI's is no folder, but the file of the model.
+    """
 
     folder: str
     step: int
@@ -49,16 +68,23 @@ class Located(NamedTuple):
 
 
 def locate(path: str) -> Located:
-    """Return the checkpoint at `path`, in whichever of the three formats.
+    """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); or a HuggingFace folder. Raises UserError if there is none,
-    or if it is damaged.
+    folder over several (the latest); a HuggingFace folder; or the file of a ParlAI model, or its
+    folder. Raises UserError if there is none, or if it is damaged.
     """
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
     if not folder.is_dir() and folder.name != run_checkpoints.BEST:
+        if model := parlai.model_file(folder):
+            return Located(model, 0, "parlai")
+        if torch_file.is_torch_file(folder):
+            raise UserError(
+                f"no checkpoint at {path}: it is a file of torch's without the options of a ParlAI "
+                f"model, {folder.name}{parlai.OPTIONS} beside it: copy that file too"
+            )
         raise UserError(f"no checkpoint at {path}: it is a file; {_where_else(folder)}")
     # Ours first: a run's folder may also hold checkpoints that were exported to T5X.
     ours = run_checkpoints.locate(path)
@@ -71,10 +97,13 @@ def locate(path: str) -> Located:
         return Located(str(folder / f"checkpoint_{max(steps)}"), max(steps), "t5x")
     if huggingface.is_checkpoint(folder):
         return Located(path, 0, "huggingface")  # that format stores no step
+    # ParlAI's number of updates is no step here: a run counts from the model that it starts from.
+    if model := parlai.model_file(folder):
+        return Located(model, 0, "parlai")
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
-        f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); "
-        + _where_else(folder),
+        f"checkpoint_STEP/{t5x.INDEX} (T5X), {huggingface.CONFIG} (HuggingFace) and "
+        f"{parlai.USUAL_NAME}{parlai.OPTIONS} (ParlAI); " + _where_else(folder),
         setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
 
@@ -117,6 +146,7 @@ def _looks_like_checkpoint(folder: epath.Path) -> bool:
             run_checkpoints.completed_steps(folder)
             or t5x.is_checkpoint(folder)
             or (huggingface.is_checkpoint(folder) and any(folder.glob("*.safetensors")))
+            or (folder / f"{parlai.USUAL_NAME}{parlai.OPTIONS}").exists()
         )
     except OSError:
         return False
@@ -139,15 +169,18 @@ class Source:
 
     `params` maps our paths, such as ("encoder", "layers", "mlp", "wo"), to arrays. `others` maps
     the format's own names to its remaining arrays, those of the optimizer's state.
+    `text_options` are ParlAI's options on the form of texts: of its models, and of checkpoints
+    imported from them.
     """
 
     format: str  # a key of FORMAT_NAMES
     path: str
     step: int
-    network: t5.T5Config
+    network: T5Config | BlenderbotConfig
     params: dict[Path, LazyArray]
     description: dict[str, Any]
     others: dict[Any, LazyArray]
+    text_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{FORMAT_NAMES[self.format]} {self.path}, step {self.step}"
@@ -159,13 +192,17 @@ class Source:
 
     @property
     def vocabulary_path(self) -> str | None:
-        """The SentencePiece model kept with the checkpoint, or the one that its run used."""
+        """The vocabulary kept with the checkpoint, or the one that its run used."""
+        if self.format == "parlai":
+            return parlai.vocabulary_path(self.path)
         name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
         folder = epath.Path(self.path)
         # A T5X folder is one checkpoint; one vocabulary for all of them is in the folder above.
         for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
             if (place / name).exists():
                 return str(place / name)
+        if self.format == "huggingface" and isinstance(self.network, BlenderbotConfig):
+            return byte_level_bpe.find(folder)
         return self.description.get("vocabulary", {}).get("path")
 
 
@@ -173,14 +210,15 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     """Open the checkpoint at `path`.
 
     Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
-    are not exactly those of a T5. Reading a foreign parameter with NaN or infinity raises UserError
-    too, unless `allow_nonfinite`.
+    are not exactly those of a T5 or a BlenderBot. Reading a foreign parameter with NaN or infinity
+    raises UserError too, unless `allow_nonfinite`.
     """
     folder, step, found = locate(path)
     if format is not None and format != found:
         raise UserError(f"{path} is a {FORMAT_NAMES[found]}, not a {FORMAT_NAMES[format]}")
     description: dict[str, Any] = {}
     others: dict[Any, LazyArray] = {}
+    text_options: dict[str, Any] = {}
     if found == "t5x":
         _, arrays = t5x.open_checkpoint(folder)
         network = t5x.network(folder, arrays)
@@ -190,18 +228,27 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
         config, tensors = huggingface.open_checkpoint(folder)
         network = huggingface.network(folder, config, tensors)
         params = huggingface.read_params(folder, tensors, network, allow_nonfinite=allow_nonfinite)
+    elif found == "parlai":
+        options, tensors = parlai.open_checkpoint(folder)
+        network = parlai.network(folder, options, tensors)
+        params = parlai.read_params(folder, tensors, network, allow_nonfinite=allow_nonfinite)
+        text_options = parlai.text_options(options)
     else:
         arrays, description = streaming.read_checkpoint(folder, step)
-        if description.get("network") != "T5Config":
-            raise UserError(f"{path} holds a {description.get('network')}, expected a T5Config")
+        name = description.get("network")
+        if name not in NETWORKS:
+            raise UserError(f"{path} holds a {name}, expected one of {', '.join(NETWORKS)}")
         try:
-            network = t5.T5Config(**description["config"])
-        # A later version's T5Config may have fields that this version does not know.
+            network = NETWORKS[name](**description["config"])
+        # A later version's network may have fields that this version does not know.
         except (TypeError, KeyError) as error:
             raise UserError(f"{path}: its description has an unknown network: {error}") from error
         params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
         others = {path: array for path, array in arrays.items() if path[0] == "opt_state"}
-    return Source(found, folder, step, network, params, description, others)
+        imported_from = description.get("imported_from")
+        if isinstance(imported_from, dict) and isinstance(imported_from.get("text_options"), dict):
+            text_options = parlai.text_options(imported_from["text_options"])
+    return Source(found, folder, step, network, params, description, others, text_options)
 
 
 def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
@@ -222,7 +269,7 @@ def read_numpy(path: str) -> tuple[int, dict[str, Any]]:
 def restore_params(path: str, abstract: Any, shardings: Any, description: dict[str, Any]):
     """Return (step, parameters) of the checkpoint at `path`, without its optimizer state.
 
-    Parameters of T5X and HuggingFace are converted on the way. Raises UserError if the checkpoint
+    Parameters of other formats are converted on the way. Raises UserError if the checkpoint
     is of another model or vocabulary than `abstract` and `description`.
     """
     folder, step, format = locate(path)
@@ -281,13 +328,13 @@ def _check(source: Source, abstract: Any, description: dict[str, Any]) -> None:
 
 
 def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
-    """Raise UserError if a HuggingFace folder has its own vocabulary and it is not `wanted`.
+    """Raise UserError if a foreign checkpoint has its own vocabulary and it is not `wanted`.
 
     `wanted` is {"path", "fingerprint"}, or None if this run has none.
     """
     # A T5X checkpoint does not record its vocabulary.
     own = source.vocabulary_path
-    if source.format == "huggingface" and own and wanted:
+    if source.format in ("huggingface", "parlai") and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
         check_same_vocabulary(str(source), saved, wanted)
 

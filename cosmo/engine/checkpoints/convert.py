@@ -23,14 +23,15 @@ from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState, init_state
+from cosmo.engine.model.t5 import T5Config
 
 log = logging.getLogger(__name__)
 
 REMEDY = "free some space, or give another folder"
 
 FLOAT16 = (
-    "float16 is refused: T5's feed-forward layers overflow in it (activations pass 65504), and the "
-    "model answers NaN or nonsense; bfloat16 is as small and has float32's range"
+    "float16 is refused: activations may overflow in it (those of T5's feed-forward layers pass "
+    "65504), and the model answers NaN or nonsense; bfloat16 is as small and has float32's range"
 )
 
 
@@ -44,15 +45,15 @@ def import_checkpoint(
     step: int | None = None,
     allow_nonfinite: bool = False,
 ) -> Source:
-    """Convert a T5X or HuggingFace checkpoint to ours, `output`/checkpoints/STEP.
+    """Convert a checkpoint of T5X, HuggingFace or ParlAI to ours, `output`/checkpoints/STEP.
 
     Args:
         path: the checkpoint.
         output: a folder that then serves as INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH.
-        format: "t5x" or "huggingface": raise an error if the checkpoint is of another format.
+        format: "t5x", "huggingface" or "parlai": raise an error if the checkpoint is of another.
         vocabulary: the meaning of its token ids. Its file is kept with the checkpoint.
         optimizer_state: whether to take over Adafactor's state (T5X only).
-        step: the step to write instead of the checkpoint's own (0 for HuggingFace).
+        step: the step to write instead of the checkpoint's own (0 for HuggingFace and ParlAI).
         allow_nonfinite: whether parameters may hold NaN or infinity.
 
     Returns the source. Raises UserError before anything is written if a tensor is missing, surplus
@@ -76,6 +77,8 @@ def import_checkpoint(
         "path": source.path,
         "step": source.step,
     }
+    if source.text_options:
+        description["imported_from"]["text_options"] = source.text_options
     params = traverse_util.unflatten_dict(source.params)
     state: Any = {"step": lazy.from_array(np.int32(step)[()]), "params": params}
     if optimizer_state:
@@ -123,6 +126,8 @@ def export_checkpoint(
     if format == "t5x" and dtype != "float32":
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
     source = any_format.open_source(path)
+    if format == "t5x" and not isinstance(source.network, T5Config):
+        raise UserError(f"{source} is no T5, and T5X has no other network: export it as hf")
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
     # Parameters of a source are float32, whatever its file holds.
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4

@@ -28,9 +28,10 @@ def session_config(
     """Return (the settings of a session, the settings of the run that made the checkpoint).
 
     Args:
-        path: a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder or a T5X checkpoint.
-        load_vocabulary: function that reads a SentencePiece model.
-        vocabulary: path of the model, if none is kept with the checkpoint.
+        path: a run's MODEL_DIR, one of its checkpoints, a HuggingFace folder, a T5X checkpoint or
+            a ParlAI model.
+        load_vocabulary: function that reads a vocabulary.
+        vocabulary: path of the vocabulary, if none is kept with the checkpoint.
         lengths: the most tokens of "inputs" and "targets"; None is the run's own.
         usual_lengths: the same for a checkpoint that no run of ours made.
         batch_size: rows at a time; rounded up to the number of devices.
@@ -49,11 +50,12 @@ def session_config(
     if vocabulary is None:
         raise UserError(
             f"{source} has no vocabulary beside it: give a SentencePiece model (a HuggingFace "
-            "model's spiece.model)",
+            "model's spiece.model; that of any T5 serves for ParlAI's T5)",
             setting="vocabulary",
         )
     saved = saved_settings.read(source.path) if source.format == "cosmo" else None
-    saved = saved or saved_settings.Saved(source.path)
+    options = source.text_options
+    saved = saved or saved_settings.Saved(source.path, text_options=options)
     on_cpu = jax.default_backend() == "cpu"
     network = dataclasses.replace(
         source.network,
@@ -72,6 +74,7 @@ def session_config(
         # Later ones win: the run's own over the usual ones, the caller's over both.
         task_feature_lengths={
             **usual_lengths,
+            **_lengths_of(options),
             **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),
         },
@@ -80,3 +83,11 @@ def session_config(
         partitioner=partitioner,
     )
     return found, saved
+
+
+def _lengths_of(options: Mapping[str, int]) -> dict[str, int]:
+    """Return the lengths by ParlAI's options, of those that they give."""
+    both = options.get("truncate")  # where a side has none of its own
+    sides = {"inputs": "text_truncate", "targets": "label_truncate"}
+    found = {side: options.get(name, both) for side, name in sides.items()}
+    return {side: length for side, length in found.items() if length}

@@ -11,6 +11,7 @@ from etils import epath
 from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError, shown
 
+MAX_SIZE = 2**31 - 1  # of one axis or a number of layers: XLA's indices
 MAX_JSON_BYTES = 2**28  # the index of a model of a million tensors has half of it
 
 
@@ -51,3 +52,21 @@ def check_inside(where: str, name: Any) -> str:
     if not inside or "/" in name or "\\" in name:
         raise UserError(f"{where} names the file {shown(name)}, expected a file in its own folder")
     return name
+
+
+def check_size(where: str, name: str, value: Any) -> int:
+    """Return a setting that is a size; UserError for anything else. `where` begins the error."""
+    # A bool is an int in Python.
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+        raise UserError(
+            f"{where}: {name}={shown(value)}, expected a whole number from 1 to {MAX_SIZE}"
+        )
+    return value
+
+
+def check_rate(where: str, name: str, value: Any) -> float:
+    """Return a setting that is a rate of dropout; UserError for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:
+        raise UserError(f"{where}: {name}={shown(value)}, expected a number from 0 to less than 1")
+    return float(value)

@@ -1,4 +1,7 @@
-"""Read and write HuggingFace T5 folders: `config.json` and safetensors files, single or sharded."""
+"""Read and write HuggingFace folders: `config.json` and safetensors files, single or sharded.
+
+T5's config and tensors are mapped here, BlenderBot's in `huggingface_blenderbot`.
+"""
 
 import json
 import struct
@@ -13,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.description import Path
-from cosmo.engine.checkpoints.interop import foreign_files, names
+from cosmo.engine.checkpoints.interop import foreign_files, huggingface_blenderbot, names
 from cosmo.engine.checkpoints.lazy import LazyArray
 from cosmo.engine.model import t5
+from cosmo.engine.model.blenderbot import BlenderbotConfig
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Types that we write: (safetensors' code, numpy's type).
@@ -47,7 +51,6 @@ ACTIVATIONS = {"gelu_new": "gelu", "relu": "relu", "silu": "silu"}  # theirs: ou
 # The activation of each `feed_forward_proj`.
 PROJECTIONS = {gate + name: name for gate in ("", "gated-") for name in ACTIVATIONS}
 PROJECTIONS["gated-gelu"] = "gelu_new"
-MAX_SIZE = 2**31 - 1  # of one axis or a number of layers: XLA's indices
 
 # transformers' `T5Config` and `T5ForConditionalGeneration` are the reference for all of these.
 
@@ -70,6 +73,9 @@ def open_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, LazyArray]]:
         raise UserError(f"{path}: HuggingFace folders are read from local disk; copy it first")
     folder = epath.Path(path)
     config = foreign_files.read_json_object(folder / CONFIG)
+    # Before its weights: converting them would be in vain.
+    if config.get("model_type") == huggingface_blenderbot.OTHER_MODEL_TYPE:
+        raise huggingface_blenderbot.refuse_small(str(folder / CONFIG))
     files = _shards_of(folder / INDEX) if (folder / INDEX).exists() else [SINGLE]
     missing = [name for name in files if not (folder / name).exists()]
     # Unpickling runs any code that the file holds.
@@ -107,12 +113,14 @@ def _one_embedding(config: dict[str, Any], tensors: dict[str, LazyArray]) -> dic
     # safetensors stores a tensor that has several names under one of them, whichever comes first.
     # With tied embeddings lm_head is one more name of it.
     tied = config.get("tie_word_embeddings", True) is True
-    others = COPIES + (("lm_head.weight",) if tied else ())
+    name, others = "shared.weight", COPIES + (("lm_head.weight",) if tied else ())
+    if config.get("model_type") == huggingface_blenderbot.MODEL_TYPE:
+        name, others = huggingface_blenderbot.EMBEDDING, huggingface_blenderbot.COPIES
     present = [name for name in others if name in tensors]
-    if "shared.weight" in tensors or not present:
+    if name in tensors or not present:
         return tensors
     embedding = tensors[present[0]]
-    return {"shared.weight": embedding} | {k: t for k, t in tensors.items() if k != present[0]}
+    return {name: embedding} | {k: t for k, t in tensors.items() if k != present[0]}
 
 
 def _tensors(file: epath.Path) -> dict[str, LazyArray]:
@@ -150,9 +158,13 @@ def _tensors(file: epath.Path) -> dict[str, LazyArray]:
         ) from error
 
 
-def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -> t5.T5Config:
+def network(
+    path: str, config: dict[str, Any], tensors: dict[str, LazyArray]
+) -> t5.T5Config | BlenderbotConfig:
     """Return the network that config.json describes. Raises UserError if ours cannot compute it."""
     where = f"{path}/{CONFIG}"
+    if config.get("model_type") == huggingface_blenderbot.MODEL_TYPE:
+        return huggingface_blenderbot.network(where, config, tensors)
     settings = {**FIXED, "model_type": None, **config}
     for name, value in FIXED.items():
         if settings[name] not in (value, [value]):  # eos_token_id may be a list
@@ -162,12 +174,8 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
         settings["num_decoder_layers"] = settings.get("num_layers")
     sizes = {}
     for ours, theirs, default in SIZES:
-        sizes[ours] = size = settings.get(theirs, default)
-        # A bool is an int in Python.
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_SIZE:
-            raise UserError(
-                f"{where}: {theirs}={shown(size)}, expected a whole number from 1 to {MAX_SIZE}"
-            )
+        size = settings.get(theirs, default)
+        sizes[ours] = foreign_files.check_size(where, theirs, size)
     # Before anything is listed layer by layer: a wrong number of layers may be any number.
     for side in ("encoder", "decoder"):
         layers, stored = sizes[f"num_{side}_layers"], _layers_in(tensors, side)
@@ -197,14 +205,11 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
     scaled = _flag(where, settings, "scale_decoder_outputs", tied)
     dropout = settings.get("dropout_rate")
     dropout = 0.0 if dropout is None else dropout
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UserError(
-            f"{where}: dropout_rate={shown(dropout)}, expected a number from 0 to less than 1"
-        )
+    dropout = foreign_files.check_rate(where, "dropout_rate", dropout)
     untied = "lm_head.weight" in tensors
     # Some folders declare tied embeddings and hold another lm_head: the tensors decide.
     if untied and tied:
-        untied = not _equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
+        untied = not lazy.equal(tensors["lm_head.weight"], tensors.get("shared.weight"))
     if not untied and not tied:
         raise UserError(f"{where} has tie_word_embeddings=false, and there is no lm_head.weight")
     return t5.T5Config(
@@ -213,7 +218,7 @@ def network(path: str, config: dict[str, Any], tensors: dict[str, LazyArray]) ->
         logits_via_embedding=not untied,
         # transformers 5 writes this field. Version 4 scales logits exactly if they are tied.
         scale_decoder_outputs=scaled,
-        dropout_rate=float(dropout),
+        dropout_rate=dropout,
     )
 
 
@@ -234,28 +239,33 @@ def _layers_in(tensors: dict[str, LazyArray], side: str) -> int:
 def read_params(
     path: str,
     tensors: dict[str, LazyArray],
-    config: t5.T5Config,
+    config: t5.T5Config | BlenderbotConfig,
     *,
     allow_nonfinite: bool = False,
+    where: str | None = None,
 ) -> dict[Path, LazyArray]:
     """Return our parameters, float32, from HuggingFace's tensors.
 
-    Raises UserError if a tensor is missing, surplus or misshapen.
+    `where` begins errors, if not the folder at `path`. Raises UserError if a tensor is missing,
+    surplus or misshapen.
     """
+    if isinstance(config, BlenderbotConfig):
+        return huggingface_blenderbot.read_params(
+            path, tensors, config, allow_nonfinite=allow_nonfinite
+        )
     found = {name: tensor for name, tensor in tensors.items() if name != UNREAD}
     # Copies that differ would mean that the file has two embeddings, of which T5 has one.
     copies = COPIES + (("lm_head.weight",) if config.logits_via_embedding else ())
     for name in copies:
-        if name in found and not _equal(found.pop(name), tensors.get("shared.weight")):
+        if name in found and not lazy.equal(found.pop(name), tensors.get("shared.weight")):
             raise UserError(f"{path}: {name} differs from shared.weight, which it should copy")
     places = []
     for parameter in names.parameters(config):
         flip = parameter.name.transposed
         layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
         places.append(names.Place(parameter, stored(parameter), *layout))
-    return names.gather(
-        f"HuggingFace folder {path}", found, places, allow_nonfinite=allow_nonfinite
-    )
+    where = where or f"HuggingFace folder {path}"
+    return names.gather(where, found, places, allow_nonfinite=allow_nonfinite)
 
 
 def stored(parameter: names.Parameter) -> list[str]:
@@ -269,22 +279,13 @@ def stored(parameter: names.Parameter) -> list[str]:
             f"HuggingFace's T5 has no place for {'/'.join(parameter.path)}: its layers share one "
             "relative bias, those of T5X's scanned network have one each. Export it as t5x"
         )
-    if parameter.side is None:
-        return [name]
-    return [f"{parameter.side}.block.{i}.{name}" for i in range(parameter.layers)]
-
-
-def _equal(one: LazyArray, other: LazyArray | None) -> bool:
-    """Return whether two arrays are equal, comparing them piece by piece."""
-    if other is None or one.shape != other.shape:
-        return False
-    return all(np.array_equal(part, other.read(index)) for index, part in one.pieces())
+    return parameter.in_layers("{side}.block.{layer}.", name)
 
 
 def write_folder(
     folder: epath.Path,
     params: dict[Path, LazyArray],
-    config: t5.T5Config,
+    config: t5.T5Config | BlenderbotConfig,
     dtype: str,
     max_shard_bytes: int,
     on_piece: Callable[[int], None],
@@ -294,15 +295,17 @@ def write_folder(
     `dtype` is a key of DTYPES. `on_piece` receives the bytes of each piece once it is written.
     Raises UserError if HuggingFace's T5 cannot compute the network; OSError if writing fails.
     """
-    settings = _config(config, dtype)
+    if isinstance(config, BlenderbotConfig):
+        settings = huggingface_blenderbot.config_json(config, dtype)
+        generation = huggingface_blenderbot.generation_json(config)
+        tensors = huggingface_blenderbot.tensors(params, config)
+    else:
+        settings, tensors = _config(config, dtype), _tensors_to_write(params, config)
+        tokens = {name: value for name, value in FIXED.items() if name.endswith("_token_id")}
+        # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
+        generation = {**tokens, "max_new_tokens": 128}
     code, numpy_dtype = DTYPES[dtype]
-    tensors: dict[str, LazyArray] = {}
-    for parameter in names.parameters(config):
-        array = params[parameter.path]
-        parts = lazy.layers(array) if parameter.side else [array]
-        for name, part in zip(stored(parameter), parts, strict=True):
-            part = lazy.transposed(part) if parameter.name.transposed else part
-            tensors[name] = lazy.astype(part, numpy_dtype)
+    tensors = {name: lazy.astype(tensor, numpy_dtype) for name, tensor in tensors.items()}
     shards = list(_shards(tensors, max_shard_bytes))
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     files = files if len(files) > 1 else [SINGLE]
@@ -313,12 +316,20 @@ def write_folder(
         size = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    tokens = {name: value for name, value in FIXED.items() if name.endswith("_token_id")}
-    # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
-    generation = {**tokens, "max_new_tokens": 128}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     # Last: in a bucket, where a folder has no name to change, it marks the folder as complete.
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _tensors_to_write(params: dict[Path, LazyArray], config: t5.T5Config) -> dict[str, LazyArray]:
+    """Return the tensors of HuggingFace's T5 by name, from our parameters."""
+    tensors: dict[str, LazyArray] = {}
+    for parameter in names.parameters(config):
+        array = params[parameter.path]
+        parts = lazy.layers(array) if parameter.side else [array]
+        for name, part in zip(stored(parameter), parts, strict=True):
+            tensors[name] = lazy.transposed(part) if parameter.name.transposed else part
+    return tensors
 
 
 def _shards(tensors: dict[str, LazyArray], max_bytes: int) -> Iterator[dict[str, LazyArray]]:

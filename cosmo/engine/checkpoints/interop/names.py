@@ -1,7 +1,8 @@
-"""Map our parameters' names to those of T5X and HuggingFace, as tables.
+"""Map our parameters' names to those of T5X, HuggingFace and ParlAI, as tables.
 
-The names are those of `t5x.examples.t5.network` and of `transformers`' T5. Matrices are [in, out]
-in our checkpoints and in T5X, [out, in] in HuggingFace's files.
+The names are those of `t5x.examples.t5.network`, of `transformers`' T5 and BlenderBot, and of
+ParlAI's transformer. Matrices are [in, out] in our checkpoints and in T5X, [out, in] in the files
+of HuggingFace and ParlAI.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import lazy
 from cosmo.engine.checkpoints.description import Path, flat
 from cosmo.engine.checkpoints.lazy import LazyArray
-from cosmo.engine.model import models, t5
+from cosmo.engine.model import models
+from cosmo.engine.model.blenderbot import BlenderbotConfig
+from cosmo.engine.model.t5 import T5Config
 
 
 class Name(NamedTuple):
@@ -26,7 +29,8 @@ class Name(NamedTuple):
     ours: str
     t5x_suffix: str
     huggingface: str | None  # None: that format has no place for it
-    transposed: bool = False  # in HuggingFace's file
+    transposed: bool = False  # in HuggingFace's file and in ParlAI's
+    parlai: str | None = None  # None: ParlAI has no such network of its own
 
     @property
     def t5x(self) -> str:
@@ -83,6 +87,73 @@ OUTSIDE = (
 )
 
 
+def _linear(ours: str, huggingface: str, parlai: str) -> tuple[Name, Name]:
+    """Return the names of a layer's kernel and bias."""
+    return (
+        Name(ours, "", f"{huggingface}.weight", T, f"{parlai}.weight"),
+        Name(f"{ours}_bias", "", f"{huggingface}.bias", False, f"{parlai}.bias"),
+    )
+
+
+def _attention(ours: str, huggingface: str, parlai: str) -> tuple[Name, ...]:
+    """Return the names of an attention's four kernels and biases."""
+    letters = {"query": "q", "key": "k", "value": "v", "out": "out"}
+    return tuple(
+        row
+        for name, letter in letters.items()
+        for row in _linear(
+            f"{ours}/{name}", f"{huggingface}.{letter}_proj", f"{parlai}.{letter}_lin"
+        )
+    )
+
+
+def _norm(ours: str, huggingface: str, parlai: str) -> tuple[Name, Name]:
+    """Return the names of a layer norm's scale and bias."""
+    return (
+        Name(f"{ours}/scale", "", f"{huggingface}.weight", False, f"{parlai}.weight"),
+        Name(f"{ours}/bias", "", f"{huggingface}.bias", False, f"{parlai}.bias"),
+    )
+
+
+# BlenderBot's. HuggingFace's name follows `model.encoder.layers.3.`, ParlAI's `encoder.layers.3.`.
+_MLP = (*_linear("mlp/wi", "fc1", "ffn.lin1"), *_linear("mlp/wo", "fc2", "ffn.lin2"))
+BLENDERBOT_LAYER = {
+    "encoder": (
+        *_norm("pre_attention_layer_norm", "self_attn_layer_norm", "norm1"),
+        *_attention("attention", "self_attn", "attention"),
+        *_norm("pre_mlp_layer_norm", "final_layer_norm", "norm2"),
+        *_MLP,
+    ),
+    "decoder": (
+        *_norm("pre_self_attention_layer_norm", "self_attn_layer_norm", "norm1"),
+        *_attention("self_attention", "self_attn", "self_attention"),
+        *_norm("pre_cross_attention_layer_norm", "encoder_attn_layer_norm", "norm2"),
+        *_attention("encoder_decoder_attention", "encoder_attn", "encoder_attention"),
+        *_norm("pre_mlp_layer_norm", "final_layer_norm", "norm3"),
+        *_MLP,
+    ),
+}
+
+
+def _positions(side: str) -> Name:
+    """Return the names of the table of positions of one side."""
+    ours = f"{side}/position_embeddings"
+    parlai = f"{side}.position_embeddings.weight"
+    return Name(ours, "", f"model.{side}.embed_positions.weight", False, parlai)
+
+
+BLENDERBOT_OUTSIDE = (
+    Name("token_embedder", "", "model.shared.weight", False, "embeddings.weight"),
+    _positions("encoder"),
+    _positions("decoder"),
+    *_norm("encoder/encoder_norm", "model.encoder.layer_norm", "encoder.norm_embeddings"),
+    *_norm("decoder/decoder_norm", "model.decoder.layer_norm", "decoder.norm_embeddings"),
+    Name("decoder/logits_bias", "", "final_logits_bias"),  # [1, V] there
+)
+
+TABLES = {T5Config: (LAYER, OUTSIDE), BlenderbotConfig: (BLENDERBOT_LAYER, BLENDERBOT_OUTSIDE)}
+
+
 class Parameter(NamedTuple):
     """A parameter of a network. In a stack, shape and axes are those of one layer."""
 
@@ -93,13 +164,23 @@ class Parameter(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[str, ...]
 
+    def in_layers(self, pattern: str, name: str) -> list[str]:
+        """Return a format's names of the arrays of this parameter: one, or one a layer.
 
-def parameters(config: t5.T5Config) -> list[Parameter]:
+        `pattern` begins the name in a layer: "{side}.layers.{layer}.".
+        """
+        if self.side is None:
+            return [name]
+        return [pattern.format(side=self.side, layer=i) + name for i in range(self.layers)]
+
+
+def parameters(config: models.NetworkConfig) -> list[Parameter]:
     """Return every parameter of the network that `config` describes, with its names."""
     model = models.EncoderDecoderModel(config)
     axes = flat(models.logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
-    outside = {name.ours: name for name in OUTSIDE}
-    inside = {side: {name.ours: name for name in table} for side, table in LAYER.items()}
+    layer, rest = TABLES[type(config)]
+    outside = {name.ours: name for name in rest}
+    inside = {side: {name.ours: name for name in table} for side, table in layer.items()}
     found = []
     for path, leaf in flat(models.abstract_params(model)).items():
         if path[1:2] == ("layers",):

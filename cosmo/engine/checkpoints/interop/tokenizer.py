@@ -1,4 +1,4 @@
-"""Write a SentencePiece vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
+"""Write a vocabulary as the files that HuggingFace's `AutoTokenizer` reads."""
 
 import base64
 import json
@@ -16,10 +16,12 @@ FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabul
 
 
 def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
-    """Write spiece.model, tokenizer.json and tokenizer_config.json for a Unigram vocabulary.
+    """Write the files of a Unigram SentencePiece model, or of a byte-level BPE.
 
     Raises UserError if the SentencePiece model at `vocabulary_path` is of another type.
     """
+    if byte_level_bpe.recognizes(vocabulary_path):
+        return _write_byte_level(folder, byte_level_bpe.read(vocabulary_path))
     tokenizer, sentinels = _tokenizer(_read_model(vocabulary_path), vocabulary_path)
     # AutoTokenizer reads tokenizer.json. The original serves SentencePiece, and our own import.
     (folder / SPIECE).write_bytes(epath.Path(vocabulary_path).read_bytes())
@@ -30,6 +32,29 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "additional_special_tokens": sentinels,
+        # True would remove spaces before punctuation, which a model may have learnt to write.
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_byte_level(folder: epath.Path, bpe: byte_level_bpe.ByteLevelBpe) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json, as BlenderBot's folders have them."""
+    # transformers 5 appends the end token only by tokenizer.json.
+    (folder / "tokenizer.json").write_text(bpe.tokenizer_json())
+    (folder / "vocab.json").write_text(bpe.vocab_json() + "\n")
+    (folder / "merges.txt").write_text(bpe.merges_txt())
+    pad, start, end, unknown = byte_level_bpe.SPECIAL
+    settings = {
+        "tokenizer_class": "BlenderbotTokenizer",
+        "add_prefix_space": True,
+        "pad_token": pad,
+        "bos_token": start,
+        "cls_token": start,
+        "eos_token": end,
+        "sep_token": end,
+        "unk_token": unknown,
+        "mask_token": None,  # its default would be an id beyond the embedding
         # True would remove spaces before punctuation, which a model may have learnt to write.
         "clean_up_tokenization_spaces": False,
     }
