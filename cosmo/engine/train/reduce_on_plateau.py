@@ -30,10 +30,10 @@ class PlateauConfig:
     """Multiply the learning rate by `factor` after evaluations without improvement (None: never).
 
     `patience` such evaluations in a row are allowed; the next one reduces, and the count starts
-    anew. `metric` is a name in metrics.jsonl. In `mode` "min" a value must be below (1 - `threshold`)
-    times the best one so far, in "max" above (1 + `threshold`) times it. None decides by the end of
-    the metric's name. No reduction takes the base rate below `min_rate`. Evaluations within the
-    warm-up do not count.
+    anew. `metric` is a name in metrics.jsonl. In `mode` "min" a value must be below
+    (1 - `threshold`) times the best one so far, in "max" above (1 + `threshold`) times it. None
+    decides by the end of the metric's name. No reduction takes the base rate below `min_rate`.
+    Evaluations within the warm-up do not count.
     """
 
     factor: float | None = None
