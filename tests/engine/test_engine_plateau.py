@@ -5,8 +5,10 @@ import json
 import logging
 import math
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model.optimizer import LearningRateSchedule
@@ -235,3 +237,22 @@ def test_a_run_says_when_the_rate_falls(tmp_path, caplog):
     )
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last[reduce_on_plateau.SCALE] == 0.5
+
+
+@pytest.mark.parametrize("found", [None, PlateauState(4.1, 2, 0.3)])
+def test_processes_agree_on_the_state(monkeypatch, found):
+    """A process that does not see the newest evaluation takes another's state, to the bit.
+
+    Oracle: by hand: the state of the process that sees it, else the checkpoint's.
+    """
+    saved, gathered = PlateauState(None, 1, 0.7), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def process_allgather(row):
+        gathered.append(row)
+        return np.stack(gathered if len(gathered) > 1 else [row, row])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+    for seen in (None, found):
+        state = reduce_on_plateau._same_in_all_processes(seen, saved)
+    assert state == (found or saved)

@@ -30,10 +30,10 @@ class PlateauConfig:
     """Multiply the learning rate by `factor` after evaluations without improvement (None: never).
 
     `patience` such evaluations in a row are allowed; the next one reduces, and the count starts
-    anew. `metric` is a name in metrics.jsonl. In `mode` "min" a value improves if it is below
-    (1 - `threshold`) times the best so far, in "max" if it is above (1 + `threshold`) times it;
-    None decides by the end of the metric's name. The rate, warm-up and other factors of the
-    schedule left out, does not fall below `min_rate`. Evaluations of the warm-up do not count.
+    anew. `metric` is a name in metrics.jsonl. In `mode` "min" a value must be below
+    (1 - `threshold`) times the best one so far, in "max" above (1 + `threshold`) times it. None
+    decides by the end of the metric's name. No reduction takes the base rate below `min_rate`.
+    Evaluations within the warm-up do not count.
     """
 
     factor: float | None = None
@@ -121,8 +121,8 @@ def read_state(model_dir: str, step: int) -> PlateauState | None:
 class Plateau:
     """Follows a run's evaluations, and scales its learning rate.
 
-    `start_step` is the step that the run resumes at, 0 if it is new; `saved` is the result of
-    `progress` in the checkpoint of that step.
+    `start_step` is the step that the run resumes at, 0 if it is new. `saved` is the result of
+    `progress` in that step's checkpoint.
     """
 
     def __init__(
