@@ -37,9 +37,9 @@ def row(
     """Return a record {turns, narrative?, instruction?, response?, id?} as the model reads it.
 
     Oldest turns are left out, whole, until the rest fits `inputs_length` tokens. A last turn that
-    is too long alone loses its front. Either is a row's `cut`. A BlenderBot reads its history as
-    `prost_text.history_ids` says, narrative and instruction as lines before the first turn. Other
-    fields are ignored. Raises ValueError that names the field that is wrong.
+    is too long alone loses its front. Either is a row's `cut`. BlenderBot's history is
+    that of `prost_text.history_ids`, narrative and instruction as lines before the first turn.
+    Other fields are ignored. Raises ValueError that names the field that is wrong.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"got {type(record).__name__}, expected an object {FIELDS}")

@@ -32,7 +32,7 @@ PRESET = {
     "block_ngram": 3,
     "context_block_ngram": 3,
 }
-# The macros of a run that say how its model generates, by the field of DecodingConfig.
+# The macros of a run's generation, by the field of DecodingConfig.
 MACROS = {
     "beam_size": ("BEAM_SIZE", int),
     "search": ("BEAM_SEARCH", str),
@@ -52,7 +52,7 @@ class Reply:
     `rots` are the RoTs that it follows: its own, Canary's, or the caller's. `score` is the
     log-likelihood in nats of what was generated (with beams, over the length penalty); RoTs that
     were given do not count. `label` and `needs_human` are Canary's; without one None and False.
-    `problem` is empty, or says what was wrong with the form of the answer. `cut` is true if the
+    `problem` is empty, or names what was wrong with the form of the answer. `cut` is true if the
     oldest part of the dialogue was left out.
     """
 
@@ -70,7 +70,7 @@ class Prost:
     """An opened model that answers dialogues; made by `load`.
 
     `variant` is the form of its targets (see `cosmo.tasks.prost_text`). `generation` are the fields
-    of DecodingConfig with which it answers unless told otherwise. With a `canary` its RoTs replace
+    of DecodingConfig with which it answers by default. With a `canary` its RoTs replace
     the model's own.
     """
 

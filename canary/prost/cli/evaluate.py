@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"no such task: {unknown[0]!r}; known are all, {', '.join(corpora)}", setting="task"
         )
+    for task in tasks:
+        corpora[task].files(args.split)  # its error names the corpus and where to get it
     examples = {
         task: list(islice(corpora[task].examples(args.split), args.num_examples)) for task in tasks
     }

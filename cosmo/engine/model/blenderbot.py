@@ -17,9 +17,9 @@ from cosmo.engine.model import transformer
 class BlenderbotConfig:
     """Sizes and numerics; the defaults are the 2.7B of Prost's base and of BlenderBot 3B.
 
-    Unlike T5 it has biases, the usual layer norm, one feed-forward branch with the exact GELU,
-    attention over sqrt(head size), and absolute positions: `max_positions` tokens are a hard limit
-    of inputs and of answers. Logits are the product with the embedding, without a scale. Fields
+    Unlike T5 it has biases, the usual layer norm, the exact GELU and attention over sqrt(head
+    size). Positions are absolute: `max_positions` tokens are a hard limit of inputs and of answers.
+    Logits are the product with the embedding, without a scale. Fields
     that `t5.T5Config` has too mean the same.
     """
 
@@ -42,7 +42,7 @@ class BlenderbotConfig:
     # HuggingFace adds a constant to the logits, of zeros in the published checkpoints.
     logits_bias: bool = False
 
-    # What all BlenderBots have in common; see `models.NetworkConfig`.
+    # The same in all BlenderBots; see `models.NetworkConfig`.
     special_ids = SpecialIds(pad=0, start=1, eos=2)
     mlp_activations = ("gelu_exact",)
     logits_via_embedding = True

@@ -46,7 +46,7 @@ class T5Config:
     # are tied, as T5 1.0 does.
     scale_decoder_outputs: bool | None = None
 
-    # What all T5s have in common; see `models.NetworkConfig`.
+    # The same in all T5s; see `models.NetworkConfig`.
     special_ids = SpecialIds()
     forbidden_ids = ()
     max_positions = None  # relative positions have no limit

@@ -1,8 +1,8 @@
 """Compute the encoder-decoder transformer that T5 and BlenderBot are, as one Flax NNX network.
 
 First one layer of the encoder and of the decoder, then stacks of them, then the network. All layers
-are pre-norm: normalised before and added after. What differs between networks is in their configs
-(`t5.T5Config`, `blenderbot.BlenderbotConfig`): the norm, biases, positions, initial values.
+are pre-norm: normalised before and added after. The differences between networks are in their
+configs (`t5.T5Config`, `blenderbot.BlenderbotConfig`): the norm, biases, positions, initial values.
 
 The layers of a stack are one module whose every parameter has a leading axis of layers
 (`[L, ...]`). They run in one `lax.scan`, so compile time does not grow with depth. A decoder's
@@ -548,11 +548,7 @@ class EncoderDecoder(nnx.Module):
         x = weight(self.token_embedder, c.dtype)[tokens]
         if c.max_positions is None:  # biases in attention encode positions
             return x
-        table = side.position_embeddings
-        table_PM = weight(table, c.dtype)
-        if not table.get_metadata("trained"):
-            table_PM = jax.lax.stop_gradient(table_PM)
-        return x * math.sqrt(c.emb_dim) + table_PM[positions]
+        return x * math.sqrt(c.emb_dim) + weight(side.position_embeddings, c.dtype)[positions]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Return float32 logits [..., V] of hidden states [..., M].
@@ -570,7 +566,7 @@ class EncoderDecoder(nnx.Module):
     def _allowed(self, logits: jax.Array) -> jax.Array:
         """Return logits [..., V] with their bias, and without those of forbidden tokens."""
         if self.config.logits_bias:
-            logits = logits + jax.lax.stop_gradient(self.decoder.logits_bias[...])
+            logits = logits + self.decoder.logits_bias[...]
         if not self.config.forbidden_ids:
             return logits
         return logits.at[..., np.array(self.config.forbidden_ids)].set(FORBIDDEN)
