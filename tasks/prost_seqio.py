@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from cosmo.tasks.prost_text import ProstExample
 from cosmo.tasks.seqio_tasks import CHUNK_EXAMPLES, FilesSource, add_tasks
 from cosmo.tasks.vocabularies import load
 
+_IDS = ("inputs", "targets", "prefix")
 _ENCODED_TURNS = 4096  # texts whose ids are kept: an utterance is in the history of later ones
 _do_not_convert = tf.autograph.experimental.do_not_convert
 
@@ -37,8 +38,9 @@ def register(
     """Register a task per corpus and the mixtures of them, in place of earlier ones.
 
     `corpora` yield `ProstExample`s. `mixtures`: name -> task -> rate; a task of rate 0 is left out.
-    `text_metrics` are by task, and compare responses without their rules of thumb. Perplexity and
-    token accuracy are of whole targets. Raises DataError for an unknown variant, or a vocabulary
+    `text_metrics` are by task. All metrics are of responses, without rules of thumb (RoTs): a score
+    is of the response after the gold RoTs. The paper does not state this. "gold_rot_and_response"
+    generates after the gold RoTs too. Raises DataError for an unknown variant, or a vocabulary
     without its marks.
     """
     prost_text.check_variant(variant, load(vocabulary_path))
@@ -64,13 +66,13 @@ def response_of(text: str, example: Any = None, is_target: bool = False) -> str:
 
 
 def decode_ids(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Turn the bytes of `inputs` and `targets` into int32 vectors, which SeqIO can cache."""
+    """Turn the bytes of ids into int32 vectors, which SeqIO can cache."""
 
     @seqio.map_over_dataset
     @_do_not_convert
     def decode(example):
-        ids = {name: tf.io.decode_raw(example[name], tf.int32) for name in ("inputs", "targets")}
-        return {**example, **ids}
+        names = [name for name in _IDS if name in example]
+        return {**example, **{name: tf.io.decode_raw(example[name], tf.int32) for name in names}}
 
     return decode(dataset)
 
@@ -105,7 +107,11 @@ def _example_dataset(
     vocabulary_path: Any,
     variant: prost_text.Variant,
 ) -> tf.data.Dataset:
-    """Return the examples of `split` as texts and as whole ids, each vector as bytes."""
+    """Return the examples of `split` as texts and as whole ids, each vector as bytes.
+
+    `num_given` counts the ids of a target before its response; `prefix` are these ids, for the
+    variant whose answers begin with them.
+    """
     # Not shuffled here, as `seqio_tasks` explains.
     del shuffle_files, seed
     corpus.files(split)  # raise for a missing path here, because TensorFlow would hide the error
@@ -114,20 +120,31 @@ def _example_dataset(
         vocabulary = _Remembering(load(vocabulary_path))
         rest = examples(split)
         while chunk := list(itertools.islice(rest, CHUNK_EXAMPLES)):
-            inputs = [prost_text.history_ids(example.turns, vocabulary).ids for example in chunk]
-            targets = [prost_text.target_ids(example, vocabulary, variant) for example in chunk]
-            yield {
-                "id": [example.id for example in chunk],
-                "inputs": [np.asarray(ids, np.int32).tobytes() for ids in inputs],
-                "targets": [np.asarray(ids, np.int32).tobytes() for ids in targets],
+            prefixes = [
+                prost_text.gold_prefix_ids(e.rots, vocabulary) if with_rots else [] for e in chunk
+            ]
+            targets = [prost_text.target_ids(e, vocabulary, variant) for e in chunk]
+            fields = {
+                "id": [e.id for e in chunk],
+                "inputs": _as_bytes(prost_text.history_ids(e.turns, vocabulary).ids for e in chunk),
+                "targets": _as_bytes(targets),
                 "inputs_pretokenized": [prost_text.history_text(e.turns) for e in chunk],
                 "targets_pretokenized": [prost_text.target_text(e, variant) for e in chunk],
+                "num_given": np.asarray([len(ids) for ids in prefixes], np.int32),
+                "prefix": _as_bytes(prefixes),
             }
+            yield {name: fields[name] for name in signature}
 
-    names = ("id", "inputs", "targets", "inputs_pretokenized", "targets_pretokenized")
-    return tf.data.Dataset.from_generator(
-        chunks, output_signature={name: tf.TensorSpec([None], tf.string) for name in names}
-    ).unbatch()
+    with_rots = prost_text.writes_rots(variant)
+    texts = ["id", "inputs", "targets", "inputs_pretokenized", "targets_pretokenized"]
+    texts += ["prefix"] if variant == "gold_rot_and_response" else []
+    signature = {name: tf.TensorSpec([None], tf.string) for name in texts}
+    signature["num_given"] = tf.TensorSpec([None], tf.int32)
+    return tf.data.Dataset.from_generator(chunks, output_signature=signature).unbatch()
+
+
+def _as_bytes(vectors: Iterable[Sequence[int]]) -> list[bytes]:
+    return [np.asarray(ids, np.int32).tobytes() for ids in vectors]
 
 
 class _Remembering:

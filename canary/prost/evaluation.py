@@ -15,6 +15,7 @@ from canary.prost.agent import Prost, Reply
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.tables import text_table
 from cosmo.engine.checkpoints import any_format
+from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, prost_text
@@ -91,12 +92,7 @@ def measure(
     followed = [reply.rots for reply in replies]
     vocabulary = prost.session.vocabulary
     scored = [
-        dataclasses.replace(
-            row,
-            targets=example.response,
-            target_ids=(*vocabulary.encode(example.response), vocabulary.eos_id),
-            prefix_ids=tuple(prost_text.gold_prefix_ids(before, vocabulary) if before else ()),
-        )
+        _with_target(row, example.response, before, vocabulary)
         for row, example, before in zip(rows, examples, followed, strict=True)
     ]
     found = infer.answer(prost.session, scored, infer.scoring(prost.session), on_batch)
@@ -104,6 +100,13 @@ def measure(
         Measured(reply, answer.scores[0], answer.num_tokens)
         for reply, answer in zip(replies, found, strict=True)
     ]
+
+
+def _with_target(row: Row, response: str, rots: Sequence[str], vocabulary: Any) -> Row:
+    """Return `row` with a response to score after RoTs, which count nothing."""
+    before = prost_text.gold_prefix_ids(rots, vocabulary) if rots else []
+    ids = (*before, *vocabulary.encode(response), vocabulary.eos_id)
+    return dataclasses.replace(row, targets=response, target_ids=ids, num_given=len(before))
 
 
 def report(examples: Sequence[ProstExample], measured: Sequence[Measured]) -> dict[str, Any]:

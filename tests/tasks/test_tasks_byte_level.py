@@ -1,6 +1,7 @@
 """Byte-level BPE. Oracles: ParlAI's recorded ids, HuggingFace's tokenizer, hand-made files."""
 
 import json
+import random
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.checkpoints.interop import tokenizer
+from cosmo.tasks import vocabularies
 from cosmo.tasks.prost_text import DELIMITER
 from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, load
 
@@ -342,3 +344,39 @@ def test_a_folder_of_another_kind(tmp_path):
         byte_level_bpe.read(tmp_path)
     with pytest.raises(DataError, match="no vocabulary: got IsADirectoryError"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_files_are_refused_or_whole(tmp_path, seed):
+    """Bytes flipped, cut, doubled. Oracle: an error of ours, or a vocabulary that round-trips."""
+    draw = random.Random(seed)
+    bpe = byte_level_bpe.read(SAMPLE)
+    _as_folder(bpe, tmp_path / "hf")
+    _as_parlai(bpe, tmp_path / "parlai", 4)
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single/tokenizer.json").write_text(bpe.tokenizer_json())
+    places = [path for path in sorted(tmp_path.glob("*/*")) if path.is_file()]
+    refused = 0
+    for number in range(40):
+        place = draw.choice(places)
+        whole = place.read_bytes()
+        data, at = bytearray(whole), draw.randrange(len(whole))
+        kind = number % 4
+        if kind == 0:
+            data[at] = draw.randrange(256)
+        elif kind == 1:
+            del data[at : at + draw.randrange(1, 50)]
+        elif kind == 2:
+            del data[at:]
+        else:
+            data[at:at] = data[at : at + draw.randrange(1, 50)]
+        place.write_bytes(data)
+        vocabularies._load.cache_clear()
+        try:
+            found = load(place if place.parent.name == "single" else place.parent)
+            assert found.decode(found.encode("Hello there, 😀.")) == "Hello there, 😀."
+        except UserError:
+            refused += 1
+        place.write_bytes(whole)
+    vocabularies._load.cache_clear()
+    assert refused > 15

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import DataError
+from cosmo.engine.data import datasets, seqio_reader
 from cosmo.tasks import metrics
 from cosmo.tasks.families import Corpus
-from cosmo.tasks.prost_text import ProstExample, history_ids, history_text, target_ids, target_text
+from cosmo.tasks.prost_text import (
+    VARIANTS,
+    ProstExample,
+    gold_prefix_ids,
+    history_ids,
+    history_text,
+    target_ids,
+    target_text,
+)
 from cosmo.tasks.vocabularies import load, seqio_vocabulary
 
 seqio = pytest.importorskip("seqio")
@@ -50,7 +59,7 @@ def _register(variant="rot_and_response", examples=_examples, **settings):
     return seqio.get_mixture_or_task("prost_test_a")
 
 
-@pytest.mark.parametrize("variant", ["rot_and_response", "response_only"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("lengths", [LENGTHS, {"inputs": 500, "targets": 500}, None])
 def test_ids_and_texts_are_the_pure_ones(variant, lengths):
     """Oracle: `history_ids`, `target_ids` and their texts."""
@@ -63,6 +72,10 @@ def test_ids_and_texts_are_the_pure_ones(variant, lengths):
         assert row["targets"].tolist() == target_ids(example, vocabulary, variant, targets)
         assert row["inputs_pretokenized"].decode() == history_text(example.turns)
         assert row["targets_pretokenized"].decode() == target_text(example, variant)
+        prefix = [] if variant == "response_only" else gold_prefix_ids(example.rots, vocabulary)
+        assert row["num_given"] == len(prefix)
+        gold = variant == "gold_rot_and_response"
+        assert row["prefix"].tolist() == prefix if gold else "prefix" not in row
 
 
 def test_real_rows(shared):
@@ -78,6 +91,26 @@ def test_real_rows(shared):
     for row, example in zip(found, examples, strict=True):
         assert row["inputs"].tolist() == history_ids(example.turns, vocabulary, 128).ids
         assert row["targets"].tolist() == target_ids(example, vocabulary, length=128)
+
+
+def test_scores_are_of_the_response_alone():
+    """Oracle: the ids of the response and the end token, by hand."""
+    vocabulary = load(SAMPLE)
+    _register("gold_rot_and_response")
+    config = datasets.DatasetConfig("prost_test", {"inputs": 40, "targets": 60}, "train")
+    (found,) = seqio_reader.task_examples(config, 9)
+    batch = datasets.make_batch(found.rows, 10, 40, 60)
+    for index, example in enumerate(itertools.islice(_examples("train"), 9)):
+        response = [*vocabulary.encode(example.response), vocabulary.eos_id]
+        row, weights = found.rows[index], batch["decoder_loss_weights"][index]
+        assert list(row.target_ids) == [*row.prefix_ids, *response]
+        assert bool(row.prefix_ids) == bool(example.rots)
+        assert batch["decoder_target_tokens"][index][weights > 0].tolist() == response
+    assert not batch["decoder_loss_weights"][9].any()
+    _register("rot_and_response")
+    (found,) = seqio_reader.task_examples(config, 2)
+    assert [row.prefix_ids for row in found.rows] == [(), ()]
+    assert [row.num_given > 0 for row in found.rows] == [False, True]
 
 
 def test_shards_and_mixture():

@@ -95,7 +95,7 @@ def test_targets_decode_to_their_text_and_split(vocabulary):
         for variant in VARIANTS:
             ids, text = target_ids(example, vocabulary, variant), target_text(example, variant)
             assert vocabulary.decode(ids) == text
-            with_rots = turn.rots and variant == "rot_and_response"
+            with_rots = turn.rots and variant != "response_only"
             rots = split_rots(rot_text(turn.rots)) if with_rots else ()
             assert split_answer(text) == split_answer(ids, vocabulary) == (rots, response, "")
 

@@ -65,7 +65,8 @@ class TrainBatch(NamedTuple):
 class Row:
     """An example: its text, and the tokens that a model reads.
 
-    Generated answers and scored targets begin with `prefix_ids`, which are read and count nothing.
+    Generated answers begin with `prefix_ids`; see `decoding.decode`. Scores do not read them. They
+    are of the targets after the first `num_given`.
     """
 
     id: str
@@ -75,11 +76,7 @@ class Row:
     target_ids: tuple[int, ...] | None = None
     cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
     prefix_ids: tuple[int, ...] = dataclasses.field(default=(), repr=False)
-
-    @property
-    def read_ids(self) -> tuple[int, ...]:
-        """The tokens that the decoder reads to score a target: the prefix, then the target."""
-        return (*self.prefix_ids, *(self.target_ids or ()))
+    num_given: int = dataclasses.field(default=0, repr=False)
 
 
 def check_lengths(lengths: Any) -> None:
@@ -111,13 +108,14 @@ def make_batch(
 
     batch = {"encoder_input_tokens": matrix([r.input_ids for r in rows], inputs_length)}
     if targets_length is not None:
-        targets = matrix([row.read_ids for row in rows], targets_length)
+        targets = matrix([r.target_ids or () for r in rows], targets_length)
         batch["decoder_target_tokens"] = targets
         # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
-        for weights, row in zip(batch["decoder_loss_weights"], rows, strict=False):
-            weights[: len(row.prefix_ids)] = 0  # read, and not scored
+        weights = targets > 0
+        for i, row in enumerate(rows):
+            weights[i, : row.num_given] = False
+        batch["decoder_loss_weights"] = weights.astype(np.int32)
     return batch
 
 

@@ -61,7 +61,7 @@ def groups(
     for place, row in enumerate(rows):
         shape = (
             padded(row.input_ids, "inputs"),
-            padded(row.read_ids, "targets") if targets else 0,
+            padded(row.target_ids or (), "targets") if targets else 0,
             -(-len(row.prefix_ids) // PREFIX_STEP) * PREFIX_STEP if prefixes else 0,
         )
         members.setdefault(shape, []).append(place)  # in the order of the rows: batches repeat
@@ -77,7 +77,7 @@ def counts(group: Group, batch_size: int) -> Counter[str]:
     """Return the counts of `records`, of `cells` (positions computed) and of `tokens` in them."""
     sides = [(group.inputs_length, [row.input_ids for row in group.rows])]
     if group.targets_length is not None:
-        sides.append((group.targets_length, [row.read_ids for row in group.rows]))
+        sides.append((group.targets_length, [row.target_ids or () for row in group.rows]))
     return Counter(
         records=len(group.rows),
         cells=sum(batch_size * length for length, _ in sides),
