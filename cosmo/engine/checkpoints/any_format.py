@@ -71,8 +71,7 @@ def locate(path: str) -> Located:
     """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; or the file of a ParlAI model, or its
-    folder. Raises UserError if there is none, or if it is damaged.
+    folder over several (the latest); a HuggingFace folder; a ParlAI model's file or folder. Raises UserError if there is none, or if it is damaged.
     """
     folder = epath.Path(path)
     if not folder.exists():
@@ -210,8 +209,8 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     """Open the checkpoint at `path`.
 
     Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
-    are not exactly those of a T5 or a BlenderBot. Reading a foreign parameter with NaN or infinity
-    raises UserError too, unless `allow_nonfinite`.
+    are not those of a T5 or BlenderBot. Reading a foreign parameter with NaN or infinity raises
+    UserError too, unless `allow_nonfinite`.
     """
     folder, step, found = locate(path)
     if format is not None and format != found:
