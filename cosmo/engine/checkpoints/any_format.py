@@ -71,7 +71,8 @@ def locate(path: str) -> Located:
     """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; a ParlAI model's file or folder. Raises UserError if there is none, or if it is damaged.
+    folder over several (the latest); a HuggingFace folder; a ParlAI model's file or folder.
+    Raises UserError if there is none, or if it is damaged.
     """
     folder = epath.Path(path)
     if not folder.exists():
