@@ -69,8 +69,9 @@ def row(
     ids = vocabulary.encode(text)
     too_long = len(ids) >= inputs_length  # EOS needs a place
     # The front is cut, because the answer is to the newest words.
-    ids = (*ids[-(inputs_length - 1) :], 1) if too_long else (*ids, 1)
-    target_ids = None if response is None else (*vocabulary.encode(response), 1)
+    eos = vocabulary.eos_id
+    ids = (*ids[-(inputs_length - 1) :], eos) if too_long else (*ids, eos)
+    target_ids = None if response is None else (*vocabulary.encode(response), eos)
     name = record.get("id")
     name = default_id if name is None else str(name)
     cut = too_long or len(kept) < len(turns)

@@ -15,17 +15,19 @@ from cosmo.engine.base.errors import DataError
 from cosmo.tasks.safety import rot_text, split_rots
 from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, AnyVocabulary
 
-Variant = Literal["rot_and_response", "response_only"]
+# The third is for evaluation: targets as of the first, but the RoTs are given and not generated.
+Variant = Literal["rot_and_response", "response_only", "gold_rot_and_response"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 DELIMITER = "  "  # between utterances, as BlenderBot was trained
 
 
 @dataclass(frozen=True)
 class ProstExample:
-    """One response to learn, after `turns` (oldest first, at least one).
+    """One response to learn after `turns`, and the rules of thumb (RoTs) that it was written from.
 
-    Context lines (personas, a topic) stand before the first utterance, inside its text, joined by
-    newlines. `rots` are the rules of thumb that the response follows. `id` is unique and stable.
+    `turns` is the dialogue history as ParlAI's History has it, oldest first. Context lines
+    (personas, a topic) stand before the first utterance inside its text, joined by newlines. `id`
+    is unique and stable: the dialogue's id and the position of the response in the dialogue.
     """
 
     turns: tuple[str, ...]
@@ -80,16 +82,21 @@ def check_variant(variant: str, vocabulary: AnyVocabulary) -> None:
     """Raise DataError for an unknown variant, or one whose marks the vocabulary lacks."""
     if variant not in VARIANTS:
         raise DataError(f"variant={variant!r}: expected one of {VARIANTS}", setting="PROST_VARIANT")
-    if variant == "rot_and_response":
+    if writes_rots(variant):
         _marks(vocabulary)
+
+
+def writes_rots(variant: Variant) -> bool:
+    """Return whether the targets of a variant have rules of thumb."""
+    return variant != "response_only"
 
 
 def target_text(example: ProstExample, variant: Variant = "rot_and_response") -> str:
     """Return the target of an example: the response, after its RoTs if the variant has them.
 
-    An example without RoTs has the bare response in both variants.
+    An example without RoTs has the bare response in every variant.
     """
-    rots = _rots(example.rots) if variant == "rot_and_response" else ""
+    rots = _rots(example.rots) if writes_rots(variant) else ""
     return f"{ROT_MARK} {rots} {RESPONSE_MARK} {example.response}" if rots else example.response
 
 
@@ -103,7 +110,7 @@ def target_ids(
 
     A target that is cut so has no end token, as in ParlAI.
     """
-    prefix = gold_prefix_ids(example.rots, vocabulary) if variant == "rot_and_response" else []
+    prefix = gold_prefix_ids(example.rots, vocabulary) if writes_rots(variant) else []
     return [*prefix, *vocabulary.encode(example.response), vocabulary.eos_id][:length]
 
 

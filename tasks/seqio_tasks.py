@@ -28,7 +28,7 @@ _TOKEN_METRICS = (metrics.perplexity, metrics.token_accuracy)
 
 # Examples given from Python to TensorFlow at once, because each such call is slow. On 2 cores
 # SeqIO reads 2,600 examples/s, and the recipes for TPU slices need about 800.
-_CHUNK_EXAMPLES = 64
+CHUNK_EXAMPLES = 64
 _UNIT = "\x1f"  # ASCII's unit separator: joins the turns of an example for that call
 # TensorFlow rewrites mapped functions so that Python's `if` and `for` work on tensors. Those here
 # use neither on tensors, and the rewriting would take seconds at every start.
@@ -36,11 +36,17 @@ _do_not_convert = tf.autograph.experimental.do_not_convert
 
 
 class FilesSource(seqio.FunctionDataSource):
-    """SeqIO's function source over the examples of files, with lazy splits and cheap shards."""
+    """SeqIO's function source over the examples of files, with lazy splits and cheap shards.
 
-    def __init__(self, corpus: Corpus):
-        super().__init__(functools.partial(_file_dataset, corpus, corpus.examples), splits=SPLITS)
+    `as_dataset(corpus, examples, split)` makes a TensorFlow dataset of the `examples(split)`.
+    """
+
+    def __init__(self, corpus: Corpus, as_dataset: Callable[..., tf.data.Dataset] | None = None):
         self._corpus = corpus
+        self._as_dataset = as_dataset or _file_dataset
+        super().__init__(
+            functools.partial(self._as_dataset, corpus, corpus.examples), splits=SPLITS
+        )
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -57,7 +63,7 @@ class FilesSource(seqio.FunctionDataSource):
         def of_shard(split: str) -> Iterator[Example]:
             return itertools.islice(self._corpus.examples(split), index, None, number)
 
-        return _file_dataset(self._corpus, of_shard, split)
+        return self._as_dataset(self._corpus, of_shard, split)
 
     def count(self, split: str) -> int:
         """Return the number of examples in `split`, which are all read."""
@@ -92,6 +98,36 @@ def register(
     `mixtures`: name -> task -> rate; a task of rate 0 is left out. `text_metrics` are by task.
     """
     _check_splits_at_spaces(vocabulary_path, separators)
+    preprocessors = [
+        functools.partial(tokenize_parts, separators=separators),
+        seqio.CacheDatasetPlaceholder(),
+        functools.partial(
+            drop_parts,
+            narrative_dropout=narrative_dropout,
+            instruction_dropout=instruction_dropout,
+        ),
+        functools.partial(join_parts, separators=separators),
+        # After the cut, so that a long text keeps its EOS.
+        seqio.preprocessors.append_eos_after_trim,
+    ]
+    settings = vocabulary_path, text_metrics, token_metrics, shuffle_buffer_size
+    add_tasks(sources, mixtures, preprocessors, *settings)
+
+
+def add_tasks(
+    sources: Mapping[str, seqio.DataSource],
+    mixtures: Mapping[str, Mapping[str, float]],
+    preprocessors: Sequence[Any],
+    vocabulary_path: Any,
+    text_metrics: Mapping[str, Sequence[Callable[..., Any]]],
+    token_metrics: bool,
+    shuffle_buffer_size: int,
+    postprocess: Callable[..., Any] | None = None,
+) -> None:
+    """Register a task per source and the mixtures of them; see `register`.
+
+    `postprocess` makes what the text metrics compare of a text.
+    """
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary_path), add_eos=True)
     for name, source in sources.items():
         # Replaced, because SeqIO refuses a name twice and one process may have several runs.
@@ -99,19 +135,9 @@ def register(
         seqio.TaskRegistry.add(
             name,
             source=source,
-            preprocessors=[
-                functools.partial(tokenize_parts, separators=separators),
-                seqio.CacheDatasetPlaceholder(),
-                functools.partial(
-                    drop_parts,
-                    narrative_dropout=narrative_dropout,
-                    instruction_dropout=instruction_dropout,
-                ),
-                functools.partial(join_parts, separators=separators),
-                # After the cut, so that a long text keeps its EOS.
-                seqio.preprocessors.append_eos_after_trim,
-            ],
+            preprocessors=preprocessors,
             output_features={"inputs": feature, "targets": feature},
+            postprocess_fn=postprocess,
             metric_fns=[*text_metrics[name], *(_TOKEN_METRICS if token_metrics else ())],
             shuffle_buffer_size=shuffle_buffer_size,
         )
@@ -170,7 +196,7 @@ def tokenize_parts(
         }
 
     # In batches, because one call of the tokenizer costs more than tokenizing an example.
-    batches = dataset.ragged_batch(_CHUNK_EXAMPLES)
+    batches = dataset.ragged_batch(CHUNK_EXAMPLES)
     examples = batches.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     # unbatch leaves ragged tensors of no ragged dimension; a map makes them plain vectors.
     return examples.map(dict, num_parallel_calls=tf.data.AUTOTUNE)
@@ -264,7 +290,7 @@ def _file_dataset(
 
     def chunks() -> Iterator[dict[str, Any]]:
         rest = examples(split)
-        while chunk := list(itertools.islice(rest, _CHUNK_EXAMPLES)):
+        while chunk := list(itertools.islice(rest, CHUNK_EXAMPLES)):
             yield {
                 "id": [example.id for example in chunk],
                 "narrative": [example.narrative for example in chunk],

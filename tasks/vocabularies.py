@@ -1,6 +1,6 @@
 """Load vocabularies without TensorFlow, or as SeqIO's twins of them.
 
-Two kinds: SentencePiece models (T5) and byte-level BPE (BlenderBot). `load` recognizes which one a path is.
+Two kinds: SentencePiece models (T5) and byte-level BPE (BlenderBot). `load` recognizes both.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def seqio_vocabulary(path: Any) -> Any:
     """Return the same vocabulary as a `seqio.Vocabulary`."""
     vocabulary = load(path)
     if isinstance(vocabulary, ByteLevelVocabulary):
-        from cosmo.tasks.prost_seqio import SeqioVocabulary
+        from cosmo.tasks.seqio_vocabulary import SeqioVocabulary
 
         return SeqioVocabulary(vocabulary)
     import seqio  # loads TensorFlow
@@ -143,13 +143,7 @@ def _load(path: str) -> AnyVocabulary:
 
 def _load_byte_level(path: str) -> ByteLevelVocabulary:
     bpe = byte_level_bpe.read(resolve(path))
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError(
-            f"the vocabulary {path} is a byte-level BPE, which needs tokenizers: pip install "
-            "'cosmo-dialogue[blenderbot]'"
-        ) from error
+    tokenizers = import_tokenizers(path)
     ids = {piece: id for id, piece in enumerate(bpe.pieces)}
     # No piece is registered as special: a user's text could else write one.
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, list(bpe.merges)))
@@ -159,6 +153,18 @@ def _load_byte_level(path: str) -> ByteLevelVocabulary:
     rows = [spare[name] for name in names]
     marks = dict(zip((ROT_MARK, RESPONSE_MARK), rows, strict=True)) if len(rows) == 2 else {}
     return ByteLevelVocabulary(path, bpe.size, bpe.fingerprint, bpe, tokenizer, marks)
+
+
+def import_tokenizers(path: Any) -> Any:
+    """Return the module `tokenizers`; raise UserError that names the extra if it is missing."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(
+            f"the vocabulary {path} is a byte-level BPE, which needs tokenizers: pip install "
+            "'cosmo-dialogue[blenderbot]'"
+        ) from error
+    return tokenizers
 
 
 def _load_sentencepiece(path: str) -> Vocabulary:

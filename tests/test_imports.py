@@ -29,7 +29,12 @@ ALLOWED = {
 }
 HEAVY = {"tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text"}
 # Modules that load TensorFlow as they load. Every other module imports it inside a function.
-SEQIO_MODULES = {"tasks/seqio_tasks.py", "tasks/tfds_builders"}
+SEQIO_MODULES = {
+    "tasks/seqio_tasks.py",
+    "tasks/seqio_vocabulary.py",
+    "tasks/prost_seqio.py",
+    "tasks/tfds_builders",
+}
 
 
 def sources() -> list[pathlib.Path]:

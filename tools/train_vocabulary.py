@@ -1,30 +1,36 @@
-"""Train a SentencePiece vocabulary on dialogue corpora.
+"""Train a vocabulary on dialogue corpora: a SentencePiece model, or a byte-level BPE.
 
-The result has the layout of T5's published vocabulary (pad 0, end 1, unknown 2, no begin) and is
-read by `tasks.vocabularies`. Unlike T5's, it can hold Cosmo's separators as pieces of their own.
+A SentencePiece model has the layout of T5's published vocabulary (pad 0, end 1, unknown 2, no
+begin). Unlike T5's, it can hold Cosmo's separators as pieces of their own. A byte-level BPE has the
+layout of BlenderBot's (pad 0, start 1, end 2, unknown 3, and spare rows at the end). Both are read
+by `tasks.vocabularies`.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import string
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import command_line
+from cosmo.engine.base import byte_level_bpe, command_line
 from cosmo.engine.base.atomic import write_atomic
-from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks.files import files_for_split, resolve
 from cosmo.tasks.formatting import soda_examples
 from cosmo.tasks.prosocial import prosocial_examples
 from cosmo.tasks.readers import read_prosocial, read_soda
 from cosmo.tasks.recognize import PROSOCIAL, looks_like
+from cosmo.tasks.vocabularies import import_tokenizers, load
 
 # Pieces for all that an English speaker types, even if the corpus never uses the character.
 _REQUIRED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+# BlenderBot's vocabulary ends in as many; Prost's marks take two.
+_SPARE = tuple(f"__FP16_PAD_{number}__" for number in range(4))
 _LONGEST_TEXT = 65_536  # bytes; SentencePiece silently leaves out texts longer than its limit
 
 
@@ -106,6 +112,30 @@ def train(texts: Iterable[str], size: int, symbols: Sequence[str]) -> bytes:
     return model.getvalue()
 
 
+def train_bpe(texts: Iterable[str], size: int) -> str:
+    """Return the `tokenizer.json` of a byte-level BPE of at most `size` pieces.
+
+    The same texts give the same text. Raises ValueError if `size` has no room for a merge.
+    """
+    tokenizers = import_tokenizers("to train")
+    alphabet = sorted(byte_level_bpe.SYMBOLS)
+    merges = size - len(byte_level_bpe.SPECIAL) - len(alphabet) - len(_SPARE)
+    if merges < 1:
+        raise ValueError(f"--vocab_size={size} is less than the {size - merges + 1} needed")
+    # The pieces that BlenderBot adds to its BPE get no ids here.
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(texts, trainer)
+    trained = json.loads(model.to_str())["model"]
+    pieces = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
+    pairs = tuple(map(tuple, trained["merges"]))
+    found = byte_level_bpe.ByteLevelBpe((*byte_level_bpe.SPECIAL, *pieces, *_SPARE), pairs)
+    return found.tokenizer_json()
+
+
 def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
     """Return (unknown pieces, all pieces) of the encoded `texts`."""
     import sentencepiece
@@ -121,9 +151,11 @@ def unknown_rate(model: bytes, texts: Iterable[str]) -> tuple[int, int]:
 
 FLAGS = """
 --output FILE!     the model file to write
+--kind unigram|bpe=unigram  unigram: SentencePiece, for T5; bpe: byte-level BPE, for BlenderBot
+                   (needs tokenizers: pip install 'cosmo-dialogue[blenderbot]')
 --vocab_size N=2000  pieces at most; fewer when the corpus has no more
 --symbols A,B=<sep>,<turn>  texts that always become one piece, with commas between
-                   (Cosmo's separators; empty for none)
+                   (Cosmo's separators; empty for none; a BPE has none)
 --split NAME=train  the split to read of a folder
 """
 
@@ -131,9 +163,11 @@ FLAGS = """
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.train_vocabulary",
-        description="Train a SentencePiece unigram vocabulary on SODA and ProsocialDialog files. "
-        "It has T5's special pieces (pad 0, end 1, unknown 2), the separators as pieces, and all "
-        "printable ASCII characters. The same input gives the same bytes.",
+        description="Train a vocabulary on SODA and ProsocialDialog files. A SentencePiece unigram "
+        "model has T5's special pieces (pad 0, end 1, unknown 2), the separators as pieces, and "
+        "all printable ASCII characters. A byte-level BPE has BlenderBot's special pieces (pad 0, "
+        "start 1, end 2, unknown 3), all bytes, and four spare rows. The same input gives the same "
+        "bytes.",
         epilog="Example: python -m tools.train_vocabulary --input tasks/sample/soda "
         "tasks/sample/prosocial --output=tasks/sample/vocabulary.model --vocab_size=2000",
     )
@@ -154,25 +188,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         texts = list(corpus_texts(options.input, options.split))
-        symbols = [symbol for symbol in options.symbols.split(",") if symbol]
-        model = train(texts, options.vocab_size, symbols)
-        unknown, total = unknown_rate(model, texts)
+        if options.kind == "bpe":
+            model = train_bpe(texts, options.vocab_size).encode()
+            share = "no text has an unknown piece"
+        else:
+            symbols = [symbol for symbol in options.symbols.split(",") if symbol]
+            model = train(texts, options.vocab_size, symbols)
+            unknown, total = unknown_rate(model, texts)
+            share = f"<unk> {unknown} of {total} pieces ({unknown / max(total, 1):.4%})"
         output = Path(options.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, model)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, UserError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if "Vocabulary size is smaller" in message:  # SentencePiece names options we do not have
             message = f"--vocab_size={options.vocab_size} is less than the characters need"
         print(f"train_vocabulary: {message}", file=sys.stderr)
         return 1
     # Read back as training will read it: a file that it refuses must not pass here.
-    from cosmo.tasks.vocabularies import load
-
-    print(
-        f"{options.output}: {load(options.output).size} pieces from {len(texts)} texts; "
-        f"<unk> {unknown} of {total} pieces ({unknown / max(total, 1):.4%})"
-    )
+    size = load(options.output).size
+    print(f"{options.output}: {size} pieces from {len(texts)} texts; {share}")
     return 0
 
 

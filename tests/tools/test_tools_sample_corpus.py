@@ -6,11 +6,13 @@ the published rule from annotators' votes to safety labels, and SentencePiece it
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
+from cosmo.engine.base import byte_level_bpe
 from cosmo.tasks.readers import read_prosocial, read_soda
 from tests.sample_corpus import make_sample_corpus
 from tests.sample_corpus.sample_corpus_grammar import (
@@ -254,6 +256,34 @@ def test_vocabulary_knows_all_text():
         assert unknown == 0 < total
     printable = "".join(map(chr, range(32, 127)))
     assert train_vocabulary.unknown_rate(model, [printable])[0] == 0
+
+
+def test_bpe_is_the_committed_one(tmp_path):
+    """Oracle: the bundled file, made by the command in docs/extend.md; BlenderBot's layout."""
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "vocabulary.json"
+    inputs = ["--input", *(str(SAMPLE / name) for name in ("prosocial", "canary", "soda"))]
+    arguments = [*inputs, "--kind=bpe", "--vocab_size=1008", f"--output={path}"]
+    assert train_vocabulary.main(arguments) == 0
+    assert path.read_bytes() == (SAMPLE / "prost/vocabulary.json").read_bytes()
+    bpe = byte_level_bpe.read(path)
+    assert bpe.pieces[:4] == ("<pad>", "<s>", "</s>", "<unk>")
+    assert bpe.spare_ids == {f"__FP16_PAD_{i}__": 1004 + i for i in range(4)}
+    # A merge makes the next piece, in their order.
+    assert ["".join(pair) for pair in bpe.merges] == list(bpe.pieces[260:1004])
+
+
+def test_bpe_needs_room_and_its_library(tmp_path, capsys, monkeypatch):
+    """Oracle: the words of the error; 4 special, 256 bytes, a merge, 4 spare."""
+    pytest.importorskip("tokenizers")
+    arguments = ["--input", INPUTS[0] + "/test.jsonl", f"--output={tmp_path}/v", "--kind=bpe"]
+    assert train_vocabulary.main([*arguments, "--vocab_size=264"]) == 1
+    assert "--vocab_size=264 is less than the 265 needed" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert train_vocabulary.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "cosmo-dialogue[blenderbot]" in error and error.count("\n") == 1
+    assert not (tmp_path / "v").exists()
 
 
 def test_symbols_and_size_are_settings(tmp_path):

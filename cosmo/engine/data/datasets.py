@@ -63,7 +63,11 @@ class TrainBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example: its text, and the tokens that a model reads."""
+    """An example: its text, and the tokens that a model reads.
+
+    Generated answers begin with `prefix_ids`; see `decoding.decode`. Scores do not read them. They
+    are of the targets after the first `num_given`.
+    """
 
     id: str
     inputs: str
@@ -71,6 +75,8 @@ class Row:
     targets: str | None = None
     target_ids: tuple[int, ...] | None = None
     cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
+    prefix_ids: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    num_given: int = dataclasses.field(default=0, repr=False)
 
 
 def check_lengths(lengths: Any) -> None:
@@ -106,7 +112,10 @@ def make_batch(
         batch["decoder_target_tokens"] = targets
         # Teacher forcing: at each position the decoder reads the target before it, at first PAD.
         batch["decoder_input_tokens"] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        batch["decoder_loss_weights"] = (targets > 0).astype(np.int32)
+        weights = targets > 0
+        for i, row in enumerate(rows):
+            weights[i, : row.num_given] = False
+        batch["decoder_loss_weights"] = weights.astype(np.int32)
     return batch
 
 

@@ -303,7 +303,10 @@ def _as_int32(batch: Mapping[str, Any]) -> HostBatch:
 
 
 def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
-    """Return the Row of a SeqIO example, with text from the tokens if the task kept none."""
+    """Return the Row of a SeqIO example, with text from the tokens if the task kept none.
+
+    A task may give `prefix` (ids that begin the answer) and `num_given` (targets not to score).
+    """
 
     def ids(name):
         return tuple(int(i) for i in example[name][: lengths[name]])
@@ -316,7 +319,15 @@ def _row(index: int, example: Mapping[str, Any], features, lengths) -> Row:
 
     name = example.get("id", str(index))
     name = name.decode("utf-8") if isinstance(name, bytes) else str(name)
-    return Row(name, text("inputs"), ids("inputs"), text("targets"), ids("targets"))
+    return Row(
+        name,
+        text("inputs"),
+        ids("inputs"),
+        text("targets"),
+        ids("targets"),
+        prefix_ids=tuple(int(i) for i in example.get("prefix", ())),
+        num_given=int(example.get("num_given", 0)),
+    )
 
 
 class Requests:
