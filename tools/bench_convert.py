@@ -3,8 +3,8 @@
 Writes a T5X checkpoint of random numbers in the shape of a published T5 1.1 (xl: 2.85 billion
 parameters, 11 GB). Sends it through `python -m cosmo import` and `export` in every direction. Each
 command's peak resident memory stands beside the bound of 1.5 times the largest tensor of its source
-plus 1 GiB. Takes four times the checkpoint's size on disk, and removes it. A BlenderBot goes through
-HuggingFace's format alone: T5X has none.
+plus 1 GiB. Takes four times the checkpoint's size on disk, and removes it. A BlenderBot goes
+through HuggingFace's format alone: T5X has none.
 """
 
 import argparse
