@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
-from cosmo.engine.checkpoints import run_checkpoints, streaming
+from cosmo.engine.checkpoints import integrity, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import (
     Path,
     check_network,
@@ -73,7 +73,7 @@ def locate(path: str) -> Located:
         return Located(path, 0, "huggingface")  # that format stores no step
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
-        f"checkpoint_STEP/{t5x.INDEX} (T5X) and {huggingface.CONFIG} (HuggingFace); "
+        f"checkpoint_STEP/{t5x.INDEX} or {t5x.STATE} (T5X) and {huggingface.CONFIG} (HuggingFace); "
         + _where_else(folder),
         setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
@@ -112,6 +112,8 @@ def _checkpoints_below(folder: epath.Path) -> list[epath.Path]:
 
 def _looks_like_checkpoint(folder: epath.Path) -> bool:
     """Return whether `locate` would look further into `folder`. Reads no file."""
+    if integrity.PARTIAL in folder.name:  # no remedy: it was never finished
+        return False
     try:
         return bool(
             run_checkpoints.completed_steps(folder)
