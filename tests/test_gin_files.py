@@ -10,7 +10,7 @@ from cosmo.engine.base import config
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, optimizer, step
-from cosmo.engine.train import early_stopping
+from cosmo.engine.train import early_stopping, reduce_on_plateau
 from cosmo.engine.train.early_stopping import StoppingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -30,8 +30,11 @@ PARAMETERS = {
     "t5_1_1_xl": 2_849_757_184,
     "t5_1_1_xxl": 11_135_332_352,
     "t5_1_0_large": 737_668_096,
+    "blenderbot_400m": 364_802_560,
+    "blenderbot_1b": 1_437_393_920,
+    "blenderbot_3b": 2_696_268_800,
 }
-MODELS = sorted((ROOT / "gin/models").glob("*.gin"))
+MODELS = sorted((ROOT / "gin/models").glob("*_*.gin"))  # blenderbot.gin has no sizes
 EXPERIMENTS = sorted([*(ROOT / "gin/cosmo").glob("*.gin"), *(ROOT / "gin/canary").glob("*.gin")])
 
 
@@ -48,7 +51,7 @@ def test_model_files_build_published_sizes(path):
     shapes = models.abstract_params(build(path, "infer"))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count == PARAMETERS.get(path.stem, count)
-    assert path.stem in PARAMETERS or path.stem == "t5_1_1_tiny"
+    assert path.stem in PARAMETERS or path.stem in ("t5_1_1_tiny", "blenderbot_tiny")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -95,6 +98,26 @@ def test_a_recipe_may_ask_for_adam_and_early_stopping(tmp_path):
     assert float(found.learning_rate(81_000)) == pytest.approx(1e-5)
     assert config.call(early_stopping.StoppingConfig) == StoppingConfig(
         5, "eval/all/perplexity", None, 0.0
+    )
+
+
+def test_a_recipe_may_train_as_parlai_does(tmp_path):
+    """Oracle: by hand: AMSGrad, a warm-up from 1e-4, half the rate on a plateau."""
+    path = tmp_path / "parlai.gin"
+    path.write_text(
+        "include 'gin/cosmo/tiny.gin'\ninclude 'gin/runs/adam.gin'\nAMSGRAD = True\n"
+        "BASE_LEARNING_RATE = 1e-5\nLEARNING_RATE_FACTORS = 'constant * linear_warmup'\n"
+        "WARMUP_STEPS = 100\nWARMUP_START = 1e-4\n"
+        "PLATEAU_FACTOR = 0.5\nPLATEAU_PATIENCE = 2\nPLATEAU_MODE = 'min'\n"
+    )
+    for verb in VERBS:
+        config.load(f"gin/runs/{verb}.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    config.load("gin/runs/train.gin", [str(path)], ["MODEL_DIR = 'x'"])
+    found = config.call(step.StepConfig)
+    assert found.optimizer == optimizer.AdamW(weight_decay=0.0, amsgrad=True)
+    assert float(found.learning_rate(50)) == pytest.approx(1e-5 * (1e-4 + 0.9999 / 2))
+    assert config.call(reduce_on_plateau.PlateauConfig) == reduce_on_plateau.PlateauConfig(
+        0.5, 2, "eval/all/loss", "min", 1e-4, 0.0
     )
 
 

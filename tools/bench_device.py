@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict:
         if args.profile and number == 2:
             jax.profiler.start_trace(args.profile)
         began = time.monotonic()
-        state, sums = run(state, rows)
+        state, sums = run(state, rows, None, None)
         loss = float(sums["loss"] / sums["loss_weight"])  # waits for the step
         seconds.append(time.monotonic() - began)
     if args.profile:

@@ -31,6 +31,7 @@ OPTIONS = {
     "slow_evaluation": 0.0,  # seconds
     "perplexity": {},  # what evaluations find: {step, as JSON writes it: value}
     "patience": None,
+    "plateau": {},  # fields of reduce_on_plateau.PlateauConfig
     "sleeps": None,  # [process, "save" or "write"]: sleeps there instead
     "clock": 0.0,  # seconds by which the system's clock is wrong
     "fail_write": None,  # the step whose background write fails
@@ -75,7 +76,7 @@ def settings(model_dir: str, options: dict) -> dict:
     from cosmo.engine.data import datasets
     from cosmo.engine.model import models, partitioning, step
     from cosmo.engine.model.optimizer import Adafactor, LearningRateSchedule
-    from cosmo.engine.train import bad_steps, early_stopping, evaluate
+    from cosmo.engine.train import bad_steps, early_stopping, evaluate, reduce_on_plateau
     from tests.engine import tiny_network
 
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
@@ -106,6 +107,7 @@ def settings(model_dir: str, options: dict) -> dict:
             options["policy"], options["spike_factor"], options["max_in_a_row"]
         ),
         early_stop=early_stopping.StoppingConfig(options["patience"]),
+        plateau=reduce_on_plateau.PlateauConfig(**options["plateau"]),
         stats_period=options["stats_period"],
     )
 

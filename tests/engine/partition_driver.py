@@ -178,6 +178,7 @@ def run_on_eight_devices(out: str, meshes: str) -> None:
         ("square", square, Adafactor()),
         ("momentum", large, Adafactor(beta1=0.9)),
         ("adamw", large, AdamW()),
+        ("amsgrad", large, AdamW(amsgrad=True)),
     ]:
         abstract, shardings = step.state_shardings(
             models.EncoderDecoderModel(network),

@@ -188,6 +188,23 @@ def test_engine_losses_schedule_offset_and_minimum():
     assert rate(1001, **fields, min_learning_rate=0.3) == pytest.approx(0.3)
 
 
+def test_engine_losses_schedule_warms_up_from_a_share():
+    """Prost's warm-up. Oracle: ParlAI's scheduler, recorded: multipliers of its first five updates.
+
+    ParlAI stays at the fifth; ours goes on to the whole rate.
+    """
+    fields = dict(factors="constant * linear_warmup", base_learning_rate=1e-3, warmup_steps=5)
+    parlai = [0.0001, 0.20008, 0.40006, 0.60004, 0.80002]
+    for step, multiplier in enumerate([*parlai, 1.0, 1.0]):
+        found = rate(step, **fields, warmup_start=1e-4)
+        assert found == pytest.approx(1e-3 * multiplier, rel=1e-6)
+    schedule = LearningRateSchedule(**fields, warmup_start=1e-4, step_offset=10)
+    assert [schedule.warms_up(done) for done in (0, 14, 15, 99)] == [True, True, False, False]
+    assert not LearningRateSchedule("constant").warms_up(0)
+    with pytest.raises(UserError, match=r"WARMUP_START=1\.5"):
+        LearningRateSchedule(warmup_start=1.5)
+
+
 def test_engine_losses_schedule_unknown_factor_names_the_nearest():
     """A misspelt factor is refused with the nearest known one. Oracle: DESIGN, habit 3."""
     with pytest.raises(UserError) as error:

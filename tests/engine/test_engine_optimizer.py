@@ -155,6 +155,56 @@ def test_engine_optimizer_adamw_weight_decay_by_hand():
     np.testing.assert_allclose(after["a"]["layers"]["w"], [[0.95**2], [3 * 0.95**2]], rtol=1e-6)
 
 
+# torch.optim.Adam (PyTorch 2.13, float64) with lr=0.1, betas=(0.9, 0.9), eps=1e-8 from START on the
+# gradients of `slopes`: {steps done: parameters}; the last row is torch.optim.AdamW with
+# weight_decay=0.05. The plain Adam's own are (-0.356, -2.303, -0.510, 2.339) after 20 steps.
+START = [1.0, -2.0, 0.5, 3.0]
+TORCH_AMSGRAD = {
+    1: [0.9000000001, -2.0, 0.4000000003333333, 2.9000000999999],
+    2: [0.80154545236086, -2.072547623822606, 0.3347071381234323, 2.8042913697566423],
+    5: [0.528208744548319, -2.2560530604460687, 0.21377053371422255, 2.8211818380675417],
+    20: [-0.08509453806032613, -2.2988720343416205, -0.4231785294822216, 2.35689566804414],
+}
+TORCH_AMSGRAD_DECAYED = [
+    *(-0.11491694034467795, -2.0853560231327535, -0.4238176122930171, 2.0983627940783447)
+]
+
+
+def slopes(step):
+    """Gradients that shrink, swing, come every fifth step, and jump: float64 [4]."""
+    return np.array(
+        [10 * 0.7**step, np.sin(step), 3.0 * (step % 5 == 0), 0.01 * np.cos(step * step)]
+    )
+
+
+def test_engine_optimizer_amsgrad():
+    """AMSGrad, with decay too, in stacks and outside. Oracle: PyTorch's numbers, recorded.
+
+    optax.amsgrad and plain Adam, which compute something else, are far from them.
+    """
+    start = jnp.asarray(START, jnp.float32)
+    params = {"w": start, "a": {"layers": {"w": jnp.stack([start, start])}}}
+
+    def gradients(tree):
+        return [
+            jax.tree.map(lambda p, s=s: jnp.broadcast_to(slopes(s), p.shape), tree)
+            for s in range(20)
+        ]
+
+    betas = dict(b1=0.9, b2=0.9)
+    ours = run(optimizer.build(AdamW(**betas, amsgrad=True)), params, gradients(params), 0.1)
+    for step, expected in TORCH_AMSGRAD.items():
+        rows = [ours[step - 1]["w"], *ours[step - 1]["a"]["layers"]["w"]]
+        for row in rows:
+            np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+    decayed = AdamW(**betas, amsgrad=True, weight_decay=0.05)
+    found = run(optimizer.build(decayed), params, gradients(params), 0.1)[-1]["w"]
+    np.testing.assert_allclose(found, TORCH_AMSGRAD_DECAYED, rtol=1e-5, atol=1e-6)
+    for other in (optax.amsgrad(0.1, **betas), optax.adam(0.1, **betas)):
+        found = run(other, {"w": start}, gradients({"w": start}))[-1]["w"]
+        assert float(jnp.max(jnp.abs(found - jnp.asarray(TORCH_AMSGRAD[20])))) > 0.2
+
+
 def test_engine_optimizer_max_grad_norm_is_global(stacked):
     """Clipping scales all gradients, stacks too, by max / norm, and leaves a small norm alone.
 

@@ -187,9 +187,12 @@ def test_engine_partitioning_second_moments_are_sharded(eight):
     assert (row, column) == ((2, 8), (2, 6))
 
 
-@pytest.mark.parametrize("optimizer, kinds", [("adamw", ("mu", "nu")), ("momentum", ("ema",))])
+@pytest.mark.parametrize(
+    "optimizer, kinds",
+    [("adamw", ("mu", "nu")), ("amsgrad", ("mu", "nu", "nu_max")), ("momentum", ("ema",))],
+)
 def test_engine_partitioning_whole_moments_lie_like_their_parameters(eight, optimizer, kinds):
-    """AdamW's moments and Adafactor's momentum lie as their parameter does. Property.
+    """AdamW's moments, AMSGrad's largest and Adafactor's momentum lie as their parameter. Property.
 
     Replicated they would cost each device twice the memory of the whole model.
     """

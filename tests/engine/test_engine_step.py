@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import step
-from cosmo.engine.model.optimizer import Adafactor, LearningRateSchedule
+from cosmo.engine.model import models, step, t5
+from cosmo.engine.model.blenderbot import BlenderbotConfig
+from cosmo.engine.model.optimizer import Adafactor, AdamW, LearningRateSchedule
 
 SEED = 11
 CONFIG = step.StepConfig(
@@ -195,3 +196,97 @@ def test_engine_step_microbatches_must_be_positive():
     """num_microbatches=0 is refused by name. Oracle: DESIGN, habit 3."""
     with pytest.raises(UserError, match="num_microbatches=0"):
         step.StepConfig(num_microbatches=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartlyFrozen(t5.T5Config):
+    """A T5 whose token embedding and whose encoder's norms in the layers are not trained."""
+
+    def build(self, rngs):
+        network = super().build(rngs)
+        network.token_embedder.set_metadata(trained=False)
+        network.encoder.layers.pre_mlp_layer_norm.scale.set_metadata(trained=False)
+        return network
+
+
+def is_frozen(path):
+    return path[-1].key == "token_embedder" or [key.key for key in path] == [
+        *("encoder", "layers", "pre_mlp_layer_norm", "scale")
+    ]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_engine_step_blenderbots_positions_are_frozen(trained):
+    """Both position tables are, unless the config trains them. Oracle: ParlAI, by hand."""
+    sizes = dict(vocab_size=40, emb_dim=16, num_heads=2, num_decoder_layers=2, mlp_dim=24)
+    model = models.EncoderDecoderModel(BlenderbotConfig(**sizes, train_positions=trained))
+    still = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, frozen in jax.tree_util.tree_leaves_with_path(models.frozen(model))
+        if frozen
+    }
+    tables = {"encoder/position_embeddings", "decoder/position_embeddings"}
+    assert still == (set() if trained else tables)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_engine_step_leaves_frozen_parameters(
+    averaged, unpacked, loss_and_grads, jitted, params, amsgrad, jit
+):
+    """Frozen parameters stay to the bit, decayed or not; all others move as if nothing were frozen.
+
+    The gradient's norm is that of the others. Oracle: the step of the network that trains all.
+    """
+    network = PartlyFrozen(**dataclasses.asdict(averaged.network))
+    model = dataclasses.replace(averaged, network=network)
+    found = jax.tree_util.tree_leaves_with_path(models.frozen(model))
+    assert all(still is is_frozen(path) for path, still in found) and len(found) > 2
+    assert not any(jax.tree.leaves(models.frozen(averaged)))
+
+    config = step.StepConfig(
+        optimizer=AdamW(weight_decay=0.1, amsgrad=amsgrad),
+        learning_rate=LearningRateSchedule(base_learning_rate=0.1),
+        num_microbatches=2,
+    )
+    fresh = step.TrainState(jnp.int32(0), params, config.transformation().init(params))
+
+    def run(model):
+        return jitted(model, config)(jax.tree.map(lambda a: jnp.array(a), fresh), unpacked)
+
+    (after, sums), (expected, _) = run(model), run(averaged)
+    _, grads = loss_and_grads(averaged, params, unpacked)
+    squares = 0.0
+    for (path, new), old, all_trained, grad in zip(
+        jax.tree_util.tree_leaves_with_path(after.params),
+        *map(jax.tree.leaves, (params, expected.params, grads)),
+        strict=True,
+    ):
+        if is_frozen(path):
+            np.testing.assert_array_equal(new, old)
+            assert np.max(np.abs(all_trained - old)) > 0.01
+        else:
+            np.testing.assert_allclose(new, all_trained, rtol=1e-4, atol=1e-4)
+            squares += float(np.sum(np.square(np.asarray(grad / sums["loss_weight"]))))
+    assert float(sums["grad_norm"]) == pytest.approx(squares**0.5, rel=1e-4)
+
+
+def test_engine_step_scales_its_rate(averaged, unpacked, jitted, state):
+    """A scale of the rate scales the update and the reported rate. Oracle: the step without one.
+
+    It is an argument: another value compiles nothing.
+    """
+    before = state()
+    whole, sums = jitted(averaged)(state(), unpacked)
+    step_fn = jitted(averaged)
+    step_fn(state(), unpacked, None, np.float32(1.0))
+    compiled = step_fn._cache_size()
+    for scale in (0.5, 0.25, 1.0):
+        after, scaled = step_fn(state(), unpacked, None, np.float32(scale))
+        moved = jax.tree.map(lambda a, b: a - b, after.params, before.params)
+        expected = jax.tree.map(lambda a, b, s=scale: s * (a - b), whole.params, before.params)
+        for a, b in zip(*map(jax.tree.leaves, (moved, expected)), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+        assert float(scaled["learning_rate"]) == pytest.approx(
+            scale * float(sums["learning_rate"]), rel=1e-6
+        )
+    assert step_fn._cache_size() == compiled

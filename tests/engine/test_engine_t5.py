@@ -12,7 +12,7 @@ from jax.ad_checkpoint import print_saved_residuals
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import models, step, t5
 from cosmo.engine.model.layers import MLP, RMSNorm, dropout, relative_position_bucket
-from cosmo.engine.model.t5 import scan_stack
+from cosmo.engine.model.transformer import scan_stack
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ class Decoded(NamedTuple):
 
 
 class Cache(Protocol):
-    """The interface of a cache of [R] rows; `t5.DecoderCache` is one."""
+    """The interface of a cache of [R] rows; `transformer.DecoderCache` is one."""
 
     def repeat(self, count: int) -> "Cache":
         """Return the cache with every row `count` times, as neighbours."""

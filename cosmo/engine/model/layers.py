@@ -1,4 +1,4 @@
-"""Compute the building blocks of a T5: norm, attention, feed-forward, relative bias, dropout.
+"""Compute the parts of a transformer: norm, attention, feed-forward, relative bias, dropout.
 
 Every kernel is stored as a matrix, heads joined: `[M, H*K]`, as in T5X's minimal T5.
 
@@ -8,6 +8,7 @@ F feed-forward, J = H*K joined heads.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from cosmo.engine.model import partitioning
 
 # Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
 NORM_EPSILON = 1e-6  # T5's
+LAYER_NORM_EPSILON = 1e-5  # torch's, and so BlenderBot's
 MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
 
 # T5X's initializer of kernels, so that a run from scratch starts alike.
@@ -27,6 +29,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),  # BlenderBot's
     "linear": lambda x: x,
 }
 
@@ -51,12 +54,14 @@ def product(
     )
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return `x` [..., T, M] under inverted dropout; without a key or a rate, `x` itself."""
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, shared: bool = True) -> jax.Array:
+    """Return `x` [..., T, M] under inverted dropout; without a key or a rate, `x` itself.
+
+    If `shared`, all positions have one mask, as in T5X.
+    """
     if key is None or rate == 0.0:
         return x
-    # As in T5X, one mask for all positions: a position has no randomness of its own.
-    shape = (*x.shape[:-2], 1, x.shape[-1])
+    shape = (*x.shape[:-2], 1, x.shape[-1]) if shared else x.shape
     keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
@@ -66,15 +71,61 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
+class Norm(NamedTuple):
+    """The arrays of a norm. With a bias it is the usual layer norm, without T5's."""
+
+    scale_M: jax.Array
+    bias_M: jax.Array | None = None
+
+
 class RMSNorm(nnx.Module):
     """T5's layer norm, by the root mean square: [..., M] to [..., M]."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
 
+    def arrays(self) -> Norm:
+        """Return the norm's arrays, for `normalize`."""
+        return Norm(self.scale[...])
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return `x` divided by its root mean square, times the scale."""
         return rms_norm(x, self.scale[...])
+
+
+class LayerNorm(nnx.Module):
+    """The usual layer norm, by mean and variance, with a bias: [..., M] to [..., M]."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",))
+        self.bias = param(rngs, nnx.initializers.zeros, (dim,), ("norm",))
+
+    def arrays(self) -> Norm:
+        """Return the norm's arrays, for `normalize`."""
+        return Norm(self.scale[...], self.bias[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `x` with mean 0 and variance 1, times the scale, plus the bias."""
+        return normalize(x, self.arrays())
+
+
+def new_norm(dim: int, use_bias: bool, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
+    """Return a norm over `dim` numbers: the usual one, or T5's without a bias."""
+    return LayerNorm(dim, rngs=rngs) if use_bias else RMSNorm(dim, rngs=rngs)
+
+
+def normalize(x: jax.Array, norm: Norm, axis: int = -1) -> jax.Array:
+    """Return x normalised along `axis` (0 or the last), by the arrays of `norm`.
+
+    It is computed in float32 and returned in x's type.
+    """
+    if norm.bias_M is None:
+        return rms_norm(x, norm.scale_M, axis)
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, axis=axis, keepdims=True)
+    variance = jnp.mean(jnp.square(x32), axis=axis, keepdims=True)
+    scale, bias = (a.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else a for a in norm)
+    return (x32 * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, scale_M: jax.Array, axis: int = -1) -> jax.Array:
@@ -148,8 +199,26 @@ class RelativePositionBias(nnx.Module):
         return table_HN[:, buckets_TT][None].astype(jnp.float32)
 
 
+def add_bias_param(module: nnx.Module, rngs: nnx.Rngs, name: str, size: int, axis: str) -> None:
+    """Give the module a bias for its kernel `name`, of zeros."""
+    setattr(module, f"{name}_bias", param(rngs, nnx.initializers.zeros, (size,), (axis,)))
+
+
+def add_bias(x: jax.Array, module: nnx.Module, name: str) -> jax.Array:
+    """Return x [..., N] plus the bias of the module's kernel `name`, if it has biases."""
+    if not module.use_bias:
+        return x
+    return x + getattr(module, f"{name}_bias")[...].astype(x.dtype)
+
+
+def scale_query(query: jax.Array, use_bias: bool) -> jax.Array:
+    """Return queries [..., K] over sqrt(K); T5's, which have no bias, as they are."""
+    # T5 folds the scale into the query's initial weights.
+    return query / math.sqrt(query.shape[-1]) if use_bias else query
+
+
 class Attention(nnx.Module):
-    """Multi-head attention without biases, and without a scale of the logits."""
+    """Multi-head attention: T5's without biases and scale, or the usual one with both."""
 
     def __init__(
         self,
@@ -159,31 +228,39 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs,
         product_dtype: str | None = None,
+        use_bias: bool = False,
     ):
         joined = num_heads * head_dim
 
-        # T5 folds the usual 1/sqrt(head_dim) of the logits into the query's initial scale.
+        init = nnx.initializers.xavier_normal() if use_bias else fan_in  # ParlAI's, T5X's
+
         def query_init(key, shape, dtype):
-            return fan_in(key, shape, dtype) / math.sqrt(head_dim)
+            return init(key, shape, dtype) / (1.0 if use_bias else math.sqrt(head_dim))
 
         self.num_heads, self.head_dim = num_heads, head_dim
-        self.product_dtype = product_dtype
+        self.product_dtype, self.use_bias = product_dtype, use_bias
         self.query = param(rngs, query_init, (emb_dim, joined), ("embed", "joined_kv"))
-        self.key = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
-        self.value = param(rngs, fan_in, (emb_dim, joined), ("embed", "joined_kv"))
-        self.out = param(rngs, fan_in, (joined, emb_dim), ("joined_kv", "embed"))
+        self.key = param(rngs, init, (emb_dim, joined), ("embed", "joined_kv"))
+        self.value = param(rngs, init, (emb_dim, joined), ("embed", "joined_kv"))
+        self.out = param(rngs, init, (joined, emb_dim), ("joined_kv", "embed"))
+        if use_bias:
+            for name in ("query", "key", "value"):
+                add_bias_param(self, rngs, name, joined, "joined_kv")
+            add_bias_param(self, rngs, "out", emb_dim, "norm")
 
-    def heads(self, x_BTM: jax.Array, kernel: nnx.Param) -> jax.Array:
-        """Return x [B, T, M] projected by `kernel` and split into heads: [B, H, T, K]."""
+    def heads(self, x_BTM: jax.Array, name: str) -> jax.Array:
+        """Return x [B, T, M] projected by the kernel `name`, split into heads: [B, H, T, K]."""
         # Heads come before positions, so that every later product is over adjacent matrices: XLA's
         # CPU backend runs them up to five times as fast. A TPU's compiler chooses layouts itself.
+        kernel = getattr(self, name)
         x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
+        x_BTJ = add_bias(x_BTJ, self, name)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
     def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return keys and values of x, each [B, H, S, K]."""
-        return self.heads(x_BSM, self.key), self.heads(x_BSM, self.value)
+        return self.heads(x_BSM, "key"), self.heads(x_BSM, "value")
 
     def __call__(
         self,
@@ -201,8 +278,7 @@ class Attention(nnx.Module):
         `relative_bias` [1, H, T, S] is learned; `mask_bias` broadcasts to [B, H, T, S] and is not.
         Both are float32, as is the softmax. `rate` is dropout's, on the attention's weights.
         """
-        # No scale of the logits: T5 has it in the query's initial weights.
-        q_BHTK = self.heads(q_BTM, self.query)
+        q_BHTK = scale_query(self.heads(q_BTM, "query"), self.use_bias)
         logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
         if relative_bias is not None:
             logits_BHTS = add_over_batch(logits_BHTS, relative_bias)
@@ -210,7 +286,8 @@ class Attention(nnx.Module):
         weights_BHTS = dropout(weights_BHTS, rate, key)
         mixed_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
         mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
-        return product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
+        out_BTM = product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
+        return add_bias(out_BTM, self, "out")
 
 
 @jax.custom_vjp
@@ -247,24 +324,29 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
         product_dtype: str | None = None,
+        use_bias: bool = False,
     ):
         self.activations, self.product_dtype = activations, product_dtype
+        self.use_bias = use_bias
+        init = nnx.initializers.xavier_uniform() if use_bias else fan_in  # ParlAI's, T5X's
         # T5X's names, so that its checkpoints map one to one.
-        gated = len(activations) > 1
-        for i in range(len(activations)):
-            name = f"wi_{i}" if gated else "wi"
-            setattr(self, name, param(rngs, fan_in, (emb_dim, mlp_dim), ("embed", "mlp")))
-        self.wo = param(rngs, fan_in, (mlp_dim, emb_dim), ("mlp", "embed"))
-
-    def kernels(self) -> list[nnx.Param]:
-        """Return the kernel of each activation's branch."""
-        return [self.wi_0, self.wi_1] if len(self.activations) > 1 else [self.wi]
+        self.branches = ("wi_0", "wi_1") if len(activations) > 1 else ("wi",)
+        for name in self.branches:
+            setattr(self, name, param(rngs, init, (emb_dim, mlp_dim), ("embed", "mlp")))
+            if use_bias:
+                add_bias_param(self, rngs, name, mlp_dim, "mlp")
+        self.wo = param(rngs, init, (mlp_dim, emb_dim), ("mlp", "embed"))
+        if use_bias:
+            add_bias_param(self, rngs, "wo", emb_dim, "norm")
 
     def __call__(self, x_BTM: jax.Array, *, rate: float = 0.0, key=None) -> jax.Array:
         """Return the feed-forward output [B, T, M]; dropout of `rate` where a key is given."""
-        branches = [product(x_BTM, kernel, self.product_dtype) for kernel in self.kernels()]
+        branches = [
+            add_bias(product(x_BTM, getattr(self, name), self.product_dtype), self, name)
+            for name in self.branches
+        ]
         hidden_BTF = dropout(activate(self.activations, branches), rate, key)
-        return product(hidden_BTF, self.wo, self.product_dtype)
+        return add_bias(product(hidden_BTF, self.wo, self.product_dtype), self, "wo")
 
 
 def activate(activations: tuple[str, ...], branches: list[jax.Array]) -> jax.Array:

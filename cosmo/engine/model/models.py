@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cosmo.engine.base.vocabulary import SpecialIds
 from cosmo.engine.model import losses
 
 Params = dict[str, Any]
@@ -20,11 +21,36 @@ Batch = dict[str, jax.Array]
 
 
 class NetworkConfig(Protocol):
-    """Settings that build a network; `t5.T5Config` is one."""
+    """The settings of a network. `t5.T5Config` explains those that both of ours have."""
 
     vocab_size: int
+    emb_dim: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    head_dim: int
+    mlp_dim: int
+    mlp_activations: tuple[str, ...]
+    logits_via_embedding: bool
+    logits_scale: float
+    logits_bias: bool
+    dropout_rate: float  # of embeddings and of what layers add
+    inner_dropout_rate: float  # in attention, feed-forward layers and after a stack
+    dropout_shared: bool  # whether all positions share one mask
     dtype: str
-    dropout_rate: float
+    product_dtype: str | None
+    remat_policy: str
+    scan_layers: bool
+    # Positions: relative biases, or a table of so many rows that is added to embeddings.
+    max_positions: int | None
+    train_positions: bool
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+    relative_attention_per_layer: bool
+    # BlenderBot's norm subtracts the mean and, as its products, adds a bias; T5's do not.
+    use_bias: bool
+    special_ids: SpecialIds
+    forbidden_ids: tuple[int, ...]  # tokens of probability 0, in training and generation
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return the network with fresh parameters."""
@@ -70,11 +96,21 @@ def logical_axes(model: EncoderDecoderModel) -> Params:
 
     def names(path, variable):
         axes = variable.get_metadata("axes")
-        # `t5.stack` maps over layers after `layers.param` has named the other axes.
+        # `transformer.stack` maps over layers after `layers.param` has named the other axes.
         stacked = len(variable.get_value().shape) == len(axes) + 1
         return ("layers", *axes) if stacked else axes
 
     return nnx.to_pure_dict(nnx.map_state(names, state))
+
+
+def frozen(model: EncoderDecoderModel) -> Params:
+    """Return bools: which parameters are not trained (their metadata has `trained=False`)."""
+    _, state = _abstract(model.network)
+
+    def is_frozen(path, variable):
+        return not variable.get_metadata("trained", True)
+
+    return nnx.to_pure_dict(nnx.map_state(is_frozen, state))
 
 
 def bind(model: EncoderDecoderModel, params: Params) -> nnx.Module:

@@ -30,6 +30,7 @@ AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("joined_kv", "model"),
     ("heads", "model"),
     ("buckets", None),
+    ("positions", None),
     ("layers", None),
 )
 

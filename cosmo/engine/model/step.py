@@ -108,17 +108,25 @@ def make_train_step(
     Sums are those of `models.loss`, with `loss` (to be divided by `loss_weight`), `grad_norm` and
     `learning_rate`. The gradients of microbatches add up before one update, so the result is that
     of the whole batch. On several devices `layout` lays out activations; parameters are gathered
-    layer by layer, gradients scattered.
+    layer by layer, gradients scattered. Parameters that are not trained (`models.frozen`) stay as
+    they are, and have no part in the gradient's norm.
 
     `step(state, batch, limit)` may be skipped. If the loss or the gradient's norm is not finite, or
-    the norm is above `limit`, only the step counter advances.
+    the norm is above `limit`, only the step counter advances. `step(state, batch, limit,
+    rate_scale)` multiplies the schedule's rate by `rate_scale`; either of the two may be None.
     """
     num_microbatches = config.num_microbatches or 1
     transformation = config.transformation()
+    frozen = models.frozen(model)
+    has_frozen = any(jax.tree.leaves(frozen))
 
     # The loss here is a sum, not a mean: gradients of microbatches add up before one division.
     def gradients(params, batch, key):
         def loss(params):
+            # Their gradients are zeros then, which cost nothing: XLA drops the computation.
+            if has_frozen:
+                stop = jax.lax.stop_gradient
+                params = jax.tree.map(lambda p, still: stop(p) if still else p, params, frozen)
             return models.loss(model, params, batch, key)
 
         (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -153,12 +161,15 @@ def make_train_step(
         return grads, sums
 
     def step(
-        state: TrainState, batch: models.Batch, limit: jax.Array | None = None
+        state: TrainState,
+        batch: models.Batch,
+        limit: jax.Array | None = None,
+        rate_scale: jax.Array | None = None,
     ) -> tuple[TrainState, Sums]:
         with layout.active() if layout is not None else contextlib.nullcontext():
-            return laid_out_step(state, batch, limit)
+            return laid_out_step(state, batch, limit, rate_scale)
 
-    def laid_out_step(state, batch, limit) -> tuple[TrainState, Sums]:
+    def laid_out_step(state, batch, limit, rate_scale) -> tuple[TrainState, Sums]:
         # Without dropout no key: then the compiled step has no random numbers at all.
         key = None
         if model.network.dropout_rate > 0.0:
@@ -169,12 +180,19 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         # The schedule reads the state's step: the optimizer itself has learning rate 1.
         rate = config.learning_rate(state.step)
+        if rate_scale is not None:
+            rate = rate * rate_scale
         norm = optax.global_norm(grads)
         sums = {**sums, "grad_norm": norm, "learning_rate": rate}
 
         def update(params, opt_state):
             updates, opt_state = transformation.update(grads, opt_state, params)
-            return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
+
+            # Zero gradients are not enough to leave a parameter as it is: weights decay.
+            def moved(parameter, update, still):
+                return parameter if still else parameter + rate * update
+
+            return jax.tree.map(moved, params, updates, frozen), opt_state
 
         if limit is None:
             params, opt_state = update(state.params, state.opt_state)
@@ -200,19 +218,22 @@ def compile_step(
     shardings: TrainState,
     seed: int,
     skips: bool = False,
+    scales: bool = False,
 ) -> jax.stages.Compiled:
     """Return the compiled train step, which donates the old state.
 
-    `batch` and `abstract` are shapes: no state or batch need exist. If `skips`, the step takes a
-    third argument, the limit of the gradient's norm (float32 scalar).
+    `batch` and `abstract` are shapes: no state or batch need exist. It is called with (state,
+    batch, limit, rate_scale), as `make_train_step` describes. The limit is a float32 scalar if
+    `skips`, else None; so is the scale of the rate if `scales`.
     """
     mesh = layout.mesh
     leaves, tree = jax.tree.flatten(shardings)
-    limit = (jax.ShapeDtypeStruct((), np.float32),) if skips else ()
+    scalar = jax.ShapeDtypeStruct((), np.float32)
     # Ahead of time: `train` reads data meanwhile, and `plan` counts the compiled text.
     began = time.monotonic()
-    jitted = _jitted_step(model, config, seed, layout, skips, tuple(leaves), tree)
-    compiled = jitted.lower(abstract, batch, *limit).compile()
+    jitted = _jitted_step(model, config, seed, layout, tuple(leaves), tree)
+    lowered = jitted.lower(abstract, batch, scalar if skips else None, scalar if scales else None)
+    compiled = lowered.compile()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info(
         "%s parameters on %d %s device(s); train step compiled in %.1f s",
@@ -225,12 +246,12 @@ def compile_step(
 
 
 @functools.lru_cache(maxsize=8)
-def _jitted_step(model, config, seed, layout, skips, leaves, tree):
+def _jitted_step(model, config, seed, layout, leaves, tree):
     shardings, everywhere = jax.tree.unflatten(tree, leaves), partitioning.replicated(layout.mesh)
-    limit = (everywhere,) if skips else ()
+    batch = partitioning.batch_sharding(layout.mesh)
     return jax.jit(
         make_train_step(model, config, seed, layout),
-        in_shardings=(shardings, partitioning.batch_sharding(layout.mesh), *limit),
+        in_shardings=(shardings, batch, everywhere, everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )

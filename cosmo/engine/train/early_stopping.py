@@ -25,6 +25,37 @@ SMALLER_IS_BETTER = r"(loss|perplexity|entropy)$"
 LARGER_IS_BETTER = r"(accuracy|f1|bleu\W?4?)$"
 
 
+def check_mode(macros: str, metric: str, mode: str | None, *, used: bool) -> None:
+    """Raise UserError unless `mode`, or the metric's name, shows what is better.
+
+    `macros` begins the names of the settings, such as "EARLY_STOPPING". The name of a metric that
+    is not `used` may show nothing.
+    """
+    if mode not in ("min", "max", None):
+        raise UserError(f"{macros}_MODE={mode!r}; it is 'min', 'max' or None")
+    known = mode or re.search(f"{SMALLER_IS_BETTER}|{LARGER_IS_BETTER}", metric)
+    if used and not known:
+        raise UserError(
+            f"{macros}_METRIC={metric!r}: its name does not show whether smaller is better; give "
+            f"{macros}_MODE, 'min' or 'max'"
+        )
+
+
+def smaller_is_better(metric: str, mode: str | None) -> bool:
+    """Return whether smaller values of a metric are better: by `mode`, else by its name."""
+    return mode == "min" or (mode is None and bool(re.search(SMALLER_IS_BETTER, metric)))
+
+
+def check_measured(macros: str, metric: str, step: int, results: dict[str, float]) -> None:
+    """Raise UserError unless the evaluation at `step` has the metric; `macros` as `check_mode`."""
+    # At the first evaluation already, not after a patience of them.
+    if metric not in results:
+        raise UserError(
+            f"{macros}_METRIC={metric!r} is not measured; the evaluation at step {step} has "
+            f"{', '.join(sorted(results)) or 'no metrics'}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class StoppingConfig:
     """Stop after `patience` evaluations without improvement (None: never stop early).
@@ -47,19 +78,12 @@ class StoppingConfig:
             )
         if not self.min_delta >= 0:  # this way around NaN is refused too
             raise UserError(f"EARLY_STOPPING_MIN_DELTA={self.min_delta!r}; give 0 or more")
-        if self.mode not in ("min", "max", None):
-            raise UserError(f"EARLY_STOPPING_MODE={self.mode!r}; it is 'min', 'max' or None")
-        known = self.mode or re.search(f"{SMALLER_IS_BETTER}|{LARGER_IS_BETTER}", self.metric)
-        if self.patience is not None and not known:
-            raise UserError(
-                f"EARLY_STOPPING_METRIC={self.metric!r}: its name does not show whether smaller is "
-                "better; give EARLY_STOPPING_MODE, 'min' or 'max'"
-            )
+        used = self.patience is not None
+        check_mode("EARLY_STOPPING", self.metric, self.mode, used=used)
 
     def gain(self, value: float, best: float) -> float:
         """Return by how much `value` is better than `best`; negative if it is worse."""
-        by_name = self.mode is None and re.search(SMALLER_IS_BETTER, self.metric)
-        return best - value if self.mode == "min" or by_name else value - best
+        return best - value if smaller_is_better(self.metric, self.mode) else value - best
 
     def check(self, eval_period: int | None, save_period: int) -> None:
         """Raise UserError if a run cannot be stopped early with these periods, in steps."""
@@ -156,12 +180,7 @@ class Stopping:
         """
         if self.config.patience is None:
             return results
-        # At the first evaluation already, not after `patience` of them.
-        if self.config.metric not in results:
-            raise UserError(
-                f"EARLY_STOPPING_METRIC={self.config.metric!r} is not measured; the evaluation at "
-                f"step {step} has {', '.join(sorted(results)) or 'no metrics'}"
-            )
+        check_measured("EARLY_STOPPING", self.config.metric, step, results)
         value = results[self.config.metric]
         self.history = after_evaluation(self.config, self.history, step, value)
         if self.history.best_step == step:

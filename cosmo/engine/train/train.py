@@ -23,6 +23,7 @@ from cosmo.engine.checkpoints.checkpoint_writer import CheckpointWriter, any_pro
 from cosmo.engine.checkpoints.description import check_vocabulary, describe
 from cosmo.engine.data import cache_reading, datasets, reader
 from cosmo.engine.model import models, partitioning
+from cosmo.engine.model.optimizer import LearningRateSchedule
 from cosmo.engine.model.step import (
     StepConfig,
     TrainState,
@@ -69,6 +70,36 @@ class Evaluation(Protocol):
         """Return the evaluator of a run."""
 
 
+class RateScale(Protocol):
+    """A factor of the learning rate that evaluations change; `reduce_on_plateau.Plateau` is one."""
+
+    value: np.float32  # an argument of the step
+
+    def add(self, step: int, results: dict[str, float]) -> dict[str, float]:
+        """Count an evaluation, and return the metrics to write."""
+
+    def progress(self) -> dict[str, Any]:
+        """Return the state as JSON, for a checkpoint."""
+
+
+class RateReduction(Protocol):
+    """When to reduce the learning rate; `reduce_on_plateau.PlateauConfig` is one."""
+
+    factor: float | None  # None: never
+
+    def check(self, eval_period: int | None) -> None:
+        """Raise UserError if a run with this period of evaluations cannot reduce its rate."""
+
+    def open(
+        self,
+        schedule: LearningRateSchedule,
+        model_dir: str,
+        start_step: int,
+        saved: dict[str, Any] | None,
+    ) -> RateScale:
+        """Return the factor of a run that resumes at `start_step`; `saved` is from `progress`."""
+
+
 def train(
     *,
     model: models.EncoderDecoderModel,
@@ -82,6 +113,7 @@ def train(
     partitioner: partitioning.Partitioner = partitioning.Partitioner(),
     bad_steps: BadStepConfig = BadStepConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
+    plateau: RateReduction | None = None,
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], dict[str, str]] | None = None,
@@ -122,6 +154,10 @@ def train(
         reader.start()  # its imports take seconds: they overlap with all that follows
     save_period = checkpoint.save_period or (evaluation.period if evaluation else total_steps)
     early_stop.check(evaluation.period if evaluation else None, save_period)
+    if plateau is not None and plateau.factor is None:
+        plateau = None
+    if plateau is not None:
+        plateau.check(evaluation.period if evaluation else None)
     evaluator = evaluation.open(model, vocabulary, layout, random_seed) if evaluation else None
     first_process = jax.process_index() == 0
 
@@ -172,7 +208,9 @@ def train(
         abstract, shardings = state_shardings(model, step, partitioner, mesh)
         with heartbeat("compiling the train step"):
             run_step = compile_step(
-                model, step, batch_shapes, layout, abstract, shardings, random_seed, bad_steps.skips
+                *(model, step, batch_shapes, layout, abstract, shardings, random_seed),
+                skips=bad_steps.skips,
+                scales=plateau is not None,
             )
         state = _start_state(
             saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
@@ -193,13 +231,23 @@ def train(
             kept=functools.partial(saver.kept, wait=True),
             enabled=first_process,
         )
+        rate_scale: RateScale | None = None
+        if plateau is not None:
+            rate_scale = plateau.open(
+                step.learning_rate, model_dir, resumed_step, saved.get("plateau")
+            )
+
+        def count_evaluation(results: dict[str, float]) -> dict[str, float]:
+            results = stopping.add(done, results)
+            return results if rate_scale is None else rate_scale.add(done, results)
+
         progress = Progress(total_steps, done)
         closing.callback(progress.finish)
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
                 results = evaluator.run(state.params, done)
-                board.write(done, stopping.add(done, results) if evaluate_first else results)
+                board.write(done, count_evaluation(results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
 
         def save() -> None:
@@ -208,6 +256,8 @@ def train(
             # A checkpoint written on SIGTERM also stores the metric sums since the last report, so
             # the next report equals an uninterrupted run's.
             remember = {"data": batch.host.position, "guard": monitor.progress()}
+            if rate_scale is not None:
+                remember["plateau"] = rate_scale.progress()
             saver.save(done, state, description, remember)
 
         # 4. The loop.
@@ -216,7 +266,9 @@ def train(
             rates.tokens += batch.tokens
             rates.steps += 1
             limit = monitor.limit(done + 1)
-            state, sums = run_step(state, batch.arrays, *((limit,) if bad_steps.skips else ()))
+            bound = limit if bad_steps.skips else None
+            scale = None if rate_scale is None else rate_scale.value
+            state, sums = run_step(state, batch.arrays, bound, scale)
             done += 1
             # The sums are on the device still, so that steps queue up.
             monitor.add(done, sums, batch.host, limit)
@@ -236,7 +288,7 @@ def train(
                 try:
                     with notice.interrupting(), heartbeat("evaluating"):
                         results = evaluator.run(state.params, done)
-                    board.write(done, stopping.add(done, results))
+                    board.write(done, count_evaluation(results))
                 except preemption.Stopped:
                     stop = True  # the next start evaluates
             if stop and not save_now:
