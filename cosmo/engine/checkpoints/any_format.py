@@ -191,6 +191,7 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     elif found == "huggingface":
         config, tensors = huggingface.open_checkpoint(folder)
         network = huggingface.network(folder, config, tensors)
+        description = huggingface.describe(folder, config)
         params = huggingface.read_params(folder, tensors, network, allow_nonfinite=allow_nonfinite)
     else:
         arrays, description = streaming.read_checkpoint(folder, step)
@@ -289,6 +290,12 @@ def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
     """
     # A T5X checkpoint does not record its vocabulary.
     own = source.vocabulary_path
+    name = source.description.get("byte_tokenizer")
+    if name and wanted:
+        raise UserError(
+            f"{source}: {huggingface.BYTES.format(tokenizer=name)}, and {wanted['path']} is of "
+            "another model"
+        )
     if source.format == "huggingface" and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
         check_same_vocabulary(str(source), saved, wanted)
