@@ -77,16 +77,16 @@ class Canary:
         Args:
             path: the checkpoint: ours, a HuggingFace folder, T5X's, or the published Canary, which
                 is a ParlAI model. Its format is found out.
-            vocabulary: a SentencePiece model, if none is kept with the checkpoint. Of the published
-                Canary: that of any T5 (`spiece.model`).
+            vocabulary: a SentencePiece model, if none is kept with the checkpoint. The published
+                Canary needs that of any T5 (`spiece.model`).
             batch_size: dialogues at a time; rounded up to the number of devices.
             dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
                 bfloat16 is for products with weights alone: with AMX more than twice as fast.
             label_style: "text" or "sentinel"; by default the run's own, or "text".
-            turn_separator: by default the run's own, or " // ". Of a ParlAI model, its own: a
-                space for the published Canary, since T5 reads newlines as spaces.
+            turn_separator: by default the run's or the ParlAI model's own, or " // ". The published
+                Canary has a space, since T5 reads its newlines as spaces.
             lengths: the most tokens of "inputs" (oldest turns are left out) and "targets" (what is
-                written); by default the run's or the ParlAI model's own, or 512 and 128.
+                written); by default the model's own, or 512 and 128.
             num_partitions: devices that one copy of the model is split over.
 
         Raises UserError if there is no checkpoint, or if its vocabulary is unknown.

@@ -78,6 +78,12 @@ def plain(value):
     return value
 
 
+def queried(name):
+    """The value that gin has for a parameter, as T5X's script asks for it: an error if unbound."""
+    value = gin.query_parameter(name)
+    return value.scoped_configurable_fn() if hasattr(value, "scoped_configurable_fn") else value
+
+
 def main():
     """What t5x.train, t5x.eval and t5x.infer do with their flags (t5x/gin_utils.py)."""
     script, *rest = sys.argv[1:]
@@ -89,6 +95,8 @@ def main():
     gin.parse_config_files_and_bindings(
         rest[:split], rest[split + 1 :], skip_unknown=False, finalize_config=True
     )
+    for name in SIGNATURES[f"__main__.{script}"].get("queried", ()):
+        queried(name)
     json.dump(plain(call()), sys.stdout)
 
 

@@ -271,6 +271,18 @@ def test_a_required_parameter_left_out_is_an_error(tmp_path):
     assert "model_dir" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["shard_id", "output_dir"])
+def test_infer_binds_what_its_script_asks_gin_for(tmp_path, name):
+    """Oracle: t5x/infer.py queries these by name; a default in its signature is no value."""
+    text = (ROOT / "gin/t5x/runs/infer.gin").read_text()
+    (tmp_path / "infer.gin").write_text(re.sub(rf"^  {name} = .*\n", "", text, flags=re.M))
+    done = read("infer", str(tmp_path / "infer.gin"), "gin/cosmo/tiny.gin", bindings=INFER)
+    assert done.returncode != 0
+    assert f"Configurable 'infer' has no value bound for parameter '{name}'" in done.stderr
+    whole = read("infer", "gin/t5x/runs/infer.gin", "gin/cosmo/tiny.gin", bindings=INFER)
+    assert whole.returncode == 0, whole.stderr
+
+
 def references(paths) -> set[str]:
     text = "".join(re.sub(r"#.*", "", path.read_text()) for path in paths)
     return set(re.findall(r"%([A-Z_]+)", text))
@@ -306,6 +318,8 @@ def test_no_number_stands_in_t5x_files():
                     numbers.add((name, literal))
     assert numbers == {
         ("seed", 0),
+        ("shard_id", 0),
+        ("num_shards", 1),
         ("INFER_FLUSH_PERIOD", 100),
         ("NUM_PARTITIONS", 1),
         ("assignment_map", (("state/param_states/.*", None),)),

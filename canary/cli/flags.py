@@ -11,12 +11,11 @@ if TYPE_CHECKING:
 MODEL = """
 the model:
 --checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
-                    MODEL_DIR/best (of a run with early stopping), or a HuggingFace or T5X
-                    folder
+                    MODEL_DIR/best (of a run with early stopping), a HuggingFace or T5X
+                    folder, or a ParlAI model's file (the published Canary)
 --vocabulary FILE   if none is kept with the checkpoint
 --label_style text|sentinel  how the model writes labels (default: the run's own, or text)
---turn_separator TEXT  what the model reads between turns (default: the run's own, or
-                    " // ")
+--turn_separator TEXT  what the model reads between turns (default: its own, or " // ")
 --dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16); on a CPU with AMX
                     bfloat16 is more than twice as fast
 --num_partitions N=1  devices a model copy

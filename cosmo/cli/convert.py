@@ -11,6 +11,7 @@ FORMATS = {"t5x": "t5x", "hf": "huggingface", "parlai": "parlai"}
 def run_import(args: argparse.Namespace) -> None:
     """Write another system's checkpoint as one of ours, and print where it is."""
     from cosmo.engine.checkpoints import any_format, convert
+    from cosmo.engine.checkpoints.interop import huggingface
     from cosmo.tasks import vocabularies
 
     # Found and read before the weights: a wrong file costs no conversion.
@@ -29,7 +30,10 @@ def run_import(args: argparse.Namespace) -> None:
     output = args.output.rstrip("/")
     print(f"{source}: {source.parameter_count:,} parameters, now {output}/checkpoints/{step}")
     # Token ids without their vocabulary mean nothing, so the user should keep one.
-    if path is None:
+    byte_tokenizer = source.description.get("byte_tokenizer")
+    if byte_tokenizer:
+        print(huggingface.BYTES.format(tokenizer=byte_tokenizer))
+    elif path is None:
         print(
             "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
             "HuggingFace model, its spiece.model)"
@@ -50,6 +54,7 @@ def run_export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         max_shard_gb=args.max_shard_gb,
         vocabulary_path=path,
+        model_type=args.model_type,
     )
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
     print(f"{source}: {source.parameter_count:,} parameters, now {where}")
@@ -105,6 +110,7 @@ EXPORT = Verb(
 --output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
 --dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
                     reason
+--model_type t5|mt5|umt5  hf: the class, if not that of the folder it was imported from
 --max_shard_gb GB=5.0  hf: size of a weights file
 --vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
                     the checkpoint was trained with

@@ -1,6 +1,7 @@
 """The verbs `import` and `export`, and the other formats wherever a checkpoint is asked for."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -54,6 +55,17 @@ def test_import_of_what_was_exported(trained, exported, format, tmp_path, capsys
     ours, back = cosmo.load(str(trained)), cosmo.load(str(tmp_path / "back"))
     assert back.session.vocabulary.fingerprint == ours.session.vocabulary.fingerprint
     assert back.generate(DIALOGUES, max_new_tokens=8) == ours.generate(DIALOGUES, max_new_tokens=8)
+
+
+def test_import_of_bytes_and_export_as_mt5(tmp_path, capsys):
+    """ByT5's network in, mT5's class out. Oracle: the message, and config.json's `model_type`."""
+    folder = pathlib.Path(__file__).resolve().parents[1] / "golden/hf_classes/byt5"
+    ours, out = tmp_path / "ours", tmp_path / "hf"
+    assert main(["import", f"--source={folder}", f"--output={ours}", "--quiet"]) == 0
+    assert "its tokens are bytes (ByT5Tokenizer" in capsys.readouterr().out
+    args = [f"--checkpoint={ours}", f"--output={out}", "--format=hf", "--model_type=mt5"]
+    assert main(["export", *args, "--quiet"]) == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "mt5"
 
 
 def test_infer_reads_a_huggingface_folder(trained, exported, tmp_path):

@@ -272,7 +272,7 @@ def test_pickles_and_the_small_one_are_refused(folder):
 
 
 def test_the_vocabulary_goes_along(golden, tmp_path):
-    """ParlAI -> ours -> HF -> ours. Oracle: one fingerprint, and the files of BlenderBot's folders."""
+    """ParlAI -> ours -> HF -> ours. Oracle: one fingerprint, the files' names."""
     pytest.importorskip("tokenizers")
     from cosmo.tasks import vocabularies
 

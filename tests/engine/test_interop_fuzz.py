@@ -16,6 +16,8 @@ CASES = {
     "weights": "hf/t5_v1_1/model.safetensors",
     "index": "t5_1_1_tiny_t5x_ckpt/checkpoint_5/checkpoint",
     "array": "t5_1_1_tiny_t5x_ckpt/checkpoint_5/target.encoder.encoder_norm.scale/.zarray",
+    "list of arrays": "t5x_orbax/checkpoint_12/state/_METADATA",
+    "database": "t5x_orbax/checkpoint_12/state/manifest.ocdbt",
 }
 HEAD_BYTES = 6000  # of a file of weights: its header is damaged, not its numbers
 

@@ -425,8 +425,11 @@ def test_broken_files(folder):
         any_format.open_source(str(out))
 
 
-def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
-    """HuggingFace's layers share one relative bias. Oracle: a UserError that says so, no folder."""
+def test_a_bias_a_layer_is_umt5_s_alone(tmp_path, tiny_config, make_params):
+    """T5's and mT5's layers share one relative bias. Oracle: a UserError that says so, no folder.
+
+    As UMT5, which has one in every layer, the same parameters come back.
+    """
     config = tiny_config(relative_attention_per_layer=True)
     params = flat(make_params(models.EncoderDecoderModel(config)))
     arrays = {path: lazy.from_array(np.asarray(a)) for path, a in params.items()}
@@ -439,9 +442,17 @@ def test_a_bias_a_layer_has_no_place(tmp_path, tiny_config, make_params):
     streaming.write_checkpoint(
         str(tmp_path / "run"), 1, {"params": unflatten_dict(arrays)}, description
     )
-    with pytest.raises(UserError, match="relative bias"):
-        convert.export_checkpoint(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
+    run, out = str(tmp_path / "run"), str(tmp_path / "hf")
+    for kind in ("t5", "mt5"):
+        with pytest.raises(UserError, match="relative bias"):
+            convert.export_checkpoint(run, out, format="huggingface", model_type=kind)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    convert.export_checkpoint(run, out, format="huggingface")
+    back = any_format.open_source(out)
+    assert back.network.relative_attention_per_layer
+    assert back.params.keys() == params.keys()
+    for path, array in params.items():
+        np.testing.assert_array_equal(back.params[path].whole(), array)
 
 
 def test_a_vocabulary_of_another_type_has_no_tokenizer(tmp_path):

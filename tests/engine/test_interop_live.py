@@ -21,6 +21,7 @@ NETWORKS = {
     "t5_1_1": {},
     "t5_1_0": {"mlp_activations": ("relu",), "logits_via_embedding": True},
     "tied_unscaled": {"logits_via_embedding": True, "scale_decoder_outputs": False},
+    "bias_a_layer": {"relative_attention_per_layer": True, "logits_via_embedding": True},
     "deeper_encoder": {"num_encoder_layers": 3, "num_decoder_layers": 2},
 }
 

@@ -18,7 +18,7 @@ from flax import traverse_util
 from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
-from cosmo.engine.checkpoints import run_checkpoints, streaming
+from cosmo.engine.checkpoints import integrity, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import (
     Path,
     check_network,
@@ -71,8 +71,8 @@ def locate(path: str) -> Located:
     """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; or the file of a ParlAI model, or its
-    folder. Raises UserError if there is none, or if it is damaged.
+    folder over several (the latest); a HuggingFace folder; a ParlAI model's file or folder.
+    Raises UserError if there is none, or if it is damaged.
     """
     folder = epath.Path(path)
     if not folder.exists():
@@ -102,7 +102,7 @@ def locate(path: str) -> Located:
         return Located(model, 0, "parlai")
     raise UserError(
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
-        f"checkpoint_STEP/{t5x.INDEX} (T5X), {huggingface.CONFIG} (HuggingFace) and "
+        f"checkpoint_STEP/{t5x.INDEX} or {t5x.STATE} (T5X), {huggingface.CONFIG} (HuggingFace) and "
         f"{parlai.USUAL_NAME}{parlai.OPTIONS} (ParlAI); " + _where_else(folder),
         setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
     )
@@ -141,6 +141,8 @@ def _checkpoints_below(folder: epath.Path) -> list[epath.Path]:
 
 def _looks_like_checkpoint(folder: epath.Path) -> bool:
     """Return whether `locate` would look further into `folder`. Reads no file."""
+    if integrity.PARTIAL in folder.name:  # no remedy: it was never finished
+        return False
     try:
         return bool(
             run_checkpoints.completed_steps(folder)
@@ -210,8 +212,8 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     """Open the checkpoint at `path`.
 
     Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
-    are not exactly those of a T5 or a BlenderBot. Reading a foreign parameter with NaN or infinity
-    raises UserError too, unless `allow_nonfinite`.
+    are not those of a T5 or BlenderBot. Reading a foreign parameter with NaN or infinity raises
+    UserError too, unless `allow_nonfinite`.
     """
     folder, step, found = locate(path)
     if format is not None and format != found:
@@ -227,6 +229,7 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     elif found == "huggingface":
         config, tensors = huggingface.open_checkpoint(folder)
         network = huggingface.network(folder, config, tensors)
+        description = huggingface.describe(folder, config)
         params = huggingface.read_params(folder, tensors, network, allow_nonfinite=allow_nonfinite)
     elif found == "parlai":
         options, tensors = parlai.open_checkpoint(folder)
@@ -334,6 +337,12 @@ def check_own_vocabulary(source: Source, wanted: dict[str, Any] | None) -> None:
     """
     # A T5X checkpoint does not record its vocabulary.
     own = source.vocabulary_path
+    name = source.description.get("byte_tokenizer")
+    if name and wanted:
+        raise UserError(
+            f"{source}: {huggingface.BYTES.format(tokenizer=name)}, and {wanted['path']} is of "
+            "another model"
+        )
     if source.format in ("huggingface", "parlai") and own and wanted:
         saved = {"path": own, "fingerprint": tokenizer.fingerprint(own)}
         check_same_vocabulary(str(source), saved, wanted)

@@ -76,6 +76,7 @@ def import_checkpoint(
         "format": source.format,
         "path": source.path,
         "step": source.step,
+        **source.description,
     }
     if source.text_options:
         description["imported_from"]["text_options"] = source.text_options
@@ -104,6 +105,7 @@ def export_checkpoint(
     dtype: str = "float32",
     max_shard_gb: float = 5.0,
     vocabulary_path: str | None = None,
+    model_type: str | None = None,
 ) -> Source:
     """Write a checkpoint of any format as a HuggingFace folder, or as a T5X checkpoint.
 
@@ -115,6 +117,8 @@ def export_checkpoint(
         max_shard_gb: the maximum size of a safetensors file, in 1e9 bytes.
         vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files, or beside
             T5X's checkpoint.
+        model_type: "t5", "mt5" or "umt5" (HuggingFace only). None is that of the HuggingFace folder
+            that the checkpoint is, or was imported from; else the one that computes the network.
 
     Returns the source. Raises UserError if the folder exists or cannot be written. A folder appears
     whole or not at all (in a bucket: its index or config.json comes last).
@@ -153,8 +157,10 @@ def export_checkpoint(
             if vocabulary_path is not None:
                 tokenizer.write_tokenizer(folder, vocabulary_path)
             shard_bytes = int(max_shard_gb * 1e9)
+            origin = {**source.description, **source.description.get("imported_from", {})}
+            kind = model_type or origin.get("model_type")
             huggingface.write_folder(
-                folder, source.params, source.network, dtype, shard_bytes, on_piece
+                folder, source.params, source.network, dtype, shard_bytes, on_piece, kind
             )
     return source
 

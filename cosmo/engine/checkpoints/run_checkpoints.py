@@ -362,6 +362,8 @@ def one_line_errors(problem: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, KeyError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # TensorStore appends the whole spec of the array.
+        first = first.partition(" [tensorstore_spec=")[0]
         raise UserError(f"{problem}: {first}") from error
 
 

@@ -9,14 +9,14 @@ import logging
 import pathlib
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints
 from cosmo.engine.checkpoints.description import Path
@@ -25,6 +25,9 @@ from cosmo.engine.checkpoints.run_checkpoints import one_line_errors
 
 # Orbax warns of its own plans for its API, which our users can do nothing about.
 logging.getLogger("orbax").setLevel(logging.ERROR)
+
+TREE = "_METADATA"  # Orbax's list of a tree's arrays
+OCDBT = "manifest.ocdbt"  # the root of TensorStore's database
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
@@ -95,46 +98,77 @@ def write_checkpoint(
 def read_checkpoint(model_dir: str, step: int) -> tuple[dict[Path, LazyArray], dict[str, Any]]:
     """Return (arrays by path, description) of our checkpoint at `step`. Reads no array yet."""
     folder = epath.Path(model_dir).resolve() / run_checkpoints.FOLDER / str(step)
-    state = folder / "state"
     try:
         description = json.loads((folder / "description" / "metadata").read_text())
-        metadata = json.loads((state / "_METADATA").read_text())
-        driver, paths = _layout(metadata)
         if not isinstance(description, dict):
             raise ValueError(f"its description is a {type(description).__name__}")
+        tree = read_tree_metadata(folder / "state")
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
-    ocdbt = (state / "manifest.ocdbt").exists()
-    arrays = {}
     context = chunk_cache(0)  # our chunks are about one piece each: none is read twice
-    # Orbax stores chunks of zeros too, and records that it does: then a missing one is damage.
-    complete = bool(metadata.get("store_array_data_equal_to_fill_value"))
-    for path in paths:
-        name = ".".join(path)
-        if ocdbt:
-            base = f"{tensorstore_url(state)}/"
-            kvstore: Any = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-        else:
-            kvstore = f"{tensorstore_url(state)}/{name}/"
-        spec = {"driver": driver, "kvstore": kvstore}
-        arrays[path] = open_array(spec, f"{state}: {name}", context, complete=complete)
-    return arrays, description
+    return {path: open_tree_array(tree, path, context) for path in tree.chunks}, description
 
 
-def _layout(metadata: Any) -> tuple[str, list[Path]]:
-    """Return (TensorStore's driver, paths of arrays) in Orbax's metadata. Raises ValueError."""
+class Tree(NamedTuple):
+    """The metadata of a tree of arrays that Orbax wrote into one folder.
+
+    `chunks` maps each array's path to the shape of one chunk, () where it is not recorded. With
+    `complete`, chunks of zeros are stored too, so a missing chunk is damage.
+    """
+
+    folder: epath.Path
+    driver: str  # TensorStore's name of the arrays' format
+    ocdbt: bool  # whether the arrays are in one database, or in a folder each
+    complete: bool
+    chunks: dict[Path, tuple[int, ...]]
+
+
+def read_tree_metadata(folder: epath.Path) -> Tree:
+    """Return the metadata of Orbax's tree in `folder`. Raises OSError, or ValueError if damaged."""
+    metadata = json.loads((folder / TREE).read_bytes())
+    chunks: dict[Path, tuple[int, ...]] = {}
     try:
         # Orbax's versions and options differ in how they store arrays: read what is there.
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        return driver, [
-            tuple(str(key["key"]) for key in entry["key_metadata"])
-            for entry in metadata["tree_metadata"].values()
+        complete = bool(metadata.get("store_array_data_equal_to_fill_value"))
+        for entry in metadata["tree_metadata"].values():
+            path = tuple(str(key["key"]) for key in entry["key_metadata"])
+            value = entry["value_metadata"]
             # An empty leaf is of an optimizer's part without a state.
-            if entry["value_metadata"].get("value_type") != "None"
-        ]
+            if value.get("value_type") != "None":
+                shape = value.get("write_shape")
+                sized = isinstance(shape, list) and all(
+                    isinstance(n, int) and n >= 0 for n in shape
+                )
+                chunks[path] = tuple(shape) if sized else ()
     except (LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"state/_METADATA lists no arrays ({reason})") from error
+        raise ValueError(f"{folder.name}/{TREE} lists no arrays ({reason})") from error
+    for path in chunks:
+        # Any other name would read files of the user's that do not belong to the checkpoint.
+        if {"", ".", ".."} & set(".".join(path).split("/")):
+            raise ValueError(f"{folder.name}/{TREE} names {shown(path)}, which is no array's path")
+    ocdbt = (folder / OCDBT).exists()
+    if metadata.get("use_ocdbt") and not ocdbt:
+        raise ValueError(f"{folder.name}/{OCDBT} is missing")
+    return Tree(folder, driver, ocdbt, complete, chunks)
+
+
+def open_tree_array(
+    tree: Tree, path: Path, context: ts.Context, *, complete: bool = False
+) -> LazyArray:
+    """Return one array of Orbax's tree. A missing chunk is an error if `complete` or the tree is.
+
+    Raises UserError if the array cannot be opened.
+    """
+    name = ".".join(path)
+    url = tensorstore_url(tree.folder)
+    kvstore: Any = f"{url}/{urllib.parse.quote(name)}/"
+    if tree.ocdbt:
+        kvstore = {"driver": "ocdbt", "base": f"{url}/", "path": f"{name}/"}
+    spec = {"driver": tree.driver, "kvstore": kvstore}
+    complete = complete or tree.complete
+    return open_array(spec, f"{tree.folder}: {name}", context, complete=complete)
 
 
 def chunk_cache(max_bytes: int) -> ts.Context:

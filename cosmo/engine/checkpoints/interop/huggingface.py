@@ -1,6 +1,6 @@
 """Read and write HuggingFace folders: `config.json` and safetensors files, single or sharded.
 
-T5's config and tensors are mapped here, BlenderBot's in `huggingface_blenderbot`.
+T5's, mT5's and UMT5's are mapped here, BlenderBot's in `huggingface_blenderbot`.
 """
 
 import json
@@ -39,9 +39,30 @@ SIZES = (
     ("relative_attention_num_buckets", "relative_attention_num_buckets", 32),
     ("relative_attention_max_distance", "relative_attention_max_distance", 128),
 )
-# Fields with one value that our network can compute. Only `model_type` may not be left out.
+# Classes of transformers that our T5 computes, by `model_type`: (class, default activation).
+CLASSES = {
+    "t5": ("T5ForConditionalGeneration", "relu"),  # also Flan-T5 and ByT5
+    "mt5": ("MT5ForConditionalGeneration", "gated-gelu"),
+    "umt5": ("UMT5ForConditionalGeneration", "gated-gelu"),  # a relative bias in every layer
+}
+# Related classes that it does not compute, and the reason.
+OTHER_CLASSES = {
+    "longt5": "LongT5, whose encoder attends locally",
+    "switch_transformers": "Switch Transformers, a mixture of experts",
+    "t5gemma": "T5Gemma, made of Gemma's layers",
+    "t5gemma2": "T5Gemma 2, made of Gemma's layers",
+    "bart": "BART, a post-norm network with positions",
+    "mbart": "mBART, a network with positions",
+    "pegasus": "Pegasus, a network with positions",
+    "marian": "Marian, a network with positions",
+}
+BYTE_TOKENIZERS = ("ByT5Tokenizer", "MyT5Tokenizer")
+BYTES = (
+    "its tokens are bytes ({tokenizer}: id = byte + 3, then 125 sentinels), no pieces of "
+    "SentencePiece: there is no vocabulary file for it"
+)
+# Fields with one value that our network can compute.
 FIXED = {
-    "model_type": "t5",
     "layer_norm_epsilon": 1e-6,
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -165,7 +186,8 @@ def network(
     where = f"{path}/{CONFIG}"
     if config.get("model_type") == huggingface_blenderbot.MODEL_TYPE:
         return huggingface_blenderbot.network(where, config, tensors)
-    settings = {**FIXED, "model_type": None, **config}
+    kind = model_type(where, config)
+    settings = {**FIXED, **config}
     for name, value in FIXED.items():
         if settings[name] not in (value, [value]):  # eos_token_id may be a list
             raise UserError(f"{where}: {name}={shown(settings[name])}, expected {value!r}")
@@ -193,7 +215,7 @@ def network(
             "of the first"
         )
     projection = settings.get("feed_forward_proj")
-    projection = "relu" if projection is None else projection
+    projection = CLASSES[kind][1] if projection is None else projection
     # As transformers reads it: T5 1.1's "gated-gelu" is the tanh approximation of gelu.
     activation = PROJECTIONS.get(projection) if isinstance(projection, str) else None
     if activation is None:
@@ -202,7 +224,11 @@ def network(
         )
     gated = projection.startswith("gated-")
     tied = _flag(where, settings, "tie_word_embeddings", True)
-    scaled = _flag(where, settings, "scale_decoder_outputs", tied)
+    if kind == "t5":
+        scaled = _flag(where, settings, "scale_decoder_outputs", tied)
+    else:
+        # Version 5 of transformers never scales mT5's logits; version 4 does if they are tied.
+        scaled = tied and (kind == "umt5" or str(settings.get("transformers_version"))[:2] == "4.")
     dropout = settings.get("dropout_rate")
     dropout = 0.0 if dropout is None else dropout
     dropout = foreign_files.check_rate(where, "dropout_rate", dropout)
@@ -219,7 +245,32 @@ def network(
         # transformers 5 writes this field. Version 4 scales logits exactly if they are tied.
         scale_decoder_outputs=scaled,
         dropout_rate=dropout,
+        relative_attention_per_layer=kind == "umt5",
     )
+
+
+def model_type(where: str, config: dict[str, Any]) -> str:
+    """Return the `model_type` of a T5's config.json, a key of CLASSES. Raises UserError."""
+    found = config.get("model_type")
+    if isinstance(found, str) and found in CLASSES:
+        return found
+    known = isinstance(found, str) and found in OTHER_CLASSES
+    reason = f" ({OTHER_CLASSES[found]})" if known else ""
+    readable = [*CLASSES, huggingface_blenderbot.MODEL_TYPE]
+    raise UserError(f"{where}: model_type={shown(found)}{reason}, expected one of {readable}")
+
+
+def describe(path: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return {"model_type", and "byte_tokenizer" where it has one} of a folder."""
+    if config.get("model_type") == huggingface_blenderbot.MODEL_TYPE:
+        return {"model_type": huggingface_blenderbot.MODEL_TYPE}
+    found = {"model_type": model_type(f"{path}/{CONFIG}", config)}
+    file = epath.Path(path) / "tokenizer_config.json"
+    settings = foreign_files.read_json_object(file) if file.exists() else {}
+    for value in (settings.get("tokenizer_class"), config.get("tokenizer_class")):
+        if value in BYTE_TOKENIZERS:
+            found["byte_tokenizer"] = value
+    return found
 
 
 def _flag(where: str, settings: dict[str, Any], name: str, default: bool) -> bool:
@@ -269,16 +320,8 @@ def read_params(
 
 
 def stored(parameter: names.Parameter) -> list[str]:
-    """Return HuggingFace's names of the tensors that hold a parameter: one, or one a layer.
-
-    Raises UserError for a relative bias in every layer.
-    """
+    """Return HuggingFace's names of the tensors that hold a parameter: one, or one a layer."""
     name = parameter.name.huggingface
-    if name is None:
-        raise UserError(
-            f"HuggingFace's T5 has no place for {'/'.join(parameter.path)}: its layers share one "
-            "relative bias, those of T5X's scanned network have one each. Export it as t5x"
-        )
     return parameter.in_layers("{side}.block.{layer}.", name)
 
 
@@ -289,18 +332,23 @@ def write_folder(
     dtype: str,
     max_shard_bytes: int,
     on_piece: Callable[[int], None],
+    kind: str | None = None,
 ) -> None:
     """Write config.json, generation_config.json and the weights in shards of `max_shard_bytes`.
+
+    `kind` is a key of CLASSES; None is "umt5" for a relative bias in every layer, else "t5".
 
     `dtype` is a key of DTYPES. `on_piece` receives the bytes of each piece once it is written.
     Raises UserError if HuggingFace's T5 cannot compute the network; OSError if writing fails.
     """
     if isinstance(config, BlenderbotConfig):
+        if kind not in (None, huggingface_blenderbot.MODEL_TYPE):
+            raise UserError(f"model_type={shown(kind)} is a T5, this is a BlenderBot: leave it out")
         settings = huggingface_blenderbot.config_json(config, dtype)
         generation = huggingface_blenderbot.generation_json(config)
         tensors = huggingface_blenderbot.tensors(params, config)
     else:
-        settings, tensors = _config(config, dtype), _tensors_to_write(params, config)
+        settings, tensors = _config(config, dtype, kind), _tensors_to_write(params, config)
         tokens = {name: value for name, value in FIXED.items() if name.endswith("_token_id")}
         # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
         generation = {**tokens, "max_new_tokens": 128}
@@ -368,11 +416,34 @@ def _write_safetensors(file: epath.Path, tensors: dict[str, LazyArray], code: st
                 on_piece(piece.nbytes)
 
 
-def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
+def _check_class(config: t5.T5Config, kind: str) -> None:
+    """Raise UserError if transformers' class of a `model_type` cannot compute the network."""
+    if kind not in CLASSES:
+        raise UserError(
+            f"model_type={shown(kind)}; it is one of {list(CLASSES)}", setting="model_type"
+        )
+    if config.relative_attention_per_layer != (kind == "umt5"):
+        raise UserError(
+            f"model_type={kind} has another network: umt5 has a relative bias in every layer, in "
+            "t5 and mt5 the layers share one. Export this model as the other kind, or as t5x",
+            setting="model_type",
+        )
+    scaled, tied = config.logits_scale != 1.0, config.logits_via_embedding
+    if (kind == "mt5" and scaled) or (kind == "umt5" and tied and not scaled):
+        word = "scaled" if scaled else "tied, unscaled"
+        raise UserError(
+            f"model_type={kind} has no {word} logits: export this model as t5 or t5x",
+            setting="model_type",
+        )
+
+
+def _config(config: t5.T5Config, dtype: str, kind: str | None = None) -> dict[str, Any]:
     """Return config.json, with the fields that transformers 4 and 5 read.
 
     Raises UserError if HuggingFace's T5 has not the network's activations.
     """
+    kind = kind or ("umt5" if config.relative_attention_per_layer else "t5")
+    _check_class(config, kind)
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     first, *rest = config.mlp_activations
     if first not in theirs or rest not in ([], ["linear"]):
@@ -381,9 +452,11 @@ def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
             f"{list(theirs)}, alone or with 'linear': this model cannot be exported"
         )
     activation, gated = theirs[first], bool(rest)
+    scaled = config.logits_scale != 1.0
     projection = "gelu" if gated and activation == "gelu_new" else activation
     return {
-        "architectures": ["T5ForConditionalGeneration"],
+        "architectures": [CLASSES[kind][0]],
+        "model_type": kind,
         **FIXED,
         **{name: getattr(config, ours) for ours, name, _ in SIZES},
         "dropout_rate": config.dropout_rate,
@@ -391,8 +464,9 @@ def _config(config: t5.T5Config, dtype: str) -> dict[str, Any]:
         "feed_forward_proj": f"gated-{projection}" if gated else projection,
         "dense_act_fn": activation,
         "is_gated_act": gated,
-        "tie_word_embeddings": config.logits_via_embedding,
-        "scale_decoder_outputs": config.logits_scale != 1.0,
+        # UMT5 scales its logits by this flag; whether they are tied, the tensors show.
+        "tie_word_embeddings": scaled if kind == "umt5" else config.logits_via_embedding,
+        **({"scale_decoder_outputs": scaled} if kind == "t5" else {}),
         "is_encoder_decoder": True,
         "use_cache": True,
         "torch_dtype": dtype,

@@ -34,7 +34,7 @@ FIXED = {
     "eos_token_id": (2, 2),
     "decoder_start_token_id": (1, 1),
     "tie_word_embeddings": (True, True),
-    # Of older configs. BlenderBot 90M has other values.
+    # Older configs have these too; BlenderBot 90M has other values.
     "normalize_before": (True, True),
     "layernorm_variant": ("prelayernorm", "prelayernorm"),
     "add_final_layer_norm": (True, True),

@@ -40,9 +40,11 @@ class Name(NamedTuple):
 
 T = True  # transposed
 K = "/kernel"
+RELATIVE = "layer.0.SelfAttention.relative_attention_bias.weight"
 
 # Parameters of a layer. T5X's name follows `encoder/layers_3/`, HuggingFace's `encoder.block.3.`.
-# A T5 has `wi` or both of `wi_0` and `wi_1`. A bias in every layer is T5X's scanned network's.
+# A T5 has `wi` or both of `wi_0` and `wi_1`. T5X's scanned network and UMT5 have a
+# relative bias in every layer.
 LAYER = {
     "encoder": (
         Name("pre_attention_layer_norm/scale", "", "layer.0.layer_norm.weight"),
@@ -55,7 +57,7 @@ LAYER = {
         Name("mlp/wi_0", K, "layer.1.DenseReluDense.wi_0.weight", T),
         Name("mlp/wi_1", K, "layer.1.DenseReluDense.wi_1.weight", T),
         Name("mlp/wo", K, "layer.1.DenseReluDense.wo.weight", T),
-        Name("relpos_bias/rel_embedding", "", None),
+        Name("relpos_bias/rel_embedding", "", RELATIVE, T),
     ),
     "decoder": (
         Name("pre_self_attention_layer_norm/scale", "", "layer.0.layer_norm.weight"),
@@ -73,10 +75,10 @@ LAYER = {
         Name("mlp/wi_0", K, "layer.2.DenseReluDense.wi_0.weight", T),
         Name("mlp/wi_1", K, "layer.2.DenseReluDense.wi_1.weight", T),
         Name("mlp/wo", K, "layer.2.DenseReluDense.wo.weight", T),
-        Name("relpos_bias/rel_embedding", "", None),
+        Name("relpos_bias/rel_embedding", "", RELATIVE, T),
     ),
 }
-BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+BIAS = f"block.0.{RELATIVE}"
 OUTSIDE = (
     Name("token_embedder", "/embedding", "shared.weight"),
     Name("encoder/relpos_bias/rel_embedding", "", f"encoder.{BIAS}", T),

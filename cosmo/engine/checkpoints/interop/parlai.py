@@ -68,7 +68,7 @@ def _has_options(file: epath.Path) -> bool:
 def vocabulary_path(path: str) -> str | None:
     """Return the dictionary of a model if it is a byte-level BPE, whose files are beside it.
 
-    Of T5 it returns the SentencePiece model beside the file, which ParlAI itself does not write.
+    T5's is the SentencePiece model beside the file, which ParlAI itself does not write.
     """
     if epath.Path(path + BPE_VOCABULARY).exists():
         return path + DICTIONARY

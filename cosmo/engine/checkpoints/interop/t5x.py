@@ -1,8 +1,11 @@
-"""Read and write T5X checkpoints: a msgpack index, and one zarr array for each parameter.
+"""Read T5X checkpoints of both kinds, and write those of the first kind.
 
-The index holds the small arrays. The networks are upstream's `t5x.examples.t5` and its scanned twin
-`scalable_t5`. The latter stacks its layers on axis 1, keeps heads on an axis of their own and has a
-relative bias in every layer.
+T5X's own kind is a msgpack index, which holds the small arrays, and one zarr array for each
+parameter. Since 2024 T5X writes Orbax's kind by default: a folder `state` with a list of all
+arrays. Both name their arrays alike: "target/...", "state/...".
+
+The networks are upstream's `t5x.examples.t5` and its scanned twin `scalable_t5`. The latter stacks
+its layers on axis 1, keeps heads on an axis of their own and has a relative bias in every layer.
 """
 
 import functools
@@ -18,7 +21,8 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from cosmo.engine.base.errors import UserError, shown
-from cosmo.engine.checkpoints import lazy
+from cosmo.engine.base.files import is_remote
+from cosmo.engine.checkpoints import integrity, lazy, streaming
 from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.interop import foreign_files, names
 from cosmo.engine.checkpoints.interop.names import Parameter
@@ -28,6 +32,8 @@ from cosmo.engine.checkpoints.streaming import chunk_cache, open_array, tensorst
 from cosmo.engine.model import t5
 
 INDEX = "checkpoint"  # the msgpack file's name
+STATE = "state"  # the folder of arrays in Orbax's kind
+COMMITTED = "commit_success.txt"  # in a bucket, Orbax writes it last
 SCAN_AXIS = 1  # of a scanned stack: the one that counts layers
 SIDES = ("encoder", "decoder")
 STACKS = ("{side}/{side}", "{side}/layers")  # a scanned stack's name: today's, and an earlier one
@@ -39,7 +45,19 @@ MAX_CACHE_BYTES = 2**36  # more than the largest parameter
 
 def is_checkpoint(folder: epath.Path) -> bool:
     """Return whether `folder` is one T5X checkpoint."""
+    return _has_index(folder) or _is_orbax(folder)
+
+
+def _has_index(folder: epath.Path) -> bool:
     return (folder / INDEX).exists() and not (folder / INDEX).is_dir()
+
+
+def _is_orbax(folder: epath.Path) -> bool:
+    """Return whether `folder` is a checkpoint of Orbax's kind, not one of ours."""
+    # Either file shows it, so that the lack of the other is an error that names it.
+    state = folder / STATE
+    found = any((state / name).exists() for name in (streaming.TREE, streaming.OCDBT))
+    return found and not (folder / "description").exists()
 
 
 def checkpoints_in(folder: epath.Path) -> list[int]:
@@ -54,8 +72,15 @@ def checkpoints_in(folder: epath.Path) -> list[int]:
 def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
     """Return (step, arrays by name) of a checkpoint folder: "target/decoder/...", "state/...".
 
-    Reads the index alone. Raises UserError if the folder is no T5X checkpoint.
+    Reads the list of arrays alone. Raises UserError if the folder is no T5X checkpoint.
     """
+    where = f"T5X checkpoint {path}"
+    arrays = _indexed(path) if _has_index(epath.Path(path)) else _orbax(path)
+    return _step(where, arrays.pop(STEP, None)), arrays
+
+
+def _indexed(path: str) -> dict[str, LazyArray]:
+    """Return the arrays of a checkpoint with a msgpack index, by name."""
     folder = epath.Path(path)
     where = f"T5X checkpoint {path}"
     leaves = dict(_leaves(_read_index(path)))
@@ -73,12 +98,47 @@ def open_checkpoint(path: str) -> tuple[int, dict[str, LazyArray]]:
             arrays[name] = open_array(spec, f"{where}: {name}", context, complete=complete)
         elif node is not None:
             arrays[name] = lazy.from_array(_numbers(f"{where}: {name}", node))
-    return _step(where, arrays.pop(STEP, None)), arrays
+    return arrays
+
+
+def _orbax(path: str, only: str | None = None) -> dict[str, LazyArray]:
+    """Return the arrays of a checkpoint of Orbax's kind, by name; `only` one of them where given.
+
+    Raises UserError if the checkpoint was not finished, or its list of arrays cannot be read.
+    """
+    folder = epath.Path(path)
+    where = f"T5X checkpoint {path}"
+    # In a bucket a folder cannot be renamed when it is complete.
+    if integrity.PARTIAL in folder.name or (
+        is_remote(folder) and not (folder / COMMITTED).exists()
+    ):
+        raise UserError(f"{where} was not finished: give another checkpoint of the run")
+    try:
+        foreign_files.check_no_pointer(folder / STATE / streaming.TREE)
+        tree = streaming.read_tree_metadata(folder / STATE)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} cannot be read: {error}; copy the whole folder again") from error
+    found = {"/".join(key): key for key in tree.chunks}
+    if only is None and not any(name.startswith(TARGET) for name in found):
+        listed = f"{STATE}/{streaming.TREE}"
+        raise UserError(f"{where}: its {listed} names no {TARGET}...: no checkpoint of T5X's")
+    # As above: a chunk may hold many layers.
+    sizes = (math.prod(shape) * 4 for shape in tree.chunks.values())
+    context = chunk_cache(min(max(sizes, default=0), MAX_CACHE_BYTES))
+    wanted = found if only is None else found.keys() & {only}
+    return {
+        name: streaming.open_tree_array(
+            tree, found[name], context, complete=name.startswith(TARGET)
+        )
+        for name in wanted
+    }
 
 
 def step_of(path: str) -> int:
-    """Return the step of a checkpoint folder, from its index alone."""
+    """Return the step of a checkpoint folder. Reads no other array."""
     where = f"T5X checkpoint {path}"
+    if not _has_index(epath.Path(path)):
+        return _step(where, _orbax(path, only=STEP).get(STEP))
     node = dict(_leaves(_read_index(path))).get(STEP)
     found = None if node is None else _numbers(f"{where}: {STEP}", node)
     return _step(where, None if found is None else lazy.from_array(found))
