@@ -41,7 +41,7 @@ class LabelJob:
             "per_turn": self.per_turn,
             "rots": self.rots,
             # None without RoTs, because a label alone depends on neither.
-            "decoding": dataclasses.asdict(self.decoding) if self.rots else None,
+            "decoding": self.decoding.settings() if self.rots else None,
             "seed": self.seed if self.rots else None,
         }
 

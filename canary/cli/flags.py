@@ -30,6 +30,11 @@ rules of thumb (greedy by default):
 --top_p P:float           sample from the likeliest of mass P (1.0)
 --beam_size N:int         above 1, search with so many beams (1)
 --length_penalty A:float  above 0, beams favour length (0.6)
+--beam_search t5x|parlai|huggingface  whose beam search (t5x)
+--min_length N:int        tokens before they may end (0)
+--block_ngram N:int       no N tokens in a row twice (0: off)
+--context_block_ngram N:int  no N tokens in a row of the dialogue (0: off)
+--banned_ids IDS:ints     tokens that they may not have, such as 3,8004
 --seed N=0                of samples
 """
 
@@ -55,7 +60,10 @@ def decoding_config(args: argparse.Namespace, settings: "Settings") -> "Decoding
 
     # Flags that are not given leave DecodingConfig's own defaults.
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam_size", "length_penalty")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = (*names, "min_length", "block_ngram", "context_block_ngram", "banned_ids")
+    flags = {name: name for name in names} | {"search": "beam_search"}
+    given = {field: getattr(args, flag) for field, flag in flags.items()}
+    given = {field: value for field, value in given.items() if value is not None}
     # By default as long as the targets that the model learnt to write.
     targets = settings.session.task_feature_lengths["targets"]
     return DecodingConfig(**{"max_new_tokens": targets, **given})

@@ -77,6 +77,11 @@ generation (greedy by default):
 --num_samples N:int -> NUM_SAMPLES  sampled answers to each record (1)
 --beam_size N:int -> BEAM_SIZE  above 1, search with so many beams (1)
 --length_penalty A:float -> LENGTH_PENALTY  above 0, beams favour length (0.6)
+--beam_search t5x|parlai|huggingface -> BEAM_SEARCH  whose beam search (t5x)
+--min_length N:int -> MIN_LENGTH  tokens before an answer may end (0)
+--block_ngram N:int -> BLOCK_NGRAM  no N tokens in a row twice in an answer (0: off)
+--context_block_ngram N:int -> CONTEXT_BLOCK_NGRAM  no N tokens in a row of the input (0: off)
+--banned_ids IDS:ints -> BANNED_IDS  tokens that no answer has, such as 3,8004
 --seed N:int -> RANDOM_SEED  a sample depends on it and on the record's id (0)
 """,
     gin_file="gin/runs/infer.gin",

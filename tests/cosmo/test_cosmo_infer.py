@@ -131,7 +131,10 @@ def test_flags_are_the_macros(trained, whole, tmp_path):
     file = tmp_path / "mine.gin"
     file.write_text("TEMPERATURE = 0.5\nTOP_P = 0.5\nTOP_K = 3\nNUM_SAMPLES = 1\nRANDOM_SEED = 8\n")
     flags = ["--temperature=1.5", "--top_p=0.9", "--top_k=7", "--num_samples=2", "--seed=3"]
+    flags += ["--min_length=3", "--block_ngram=2", "--context_block_ngram=4", "--banned_ids=3,9"]
     macros = [f"--gin.{m}" for m in ("TEMPERATURE=1.5", "TOP_P=0.9", "TOP_K=7", "NUM_SAMPLES=2")]
+    macros += ["--gin.MIN_LENGTH=3", "--gin.BLOCK_NGRAM=2", "--gin.CONTEXT_BLOCK_NGRAM=4"]
+    macros += ["--gin.BANNED_IDS=(3, 9)"]
     for name, given in {
         "flags": [f"--gin_file={file}", *flags, "--gin.RANDOM_SEED=9"],
         "macros": [*macros, "--gin.RANDOM_SEED=3"],

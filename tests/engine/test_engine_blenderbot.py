@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import generate, losses, models
+from cosmo.engine.model import decoding, generate, losses, models
 from cosmo.engine.model.blenderbot import BlenderbotConfig
 from cosmo.engine.model.decoding import DecodingConfig
 
@@ -168,7 +168,6 @@ def test_engine_blenderbot_packed_rows_equal_rows_of_their_own(parlai):
         begin += len(targets)
 
 
-@pytest.mark.xfail(strict=True, reason="decoding starts with padding")
 def test_engine_blenderbot_cached_steps_equal_teacher_forcing(parlai):
     """Oracle: the log-likelihood of the generated tokens by `models.score`."""
     model, params, _ = parlai
@@ -185,7 +184,6 @@ def test_engine_blenderbot_cached_steps_equal_teacher_forcing(parlai):
     np.testing.assert_allclose(found.scores[:, 0], wanted, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="decoding starts with padding")
 def test_engine_blenderbot_choices_and_what_follows_equal_scores(parlai):
     """Nodes of a tree and what follows have absolute positions. Oracle: `models.score`."""
     model, params, _ = parlai
@@ -205,6 +203,92 @@ def test_engine_blenderbot_choices_and_what_follows_equal_scores(parlai):
         score = models.score(model, params, as_batch(inputs[row : row + 1], whole))["score"][0]
         wanted = score - found.scores[row, int(found.choice[row])]
         np.testing.assert_allclose(found.continuation.scores[row, 0], wanted, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def predict(jit):
+    """`predict(model, params, inputs, config, context=None)` -> Decoded in numpy."""
+    run = jit(generate.predict, static_argnums=(0, 3))
+
+    def call(model, params, inputs, config, context=None):
+        return jax.device_get(run(model, params, inputs, config, None, None, context))
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam4"])
+def test_engine_blenderbot_answers_equal_huggingface(huggingface, predict, name):
+    """Oracle: the tokens of transformers' `generate`, with its config's 3-grams and forced EOS."""
+    model, params, found = huggingface
+    search = {"beam_size": 4, "search": "huggingface", "early_stopping": True}
+    config = DecodingConfig(
+        16,
+        length_penalty=0.6,
+        context_block_ngram=3,
+        forced_eos=True,
+        **(search if name == "beam4" else {}),
+    )
+    ours = predict(model, params, found["input_ids"] * found["attention_mask"], config)
+    np.testing.assert_array_equal(ours.tokens[:, 0], found[name][:, 1:])
+
+
+def rows(sequences):
+    """Return token lists as an array, padded with 0."""
+    out = np.zeros((len(sequences), max(map(len, sequences))), np.int32)
+    for row, tokens in zip(out, sequences, strict=True):
+        row[: len(tokens)] = tokens
+    return out
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam10", "blenderbot", "blenderbot_full"])
+def test_engine_blenderbot_answers_equal_parlai(parlai, predict, name):
+    """Tokens and scores of all that ended, in ParlAI's order. Oracle: what ParlAI generated."""
+    model, params, folder = parlai
+    cases = json.loads((folder / "teacher_forced.json").read_text())
+    recorded = json.loads((folder / "generated.json").read_text())
+    setting, alpha = recorded["settings"][name], recorded["length_penalty"]
+    config = DecodingConfig(
+        recorded["max_new_tokens"],
+        beam_size=setting["beam_size"],
+        search="parlai",
+        length_penalty=alpha,
+        # ParlAI's greedy search ignores it.
+        min_length=setting["beam_min_length"] if name != "greedy" else 0,
+        block_ngram=max(0, setting["beam_block_ngram"]),
+        context_block_ngram=max(0, setting["beam_context_block_ngram"]),
+    )
+    context = None
+    if setting.get("beam_block_full_context"):
+        context = rows([case["full_text_vec"] for case in cases])
+    ours = predict(model, params, rows([case["text_vec"] for case in cases]), config, context)
+    for tokens_PT, scores_P, wanted in zip(
+        ours.tokens, ours.scores, recorded["generated"][name], strict=True
+    ):
+        tokens = [[1, *row[row > 0].tolist()] for row in tokens_PT]
+        count = len(wanted["finished"])
+        assert tokens[:count] == [found[0] for found in wanted["finished"]]
+        assert np.all(scores_P[count:] <= decoding.IMPOSSIBLE)
+        scores = scores_P[:count]
+        if name == "greedy":  # our scores of greedy answers have no penalty
+            scores = scores / ((1 + len(tokens[0])) / 6) ** alpha
+        np.testing.assert_allclose(scores, [found[1] for found in wanted["finished"]], atol=1e-4)
+
+
+def test_engine_blenderbot_prefix_is_read_as_the_answer_s_beginning(parlai, jit):
+    """Rows with prefixes of different lengths. Oracle: `models.score` of prefix and answer."""
+    model, params, _ = parlai
+    inputs = np.random.default_rng(4).integers(4, 500, (3, 12)).astype(np.int32)
+    prefixes = [[7, 8, 9, 10], [], [30, 31]]
+    config = DecodingConfig(max_new_tokens=9, beam_size=3, search="parlai", length_penalty=0.0)
+    run = jit(generate.predict, static_argnums=(0, 3))
+    ours = run(model, params, inputs, config, None, rows(prefixes))
+    assert ours.tokens.shape == (3, 6, 9)
+    answers = [[int(token) for token in row if token] for row in np.asarray(ours.tokens[:, 0])]
+    whole = rows([[*p, *a, *[0] * 13][:13] for p, a in zip(prefixes, answers, strict=True)])
+    before = whole * (np.arange(13) < [[4], [0], [2]])
+    score = jit(models.score, static_argnums=0)
+    wanted = [score(model, params, as_batch(inputs, tokens))["score"] for tokens in (whole, before)]
+    np.testing.assert_allclose(ours.scores[:, 0], wanted[0] - wanted[1], atol=1e-4)
 
 
 def as_batch(inputs, targets):

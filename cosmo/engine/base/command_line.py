@@ -410,18 +410,26 @@ def _macros(gin_file: str) -> set[str]:
     return config.macros_of(gin_file)
 
 
-_TYPES = {"int": int, "float": float, None: str}
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a text such as "3,8004"."""
+    return tuple(map(int, text.split(",")))
+
+
+_TYPES = {"int": int, "float": float, "ints": whole_numbers, None: str}
 # A row of `add_flags`: flag, name of its value, type, default, mark of a required one, macro, help.
-_FLAG = re.compile(r"(--\w+)(?: (\S+?)(?::(int|float)|=(\S+)|(!))?)?(?: -> (\w+))?  +(\S.*)", re.S)
+_FLAG = re.compile(
+    r"(--\w+)(?: (\S+?)(?::(ints?|float)|=(\S+)|(!))?)?(?: -> (\w+))?  +(\S.*)", re.S
+)
 
 
 def add_flags(parser: argparse.ArgumentParser, table: str) -> None:
     """Add the flags of a table that reads as their help page: `--flag VALUE  help`.
 
-    VALUE names the flag's value, which is text. `N:int` is of that type, `N=1` has a default, which
-    the help then ends with, `FILE!` is required, `a|b` is one of these. `VALUE -> MACRO` gives a
-    gin macro. A flag without VALUE is a switch, and `--no_x` turns `x` off. At least two spaces
-    stand before the help, and indented lines continue it. A line without -- begins a group.
+    VALUE names the flag's value, which is text. `N:int` is of that type, `N:ints` is numbers with
+    commas between them, `N=1` has a default, which the help then ends with, `FILE!` is required,
+    `a|b` is one of these. `VALUE -> MACRO` gives a gin macro. A flag without VALUE is a switch, and
+    `--no_x` turns `x` off. At least two spaces stand before the help, and indented lines continue
+    it. A line without -- begins a group.
     """
     group: argparse._ActionsContainer = parser
     for row in re.split(r"\n(?=\S)", table.strip()) if table else ():

@@ -63,7 +63,10 @@ class TrainBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example: its text, and the tokens that a model reads."""
+    """An example: its text, and the tokens that a model reads.
+
+    Generated answers begin with `prefix_ids`; see `decoding.decode`. Scores do not read them.
+    """
 
     id: str
     inputs: str
@@ -71,6 +74,7 @@ class Row:
     targets: str | None = None
     target_ids: tuple[int, ...] | None = None
     cut: bool = dataclasses.field(default=False, repr=False)  # fingerprints are of the repr
+    prefix_ids: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
 
 def check_lengths(lengths: Any) -> None:

@@ -10,17 +10,21 @@ from typing import NamedTuple
 
 from cosmo.engine.data import datasets
 
+PREFIX_STEP = 16  # prefixes are padded to multiples of so many tokens
+
 
 class Group(NamedTuple):
     """Rows of one batch, their `places` in the sequence they came from, and the padded lengths.
 
     Lengths are in tokens. `targets_length` is None where targets are not read (generation).
+    `prefix_length` is 0 where no row has a prefix, or prefixes are not read.
     """
 
     places: list[int]
     rows: list[datasets.Row]
     inputs_length: int
     targets_length: int | None
+    prefix_length: int = 0
 
 
 def buckets(length: int) -> tuple[int, ...]:
@@ -39,11 +43,13 @@ def groups(
     *,
     targets: bool,
     bucketed: bool = True,
+    prefixes: bool = False,
 ) -> list[Group]:
     """Return batches of at most `batch_size` rows of equal padded lengths, the longest first.
 
     `lengths` are the most tokens of "inputs" and "targets"; longer rows are cut. With
-    `bucketed=False` all rows are padded to them.
+    `bucketed=False` all rows are padded to them. `targets` and `prefixes`: whether those are
+    read.
     """
     sizes = {name: buckets(n) if bucketed else (n,) for name, n in lengths.items()}
 
@@ -51,15 +57,16 @@ def groups(
         fitting = bisect.bisect_left(sizes[name], len(ids))
         return sizes[name][min(fitting, len(sizes[name]) - 1)]
 
-    members: dict[tuple[int, int], list[int]] = {}
+    members: dict[tuple[int, int, int], list[int]] = {}
     for place, row in enumerate(rows):
         shape = (
             padded(row.input_ids, "inputs"),
             padded(row.target_ids or (), "targets") if targets else 0,
+            -(-len(row.prefix_ids) // PREFIX_STEP) * PREFIX_STEP if prefixes else 0,
         )
         members.setdefault(shape, []).append(place)  # in the order of the rows: batches repeat
     return [
-        Group(places, [rows[place] for place in places], shape[0], shape[1] or None)
+        Group(places, [rows[place] for place in places], shape[0], shape[1] or None, shape[2])
         # The longest first, so that a batch too large for the memory fails at once.
         for shape in sorted(members, reverse=True)
         for places in datasets.groups(members[shape], batch_size)

@@ -68,7 +68,7 @@ class InferConfig:
             "mode": self.mode,
             "seed": self.random_seed,
             # A score depends on no decoding, so its flags must not keep a run from continuing.
-            "decoding": dataclasses.asdict(self.decoding) if predicting else None,
+            "decoding": self.decoding.settings() if predicting else None,
         }
 
     def answerer(self, session: infer.Session) -> Answerer:

@@ -20,7 +20,7 @@ from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
 from cosmo.engine.model import generate, models, partitioning
 from cosmo.engine.model.choice_tree import check_choices
-from cosmo.engine.model.decoding import Decoded, DecodingConfig
+from cosmo.engine.model.decoding import IMPOSSIBLE, Decoded, DecodingConfig
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +128,44 @@ class Work(NamedTuple):
     start: Callable[[batching.Group], Any]
     finish: Callable[[batching.Group, Any], list[Answer]]
     targets: bool  # whether targets are read
+    prefixes: bool = False  # whether prefixes are
 
 
 def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Work:
-    """Return the work of generating. A sample depends on (seed, row id), not on the batch."""
+    """Return the work of generating. A sample depends on (seed, row id), not on the batch.
+
+    Answers begin with their row's `prefix_ids`; predictions, scores and counts are of what follows.
+    """
     run = _compiled(generate.predict, session.model, session.layout, config=decoding)
 
     def start(group):
         keys = _row_keys(session, group, seed)
-        return run(session.params, _inputs(session, group), row_keys=keys)
+        prefix = {}  # without any, the program has none
+        if group.prefix_length:
+            prefix = {"prefix": _prefixes(session, group, decoding.max_new_tokens)}
+        return run(session.params, _inputs(session, group), row_keys=keys, **prefix)
 
-    return Work(start, functools.partial(_texts, session), targets=False)
+    return Work(start, functools.partial(_texts, session), targets=False, prefixes=True)
+
+
+def _prefixes(session: Session, group: batching.Group, max_new_tokens: int) -> jax.Array:
+    network = session.model.network
+    for row in group.rows:
+        for id in row.prefix_ids:
+            if not 0 < id < network.vocab_size or id == network.special_ids.eos:
+                raise UserError(
+                    f"record {row.id!r}: its prefix has token {id}; a prefix has tokens 1 to "
+                    f"{network.vocab_size - 1}, but not {network.special_ids.eos}, which ends texts"
+                )
+    longest = max(len(row.prefix_ids) for row in group.rows)
+    length = group.prefix_length
+    if network.max_positions is not None:
+        # Padding must not take positions that the answer needs.
+        length = max(longest, min(length, network.max_positions - max_new_tokens))
+    array = np.zeros((session.batch_size, length), np.int32)
+    for place, row in enumerate(group.rows):
+        array[place, : len(row.prefix_ids)] = row.prefix_ids
+    return _put(session, {"prefix": array})["prefix"]
 
 
 def _inputs(session: Session, group: batching.Group) -> jax.Array:
@@ -154,16 +181,16 @@ def _row_keys(session: Session, group: batching.Group, seed: int) -> jax.Array:
 
 def _texts(session: Session, group: batching.Group, decoded: Decoded) -> list[Answer]:
     tokens_BNT, scores_BN = np.asarray(decoded.tokens), np.asarray(decoded.scores)
-    return [
-        Answer(
-            row,
-            tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT),
-            tuple(float(score) for score in scores_N),
-            int(np.count_nonzero(tokens_NT)),  # 0 is padding
-        )
-        # Not strict: rows of padding at the end of the batch have no row here.
-        for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False)
-    ]
+    answers = []
+    # Not strict: rows of padding at the end of the batch have no row here.
+    for row, tokens_NT, scores_N in zip(group.rows, tokens_BNT, scores_BN, strict=False):
+        # A search may find fewer hypotheses than it has places.
+        real_N = scores_N > IMPOSSIBLE / 10
+        real_N[0] = True
+        texts = tuple(session.vocabulary.decode(ids.tolist()) for ids in tokens_NT[real_N])
+        count = int(np.count_nonzero(tokens_NT[real_N]))  # 0 is padding
+        answers.append(Answer(row, texts, tuple(map(float, scores_N[real_N])), count))
+    return answers
 
 
 def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
@@ -265,6 +292,7 @@ def answer(
         session.lengths,
         targets=work.targets,
         bucketed=session.bucketed,
+        prefixes=work.prefixes,
     )
     # One batch ahead: JAX returns before the devices have finished, and reading a result waits.
     for group, sent in _one_ahead((group, work.start(group)) for group in groups):

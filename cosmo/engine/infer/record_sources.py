@@ -70,6 +70,8 @@ def rows_source(name: str, rows: Sequence[datasets.Row]) -> Source:
     for row in rows:
         # A text may hold half a surrogate pair, which plain UTF-8 refuses.
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
+        if row.prefix_ids:  # rows without one keep the fingerprint that they had before prefixes
+            digest.update(repr(row.prefix_ids).encode())
 
     def read(spans):
         yield from (list(rows[span.start : span.stop]) for span in spans)

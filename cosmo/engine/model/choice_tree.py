@@ -2,7 +2,7 @@
 
 Every distinct proper prefix of a choice is a node. The decoder reads the nodes of all choices in
 one pass, each attending to its own ancestors alone. Node 0 is the empty prefix, where the decoder
-reads PAD. Suffixes: N nodes, E edges, C choices, D slots of a path.
+reads its start token. Suffixes: N nodes, E edges, C choices, D slots of a path.
 """
 
 import functools
@@ -58,8 +58,11 @@ def check_choices(choices: Sequence[Sequence[int]], vocab_size: int) -> Choices:
 
 # Cached, because a caller scores the same set batch after batch.
 @functools.lru_cache(maxsize=32)
-def build_tree(choices: Choices) -> ChoiceTree:
-    """Return the tree of choices as `check_choices` returns them."""
+def build_tree(choices: Choices, start: int = 0) -> ChoiceTree:
+    """Return the tree of choices as `check_choices` returns them.
+
+    `start` is the token with which the decoder starts.
+    """
     # Sorted, so that the tree does not depend on the order of the choices.
     prefixes = sorted(
         {tokens[:d] for tokens in choices for d in range(len(tokens))}, key=lambda p: (len(p), p)
@@ -73,7 +76,7 @@ def build_tree(choices: Choices) -> ChoiceTree:
         path_CD[place, longest - len(tokens) :] = [node[tokens[:d]] for d in range(len(tokens))]
         in_path_CD[place, longest - len(tokens) :] = True
     return ChoiceTree(
-        np.array([prefix[-1] if prefix else 0 for prefix in prefixes], np.int32),
+        np.array([prefix[-1] if prefix else start for prefix in prefixes], np.int32),
         np.array([len(prefix) for prefix in prefixes], np.int32),
         np.array([[prefix[: len(above)] == above for above in prefixes] for prefix in prefixes]),
         np.array([node[edge[:-1]] for edge in edges], np.int32),

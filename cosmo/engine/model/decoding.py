@@ -1,11 +1,15 @@
 """Generate tokens from a step function: greedy, sampling and beam search in one cached loop.
 
-`decode` runs the loop; a rule (`_sampling` or `_beam`) chooses tokens from each step's logits.
+`decode` runs the loop; a rule (`_sampling` or one of `_BEAM_SEARCHES`) chooses tokens from each
+step's logits, after `_Constraints` has taken away those that may not follow.
 Rows are [R] = [B * N]: N samples or beams of each of B inputs, neighbours in memory.
-Suffixes: R rows, B inputs, N beams or samples, C beam candidates, T new tokens, V vocabulary.
+Suffixes: R rows, B inputs, N beams or samples, C beam candidates, P ended hypotheses kept, T tokens
+written, D tokens of a forced prefix, S tokens of the context, K banned tokens, V vocabulary.
 """
 
+import contextlib
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -13,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.vocabulary import SpecialIds
 
-PAD, EOS = 0, 1
 IMPOSSIBLE = -1.0e7  # a log-probability that no real hypothesis reaches; T5X's NEG_INF
+SEARCHES = ("t5x", "parlai", "huggingface")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +29,31 @@ class DecodingConfig:
 
     `temperature=0` takes the likeliest token. Above 0, `num_samples` answers a record are sampled,
     from the `top_k` likeliest tokens (0: all) and the nucleus of mass `top_p` (Holtzman et al.
-    2020). `beam_size > 1` searches instead, as T5X does: it ranks by log-likelihood over
-    ((5 + length) / 6) ** length_penalty (Wu et al. 2016).
+    2020).
+
+    `beam_size > 1` searches instead, as `search` names it. The searches rank ended answers
+    by log-likelihood over a length penalty, and differ in it and in when they stop. Lengths count
+    the new tokens with EOS:
+
+    - "t5x": ((5 + length) / 6) ** length_penalty (Wu et al. 2016); stops when nothing can improve.
+    - "parlai": ((2 + length) / 6) ** length_penalty; stops when `beam_size` answers have ended and
+      the likeliest hypothesis of some step was one of them.
+    - "huggingface": length ** length_penalty; stops when `beam_size` answers have ended and the
+      open ones look no better. With `early_stopping` it stops as soon as they have ended.
+
+    The other fields limit the tokens, for greedy answers, samples and every search. They change no
+    score but by what they forbid: probabilities are not normalized again.
+
+    - `min_length`: tokens before EOS may be taken. ParlAI ignores its own in greedy search; here it
+      holds there too.
+    - `block_ngram`: no n-gram of so many tokens occurs twice in an answer, its forced prefix and
+      its start token included.
+    - `context_block_ngram`: no n-gram of the input, its EOS included, occurs in an answer.
+    - `banned_ids`: these tokens are never taken.
+    - `forced_eos`: the last of `max_new_tokens` is EOS, as with HuggingFace's
+      `forced_eos_token_id`, and costs nothing.
+
+    If they leave no token at all, EOS is taken.
     """
 
     max_new_tokens: int = 128
@@ -35,8 +63,17 @@ class DecodingConfig:
     num_samples: int = 1
     beam_size: int = 1
     length_penalty: float = 0.6
+    search: str = "t5x"
+    early_stopping: bool = False
+    min_length: int = 0
+    block_ngram: int = 0
+    context_block_ngram: int = 0
+    banned_ids: tuple[int, ...] = ()
+    forced_eos: bool = False
 
     def __post_init__(self):
+        # A config is hashed as the key of compiled programs; gin gives lists.
+        object.__setattr__(self, "banned_ids", _token_ids(self.banned_ids))
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0.0, "0 (greedy) or above"),
@@ -45,6 +82,13 @@ class DecodingConfig:
             "num_samples": (self.num_samples >= 1, "at least 1"),
             "beam_size": (self.beam_size >= 1, "at least 1"),
             "length_penalty": (self.length_penalty >= 0.0, "0 or above"),
+            "search": (self.search in SEARCHES, f"one of {', '.join(SEARCHES)}"),
+            "min_length": (
+                0 <= self.min_length < self.max_new_tokens,
+                f"0 (off) or above, and below max_new_tokens={self.max_new_tokens}",
+            ),
+            "block_ngram": (self.block_ngram >= 0, "0 (off) or above"),
+            "context_block_ngram": (self.context_block_ngram >= 0, "0 (off) or above"),
         }
         for name, (good, rule) in rules.items():
             if not good:
@@ -53,6 +97,12 @@ class DecodingConfig:
             raise UserError(
                 "beam search is deterministic: beam_size > 1 cannot go with temperature > 0"
                 " or num_samples > 1"
+            )
+        if self.beam_size > 1 and self.early_stopping and self.search != "huggingface":
+            raise UserError(
+                f"early_stopping=True and search={self.search!r}: it is the end rule of search="
+                "'huggingface' alone",
+                setting="BEAM_SEARCH",
             )
         if self.temperature == 0.0 and self.num_samples > 1:
             raise UserError(
@@ -75,17 +125,55 @@ class DecodingConfig:
             raise UserError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}")
         return cls(**settings)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields as JSON values, the later ones only where they are not the defaults."""
+        # So that an output which was begun before they existed can be continued.
+        later = ("search", "early_stopping", "min_length", "block_ngram", "context_block_ngram")
+        later = (*later, "banned_ids", "forced_eos")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in fields}
+        kept = {n: v for n, v in values.items() if n not in later or v != fields[n]}
+        if self.banned_ids:
+            kept["banned_ids"] = list(self.banned_ids)
+        return kept
+
     @property
     def rows_per_input(self) -> int:
         """The number of rows that the loop carries for each input: beams or samples."""
         return max(self.beam_size, self.num_samples)
+
+    def check_vocabulary(self, vocab_size: int, special: SpecialIds) -> None:
+        """Raise UserError if a banned id is EOS or is not in the vocabulary."""
+        for id in self.banned_ids:
+            if id >= vocab_size:
+                raise UserError(
+                    f"banned_ids has {id}; ids of this vocabulary are 0 to {vocab_size - 1}",
+                    setting="BANNED_IDS",
+                )
+            if id == special.eos:
+                raise UserError(
+                    f"banned_ids has {id}, which ends an answer; for long answers set min_length",
+                    setting="BANNED_IDS",
+                )
+
+
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    with contextlib.suppress(TypeError):
+        found = tuple(map(operator.index, ids))
+        if all(id >= 0 for id in found):
+            return found
+    raise UserError(
+        f"DecodingConfig.banned_ids={ids!r}; it must be token ids, such as (3, 8004)",
+        setting="BANNED_IDS",
+    )
 
 
 class Decoded(NamedTuple):
     """Tokens int32 [B, N, T] with padding after the first EOS, and scores float32 [B, N].
 
     A score is the log-likelihood in nats, EOS included. With a beam it is divided by the length
-    penalty, and beams are sorted, the best first.
+    penalty, and beams are sorted, the best first. ParlAI's search gives 2 * N of them, because more
+    than N may have ended. In a place without a hypothesis the score is at most IMPOSSIBLE / 10.
     """
 
     tokens: jax.Array
@@ -103,13 +191,15 @@ class Cache(Protocol):
 
 
 class _Rule(NamedTuple):
-    """How to choose tokens: a state and functions of it."""
+    """How to choose tokens: a state and functions of it. L is R for samples, B for beams."""
 
-    start: Any
+    start: Any  # arrays [L, ...]
     # (state, logits_RV, index) -> (state, tokens_R for the next step, parents_R or None)
     advance: Callable
-    done: Callable  # (state, index) -> bool scalar: no further step can change the result
+    done: Callable  # (state, index) -> bool [L]: this row or input is finished
     finish: Callable  # state -> Decoded
+    # Whether further steps could change the state of what is done, and so must not.
+    freezes: bool = False
 
 
 def decode(
@@ -120,22 +210,33 @@ def decode(
     row_keys_B: jax.Array | None = None,
     first_B: jax.Array | None = None,
     ended_B: jax.Array | None = None,
+    special: SpecialIds = SpecialIds(),
+    prefix_BD: jax.Array | None = None,
+    context_BS: jax.Array | None = None,
 ) -> Decoded:
     """Return up to `max_new_tokens` tokens for each of `batch_size` inputs.
 
     `step(tokens_R, index, cache) -> (logits_RV, cache)` gets the tokens at position `index` and
     scores the ones after. `row_keys_B` are random keys, one an input. `first_B` are the tokens at
-    position 0: by default PAD, with which T5 starts; others for a cache that holds what came
-    before. Inputs of which `ended_B` holds get an empty answer of score 0.
+    position 0: by default `special.start`; others for a cache that holds what came before. Inputs
+    of which `ended_B` holds get an empty answer of score 0.
+
+    `prefix_BD` are tokens with which an input's answers begin, however unlikely: int32, padded at
+    the end with 0, without EOS. The result does not repeat them: its tokens, scores and lengths,
+    `max_new_tokens` and `min_length` are of what follows. The cache needs D + max_new_tokens
+    positions. `context_BS` are the tokens, padded with 0, whose n-grams `context_block_ngram`
+    blocks.
     """
     n = config.rows_per_input
-    first_B = jnp.full((batch_size,), PAD, jnp.int32) if first_B is None else first_B
+    first_B = jnp.full((batch_size,), special.start, jnp.int32) if first_B is None else first_B
     ended_B = jnp.zeros((batch_size,), bool) if ended_B is None else ended_B
     # Once, before the loop: the encoder ran for B inputs, not for B * N rows.
     if n > 1:
         cache = cache.repeat(n)
+    first_R = jnp.repeat(first_B, n)
+    limits = _Constraints(config, special, first_R, prefix_BD, context_BS)
     if config.beam_size > 1:
-        rule = _beam(ended_B, config)
+        rule = _BEAM_SEARCHES[config.search](ended_B, config, special, limits)
     else:
         if config.temperature > 0.0:
             if row_keys_B is None:
@@ -144,23 +245,164 @@ def decode(
             # not depend on the batch that its row is in.
             keys = jax.vmap(lambda key: jax.random.split(key, n))(row_keys_B)
             row_keys_B = keys.reshape(batch_size * n)
-        rule = _sampling(jnp.repeat(ended_B, n), config, row_keys_B)
+        rule = _sampling(jnp.repeat(ended_B, n), config, special, limits, row_keys_B)
+
+    def finished(state, index):
+        done_L = rule.done(state, index)
+        if limits.prefix_lengths_B is None:
+            return done_L
+        # Rows with a shorter prefix reach their limit earlier.
+        over_B = index - limits.prefix_lengths_B >= config.max_new_tokens
+        return done_L | jnp.repeat(over_B, done_L.size // batch_size)
 
     def body(carry):
         index, tokens_R, cache, state = carry
         logits_RV, cache = step(tokens_R, index, cache)
-        state, tokens_R, parents_R = rule.advance(state, logits_RV, index)
+        new_state, tokens_R, parents_R = rule.advance(state, logits_RV, index)
+        if rule.freezes or limits.prefix_lengths_B is not None:
+            new_state = _keep(finished(state, index), state, new_state)
         if parents_R is not None:
             cache = cache.take(parents_R)
-        return index + 1, tokens_R, cache, state
+        return index + 1, tokens_R, cache, new_state
 
     def cond(carry):
         index, _, _, state = carry
-        return (index < config.max_new_tokens) & ~rule.done(state, index)
+        return (index < limits.positions) & ~jnp.all(finished(state, index))
 
-    first_R = jnp.repeat(first_B, n)
     *_, state = jax.lax.while_loop(cond, body, (jnp.int32(0), first_R, cache, rule.start))
-    return rule.finish(state)
+    found = rule.finish(state)
+    return found._replace(tokens=limits.without_prefix(found.tokens))
+
+
+def _keep(kept_L: jax.Array, old: Any, new: Any) -> Any:
+    """Return the old state where `kept_L`, else the new one."""
+
+    def choose(before, after):
+        return jnp.where(kept_L.reshape(-1, *[1] * (before.ndim - 1)), before, after)
+
+    return jax.tree.map(choose, old, new)
+
+
+class _Constraints:
+    """The limits on a row's next token. Without any, nothing is traced.
+
+    `positions` is the longest an answer gets, the batch's longest prefix included.
+    """
+
+    def __init__(self, config: DecodingConfig, special: SpecialIds, first_R, prefix_BD, context_BS):
+        c = config
+        rows = c.rows_per_input
+        self.config, self.eos, self.first_R = config, special.eos, first_R
+        self.prefix_lengths_B = self._prefix_lengths_R = None
+        self.positions = c.max_new_tokens
+        if prefix_BD is not None and prefix_BD.shape[1]:
+            self._prefix_RD = jnp.repeat(prefix_BD, rows, axis=0)
+            self.prefix_lengths_B = jnp.sum(prefix_BD != 0, axis=1, dtype=jnp.int32)
+            self._prefix_lengths_R = jnp.repeat(self.prefix_lengths_B, rows)
+            self.positions += prefix_BD.shape[1]
+        if c.context_block_ngram and context_BS is None:
+            raise ValueError("context_block_ngram needs context_BS")
+        self._context_RS = jnp.repeat(context_BS, rows, axis=0) if c.context_block_ngram else None
+        self._bans = c.min_length or c.block_ngram or c.context_block_ngram or c.banned_ids
+        self._forces = c.forced_eos or self.prefix_lengths_B is not None
+        self.active = bool(self._bans or self._forces)
+
+    def lengths(self, index: jax.Array) -> jax.Array:
+        """Return the length of answers that the token at `index` ends: a scalar, or [B, 1]."""
+        if self.prefix_lengths_B is None:
+            return index + 1
+        # In the prefix an answer has no length, and no penalty may be NaN.
+        return jnp.maximum(index + 1 - self.prefix_lengths_B, 1)[:, None]
+
+    def without_prefix(self, tokens_BPT: jax.Array) -> jax.Array:
+        """Return the tokens after each input's prefix: int32 [B, P, max_new_tokens]."""
+        if self.prefix_lengths_B is None:
+            return tokens_BPT
+        places_BT = self.prefix_lengths_B[:, None] + jnp.arange(self.config.max_new_tokens)
+        return jnp.take_along_axis(tokens_BPT, places_BT[:, None], axis=2)
+
+    def forced(self, index: jax.Array) -> jax.Array | None:
+        """Return whether a row's next token is given, and so counts nothing: bool [R], or None."""
+        if not self._forces:
+            return None
+        new_R = self._new(index)
+        last = self.config.max_new_tokens - 1
+        return (new_R < 0) | (new_R == last) if self.config.forced_eos else new_R < 0
+
+    def apply(self, scores_RV: jax.Array, tokens: jax.Array, index: jax.Array) -> jax.Array:
+        """Return the scores, logits or log-probabilities, with tokens that may not follow at -inf.
+
+        Where the next token is given, it has 0 and all others -inf. `tokens` [R, T] or [B, N, T]
+        are those written before `index`.
+        """
+        vocab = scores_RV.shape[-1]
+        if self._bans:
+            banned_RK = self._banned(tokens.reshape(-1, self.positions), index, vocab)
+            allowed_RV = jax.vmap(_without)(scores_RV, banned_RK)
+            stuck_R1 = jnp.max(allowed_RV, axis=-1, keepdims=True) <= IMPOSSIBLE
+            ends_V = jnp.arange(vocab) == self.eos
+            scores_RV = jnp.where(stuck_R1 & ends_V, scores_RV, allowed_RV)
+        if self._forces:
+            given_R = jnp.full_like(self.first_R, self.eos)
+            if self._prefix_lengths_R is not None:
+                last = self._prefix_RD.shape[1] - 1
+                token_R = self._prefix_RD[:, jnp.minimum(index, last)]
+                given_R = jnp.where(index < self._prefix_lengths_R, token_R, given_R)
+            given_RV = jnp.where(given_R[:, None] == jnp.arange(vocab), 0.0, -jnp.inf)
+            scores_RV = jnp.where(self.forced(index)[:, None], given_RV, scores_RV)
+        return scores_RV
+
+    def _new(self, index: jax.Array) -> jax.Array:
+        """Return how many new tokens rows have before the one at `index`: int32 [R]."""
+        if self._prefix_lengths_R is None:
+            return jnp.broadcast_to(index, self.first_R.shape)
+        return index - self._prefix_lengths_R
+
+    def _banned(self, tokens_RT: jax.Array, index: jax.Array, vocab: int) -> jax.Array:
+        """Return the ids that may not follow, int32 [R, K]; `vocab` stands for none."""
+        c = self.config
+        rows = tokens_RT.shape[0]
+        banned = [jnp.broadcast_to(jnp.array(c.banned_ids, jnp.int32), (rows, len(c.banned_ids)))]
+        if c.min_length:
+            banned.append(jnp.where(self._new(index) < c.min_length, self.eos, vocab)[:, None])
+        # The answer with its start token, as ParlAI and HuggingFace look at it.
+        answer_RT = jnp.concatenate([self.first_R[:, None], tokens_RT], axis=1)
+        if c.block_ngram:
+            written_T = jnp.arange(answer_RT.shape[1]) <= index
+            banned.append(
+                _completing(answer_RT, index, c.block_ngram, answer_RT, written_T[None], vocab)
+            )
+        if c.context_block_ngram:
+            # Without padding, which may be longer in another batch.
+            real_RS = self._context_RS != 0
+            banned.append(
+                _completing(
+                    answer_RT, index, c.context_block_ngram, self._context_RS, real_RS, vocab
+                )
+            )
+        return jnp.concatenate(banned, axis=1)
+
+
+def _without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
+    return scores_V.at[ids_K].set(-jnp.inf, mode="drop")  # an id of V or above is none
+
+
+def _completing(answer_RT, index, size: int, source_RS, real_RS, vocab: int) -> jax.Array:
+    """Return the last tokens of the source's n-grams that begin as the answer ends, int32 [R, K].
+
+    `size` is n. Answers are written up to position `index`, and sources where `real_RS`. `vocab`
+    stands for n-grams that begin otherwise.
+    """
+    begin = size - 1
+    if source_RS.shape[1] < size or answer_RT.shape[1] < size:
+        return jnp.zeros((answer_RT.shape[0], 0), jnp.int32)
+    # If the answer is shorter than that, no n-gram can end here.
+    same_RK = real_RS[:, begin:] & (index + 1 >= begin)
+    end_RK = jax.lax.dynamic_slice_in_dim(answer_RT, index + 1 - begin, begin, axis=1)
+    count = source_RS.shape[1] - begin
+    for place in range(begin):
+        same_RK &= source_RS[:, place : place + count] == end_RK[:, place, None]
+    return jnp.where(same_RK, source_RS[:, begin:], vocab)
 
 
 class _Samples(NamedTuple):
@@ -169,31 +411,40 @@ class _Samples(NamedTuple):
     ended_R: jax.Array
 
 
-def _sampling(ended_R: jax.Array, config: DecodingConfig, row_keys_R: jax.Array | None) -> _Rule:
+def _sampling(
+    ended_R: jax.Array,
+    config: DecodingConfig,
+    special: SpecialIds,
+    limits: _Constraints,
+    row_keys_R: jax.Array | None,
+) -> _Rule:
     """Return the rule that samples one token a row and step; greedy at `temperature=0`."""
     rows = ended_R.size
     start = _Samples(
-        jnp.full((rows, config.max_new_tokens), PAD, jnp.int32),
+        jnp.full((rows, limits.positions), special.pad, jnp.int32),
         jnp.zeros((rows,), jnp.float32),
         ended_R,
     )
 
     def advance(state, logits_RV, index):
+        allowed_RV = limits.apply(logits_RV, state.tokens_RT, index)
         if config.temperature == 0.0:
-            chosen_R = first_best(logits_RV)
+            chosen_R = first_best(allowed_RV)
         else:
-            allowed_RV = truncate(logits_RV / config.temperature, config.top_k, config.top_p)
+            allowed_RV = truncate(allowed_RV / config.temperature, config.top_k, config.top_p)
             keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys_R, index)
             chosen_R = jax.vmap(jax.random.categorical)(keys_R, allowed_RV).astype(jnp.int32)
         # The score is the model's own likelihood: without temperature and truncation.
         logit_R = jnp.take_along_axis(logits_RV, chosen_R[:, None], axis=-1)[:, 0]
         logp_R = logit_R - jax.nn.logsumexp(logits_RV, axis=-1)
+        forced_R = limits.forced(index)
+        free_R = state.ended_R if forced_R is None else state.ended_R | forced_R
         # An answer that has ended stays in its row: shapes are fixed when the loop is compiled.
-        chosen_R = jnp.where(state.ended_R, PAD, chosen_R)
+        chosen_R = jnp.where(state.ended_R, special.pad, chosen_R)
         state = _Samples(
             state.tokens_RT.at[:, index].set(chosen_R),
-            state.scores_R + jnp.where(state.ended_R, 0.0, logp_R),
-            state.ended_R | (chosen_R == EOS),
+            state.scores_R + jnp.where(free_R, 0.0, logp_R),
+            state.ended_R | (chosen_R == special.eos),
         )
         return state, chosen_R, None
 
@@ -204,7 +455,7 @@ def _sampling(ended_R: jax.Array, config: DecodingConfig, row_keys_R: jax.Array 
             state.scores_R.reshape(batch, config.num_samples),
         )
 
-    return _Rule(start, advance, lambda state, index: jnp.all(state.ended_R), finish)
+    return _Rule(start, advance, lambda state, index: state.ended_R, finish)
 
 
 def first_best(logits_RV: jax.Array) -> jax.Array:
@@ -259,18 +510,48 @@ class _Beams(NamedTuple):
     ended_score_BN: jax.Array  # IMPOSSIBLE where no hypothesis has ended yet
 
 
-def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
-    """Return the rule of beam search, which keeps N open and N ended hypotheses of each input.
+def _candidates(open_BNT, open_logp_BN, logp_RV, index, count: int):
+    """Return the `count` likeliest extensions of each input's open hypotheses.
+
+    They are (log-likelihoods [B, C], beams they extend [B, C], tokens [B, C], sequences [B, C, T]).
+    """
+    batch, n, _ = open_BNT.shape
+    vocab = logp_RV.shape[-1]
+    total_BNV = open_logp_BN[..., None] + logp_RV.reshape(batch, n, vocab)
+    logp_BC, flat_BC = jax.lax.top_k(total_BNV.reshape(batch, n * vocab), count)
+    parent_BC, token_BC = flat_BC // vocab, (flat_BC % vocab).astype(jnp.int32)
+    sequence_BCT = jnp.take_along_axis(open_BNT, parent_BC[..., None], axis=1)
+    return logp_BC, parent_BC, token_BC, sequence_BCT.at[:, :, index].set(token_BC)
+
+
+def _best(pool_score_BP, pool_BPT, score_BC, sequence_BCT):
+    """Return the P best of the pool and the candidates: (scores [B, P], sequences [B, P, T])."""
+    score = jnp.concatenate([pool_score_BP, score_BC], axis=1)
+    sequence = jnp.concatenate([pool_BPT, sequence_BCT], axis=1)
+    score_BP, best_BP = jax.lax.top_k(score, pool_score_BP.shape[1])
+    return score_BP, jnp.take_along_axis(sequence, best_BP[..., None], axis=1)
+
+
+def _rows(parent_BN: jax.Array) -> jax.Array:
+    """Return the row of each beam's parent: int32 [R]."""
+    batch, n = parent_BN.shape
+    return (jnp.arange(batch)[:, None] * n + parent_BN).reshape(-1)
+
+
+def _t5x_beams(
+    ended_B: jax.Array, config: DecodingConfig, special: SpecialIds, limits: _Constraints
+) -> _Rule:
+    """Return the rule of T5X's search, which keeps N open and N ended hypotheses of each input.
 
     It stops once no open hypothesis can overtake the worst ended one. If an input has no ended
     hypothesis at the length limit, its open ones are the answer. Source: T5X's `beam_search`.
     """
-    batch, n, length = ended_B.size, config.beam_size, config.max_new_tokens
+    batch, n, longest = ended_B.size, config.beam_size, config.max_new_tokens
 
     def penalty(tokens):
         return ((5.0 + tokens) / 6.0) ** config.length_penalty
 
-    empty_BNT = jnp.full((batch, n, length), PAD, jnp.int32)
+    empty_BNT = jnp.full((batch, n, limits.positions), special.pad, jnp.int32)
     # All beams start equal: only the first may branch, or N copies of one answer would win.
     first_logp_BN = jnp.tile(jnp.array([0.0] + [IMPOSSIBLE] * (n - 1), jnp.float32), (batch, 1))
     start = _Beams(
@@ -281,15 +562,13 @@ def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
     )
 
     def advance(state, logits_RV, index):
-        vocab = logits_RV.shape[-1]
         logp_RV = jax.nn.log_softmax(logits_RV, axis=-1)
-        total_BNV = state.open_logp_BN[..., None] + logp_RV.reshape(batch, n, vocab)
+        logp_RV = limits.apply(logp_RV, state.open_BNT, index)
         # 2N candidates: even if N of them end here, N stay open.
-        logp_BC, flat_BC = jax.lax.top_k(total_BNV.reshape(batch, n * vocab), 2 * n)
-        parent_BC, token_BC = flat_BC // vocab, (flat_BC % vocab).astype(jnp.int32)
-        sequence_BCT = jnp.take_along_axis(state.open_BNT, parent_BC[..., None], axis=1)
-        sequence_BCT = sequence_BCT.at[:, :, index].set(token_BC)
-        ends_BC = token_BC == EOS
+        logp_BC, parent_BC, token_BC, sequence_BCT = _candidates(
+            state.open_BNT, state.open_logp_BN, logp_RV, index, 2 * n
+        )
+        ends_BC = token_BC == special.eos
 
         # The best N that did not end stay open.
         open_BN, picks_BN = jax.lax.top_k(jnp.where(ends_BC, IMPOSSIBLE, logp_BC), n)
@@ -297,29 +576,179 @@ def _beam(ended_B: jax.Array, config: DecodingConfig) -> _Rule:
         parent_BN = jnp.take_along_axis(parent_BC, picks_BN, axis=1)
 
         # Those that did end compete with all that ended before, by penalized score.
-        score_BC = jnp.where(ends_BC, logp_BC / penalty(index + 1), IMPOSSIBLE)
-        pool_score = jnp.concatenate([state.ended_score_BN, score_BC], axis=1)
-        pool = jnp.concatenate([state.ended_BNT, sequence_BCT], axis=1)
-        ended_score_BN, best_BN = jax.lax.top_k(pool_score, n)
-        ended_BNT = jnp.take_along_axis(pool, best_BN[..., None], axis=1)
-
+        if limits.active:
+            # With few tokens left, copies of the first beam are candidates too, and their penalized
+            # score would pass IMPOSSIBLE.
+            ends_BC &= logp_BC > IMPOSSIBLE / 2
+        score_BC = jnp.where(ends_BC, logp_BC / penalty(limits.lengths(index)), IMPOSSIBLE)
+        ended_score_BN, ended_BNT = _best(
+            state.ended_score_BN, state.ended_BNT, score_BC, sequence_BCT
+        )
         # Each row of the cache becomes that of its hypothesis's parent.
-        rows_R = (jnp.arange(batch)[:, None] * n + parent_BN).reshape(-1)
         tokens_R = jnp.take_along_axis(token_BC, picks_BN, axis=1).reshape(-1)
-        return _Beams(open_BNT, open_BN, ended_BNT, ended_score_BN), tokens_R, rows_R
+        return _Beams(open_BNT, open_BN, ended_BNT, ended_score_BN), tokens_R, _rows(parent_BN)
 
     def done(state, index):
         # Log-likelihoods only fall. An open one reaches at most its present value under the largest
         # penalty.
-        reach_B = state.open_logp_BN[:, 0] / penalty(length)
+        reach_B = state.open_logp_BN[:, 0] / penalty(longest)
         worst_B = jnp.min(state.ended_score_BN, axis=1)
-        return jnp.all(worst_B > reach_B)
+        return worst_B > reach_B
 
     def finish(state):
         any_B = jnp.max(state.ended_score_BN, axis=1) > IMPOSSIBLE
         return Decoded(
             jnp.where(any_B[:, None, None], state.ended_BNT, state.open_BNT),
-            jnp.where(any_B[:, None], state.ended_score_BN, state.open_logp_BN / penalty(length)),
+            jnp.where(any_B[:, None], state.ended_score_BN, state.open_logp_BN / penalty(longest)),
         )
 
     return _Rule(start, advance, done, finish)
+
+
+class _Search(NamedTuple):
+    """The state of ParlAI's and HuggingFace's searches: -inf where there is no hypothesis."""
+
+    open_BNT: jax.Array
+    open_logp_BN: jax.Array
+    ended_BPT: jax.Array
+    ended_score_BP: jax.Array
+    ended_count_B: jax.Array
+    stopped_B: jax.Array
+
+
+def _start_search(ended_B: jax.Array, n: int, kept: int, positions: int, pad: int) -> _Search:
+    batch = ended_B.size
+    first_BN = jnp.tile(jnp.array([0.0] + [-jnp.inf] * (n - 1), jnp.float32), (batch, 1))
+    return _Search(
+        jnp.full((batch, n, positions), pad, jnp.int32),
+        first_BN,
+        jnp.full((batch, kept, positions), pad, jnp.int32),
+        jnp.tile(jnp.where(ended_B, 0.0, -jnp.inf)[:, None], (1, kept)),
+        jnp.where(ended_B, n, 0),
+        ended_B,
+    )
+
+
+def _found(state: _Search, pad: int) -> Decoded:
+    """Return the ended hypotheses; padding and IMPOSSIBLE where there are fewer."""
+    real_BP = state.ended_score_BP > -jnp.inf
+    return Decoded(
+        jnp.where(real_BP[..., None], state.ended_BPT, pad),
+        jnp.where(real_BP, state.ended_score_BP, IMPOSSIBLE),
+    )
+
+
+def _parlai_beams(
+    ended_B: jax.Array, config: DecodingConfig, special: SpecialIds, limits: _Constraints
+) -> _Rule:
+    """Return the rule of ParlAI's search, in which ended hypotheses use up places of their step.
+
+    N candidates are taken at a step. One that ends leaves N - 1 open ones to the next step, which
+    takes N candidates of these. The search stops once N have ended and the likeliest candidate of
+    some step was among them. If none has ended at the length limit, the likeliest open one gets EOS
+    for its last token. The 2N best of all that ended are kept. Source: `TreeSearch` and
+    `BeamSearch` of ParlAI 1.7.
+    """
+    batch, n, longest = ended_B.size, config.beam_size, config.max_new_tokens
+    start = _start_search(ended_B, n, 2 * n, limits.positions, special.pad)
+
+    def penalty(tokens):
+        # ParlAI counts the start token too, and 1 where Wu et al. have 5.
+        return ((2.0 + tokens) / 6.0) ** config.length_penalty
+
+    def advance(state, logits_RV, index):
+        logp_RV = jax.nn.log_softmax(logits_RV, axis=-1)
+        logp_RV = limits.apply(logp_RV, state.open_BNT, index)
+        logp_BN, parent_BN, token_BN, open_BNT = _candidates(
+            state.open_BNT, state.open_logp_BN, logp_RV, index, n
+        )
+        ends_BN = (token_BN == special.eos) & (logp_BN > IMPOSSIBLE)
+        score_BN = jnp.where(ends_BN, logp_BN / penalty(limits.lengths(index)), -jnp.inf)
+        ended_score_BP, ended_BPT = _best(state.ended_score_BP, state.ended_BPT, score_BN, open_BNT)
+        state = _Search(
+            open_BNT,
+            jnp.where(token_BN == special.eos, -jnp.inf, logp_BN),
+            ended_BPT,
+            ended_score_BP,
+            state.ended_count_B + jnp.sum(ends_BN, axis=1, dtype=jnp.int32),
+            state.stopped_B | ends_BN[:, 0],
+        )
+        return state, token_BN.reshape(-1), _rows(parent_BN)
+
+    def done(state, index):
+        return state.stopped_B & (state.ended_count_B >= n)
+
+    def finish(state):
+        none_B = state.ended_count_B == 0
+        last = longest - 1
+        if limits.prefix_lengths_B is not None:
+            last = last + limits.prefix_lengths_B
+        forced_BT = state.open_BNT[:, 0].at[jnp.arange(batch), last].set(special.eos)
+        tokens_BPT, score_BP = state.ended_BPT, state.ended_score_BP
+        score_B = jnp.where(none_B, state.open_logp_BN[:, 0] / penalty(longest), score_BP[:, 0])
+        tokens_BT = jnp.where(none_B[:, None], forced_BT, tokens_BPT[:, 0])
+        state = state._replace(
+            ended_BPT=tokens_BPT.at[:, 0].set(tokens_BT),
+            ended_score_BP=score_BP.at[:, 0].set(score_B),
+        )
+        return _found(state, special.pad)
+
+    return _Rule(start, advance, done, finish, freezes=True)
+
+
+def _huggingface_beams(
+    ended_B: jax.Array, config: DecodingConfig, special: SpecialIds, limits: _Constraints
+) -> _Rule:
+    """Return the rule of HuggingFace's search, which keeps N open and N ended hypotheses.
+
+    2N candidates are taken at a step; of those that end, only ones among the N likeliest count. At
+    the length limit open ones count as ended. With `early_stopping` it stops once N have ended;
+    without, once also the likeliest open one scores no better at its present length than the worst
+    of them. Source: `GenerationMixin._beam_search` of transformers 5.
+    """
+    n, longest = config.beam_size, config.max_new_tokens
+    start = _start_search(ended_B, n, n, limits.positions, special.pad)
+
+    def advance(state, logits_RV, index):
+        logp_RV = jax.nn.log_softmax(logits_RV, axis=-1)
+        logp_RV = limits.apply(logp_RV, state.open_BNT, index)
+        logp_BC, parent_BC, token_BC, sequence_BCT = _candidates(
+            state.open_BNT, state.open_logp_BN, logp_RV, index, 2 * n
+        )
+        lengths = limits.lengths(index)
+        penalty = lengths**config.length_penalty
+        ends_BC = (token_BC == special.eos) | (lengths >= longest)
+
+        open_logp_BN, picks_BN = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, logp_BC), n)
+        open_BNT = jnp.take_along_axis(sequence_BCT, picks_BN[..., None], axis=1)
+        parent_BN = jnp.take_along_axis(parent_BC, picks_BN, axis=1)
+
+        counts_BC = ends_BC & (jnp.arange(2 * n) < n) & (logp_BC > IMPOSSIBLE)
+        score_BC = jnp.where(counts_BC, logp_BC / penalty, -jnp.inf)
+        ended_score_BN, ended_BNT = _best(
+            state.ended_score_BP, state.ended_BPT, score_BC, sequence_BCT
+        )
+        worst_B = jnp.min(ended_score_BN, axis=1)
+        stopped_B = worst_B > -jnp.inf
+        if not config.early_stopping:
+            stopped_B &= (open_logp_BN / penalty)[:, 0] <= worst_B
+        state = _Search(
+            open_BNT, open_logp_BN, ended_BNT, ended_score_BN, state.ended_count_B, stopped_B
+        )
+        tokens_R = jnp.take_along_axis(token_BC, picks_BN, axis=1).reshape(-1)
+        return state, tokens_R, _rows(parent_BN)
+
+    return _Rule(
+        start,
+        advance,
+        lambda state, index: state.stopped_B,
+        lambda state: _found(state, special.pad),
+        freezes=True,
+    )
+
+
+_BEAM_SEARCHES = {
+    "t5x": _t5x_beams,
+    "parlai": _parlai_beams,
+    "huggingface": _huggingface_beams,
+}

@@ -21,21 +21,37 @@ def predict(
     encoder_input_tokens: jax.Array,
     config: decoding.DecodingConfig,
     row_keys: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    context: jax.Array | None = None,
 ) -> decoding.Decoded:
     """Return the tokens generated for each row of `encoder_input_tokens` [B, S].
 
-    `row_keys` [B] are one random key a row, so that an answer does not depend on its batch. See
-    `decoding.decode`.
+    `row_keys` [B] are one random key a row, so that an answer does not depend on its batch.
+    `prefix` [B, D] are tokens with which answers begin; the result has those after them.
+    `context` [B, S'] are the tokens whose n-grams `context_block_ngram` blocks, by default the
+    inputs: give the whole dialogue where inputs are cut. See `decoding.decode`.
     """
+    special = model.network.special_ids
+    config.check_vocabulary(model.network.vocab_size, special)
     # Cast and unstack once: inside the loop both would run for every token.
     module = models.bind(model, _cast(params, model.network.dtype))
     weights = module.decoder_weights()
-    cache = module.start_cache(encoder_input_tokens, config.max_new_tokens)
+    forced = 0 if prefix is None else prefix.shape[1]
+    cache = module.start_cache(encoder_input_tokens, forced + config.max_new_tokens)
 
     def step(tokens, index, cache):
         return module.decode_step(weights, tokens, index, cache)
 
-    return decoding.decode(step, cache, encoder_input_tokens.shape[0], config, row_keys)
+    return decoding.decode(
+        step,
+        cache,
+        encoder_input_tokens.shape[0],
+        config,
+        row_keys,
+        special=special,
+        prefix_BD=prefix,
+        context_BS=encoder_input_tokens if context is None else context,
+    )
 
 
 def score_choices(
@@ -51,7 +67,8 @@ def score_choices(
     Raises UserError as `check_choices` does.
     """
     # An input is encoded once, and beginnings that choices share are decoded once.
-    tree = build_tree(check_choices(choices, model.network.vocab_size))
+    start = model.network.special_ids.start
+    tree = build_tree(check_choices(choices, model.network.vocab_size), start)
     module = models.bind(model, params)
     hidden_BNM, _ = module.read_tree(encoder_input_tokens, tree)
     return _choice_scores(module, hidden_BNM, tree)
@@ -89,12 +106,15 @@ def choose_and_continue(
     """Score the choices as `score_choices` does, take the best one, and generate the text after it.
 
     After a choice whose `continues` is False (by default: one that ends in EOS) the text is empty
-    and its score 0.
+    and its score 0. The limits of `config` are on that text alone, whose n-grams include the
+    choice's last token.
     """
-    tree = build_tree(check_choices(choices, model.network.vocab_size))
+    special = model.network.special_ids
+    config.check_vocabulary(model.network.vocab_size, special)
+    tree = build_tree(check_choices(choices, model.network.vocab_size), special.start)
     # EOS ends an answer, so nothing can follow it.
     if continues is None:
-        continues = tree.last_C != decoding.EOS
+        continues = tree.last_C != special.eos
     elif len(continues) != len(tree.last_C):
         raise ValueError(f"{len(continues)} values of `continues` for {len(tree.last_C)} choices")
     module = models.bind(model, _cast(params, model.network.dtype))
@@ -121,6 +141,8 @@ def choose_and_continue(
         row_keys,
         first_B=jnp.asarray(tree.last_C)[choice_B],
         ended_B=~jnp.asarray(continues, bool)[choice_B],
+        special=special,
+        context_BS=encoder_input_tokens,
     )
     return Chosen(scores_BC, choice_B, found)
 
