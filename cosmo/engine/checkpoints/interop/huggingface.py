@@ -261,10 +261,8 @@ def model_type(where: str, config: dict[str, Any]) -> str:
 
 
 def describe(path: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return {"model_type", and "byte_tokenizer" where it has one} of a folder."""
-    if config.get("model_type") == huggingface_blenderbot.MODEL_TYPE:
-        return {"model_type": huggingface_blenderbot.MODEL_TYPE}
-    found = {"model_type": model_type(f"{path}/{CONFIG}", config)}
+    """Return {"model_type", and "byte_tokenizer" where it has one} of a folder `network` takes."""
+    found = {"model_type": config["model_type"]}
     file = epath.Path(path) / "tokenizer_config.json"
     settings = foreign_files.read_json_object(file) if file.exists() else {}
     for value in (settings.get("tokenizer_class"), config.get("tokenizer_class")):
