@@ -63,10 +63,10 @@ class DialogueModel:
     def generate(self, records: Iterable[Record], *, seed: int = 0, **sampling: Any) -> list[Reply]:
         """Return a reply to each record, in order.
 
-        `sampling` are fields of `DecodingConfig`: max_new_tokens, temperature, top_k, top_p,
-        num_samples, beam_size, length_penalty; greedy without any. A sample depends on `seed` and
-        the record's id, its place in `records` if it has none. Raises UserError for a record that
-        cannot be used, before any is answered.
+        `sampling` are fields of `DecodingConfig`, such as max_new_tokens, temperature, top_p,
+        beam_size or block_ngram; greedy without any. A sample depends on `seed` and the record's
+        id, its place in `records` if it has none. Raises UserError for a record that cannot be
+        used, before any is answered.
         """
         longest = self.session.lengths["targets"]
         # By default as long as the targets that the model learnt to write.

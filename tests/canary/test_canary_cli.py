@@ -273,6 +273,18 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, changes, expe
     assert error[-1].startswith("error: ")
 
 
+def test_flags_of_generation_are_fields_of_decoding(label, canary, tmp_path):
+    """Oracle: `Canary.chirp` with the fields."""
+    source, output = write_input(tmp_path / "in.jsonl", 12), tmp_path / "out.jsonl"
+    fields = {"beam_size": 2, "min_length": 3, "block_ngram": 2, "context_block_ngram": 3}
+    flags = [f"--{name}={value}" for name, value in fields.items()]
+    assert label(source, output, *flags, "--beam_search=parlai", "--banned_ids=5,9") == 0
+    dialogues = [record["turns"] for record in lines_of(source)]
+    expected = canary.chirp(dialogues, search="parlai", banned_ids=(5, 9), **fields)
+    assert [line["text"] for line in lines_of(output)] == [chirp.text for chirp in expected]
+    assert any(chirp.rots for chirp in expected)
+
+
 def test_a_file_of_nothing_but_bad_records_says_so(label, tmp_path, capsys):
     """Exit code 1, and where the reasons are."""
     source = write_input(tmp_path / "in.jsonl", 3, bad=(0, 1, 2))

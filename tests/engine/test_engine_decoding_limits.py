@@ -284,6 +284,30 @@ def test_engine_decoding_no_token_left_means_eos():
             assert list(tokens[7:]) == [2, 0]
 
 
+def test_engine_decoding_t5x_beams_without_a_hypothesis_never_end():
+    """One token beside EOS, which may come at two lengths. By hand: two of three beams are real.
+
+    So large a penalty would lift a copy of the first beam, of score -1e7, to -300.
+    """
+    toy = Toy(4, 4, BLENDERBOT, seed=6)
+    config = DecodingConfig(30, beam_size=3, length_penalty=6.0, min_length=28)
+    ours = toy.decode(config)
+    assert np.all(np.sum(ours.tokens[:, :2] == 2, axis=(1, 2)) == 2)
+    for i in range(toy.inputs):
+        assert len(expected(toy, i, config)) == 2
+        check(ours, i, expected(toy, i, config), 30)
+
+
+def test_engine_decoding_padding_of_the_input_blocks_nothing():
+    """T5 may write token 0, which also pads. By hand: it is likeliest, and no input has it."""
+    toy = Toy(3, 8, SpecialIds(), seed=7)
+    toy.table[..., 0] = 9.0
+    config = DecodingConfig(5, context_block_ngram=1)
+    for length in (2, 6):
+        ours = toy.decode(config, context=padded([[5, 1]] * 3, length))
+        assert not ours.tokens.any()
+
+
 CONFIGS = st.builds(
     dict,
     min_length=st.integers(0, 5),
