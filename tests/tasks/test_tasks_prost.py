@@ -9,6 +9,7 @@ import pytest
 
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks import families, mixtures
+from cosmo.tasks.prost_text import VARIANTS, target_text
 
 PATHS = {
     "dailydialog_path": "tasks/sample/dailydialog",
@@ -91,3 +92,37 @@ def test_an_unknown_variant():
     with pytest.raises(DataError, match="'response_only'") as error:
         families.ProstData(variant="rots")
     assert error.value.settings == ("PROST_VARIANT",)
+
+
+def test_the_mixture_has_the_papers_rates():
+    """Oracle: appendix B.3's weights; a rate of 0 leaves a task out. Inputs end in the end id."""
+    seqio = pytest.importorskip("seqio")
+    data = families.ProstData(**PATHS)
+    paths = {"prosocial_path": "tasks/sample/prosocial", "vocabulary_path": VOCABULARY}
+    rates = {"prost_wizard": 0}
+    mixtures.use("prost", prost=data, rates=rates, token_metrics=False, **paths)
+    mixture = seqio.get_mixture_or_task("prost")
+    expected = {**families.MIXTURES["prost"]}
+    del expected["prost_wizard"]
+    assert {task.name: mixture.get_rate(task) for task in mixture.tasks} == expected
+    lengths = {"inputs": 128, "targets": 128}
+    dataset = mixture.get_dataset(lengths, "train", shuffle=True, seed=1, num_epochs=None)
+    for row in dataset.take(50).as_numpy_iterator():
+        assert len(row["inputs"]) <= 128 and row["inputs"][-1] == 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_task_has_the_texts_of_its_examples(variant):
+    """Oracle: the examples, and the pure functions that make their texts; both variants."""
+    seqio = pytest.importorskip("seqio")
+    data = families.ProstData(**PATHS, variant=variant)
+    paths = {"prosocial_path": "tasks/sample/prosocial", "vocabulary_path": VOCABULARY}
+    mixtures.use("prost", prost=data, token_metrics=False, **paths)
+    corpora = families.prost_corpora("tasks/sample/prosocial", data)
+    for name in ("prost_prosocial", "prost_wizard"):
+        rows = seqio.get_mixture_or_task(name).get_dataset(None, "test", shuffle=False)
+        examples = list(corpora[name].examples("test"))
+        for row, example in zip(rows.as_numpy_iterator(), examples, strict=True):
+            assert row["id"].decode() == example.id
+            assert row["inputs_pretokenized"].decode() == "  ".join(example.turns)
+            assert row["targets_pretokenized"].decode() == target_text(example, variant)
