@@ -1,9 +1,23 @@
 """Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
 
 As in the published code, a conversation has six turns or more, and one that broke off is continued
-once. One with too few turns is asked for again, up to `retries` times (there once). Then the
-longest is kept, and marked. Added here: a turn without its name, or more than one repeated
-utterance, is asked for again too. A turn that the token limit cut off is left out.
+once. One with too few turns is asked for again, up to `retries` times. Then the longest is kept,
+and marked. `as_published` has the right column, and its prompts are prompts_published.toml.
+
+| | here | published code |
+| --- | --- | --- |
+| attempts | 3 (`retries` is 2) | 2 |
+| a repeated utterance | two or more: asked again | one or more: kept, and marked |
+| a turn without its name | asked again | kept, and marked |
+| longest | by turns, the first of equals | by characters, the last of equals |
+| continued | at the token limit, or with few turns | after a blank line, or with few turns |
+| the continuation | after the next name; repeated turns go | after a line; two turns or more |
+| a turn cut off by the token limit | left out | kept |
+| PersonZ | not in the prompt | "between X and Y and Z" |
+
+Both read answers by `turns`, and ask for the interlocutor by `speakers`. The published code finds
+names by colons alone, and makes the interlocutor's whole answer the dialogue's prompt. It means to
+ask again for fewer than two speakers, but counts turns: that never happens. `filters` drops them.
 """
 
 from __future__ import annotations
@@ -41,13 +55,17 @@ def converse(
     prompts: Prompts,
     retries: int = 2,
     wanted_turns: int = 6,
+    as_published: bool = False,
+    z: str = "",
 ) -> Stage[Conversation | Rejected]:
     """Ask for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
 
-    Return Rejected if no answer has a turn.
+    `z` is the triple's third person, whom `as_published` alone names. Return Rejected if no answer
+    has a turn.
     """
-    fields = {"narrative": narrative, "x": x, "y": y}
-    others = (label(y),)
+    three = as_published and z
+    fields = {"narrative": narrative, "x": x, "y": f"{y} and {z}" if three else y}
+    others = (label(y), label(z)) if three else (label(y),)
     candidates: list[tuple[int, int, Turns, str]] = []
     continuations = 0
     last = fault_of_answer = ""
@@ -59,8 +77,9 @@ def converse(
         if fault_of_answer or _declined(last, parsed):
             continue
         # The cut turn goes first, else the continuation would follow half a sentence.
-        found = _complete(parsed, response)
-        if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
+        found = parsed if as_published else _complete(parsed, response)
+        broken = "\n\n" in last.strip() if as_published else response.finish_reason == "length"
+        if len(found) and (broken or len(found) < wanted_turns):
             # The prompt ends with the next speaker's name, as the first one does with X's.
             following = _next_speaker(found, x, others[0])
             response = yield prompts.request(
@@ -69,14 +88,23 @@ def converse(
             continuations += 1
             more = turns.parse(response.text, following, (x, *others))
             if not response.fault and not _declined(response.text, more):
-                found = _joined(found, _complete(more, response))
+                if not as_published:
+                    found = _joined(found, _complete(more, response))
+                # The published code takes a single turn for the end of the conversation.
+                elif len(more) > 1:
+                    found = _joined(found, more, repeated=True)
         if not len(found):
             continue
         fault = fault_of(found, wanted_turns)
+        if as_published and len(found) >= wanted_turns:
+            if not fault and len(set(found.dialogue)) < len(found):
+                fault = "repetition"
+            return Conversation(found, attempt + 1, continuations, fault)
         if not fault:
             return Conversation(found, attempt + 1, continuations)
         # The longest comes first, of equally long ones the earliest attempt.
-        candidates.append((-len(found), attempt, found, fault))
+        order = (-len(found.text()), -attempt) if as_published else (-len(found), attempt)
+        candidates.append((*order, found, fault))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
         reason = fault_of_answer or reason
@@ -142,8 +170,8 @@ def _complete(found: Turns, response: Response) -> Turns:
     )
 
 
-def _joined(found: Turns, more: Turns) -> Turns:
-    """Join both, without the turns of the continuation that repeat earlier ones."""
+def _joined(found: Turns, more: Turns, repeated: bool = False) -> Turns:
+    """Join both, unless `repeated` without the first turns of `more` that repeat earlier ones."""
     start = 0
     # With the speaker, because two people may use the same words.
     known = {
@@ -153,6 +181,7 @@ def _joined(found: Turns, more: Turns) -> Turns:
     # Models may repeat the last turns before they continue.
     while start < len(pairs) and (pairs[start][0], texts.same(pairs[start][1])) in known:
         start += 1
+    start = 0 if repeated else start
     return Turns(
         speakers=found.speakers + more.speakers[start:],
         dialogue=found.dialogue + more.dialogue[start:],

@@ -83,6 +83,8 @@ def human(speaker: str, record: Record, names: Namebook) -> bool | None:
     """Return whether a speaker is human by the words of the label; None if only a model decides.
 
     The last word decides ("dog walker" is a human, "Ann's dog" is none), then names, then any word.
+    The paper checks names first, then words for humans, and asks about all others. The two lists of
+    non-human words (here and words.toml) are ours: they reject without a question.
     """
     if speaker in (record.x, record.y, record.z):
         return True

@@ -38,6 +38,7 @@ class Settings:
     prompts: prompts.Prompts = dataclasses.field(default_factory=prompts.load)
     names: namebook.Namebook = dataclasses.field(default_factory=namebook.load)
     retries: int = 2
+    as_published: bool = False  # `dialogue` and `narrative` list what it changes
     wanted_turns: int = 6
     least_turns: int = 4
     most_turns: int = 20

@@ -18,6 +18,7 @@ import pytest
 from data_pipeline import __main__ as command
 from data_pipeline.calls.journal import read_entries
 from data_pipeline.calls.outputs import Outputs, Result
+from data_pipeline.co3 import prompts
 from data_pipeline.co3 import triples as triples_module
 from tests.data_pipeline.loopback import (
     co3,
@@ -242,6 +243,20 @@ def test_chat_without_log_probabilities(tmp_path, triples):
     assert json.loads((tmp_path / "run.json").read_text())["form"] == "chat"
 
 
+def test_as_published_is_a_run_of_its_own(tmp_path, triples, capsys):
+    """Oracle: the prompts that the teacher knows; the other value of the flag is refused."""
+    taught_prompts = prompts.load(prompts.PUBLISHED)
+    with teacher(texts=taught_prompts) as (url, taught):
+        assert co3(triples, tmp_path, url, "--as_published", "--limit=6") == 0
+        assert len(lines(tmp_path / "soda.jsonl")) > 0
+        asked = taught.counts["completions"]
+        assert co3(triples, tmp_path, url, "--limit=6") == 1
+        assert taught.counts["completions"] == asked
+    assert "has a run with --as_published" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["about"]["as_published"] and report["about"]["retries"] == 1
+
+
 def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
     """Oracle: every record has the service's scores."""
     with teacher() as (url, taught):
@@ -271,6 +286,7 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--model=other"], "--model"),
         (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--prompts=/nowhere.toml"], "/nowhere.toml"),
+        (["--as_published", "--retries=3"], "--as_published sets --retries"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, triples, capsys, more, said):
