@@ -13,12 +13,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from cosmo.tasks.namebook import Namebook
 from data_pipeline.calls import answer_text
 from data_pipeline.calls.requests import Request, Stage
 from data_pipeline.co3 import commonsense, prompts
 from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
-from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
 
 _LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))

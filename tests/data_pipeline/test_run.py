@@ -4,7 +4,9 @@ import contextlib
 import http.server
 import json
 import os
+import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -430,17 +432,15 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
 
 def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
     """Outputs of two versions never mix. Oracle: a file changed by one byte; records made anew."""
-    for name in triples_module.LISTS:
-        (tmp_path / name).write_bytes(
-            (triples_module.Path(triples_module.__file__).parent / name).read_bytes()
-        )
     now = triples_module.lists_version()
-    assert now == triples_module.lists_version(tmp_path)
-    for name in triples_module.LISTS:
-        text = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(text + b"\n")
-        assert triples_module.lists_version(tmp_path) != now
-        (tmp_path / name).write_bytes(text)
+    copies = tuple(shutil.copy(path, tmp_path) for path in triples_module.LISTS)
+    monkeypatch.setattr(triples_module, "LISTS", tuple(map(pathlib.Path, copies)))
+    assert now == triples_module.lists_version()
+    for path in triples_module.LISTS:
+        text = path.read_bytes()
+        path.write_bytes(text + b"\n")
+        assert triples_module.lists_version() != now
+        path.write_bytes(text)
     path = tmp_path / "triples.jsonl"
     write_triples(path, 2)
 
