@@ -1,11 +1,11 @@
 """Make Cosmo's examples of ProsocialDialog: situations from rules of thumb, names drawn.
 
-Kim et al. 2023 ("SODA"), appendix C: names come from the 1,000 most common, the situation from the
-rules of thumb ("... is trying to gently convince a friend it's wrong to ..."), the instruction is
-SODA's. Only the guiding speaker's responses are learnt.
+Kim et al. 2023 ("SODA"), appendix C. Names come from the 1,000 most common, and the instruction is
+SODA's. The situation is "NAME is trying to gently convince a friend" and the rules of thumb. Only
+the guiding speaker's responses are learnt.
 
 The paper does not give these choices: all 1,000 names are equally likely; several rules of thumb
-are joined by "and"; a context without any is "... is having a conversation with a friend."
+are joined by "and"; a context without any is "NAME is having a conversation with a friend."
 """
 
 from __future__ import annotations

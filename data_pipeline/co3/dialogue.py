@@ -2,20 +2,19 @@
 
 As in the published code, a conversation has six turns or more, and one that broke off is continued
 once. One with too few turns is asked for again, up to `retries` times. Then the longest is kept,
-and marked. `as_published` has the right column, and its prompts are prompts_published.toml.
+and marked. With `as_published`, and the prompts of prompts_published.toml, it differs so:
 
-| | here | published code |
-| --- | --- | --- |
-| attempts | 3 (`retries` is 2) | 2 |
-| a repeated utterance | two or more: asked again | one or more: kept, and marked |
-| a turn without its name | asked again | kept, and marked |
-| longest | by turns, the first of equals | by characters, the last of equals |
-| continued | at the token limit, or with few turns | after a blank line, or with few turns |
-| the continuation | after the next name; repeated turns go | after a line; two turns or more |
-| a turn cut off by the token limit | left out | kept |
-| PersonZ | not in the prompt | "between X and Y and Z" |
+- It makes two attempts, where `retries` makes three by default.
+- A repeated utterance, or a turn without its name, is kept and marked. Else two repetitions, or one
+  such turn, are asked for again.
+- The longest has the most characters, the last of equals. Else it has the most turns, the first of
+  equals.
+- A blank line or few turns lead to a continuation. Else the token limit or few turns do.
+- A continuation counts from two turns on, repeated ones included. Its prompt names no next speaker.
+- A turn that the token limit cut off is kept. Else it is left out.
+- The prompt names PersonZ: "between X and Y and Z".
 
-Both read answers by `turns`, and ask for the interlocutor by `speakers`. The published code finds
+Both read answers by `turns` and ask for the interlocutor by `speakers`. The published code finds
 names by colons alone, and makes the interlocutor's whole answer the dialogue's prompt. It means to
 ask again for fewer than two speakers, but counts turns: that never happens. `filters` drops them.
 """
