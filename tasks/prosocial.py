@@ -4,8 +4,8 @@ Kim et al. 2023 ("SODA"), appendix C. Names come from the 1,000 most common, and
 SODA's. The situation is "NAME is trying to gently convince a friend" and the rules of thumb. Only
 the guiding speaker's responses are learnt.
 
-The paper does not give these choices: all 1,000 names are equally likely; several rules of thumb
-are joined by "and"; a context without any is "NAME is having a conversation with a friend."
+The paper does not give these choices. All 1,000 names are equally likely. Several rules of thumb
+are joined by "and". A context without any is "NAME is having a conversation with a friend."
 """
 
 from __future__ import annotations
