@@ -4,7 +4,7 @@ Kim et al. 2022 ("ProsocialDialog"), appendix D.2, to the character: `\n` of the
 break, and the spaces beside it are kept. The paper shows a context of one turn, and leaves open:
 
 - Several turns: a line each, the speakers in turn, so that the last one, which is to be answered,
-  is Speaker 1's. (Appendix C.3, the prompt without RoTs, has room for a whole context there.)
+  is Speaker 1's.
 - Several RoTs: joined with commas, as Canary writes them.
 - A RoT's own full stop: left out, for the sentence it stands in has one. Its capital stays.
 """
@@ -20,6 +20,17 @@ GUIDANCE = " Speaker 2 is trying to gently explain {rots}."
 def basic(turns: Sequence[str]) -> str:
     """Return the paper's P_0: the model answers as Speaker 2. UserError for an empty turn."""
     return f"{OPENING} \n\n {_spoken(turns)} \n Speaker 2:"
+
+
+def dialogue_agent(context: str) -> str:
+    """Return appendix C.3's prompt of a dialogue agent; `context` is inserted as it is.
+
+    The paper does not show how its context marks the speakers. `basic` is appendix D.2's prompt.
+    Raises UserError for an empty context.
+    """
+    if not context.strip():
+        raise UserError("got an empty context: expected the dialogue so far as one text")
+    return f"{OPENING}\n\n {context}\n Speaker 2:"
 
 
 def guided(turns: Sequence[str], rots: Sequence[str]) -> str:

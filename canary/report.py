@@ -15,21 +15,9 @@ from typing import Any
 from cosmo.engine.base.tables import text_table
 from cosmo.tasks.metrics import safety
 from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
+from cosmo.tasks.paper_tables import PROSOCIAL
 from cosmo.tasks.safety import CLASSES, LABELS, rot_text, three_class
 
-# Table 2: model, accuracy (valid, test), BLEU-4, F1, perplexity of gold RoTs (test). In percent,
-# but for the perplexity.
-PAPER = (
-    ("BAD classifier", 72.2, 72.1, None, None, None),
-    ("BERT", 73.1, 72.8, None, None, None),
-    ("NormTransformer", None, None, 10.2, 36.1, 8.6),
-    ("DialoGPT", None, None, 10.0, 32.1, 8.7),
-    ("GPT-2", 69.3, 68.4, 9.6, 32.3, 8.8),
-    ("T5", 72.4, 73.4, 16.1, 38.9, 5.9),
-    ("Canary (Social Chemistry)", 73.5, 73.1, 16.3, 39.2, 5.4),
-    ("Canary (MIC)", 74.1, 74.0, 16.2, 41.2, 5.3),
-    ("Canary (Delphi)", 77.9, 77.1, 16.5, 43.3, 5.3),
-)
 _LARGEST_NATS = 700.0  # exp of more is no float
 
 
@@ -193,10 +181,10 @@ def table(made: Mapping[str, Any], name: str = "this model") -> str:
     """Return a `report` as text, in percent: table 2 with `name`'s row, then label by label."""
     rots, baseline = made["rots"], made["baseline"]
     rows = [["", "accuracy", "3 classes", "RoT BLEU-4", "RoT F1", "RoT perplexity"]]
-    for model, valid, test, *others in PAPER:
-        both = "-" if valid is None else f"{valid} / {test}"
+    for model, (valid, test, *others) in PROSOCIAL["labels_and_rots"].items():
+        both = "-" if valid == "-" else f"{valid} / {test}"
         # Table 2 has no accuracy of three classes.
-        rows.append([model, both, "-", *("-" if x is None else str(x) for x in others)])
+        rows.append([model, both, "-", *map(str, others)])
     if baseline is not None:
         shares = [baseline[key] for key in ("accuracy", "accuracy_three", "bleu4", "f1")]
         # A constant answer has no likelihood, and so no perplexity.

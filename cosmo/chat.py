@@ -11,8 +11,8 @@ from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import formatting
 
 SITUATION = "Cosmo is having a friendly conversation with a friend."
-ROLE = "You are Cosmo, and you are talking to a friend."
-HELP = "[RESET] forgets the conversation, [END] leaves."
+ROLE = "You are Cosmo and you are talking to a friend."
+HELP = "[RESET] clears the history, [END] leaves."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,45 +48,41 @@ def chat(
 ) -> list[str]:
     """Ask for situation and role unless given, then answer line by line. Return the last history.
 
-    `[RESET]` clears the history and asks again, `[END]` or end of file leaves.
+    As in the demo, `[RESET]` clears the history and keeps situation and role. `[END]` or end of
+    file leaves, where the demo asks whether to begin with another situation.
     """
     turns: list[str] = []
     count = 0
     try:
-        while True:
-            here = situation if situation is not None else _ask(read, "Situation", SITUATION)
-            who = role if role is not None else _ask(read, "Role", ROLE)
-            say(f"situation: {here}\nrole: {who}\n{HELP}\n")
-            turns = []
-            while True:
-                line = read("You: ").strip()
-                # Both words are those of the public demo.
-                if line == "[END]":
-                    return turns
-                if line == "[RESET]":
-                    say("(conversation forgotten)\n")
-                    break
-                if not line:
-                    continue
-                turns.append(line)
-                record = {
-                    # A sample depends on seed and id: the same lines give the same conversation.
-                    "id": f"{seed}-{count}",
-                    "narrative": here,
-                    "instruction": who,
-                    "turns": turns,
-                }
-                row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
-                work = infer.generation(session, decoding, seed)
-                (answer,) = infer.answer(session, [row], work)
-                count += 1
-                # Never empty, because the next turn's record may hold no empty turn.
-                reply = answer.predictions[0].strip() or "..."
-                turns.append(reply)
-                say(f"Cosmo: {reply}\n")
+        here = situation if situation is not None else _ask(read, "Situation", SITUATION)
+        who = role if role is not None else _ask(read, "Role", ROLE)
+        say(f"situation: {here}\nrole: {who}\n{HELP}\n")
+        while (line := read("You: ").strip()) != "[END]":
+            if line == "[RESET]":
+                say("(history cleared)\n")
+                turns = []
+            if not line or line == "[RESET]":
+                continue
+            turns.append(line)
+            record = {
+                # A sample depends on seed and id: the same lines give the same conversation.
+                "id": f"{seed}-{count}",
+                "narrative": here,
+                "instruction": who,
+                "turns": turns,
+            }
+            row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
+            work = infer.generation(session, decoding, seed)
+            (answer,) = infer.answer(session, [row], work)
+            count += 1
+            # Never empty, because the next turn's record may hold no empty turn.
+            reply = answer.predictions[0].strip() or "..."
+            turns.append(reply)
+            say(f"Cosmo: {reply}\n")
     # Ctrl-D, or the end of a script that is piped in.
     except EOFError:
-        return turns
+        pass
+    return turns
 
 
 def _ask(read: Callable[[str], str], what: str, default: str) -> str:

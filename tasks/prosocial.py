@@ -1,22 +1,22 @@
 """Make Cosmo's examples of ProsocialDialog: situations from rules of thumb, names drawn.
 
-Kim et al. 2023 ("SODA"), appendix C: names come from a name list, the situation from the rules
-of thumb ("... is trying to gently convince a friend it's wrong to ..."), the instruction is
-SODA's. Only the guiding speaker's responses are learnt.
+Kim et al. 2023 ("SODA"), appendix C. Names come from the 1,000 most common, and the instruction is
+SODA's. The situation is "NAME is trying to gently convince a friend" and the rules of thumb. Only
+the guiding speaker's responses are learnt.
+
+The paper does not give these choices. All 1,000 names are equally likely. Several rules of thumb
+are joined by "and". A context without any is "NAME is having a conversation with a friend."
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from cosmo.tasks import namebook
 from cosmo.tasks.dialogues import ProsocialDialogue
 from cosmo.tasks.formatting import Example, instruction
-
-_NAMES_FILE = Path(__file__).with_name("names.txt")
 
 # First words that keep their capital inside a sentence although they are not all capitals.
 _PROPER_WORDS = (
@@ -28,7 +28,8 @@ _PROPER_WORDS = (
     "Israeli Italian Italians Jesus Jew Jewish Jews Judaism Korean Koreans Latino Latinos Mexican "
     "Mexicans Mexico Monday Mormon Mormons Mr Mrs Ms Muslim Muslims Nazi Nazis Netflix Obama "
     "Palestinian Polish Quran Reddit Republican Republicans Russia Russian Russians Saturday "
-    "Spanish Sunday Thanksgiving Thursday Trump Tuesday Twitter Ukraine Wednesday YouTube"
+    "Spanish Sunday Thanksgiving Thursday Trump Tuesday Twitter Ukraine Wednesday YouTube "
+    "Austin Georgia Jordan Sydney"
 )
 _PROPER = frozenset(_PROPER_WORDS.split())
 
@@ -40,15 +41,9 @@ _OPENING_WORDS = (
 _OPENERS = frozenset(_OPENING_WORDS.split())
 
 
-@functools.cache
-def first_names() -> tuple[str, ...]:
-    """Return the names to draw from, in the order of `names.txt`."""
-    return tuple(_NAMES_FILE.read_text(encoding="utf-8").split())
-
-
 def draw_names(dialogue_id: str, seed: int = 0) -> tuple[str, str]:
     """Return two different names, (guiding speaker, other speaker), of the id and the seed."""
-    names = first_names()
+    names = namebook.load().common
     # hashlib, because Python's own hash of a string differs from run to run.
     digest = hashlib.sha256(f"{seed}:{dialogue_id}".encode()).digest()
     guide = int.from_bytes(digest[:8], "big") % len(names)
@@ -99,7 +94,8 @@ def _keeps_capital(words: Sequence[str]) -> bool:
     # "A" is the one capital letter that starts a sentence and is no name or acronym.
     if first == "I" or (first.isupper() and first != "A"):
         return True
-    if first in _PROPER or first in first_names():
+    names = namebook.load()
+    if first in _PROPER or (first in names and first not in names.words):
         return True
     # A name of several words, as in "New York"; but "It's Bob's ..." and "The French ..." are not.
     following = words[1] if len(words) > 1 else ""

@@ -31,26 +31,11 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.tables import text_table
+from cosmo.tasks.paper_tables import STATISTICS
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions
 
-# Kim et al. 2022, table 1, and Kim et al. 2023, table 2: dialogues, utterances, average turns,
-# average utterance length, MTLD. RoTs: Kim et al. 2022, appendix A.5.
-PAPER = {
-    "SODA": ("1.5M", "11M", "7.6", "16.1", "68.0"),
-    "ProsocialDialog": ("58k", "331k", "5.7", "20.0", "60.2", "217,321", "160,296", "9.5"),
-    "DailyDialog": ("13k", "104k", "7.9", "14.6", "63.0"),
-    "EmpatheticDialogues": ("25k", "107k", "4.3", "13.7", "64.2"),
-    "BlendedSkillTalk": ("7k", "76k", "11.2", "13.6", "64.2"),
-    "Topical-Chat": ("10k", "235k", "21.8", "19.6", "-"),
-    "PersonaChat": ("11k", "164k", "14.8", "14.2", "43.6"),
-    "Wizard of Wikipedia": ("22k", "202k", "9.1", "16.4", "60.3"),
-}
-COLUMNS = (
-    *("dialogues", "utterances", "turns/dialogue", "words/utterance", "MTLD"),
-    *("RoTs", "unique", "words/RoT"),
-)
 # In the order in which `_twice` prefers them.
 _ENDINGS = ("jsonl", "json", "ndjson", "parquet", "csv", "txt")
 # Files that data_pipeline writes beside its dialogues.
@@ -204,7 +189,7 @@ def statistics(found: Found) -> dict[str, Any]:
 
 def table(made: list[dict[str, Any]]) -> str:
     """Return a table with a row for each corpus, and the papers'."""
-    rows = [["", *COLUMNS]]
+    rows = [["", *STATISTICS["columns"]]]
     for one in made:
         rots = one["rots"] or {}
         rows.append(
@@ -217,9 +202,9 @@ def table(made: list[dict[str, Any]]) -> str:
                 _one(rots.get("average_words")),
             ]
         )
-        if one["corpus"] in PAPER:
+        if one["corpus"] in STATISTICS:
             # RoTs are ProsocialDialog's alone, so other rows are shorter.
-            cells = PAPER[one["corpus"]]
+            cells = STATISTICS[one["corpus"]]
             rows.append([f"  papers: {one['corpus']}", *cells, *["-"] * (8 - len(cells))])
     return text_table(rows)
 

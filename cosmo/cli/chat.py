@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
 VERB = Verb(
     help="talk to a checkpoint in the terminal",
     description="Talk to a checkpoint. It asks for a situation and a role, then answers line "
-    "by line; [RESET] forgets and asks anew, [END] leaves.",
+    "by line; [RESET] clears the history, [END] leaves.",
     examples="""\
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run --role="Imagine you are Maya and speak to Ivan"

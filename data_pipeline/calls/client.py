@@ -106,7 +106,8 @@ def request_body(request: Request, server: Server, seed: int = 0) -> bytes:
         if sampling.top_logprobs:
             asked["logprobs"] = sampling.top_logprobs
     names = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
-    asked |= {name: getattr(sampling, name) for name in names}
+    if server.form != "chat" or not sampling.completion_only:
+        asked |= {name: getattr(sampling, name) for name in names}
     # Some servers stream an answer unless the request refuses that.
     asked |= {"seed": seed, "stream": False}
     if sampling.stop:

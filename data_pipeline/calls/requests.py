@@ -27,6 +27,7 @@ class Sampling:
     presence_penalty: float = 0.6
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0  # alternatives wanted for each token, with their log-probabilities
+    completion_only: bool = False  # True: the chat form sends none of the numbers above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,11 @@ class Request:
         messages, whichever is sent.
         """
         # Another key for the same request would pay for every answer in users' journals again.
-        asked = {**vars(self), "sampling": vars(self.sampling), "model": model, "form": form}
+        sampling = dict(vars(self.sampling))
+        # Left out where false, because the keys of older journals lack it.
+        if not sampling["completion_only"]:
+            del sampling["completion_only"]
+        asked = {**vars(self), "sampling": sampling, "model": model, "form": form}
         del asked["prompt" if form == "chat" and self.messages else "messages"]
         # Parsed, so that white space in the user's JSON makes no new keys. Left out if empty,
         # because the journals of runs without it have keys without it.

@@ -22,6 +22,7 @@ _SETTINGS = {
     "prompts": "version of the prompts",
     "lists": "version of the lists of words and names",
     "retries": "retries of a narrative or dialogue",
+    "as_published": "asked as the published code asks",
     "seed": "seed of names and samples",
     "ask_human": "model asked which speakers are human",
     "ask_commonsense": "model asked whether the triple is in the narrative",
@@ -93,6 +94,10 @@ line the same), `rejected.jsonl` what was left out and why, `report.json` all nu
 | --- | --- | --- | --- |
 | {corpus["dialogues"]:,} | {corpus["turns"]} | {corpus["utterance_length"]} | \
 {corpus["lexical_diversity"]} |
+
+Names come from US births of 1990 to 2015, without those that are words too: the 1,000 most common
+by frequency for the triples, then 10,000 alike as replacements. Lists of words rejected non-human
+speakers before names, words for humans and the model decided. Keywords are by frequency.
 
 Lengths are words between spaces. Lexical diversity is MTLD (McCarthy and Jarvis 2010, as in the
 package lexical-diversity 0.1.1), averaged over dialogues. Splits: {splits or "none"}.

@@ -1,9 +1,22 @@
 """Make the conversation of a narrative (Kim et al. 2023, section 2.4, appendix A.2).
 
 As in the published code, a conversation has six turns or more, and one that broke off is continued
-once. One with too few turns is asked for again, up to `retries` times (there once). Then the
-longest is kept, and marked. Added here: a turn without its name, or more than one repeated
-utterance, is asked for again too. A turn that the token limit cut off is left out.
+once. One with too few turns is asked for again, up to `retries` times. Then the longest is kept,
+and marked. With `as_published`, and the prompts of prompts_published.toml, it differs so:
+
+- It makes two attempts, where `retries` makes three by default.
+- A repeated utterance, or a turn without its name, is kept and marked. Else two repetitions, or one
+  such turn, are asked for again.
+- The longest has the most characters, the last of equals. Else it has the most turns, the first of
+  equals.
+- A blank line or few turns lead to a continuation. Else the token limit or few turns do.
+- A continuation counts from two turns on, repeated ones included. Its prompt names no next speaker.
+- A turn that the token limit cut off is kept. Else it is left out.
+- The prompt names PersonZ: "between X and Y and Z".
+
+Both read answers by `turns` and ask for the interlocutor by `speakers`. The published code finds
+names by colons alone, and makes the interlocutor's whole answer the dialogue's prompt. It means to
+ask again for fewer than two speakers, but counts turns: that never happens. `filters` drops them.
 """
 
 from __future__ import annotations
@@ -41,13 +54,17 @@ def converse(
     prompts: Prompts,
     retries: int = 2,
     wanted_turns: int = 6,
+    as_published: bool = False,
+    z: str = "",
 ) -> Stage[Conversation | Rejected]:
     """Ask for the conversation of x and y ("Ann", "her coach") in the scene of the narrative.
 
-    Return Rejected if no answer has a turn.
+    `z` is the triple's third person, whom `as_published` alone names. Return Rejected if no answer
+    has a turn.
     """
-    fields = {"narrative": narrative, "x": x, "y": y}
-    others = (label(y),)
+    three = as_published and z
+    fields = {"narrative": narrative, "x": x, "y": f"{y} and {z}" if three else y}
+    others = (label(y), label(z)) if three else (label(y),)
     candidates: list[tuple[int, int, Turns, str]] = []
     continuations = 0
     last = fault_of_answer = ""
@@ -59,8 +76,9 @@ def converse(
         if fault_of_answer or _declined(last, parsed):
             continue
         # The cut turn goes first, else the continuation would follow half a sentence.
-        found = _complete(parsed, response)
-        if len(found) and (response.finish_reason == "length" or len(found) < wanted_turns):
+        found = parsed if as_published else _complete(parsed, response)
+        broken = "\n\n" in last.strip() if as_published else response.finish_reason == "length"
+        if len(found) and (broken or len(found) < wanted_turns):
             # The prompt ends with the next speaker's name, as the first one does with X's.
             following = _next_speaker(found, x, others[0])
             response = yield prompts.request(
@@ -69,14 +87,23 @@ def converse(
             continuations += 1
             more = turns.parse(response.text, following, (x, *others))
             if not response.fault and not _declined(response.text, more):
-                found = _joined(found, _complete(more, response))
+                if not as_published:
+                    found = _joined(found, _complete(more, response))
+                # The published code takes a single turn for the end of the conversation.
+                elif len(more) > 1:
+                    found = _joined(found, more, repeated=True)
         if not len(found):
             continue
         fault = fault_of(found, wanted_turns)
+        if as_published and len(found) >= wanted_turns:
+            if not fault and len(set(found.dialogue)) < len(found):
+                fault = "repetition"
+            return Conversation(found, attempt + 1, continuations, fault)
         if not fault:
             return Conversation(found, attempt + 1, continuations)
         # The longest comes first, of equally long ones the earliest attempt.
-        candidates.append((-len(found), attempt, found, fault))
+        order = (-len(found.text()), -attempt) if as_published else (-len(found), attempt)
+        candidates.append((*order, found, fault))
     if not candidates:
         reason = "refusal" if texts.is_refusal(last) else "empty dialogue"
         reason = fault_of_answer or reason
@@ -142,8 +169,8 @@ def _complete(found: Turns, response: Response) -> Turns:
     )
 
 
-def _joined(found: Turns, more: Turns) -> Turns:
-    """Join both, without the turns of the continuation that repeat earlier ones."""
+def _joined(found: Turns, more: Turns, repeated: bool = False) -> Turns:
+    """Join both, unless `repeated` without the first turns of `more` that repeat earlier ones."""
     start = 0
     # With the speaker, because two people may use the same words.
     known = {
@@ -153,6 +180,7 @@ def _joined(found: Turns, more: Turns) -> Turns:
     # Models may repeat the last turns before they continue.
     while start < len(pairs) and (pairs[start][0], texts.same(pairs[start][1])) in known:
         start += 1
+    start = 0 if repeated else start
     return Turns(
         speakers=found.speakers + more.speakers[start:],
         dialogue=found.dialogue + more.dialogue[start:],

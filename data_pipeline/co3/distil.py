@@ -29,7 +29,9 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         original_index=triple.index,
         prompts=texts_of.version,
     )
-    story = yield from narrative.narrate(record.id, record.literal, texts_of, settings.retries)
+    story = yield from narrative.narrate(
+        record.id, record.literal, texts_of, settings.retries, settings.as_published
+    )
     if isinstance(story, Rejected):
         return rejected_with(story, record)
     record = _noted(record, "narrative", story.attempts, story.fault, narrative=story.text)
@@ -48,6 +50,9 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
         texts_of,
         settings.retries,
         settings.wanted_turns,
+        settings.as_published,
+        # The published code names Z only beside Y.
+        record.z if record.y else "",
     )
     if isinstance(conversation, Rejected):
         return rejected_with(conversation, record)

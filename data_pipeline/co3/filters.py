@@ -13,12 +13,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from cosmo.tasks.namebook import Namebook
 from data_pipeline.calls import answer_text
 from data_pipeline.calls.requests import Request, Stage
 from data_pipeline.co3 import commonsense, prompts
 from data_pipeline.co3 import texts as texts_of
 from data_pipeline.co3.dialogue import repetitions
-from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.schema import Record
 
 _LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
@@ -83,6 +83,8 @@ def human(speaker: str, record: Record, names: Namebook) -> bool | None:
     """Return whether a speaker is human by the words of the label; None if only a model decides.
 
     The last word decides ("dog walker" is a human, "Ann's dog" is none), then names, then any word.
+    The paper checks names first, then words for humans, and asks about all others. The two lists of
+    non-human words (here and words.toml) are ours: they reject without a question.
     """
     if speaker in (record.x, record.y, record.z):
         return True

@@ -17,7 +17,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from data_pipeline.co3.namebook import Namebook
+from cosmo.tasks.namebook import Namebook
 from data_pipeline.co3.schema import Record
 from data_pipeline.co3.texts import with_letters
 

@@ -1,8 +1,14 @@
 """Extend the sentence to a narrative of two or three (Kim et al. 2023, 2.3, appendix A.1).
 
 The model is asked again where the published code does so: four or more sentences, the literal
-sentence unchanged, or a sentence twice. It does so once, this module `retries` times. After
-the last retry the shortest is kept, and marked.
+sentence unchanged, or a sentence twice. After `retries` more answers the shortest is kept, and
+marked. Differences from the published code:
+
+- `retries` is 2 by default. The published code allows one for a long narrative, and any number for
+  an unchanged or repeated sentence; here `retries` limits all three.
+- An answer that the token limit cut off is asked for again; not with `as_published`.
+- Sentences are compared without case and punctuation.
+- Announcements and quotation marks around the story are removed, and refusals are no story.
 """
 
 from __future__ import annotations
@@ -27,7 +33,11 @@ class Narrative:
 
 
 def narrate(
-    record_id: str, literal: str, prompts: Prompts, retries: int = 2
+    record_id: str,
+    literal: str,
+    prompts: Prompts,
+    retries: int = 2,
+    as_published: bool = False,
 ) -> Stage[Narrative | Rejected]:
     """Ask for the narrative, up to `retries` times more. Return Rejected without a story."""
     candidates: list[tuple[int, int, str, str]] = []
@@ -42,8 +52,8 @@ def narrate(
         if not any(c.isalpha() for c in text):
             continue
         found = fault(text, literal)
-        # Added here: the token limit may end the story in the middle of a sentence.
-        if not found and response.finish_reason == "length":
+        # The token limit may end the story in the middle of a sentence.
+        if not found and response.finish_reason == "length" and not as_published:
             found = "cut short"
         if not found:
             return Narrative(text=text, attempts=attempt + 1)

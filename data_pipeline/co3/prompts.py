@@ -26,6 +26,7 @@ from typing import Any
 from data_pipeline.calls.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
+PUBLISHED = Path(__file__).with_name("prompts_published.toml")
 # ATOMIC-10X's relations about PersonX. Its seventh, HinderedBy, is not used by the paper.
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
 # The fields of each stage's prompt.
@@ -78,12 +79,16 @@ class Prompts:
 
 
 def load(path: str | Path = DEFAULT) -> Prompts:
-    """Read the prompts of a file.
+    """Read the prompts of a file. Its `base` names a file beside it, which has the parts it lacks.
 
     Raises:
         ValueError: a part is missing, or a sampling has a setting that there is not.
     """
     table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    if base := table.pop("base", None):
+        below = tomllib.loads(Path(path).with_name(base).read_text(encoding="utf-8"))
+        table["sampling"] = {**below["sampling"], **table.get("sampling", {})}
+        table = {**below, **table}
     wanted = ["relations", "questions", "sampling", *STAGES]
     missing = [name for name in wanted if name not in table]
     missing += [f"relations.{r}" for r in RELATIONS if r not in table.get("relations", {})]

@@ -10,6 +10,7 @@ from typing import Any
 
 from cosmo.engine.base.atomic import replacing, write_atomic
 from cosmo.engine.base.tables import text_table
+from cosmo.tasks import paper_tables
 from data_pipeline.calls.limits import BYTES_PER_TOKEN
 from data_pipeline.co3 import postprocess, prompts, statistics
 from data_pipeline.co3.card import card
@@ -80,6 +81,7 @@ def build(
         # A run that made no conversation has kept 0 percent of them.
         "kept_percent": round(100 * numbers.dialogues / max(numbers.dialogues + late, 1), 1),
         "rejected": rejected,
+        "filters": _filters(rejected, numbers.dialogues + late),
         "corpus": numbers.table(),
         "calls": {name: calls[name] for name in sorted(calls, key=_call_place)},
         "tokens": {
@@ -90,6 +92,18 @@ def build(
         "estimated_cost": round(sum(row["estimated_cost"] for row in calls.values()), 6),
         "this_start": this_start,
     }
+
+
+def _filters(rejected: dict[str, dict[str, int]], conversations: int) -> dict[str, dict]:
+    """Return for each filter how many reach it and how many it drops, in the paper's order."""
+    found, reached = {}, conversations
+    for name in postprocess.FILTERS:
+        reasons = rejected.get(name, {})
+        dropped = sum(n for reason, n in reasons.items() if not _early(name, reason))
+        percent = round(100 * dropped / max(reached, 1), 1)
+        found[name] = {"reached": reached, "dropped": dropped, "percent_of_reached": percent}
+        reached -= dropped
+    return found
 
 
 def _place(item: tuple[tuple[str, str], int]) -> tuple:
@@ -128,6 +142,18 @@ def table(report: dict[str, Any]) -> str:
         rows.append(("dropped before the sample was drawn", "", "", ""))
         rows += [(f"  triples: {reason}", f"{n:,}", "", "") for reason, n in dropped.items()]
     blocks.append(text_table(rows, left=(0, 3)))
+    paper = paper_tables.SODA["filters"]
+    all_of_them = max(report["conversations"], 1)
+    rows = [("filter", "reached", "dropped", "of reached", "paper", "of all")]
+    for name, row in report["filters"].items():
+        of_all = f"{100 * row['dropped'] / all_of_them:.1f}%"
+        counts = (f"{row['reached']:,}", f"{row['dropped']:,}", f"{row['percent_of_reached']}%")
+        rows.append((f"  {name}", *counts, f"{paper[name]}%", of_all))
+    # The paper counts no duplicates, which are dropped after its filters.
+    kept = report["conversations"] - sum(row["dropped"] for row in report["filters"].values())
+    share = f"{100 * kept / all_of_them:.1f}%"
+    rows.append(("  passed all", f"{kept:,}", "", "", f"{paper['kept']}%", share))
+    blocks.append(text_table(rows))
     reasons = [reason for by_reason in report["rejected"].values() for reason in by_reason]
     if meanings := explained([*reasons, *dropped]):
         lines = [f"  {reason}: {meaning}" for reason, meaning in meanings]

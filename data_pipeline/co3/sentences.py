@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from cosmo.tasks.namebook import Namebook
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3 import inflection, texts
-from data_pipeline.co3.namebook import Namebook
 from data_pipeline.co3.prompts import Prompts
 from data_pipeline.co3.triples import Triple, persons
 

@@ -125,7 +125,8 @@ def keywords(
 ) -> list[str]:
     """Return the words that are commoner here than elsewhere, by frequency times log of the ratio.
 
-    `without` are words that are common everywhere, left out as in table 3.
+    `without` are words that are common everywhere, left out as in table 3. The paper asked ChatGPT
+    for its keywords (footnote 10), so these differ from table 3's by their method.
     """
     # Never 0, because a relation may have no word that counts.
     here, everywhere = max(sum(counts.values()), 1), max(sum(total.values()), 1)

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from cosmo.engine.base import files, json_lines
+from cosmo.engine.base.draws import fraction_bits
 from cosmo.engine.base.errors import UserError
+from cosmo.tasks import namebook, paper_tables
 from data_pipeline.calls.requests import Rejected
 from data_pipeline.co3.prompts import RELATIONS
 
 # Table 3: the share of each relation in SODA, in percent (rounded there: they add up to 101).
-SODA_RATIOS = {"xAttr": 18, "xEffect": 17, "xIntent": 23, "xNeed": 7, "xReact": 25, "xWant": 11}
+SODA_RATIOS = {name: share for name, (share, _) in paper_tables.SODA["relations"].items()}
 # The recall at which ATOMIC-10X's critic keeps a triple, as its columns are called.
 CRITICS = ("rec_0.5", "rec_0.6", "rec_0.7", "rec_0.8", "rec_0.9")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid"}
 _SPLITS |= {"dev": "valid", "test": "test"}
-LISTS = ("words.toml", "names.tsv")  # data of this package that outputs depend on
+# Files that outputs depend on.
+LISTS = (Path(__file__).with_name("words.toml"), namebook.DEFAULT)
 _BLANK = re.compile(r"_{2,}|\[blank\]", re.IGNORECASE)
 _PERSON = re.compile(r"\bperson\s?([xyz])(?=\b|s\b)", re.IGNORECASE)
 
@@ -125,13 +128,6 @@ def sample(
         few = round(quotas[relation] * scale)
         drawn += [triple for _, _, triple in heapq.nlargest(few, heap, key=lambda i: i[:2])]
     return sorted(drawn, key=lambda triple: triple.index)
-
-
-def fraction_bits(seed: int, what: str, record_id: str) -> int:
-    """Return 64 pseudo-random bits that depend on seed, purpose and record alone."""
-    # A hash, not a generator: no draw depends on the records before it.
-    digest = hashlib.blake2b(f"{seed}/{what}/{record_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 def persons(text: str) -> str:
@@ -350,7 +346,7 @@ def _usable(rows: Iterable[Triple | Rejected], dropped: Counter) -> Iterator[Tri
             dropped[row.reason] += 1
 
 
-def lists_version(folder: Path = Path(__file__).parent) -> str:
+def lists_version() -> str:
     """Return a hash of the lists of words and names that decide every record."""
-    digests = (hashlib.sha256((folder / name).read_bytes()).digest() for name in LISTS)
+    digests = (hashlib.sha256(path.read_bytes()).digest() for path in LISTS)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12]

@@ -25,6 +25,16 @@ def test_the_papers_prompts():
     )
 
 
+def test_the_prompt_of_a_dialogue_agent():
+    """Oracle: Kim et al. 2022, appendix C.3: the context stands in it as it is."""
+    assert prompts.dialogue_agent("A: Hi.\nB: Hello.") == (
+        "The following is a conversation between Speaker 1 and Speaker 2.\n\n"
+        " A: Hi.\nB: Hello.\n Speaker 2:"
+    )
+    with pytest.raises(UserError, match="empty context"):
+        prompts.dialogue_agent(" ")
+
+
 def test_turns_alternate_and_speaker_1_spoke_last():
     """Oracle: by hand; what is asked for is Speaker 2's answer."""
     text = prompts.basic(["a", "b", "c"])

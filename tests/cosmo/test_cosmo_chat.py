@@ -57,11 +57,17 @@ def test_asks_situation_and_role_first_with_defaults(talk):
     assert spoken[-2].startswith("Cosmo: ")
 
 
-def test_reset_forgets_and_asks_again(talk):
-    """[RESET] clears the history."""
-    spoken, history = talk(["s", "r", "One.", "[RESET]", "s2", "r2", "Two.", "[END]"])
+def test_reset_clears_the_history_and_keeps_situation_and_role(talk):
+    """Oracle: chat_with_cosmo.py of the released code, whose loop goes on after clearing."""
+    spoken, history = talk(["s", "r", "One.", "[RESET]", "Two.", "[END]"])
     assert history[0] == "Two."
-    assert sum(line.startswith("Situation") for line in spoken) == 2
+    assert sum(line.startswith("Situation") for line in spoken) == 1
+
+
+def test_the_defaults_are_the_demos():
+    """Oracle: chat_with_cosmo.py of the released code, to the character."""
+    assert chat.SITUATION == "Cosmo is having a friendly conversation with a friend."
+    assert chat.ROLE == "You are Cosmo and you are talking to a friend."
 
 
 def test_end_of_file_leaves(talk):

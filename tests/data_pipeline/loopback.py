@@ -35,9 +35,9 @@ def write_triples(path, count: int) -> int:
 
 
 @contextlib.contextmanager
-def teacher(**manners):
-    """(base_url, the Teacher) of one in a thread of this process."""
-    taught = server.Teacher(server.Manners(**manners))
+def teacher(texts=None, **manners):
+    """(base_url, the Teacher) of one in a thread of this process; `texts` are its prompts."""
+    taught = server.Teacher(server.Manners(**manners), texts)
     loop = asyncio.new_event_loop()
     serving = loop.run_until_complete(server.serve(taught, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)

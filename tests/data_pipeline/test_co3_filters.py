@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from cosmo.tasks import namebook
 from data_pipeline.calls.requests import Response
-from data_pipeline.co3 import commonsense, filters, namebook, prompts, schema, sentences
+from data_pipeline.co3 import commonsense, filters, prompts, schema, sentences
 from data_pipeline.co3.triples import Triple
 from tests.data_pipeline.co3_script import drive
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from data_pipeline.co3 import namebook, names, schema
+from cosmo.tasks import namebook
+from data_pipeline.co3 import names, schema
 
 BOOK = namebook.load()
 

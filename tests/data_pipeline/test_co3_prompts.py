@@ -146,6 +146,21 @@ def test_templates(relation, sentence, question, book):
     assert book.question(relation, **FIELDS) == question
 
 
+def test_the_published_codes_prompts(book):
+    """Oracle: co3.py and agents/gpt.py of the released code. Chat calls have no sampling there."""
+    published = prompts.load(prompts.PUBLISHED)
+    for stage in ("narrative", "dialogue"):
+        made = published.request(stage, "7", **COMPLETIONS[stage][0])
+        assert made.prompt == COMPLETIONS[stage][1]
+        assert made.sampling == Sampling(1024, 0.9, 0.95, 1.0, 0.6, completion_only=True)
+        chat = made.prompt.replace("The following is a long", "Generate an")
+        assert made.messages == (("user", chat),)
+    # Stages that the code does not have are ours, and so are their keys in the journal.
+    for stage in ("human", "speaker", "head"):
+        made = published.request(stage, "7", **COMPLETIONS[stage][0])
+        assert made == book.request(stage, "7", **COMPLETIONS[stage][0])
+
+
 def test_head_question(book):
     """Oracle: the example of appendix B.1."""
     asked = book.head_question("Madeleine moves a step closer to the goal")

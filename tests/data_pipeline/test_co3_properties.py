@@ -5,7 +5,8 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.co3 import namebook, names, schema, turns
+from cosmo.tasks import namebook
+from data_pipeline.co3 import names, schema, turns
 
 BOOK = namebook.load()
 WORDS = st.sampled_from(["hello", "you", "are", "late", "but", "the", "dog", "ran", "home"])

@@ -2,10 +2,13 @@
 
 import collections
 import json
+import math
+import re
 
 import pytest
 
-from data_pipeline.co3 import card, reasons, report, statistics
+from cosmo.tasks import paper_tables
+from data_pipeline.co3 import card, postprocess, reasons, report, statistics
 
 ROW = {
     "head": "PersonX eats",
@@ -61,6 +64,25 @@ def test_stages_are_in_the_order_of_the_pipeline():
     ]
     assert list(found["calls"]) == ["narrative", "dialogue", "head", "moderation"]
     assert (found["triples"], found["conversations"], found["records"]) == (12, 5, 1)
+
+
+def test_filters_in_the_papers_base():
+    """Oracle: section 3.1: its shares of what reaches each filter leave the 68.9% that it keeps."""
+    paper = dict(paper_tables.SODA["filters"])
+    kept = paper.pop("kept")
+    assert tuple(paper) == postprocess.FILTERS
+    assert 100 * math.prod(1 - share / 100 for share in paper.values()) == pytest.approx(
+        kept, abs=0.1
+    )
+    # Five conversations: three of them are dropped by the third filter, one by the last.
+    found = made()
+    rows = found["filters"]
+    assert rows["speakers"] == {"reached": 5, "dropped": 3, "percent_of_reached": 60.0}
+    assert rows["human"]["reached"] == 2
+    assert rows["commonsense"] == {"reached": 2, "dropped": 1, "percent_of_reached": 50.0}
+    text = report.table(found)
+    assert re.search(r"commonsense +2 +1 +50.0% +1.7% +20.0%", text)
+    assert re.search(r"passed all +1 +68.9% +20.0%", text)
 
 
 def test_broken_rows_of_a_file_are_no_conversations():

@@ -5,8 +5,9 @@ import collections
 
 import pytest
 
+from cosmo.tasks import namebook
 from data_pipeline.calls.requests import Rejected
-from data_pipeline.co3 import inflection, namebook, prompts, sentences, triples
+from data_pipeline.co3 import inflection, prompts, sentences, triples
 from data_pipeline.co3.triples import Triple
 
 BOOK = namebook.load()

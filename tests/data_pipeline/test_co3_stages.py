@@ -247,6 +247,65 @@ def test_replies_without_an_answer_are_asked_again_and_named():
     assert (found.stage, found.reason) == ("speaker", fault.fault)
 
 
+def as_published(*answers, z="", x="Ann", y="Bob"):
+    book = prompts.load(prompts.PUBLISHED)
+    asking = dialogue.converse("7", GOOD, x, y, book, retries=1, as_published=True, z=z)
+    return drive(asking, answers)
+
+
+def test_as_published_keeps_a_repetition_and_a_forgotten_name_and_marks_them():
+    """Oracle: co3.py of the released code: repetition_tolerance 1, so no second answer."""
+    once = conversation(6, y="Bob") + "\nAnn: Well, I never did.\nBob: Well, I never did."
+    found, requests = as_published(once)
+    assert (len(found.turns), len(requests), found.fault) == (8, 1, "repetition")
+    nameless = conversation(6, y="Bob") + "\nI forgot who I am.\nAnn: Good bye then."
+    found, requests = as_published(nameless)
+    assert (len(requests), found.fault) == (1, "missing prefix")
+
+
+def test_as_published_makes_two_attempts_and_keeps_the_longest_by_characters():
+    """Oracle: co3.py of the released code: generation_attempt_count 2, sorted by len."""
+    many, long = conversation(3, y="Bob"), f" Hi.\nBob: {'I see. ' * 40}"
+    for answers in ((many, "", long, ""), (long, "", many, "")):
+        found, requests = as_published(*answers)
+        assert stages(requests) == [(s, a) for a in (0, 1) for s in ("dialogue", "continuation")]
+        assert (len(found.turns), found.attempts, found.fault) == (2, 2, "too few turns")
+
+
+def test_as_published_continues_after_a_blank_line_and_not_at_the_token_limit():
+    """Oracle: co3.py of the released code, which adds a continuation of two turns or more."""
+    cut = Response(conversation(7, y="Bob") + " And then I wa", finish_reason="length")
+    found, requests = as_published(cut)
+    assert len(requests) == 1 and found.turns.dialogue[-1].endswith("And then I wa")
+    blank = conversation(7, y="Bob").replace("\nBob", "\n\nBob", 1)
+    found, requests = as_published(blank, "Bob: One.\nAnn: This is what I say in turn number 7.")
+    assert len(found.turns) == 9
+    # The first name comes twice there, and no next speaker.
+    assert "with multiple turns.\nAnn:Ann: This is" in requests[1].prompt
+    assert requests[1].prompt.endswith("turn number 7.\n")
+    assert requests[1].messages[0][1].startswith(f"{GOOD} Generate an in-depth conversation")
+    assert len(as_published(blank, "Bob: One.")[0].turns) == 7
+
+
+def test_as_published_names_the_third_person():
+    """Oracle: co3.py of the released code: `and Z with` in the place of `with`."""
+    three = " Hi.\nBob: Hi.\nCarl: Hello." + "\nAnn: What?\nBob: No.\nCarl: It is true."
+    found, requests = as_published(three, z="Carl")
+    assert "scene between Ann and Bob and Carl with multiple turns.\nAnn:" in requests[0].prompt
+    assert set(found.turns.speakers) == {"Ann", "Bob", "Carl"}
+    _, requests = drive(
+        dialogue.converse("7", GOOD, "Ann", "Bob", BOOK, z="Carl"), [conversation(8)]
+    )
+    assert "between Ann and Bob with" in requests[0].prompt
+
+
+def test_as_published_takes_a_narrative_that_was_cut_short():
+    """Oracle: co3.py of the released code, which does not look at the reason of the end."""
+    cut = Response("Ann took", finish_reason="length")
+    asking = narrative.narrate("7", LITERAL, BOOK, retries=1, as_published=True)
+    assert drive(asking, [cut])[0] == narrative.Narrative("Ann took", 1)
+
+
 def test_no_conversation_at_all():
     found, requests = converse("", "", "")
     assert found.reason == "empty dialogue" and len(requests) == 3

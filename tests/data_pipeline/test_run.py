@@ -4,7 +4,9 @@ import contextlib
 import http.server
 import json
 import os
+import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from data_pipeline import __main__ as command
 from data_pipeline.calls.journal import read_entries
 from data_pipeline.calls.outputs import Outputs, Result
+from data_pipeline.co3 import prompts
 from data_pipeline.co3 import triples as triples_module
 from tests.data_pipeline.loopback import (
     co3,
@@ -242,6 +245,20 @@ def test_chat_without_log_probabilities(tmp_path, triples):
     assert json.loads((tmp_path / "run.json").read_text())["form"] == "chat"
 
 
+def test_as_published_is_a_run_of_its_own(tmp_path, triples, capsys):
+    """Oracle: the prompts that the teacher knows; the other value of the flag is refused."""
+    taught_prompts = prompts.load(prompts.PUBLISHED)
+    with teacher(texts=taught_prompts) as (url, taught):
+        assert co3(triples, tmp_path, url, "--as_published", "--limit=6") == 0
+        assert len(lines(tmp_path / "soda.jsonl")) > 0
+        asked = taught.counts["completions"]
+        assert co3(triples, tmp_path, url, "--limit=6") == 1
+        assert taught.counts["completions"] == asked
+    assert "has a run with --as_published" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["about"]["as_published"] and report["about"]["retries"] == 1
+
+
 def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
     """Oracle: every record has the service's scores."""
     with teacher() as (url, taught):
@@ -271,6 +288,7 @@ def test_moderation_is_asked_where_there_is_a_service(tmp_path, triples):
         (["--model=other"], "--model"),
         (["--triples=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--prompts=/nowhere.toml"], "/nowhere.toml"),
+        (["--as_published", "--retries=3"], "--as_published sets --retries"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, triples, capsys, more, said):
@@ -414,17 +432,15 @@ def test_a_sample_counts_what_the_reader_drops(tmp_path):
 
 def test_other_lists_of_words_or_names_are_another_run(tmp_path, monkeypatch):
     """Outputs of two versions never mix. Oracle: a file changed by one byte; records made anew."""
-    for name in triples_module.LISTS:
-        (tmp_path / name).write_bytes(
-            (triples_module.Path(triples_module.__file__).parent / name).read_bytes()
-        )
     now = triples_module.lists_version()
-    assert now == triples_module.lists_version(tmp_path)
-    for name in triples_module.LISTS:
-        text = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(text + b"\n")
-        assert triples_module.lists_version(tmp_path) != now
-        (tmp_path / name).write_bytes(text)
+    copies = tuple(shutil.copy(path, tmp_path) for path in triples_module.LISTS)
+    monkeypatch.setattr(triples_module, "LISTS", tuple(map(pathlib.Path, copies)))
+    assert now == triples_module.lists_version()
+    for path in triples_module.LISTS:
+        text = path.read_bytes()
+        path.write_bytes(text + b"\n")
+        assert triples_module.lists_version() != now
+        path.write_bytes(text)
     path = tmp_path / "triples.jsonl"
     write_triples(path, 2)
 

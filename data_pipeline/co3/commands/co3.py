@@ -58,7 +58,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--shard", default="0/1", help="i/n: the i-th of n parts, from 0")
     group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
-    group.add_argument("--prompts", type=Path, default=prompts.DEFAULT, help="prompts of your own")
+    group.add_argument("--prompts", type=Path, help="prompts of your own")
     group = made.add_argument_group("server")
     # Without a default, so that a forgotten flag sends no calls to a paid service.
     group.add_argument("--base_url", required=True, help="such as http://127.0.0.1:8000/v1")
@@ -87,7 +87,10 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
     group.add_argument("--price_out", type=float, default=0)
     group = made.add_argument_group("stages")
-    group.add_argument("--retries", type=int, default=2, help="of a narrative or dialogue")
+    group.add_argument("--retries", type=int, help="of a narrative or dialogue (2)")
+    group.add_argument(
+        "--as_published", action="store_true", help="ask as the published code: prompts, 1 retry"
+    )
     group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
     group.add_argument("--no_commonsense", action="store_true", help="ask no questions on triples")
     group.add_argument("--no_human", action="store_true", help="do not ask who is human")
@@ -106,6 +109,7 @@ async def _main(args: argparse.Namespace) -> int:
     source = Source(
         args.triples, args.critic, args.sample, args.limit, _shard(args.shard), args.seed
     )
+    _check_earlier(args)
     settings = _settings(args)
     server, allowance = _server(args), _allowance(args)
     # Before the journal makes its folder: a wrong path leaves nothing behind.
@@ -245,14 +249,18 @@ def _note(gateway: Gateway, seconds: float) -> str:
 
 
 def _settings(args: argparse.Namespace) -> postprocess.Settings:
+    default = prompts.PUBLISHED if args.as_published else prompts.DEFAULT
     try:
-        texts = prompts.load(args.prompts)
+        texts = prompts.load(args.prompts or default)
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts={args.prompts}: {error}") from error
+    # The published code makes two attempts.
+    usual = 1 if args.as_published else 2
     return postprocess.Settings(
         seed=args.seed,
         prompts=texts,
-        retries=args.retries,
+        retries=usual if args.retries is None else args.retries,
+        as_published=args.as_published,
         canary=labels.of_run(args.canary_labels, args.output) if args.canary_labels else None,
         ask_human=not args.no_human,
         ask_moderation=bool(args.moderation_url),
@@ -321,12 +329,31 @@ def _about(
         "answers": answer_text.VERSION,
         "prompts": settings.prompts.version,
         "retries": settings.retries,
+        # Left out where false, as in the files of older runs.
+        **({"as_published": True} if settings.as_published else {}),
         # With its hash, because other labels make another output.
         "canary": f"{path} ({labels.digest(path)})" if (path := args.canary_labels) else None,
         "moderation": args.moderation_model if args.moderation_url else None,
         "ask_human": settings.ask_human,
         "ask_commonsense": settings.ask_commonsense,
     }
+
+
+def _check_earlier(args: argparse.Namespace) -> None:
+    """Raise UserError if --output has a run with the other value of --as_published, or both flags.
+
+    Its answers are of other prompts, so a second start in that folder would pay for all anew.
+    """
+    for name in ("prompts", "retries"):
+        if args.as_published and getattr(args, name) is not None:
+            raise UserError(f"--as_published sets --{name}: give one of the two")
+    with contextlib.suppress(OSError, ValueError):
+        earlier = json.loads((args.output / "run.json").read_text()).get("as_published", False)
+        if earlier != args.as_published:
+            raise UserError(
+                f"--output={args.output} has a run {'with' if earlier else 'without'} "
+                "--as_published: start as that run did, or give another folder"
+            )
 
 
 def _known_form(args: argparse.Namespace) -> str | None:

@@ -174,8 +174,9 @@ def _dialogue(fields: dict[str, str], chance: random.Random, *, chat: bool, star
     if not start:
         # A continuation is the end of a conversation.
         turns = turns[-4:]
-        # The prompt ends with this speaker's name, so the answer has to begin with their turn.
-        if not turns[0][0].startswith(fields["next"][:3]):
+        # Our prompt ends with this speaker's name, so the answer has to begin with their turn. The
+        # published code's prompt ends after a turn.
+        if not turns[0][0].startswith(fields.get("next", "")[:3]):
             turns = turns[1:]
     reason = "stop"
     if 0.03 <= odd < 0.07:  # a third one joins in

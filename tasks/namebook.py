@@ -1,7 +1,9 @@
-"""Draw given names by how common they are: for the persons of a triple, and as replacements.
+"""Draw given names: for the persons of a triple, as replacements, for ProsocialDialog's speakers.
 
-The head of `names.tsv` gives their source. Sentences draw from the 1,000 most common by their
-counts (Kim et al. 2023, section 2.3), replacement from all 10,000 alike (section 3.1).
+The head of `names.tsv` gives their source. Kim et al. 2023 take the 1,000 most common for triples
+(section 2.3) and for ProsocialDialog (appendix C), and 10,000 as replacements (section 3.1). They
+do not give how names are drawn. Here triples draw by count, and the other two draw all alike. Names
+that are words too ("Will") are never drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import random
 from collections.abc import Set
 from pathlib import Path
 
-from data_pipeline.co3.triples import fraction_bits
+from cosmo.engine.base.draws import fraction_bits
 
 DEFAULT = Path(__file__).with_name("names.tsv")
 COMMON = 1000
@@ -43,8 +45,13 @@ class Namebook:
         return [(name, count) for name, count in pairs if name not in self.words]
 
     @functools.cached_property
-    def _sums(self) -> list[int]:
+    def common(self) -> tuple[str, ...]:
+        """Return the 1,000 most common names that are no words, the most common first."""
         # Words are left out before the cut, so that there are 1,000 names to draw from.
+        return tuple(name for name, _ in self._given[:COMMON])
+
+    @functools.cached_property
+    def _sums(self) -> list[int]:
         return list(itertools.accumulate(count for _, count in self._given[:COMMON]))
 
     def people(self, record_id: str, seed: int, count: int = 3) -> tuple[str, ...]:

@@ -1,0 +1,7 @@
+"""The numbers of the papers' tables, from `paper_tables.toml`, to print beside ours."""
+
+import tomllib
+from pathlib import Path
+
+_ALL = tomllib.loads(Path(__file__).with_name("paper_tables.toml").read_text(encoding="utf-8"))
+STATISTICS, PROSOCIAL, SODA = _ALL["statistics"], _ALL["prosocial"], _ALL["soda"]
