@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from canary.prost import paper
 from canary.prost.agent import Prost, Reply
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.tables import text_table
@@ -18,17 +17,33 @@ from cosmo.engine.checkpoints import any_format
 from cosmo.engine.data.datasets import Row
 from cosmo.engine.infer import infer
 from cosmo.engine.model.decoding import DecodingConfig
-from cosmo.tasks import families, prost_text
+from cosmo.tasks import families, paper_tables, prost_text
 from cosmo.tasks.metrics.responses import pair_bleu4, pair_f1
 from cosmo.tasks.prost_text import ProstExample
 
 PROSOCIAL = "prost_prosocial"
 Rots = Literal["own", "gold"]  # whose RoTs a response follows
+# The paper's row of a variant, and of whose RoTs a response follows.
 ROWS = {
-    ("response_only", "own"): "Prost (response only)",
-    ("rot_and_response", "own"): "Prost (RoT & response)",
-    ("rot_and_response", "gold"): "Prost (gold RoT & response)",
+    ("response_only", "own"): "Prost (Response only)",
+    ("rot_and_response", "own"): "Prost (RoT & Response)",
+    ("rot_and_response", "gold"): "Prost (Response w/ gold RoT)",
 }
+# The columns of table 8, in its order: our task and the corpus.
+CORPORA = {
+    "prost_prosocial": "Prosocial",
+    "prost_dailydialog": "DailyDialog",
+    "prost_topical_chat": "TopicalChat",
+    "prost_persona_chat": "PersonaChat",
+    "prost_wizard": "WoW",
+    "prost_empathetic": "ED",
+    "prost_blended": "BST",
+}
+NOTES = """\
+Perplexity is of a response's tokens. Those of different vocabularies do not compare: the rows of
+GPT-2, DialoGPT, BART and T5 are per token of their own vocabularies, those of BlenderBot, PushShift
+and Prost per token of BlenderBot's 8,008. In table 8 PushShift's Prosocial cell (6.16/32.78) equals
+table 3's row of gold RoTs: the same model twice, or a slip of the paper."""
 
 
 # The macro of each field of ProstData, whose default ends in the corpus's usual folder.
@@ -153,29 +168,36 @@ def tables(variant: prost_text.Variant, made: Mapping[str, Mapping[str, Any]]) -
     if PROSOCIAL in made:
         parts.append("Table 3, ProsocialDialog:\n" + text_table(_table_3(variant, made)))
     parts.append("Table 8, perplexity/F1:\n" + text_table(_table_8(variant, made)))
-    return "\n\n".join([*parts, paper.NOTES])
+    return "\n\n".join([*parts, NOTES])
 
 
 def _table_3(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [["", "BLEU-4", "F1", "perplexity"]]
-    rows += [[name, *(f"{x:.2f}" for x in numbers)] for name, numbers in paper.TABLE_3.items()]
+    for name, numbers in paper_tables.PROSOCIAL["responses"].items():
+        rows.append([name, *map(_cell, numbers)])
     for rots in ("own", "gold"):
         found = made.get(PROSOCIAL if rots == "own" else f"{PROSOCIAL} gold")
         if found is not None:
             cells = [_cell(found[name]) for name in ("bleu4", "f1", "perplexity")]
-            rows.append([f"this model: {ROWS[variant, rots].removeprefix('Prost ')}", *cells])
+            rows.append([_ours(variant, rots), *cells])
     return rows
 
 
 def _table_8(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["", *paper.CORPORA.values()]]
-    for name, cells in paper.TABLE_8.items():
-        rows.append([name, *(f"{ppl:.2f}/{f1:.2f}" for ppl, f1 in cells)])
+    rows = [["", *CORPORA.values()]]
+    for name, numbers in paper_tables.PROSOCIAL["corpora"].items():
+        if name != "columns":
+            pairs = zip(numbers[::2], numbers[1::2], strict=True)
+            rows.append([name, *(f"{_cell(ppl)}/{_cell(f1)}" for ppl, f1 in pairs)])
     ours = [
         f"{_cell(made[task]['perplexity'])}/{_cell(made[task]['f1'])}" if task in made else "-"
-        for task in paper.CORPORA
+        for task in CORPORA
     ]
-    return [*rows, [f"this model: {ROWS[variant, 'own'].removeprefix('Prost ')}", *ours]]
+    return [*rows, [_ours(variant, "own"), *ours]]
+
+
+def _ours(variant: str, rots: str) -> str:
+    return f"this model: {ROWS[variant, rots].removeprefix('Prost ')}"
 
 
 def _cell(value: float | None) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from canary.prost import Prost, agent, evaluation, paper
+from canary.prost import Prost, agent, evaluation
 from canary.prost.__main__ import main
 from canary.prost.cli import chat
 from cosmo.engine.base.errors import UserError
@@ -194,11 +194,10 @@ def test_tables_have_the_papers_rows_and_ours():
     made = {evaluation.PROSOCIAL: found, f"{evaluation.PROSOCIAL} gold": {**found, "f1": 33.25}}
     text = evaluation.tables("rot_and_response", made)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "Prost (gold RoT & response) 4.51 32.78 6.16" in lines
-    assert "this model: (gold RoT & response) 1.25 33.25 9.75" in lines
-    assert "this model: (RoT & response) 9.75/22.50 - - - - - -" in lines
+    assert "Prost (Response w/ gold RoT) 4.51 32.78 6.16" in lines
+    assert "this model: (Response w/ gold RoT) 1.25 33.25 9.75" in lines
+    assert "this model: (RoT & Response) 9.75/22.50 - - - - - -" in lines
     assert any(line.startswith("PushShift Transformer 6.16/32.78 8.01/15.60") for line in lines)
-    assert all(len(cells) == len(paper.CORPORA) for cells in paper.TABLE_8.values())
     assert "do not compare" in text
 
 

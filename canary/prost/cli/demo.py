@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
 def report(folder: pathlib.Path, seconds: float) -> bool:
     """Print what both models measured and three exchanges. Return whether RoTs have helped."""
-    from canary.prost import paper
     from canary.prost.agent import Prost
     from canary.prost.evaluation import PROSOCIAL, ROWS
     from cosmo.engine.base.tables import text_table
+    from cosmo.tasks import paper_tables
 
     found = {}
     for variant in VARIANTS:
@@ -87,7 +87,12 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
     print(f"\n{'=' * 78}\nProst: {seconds:.0f} s in all\n")
     rows = [["held-out responses", "BLEU-4", "F1", "perplexity", "the paper's F1"]]
     for name, made in found.items():
-        numbers = (made["bleu4"], made["f1"], made["perplexity"], paper.TABLE_3[name][1])
+        numbers = (
+            made["bleu4"],
+            made["f1"],
+            made["perplexity"],
+            paper_tables.PROSOCIAL["responses"][name][1],
+        )
         rows.append([name, *(f"{number:.2f}" for number in numbers)])
     print(text_table(rows))
     print(
@@ -96,9 +101,8 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
         f"  {sys.executable} -m canary.prost chat --checkpoint={folder}/rot_and_response "
         f"--canary={folder}/canary\n"
     )
-    alone, after = (
-        found[f"Prost ({name})"]["f1"] for name in ("response only", "gold RoT & response")
-    )
+    alone = found[ROWS["response_only", "own"]]["f1"]
+    after = found[ROWS["rot_and_response", "gold"]]["f1"]
     if after <= alone:
         print(
             f"FAILED: F1 is {after:.2f} after the corpus's RoTs and {alone:.2f} without; RoTs "

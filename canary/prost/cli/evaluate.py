@@ -13,14 +13,14 @@ from cosmo.engine.base.errors import UserError
 
 def run(args: argparse.Namespace) -> None:
     """Print tables 3 and 8 with this model's rows; write metrics.json and predictions.jsonl."""
-    from canary.prost import evaluation, paper
+    from canary.prost import evaluation
     from cosmo.engine.base.atomic import write_atomic
     from cosmo.engine.base.folders import prepare_folder
     from cosmo.engine.base.progress import Progress
     from cosmo.engine.checkpoints import any_format
 
     # Read before the model is loaded: a wrong path costs no loading.
-    tasks = list(paper.CORPORA) if args.task == "all" else args.task.split(",")
+    tasks = list(evaluation.CORPORA) if args.task == "all" else args.task.split(",")
     settings = flags.model_settings(args, args.batch_size)
     corpora = evaluation.corpora(args.checkpoint, args.data)
     unknown = [task for task in tasks if task not in corpora]
