@@ -1,5 +1,6 @@
 # make quickstart   train, evaluate and question a small Cosmo, offline after installation
 # make canary-demo  train and measure a small Canary, offline after installation
+# make prost-demo   train and compare two small Prosts, offline after installation
 # make co3-demo     make a small corpus from triples and train on it, offline after installation
 # make test         lint and tests
 # make test-slow    the proofs that take minutes: kills, cold starts under load, full disks
@@ -26,13 +27,16 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # the order of tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart canary-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
+.PHONY: quickstart canary-demo prost-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
 
 canary-demo: $(VENV)/.installed
 	$(BIN)/python -m canary demo
+
+prost-demo: $(VENV)/.installed
+	$(BIN)/python -m canary.prost demo
 
 co3-demo: $(VENV)/.installed
 	$(BIN)/python -m tools.co3_demo

@@ -1,7 +1,7 @@
 """Print the table of plans in docs/accelerators.md as Markdown: `python -m tools.plan_table`.
 
-Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU. Each
-takes a minute or two on two cores. Needs the extra `tpu`, but no TPU.
+Runs `python -m cosmo plan --json` for both Cosmo recipes on a slice of every kind of TPU, and for
+Prost's on three slices. Each takes a minute or two on two cores. Needs the extra `tpu`, but no TPU.
 """
 
 import argparse
@@ -20,6 +20,9 @@ SLICES = (
     ("cosmo_11b", "v5e:8x16"),
     ("cosmo_11b", "v5p:2x4x4"),
     ("cosmo_11b", "v6e:8x8"),
+    ("prost", "v3:2x2"),
+    ("prost", "v3:4x4"),
+    ("prost", "v4:2x2x2"),
 )
 HEADER = """\
 | recipe | slice | devices | data x model | HBM, GiB | TFLOP, over the minimum | collectives, GB | \
@@ -27,13 +30,19 @@ step at least, s | days at half that speed | compiled in, s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
+def recipes(name: str) -> str:
+    """Return the gin file of a recipe."""
+    return f"gin/{name.partition('_')[0]}/{name}.gin"
+
+
 def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
     """Return the plan as JSON; None if there is none, with the reason on stderr."""
     command = [sys.executable, "-m", "cosmo", "plan", "--quiet", "--json"]
-    command += [f"--gin_file=gin/cosmo/{recipe}.gin", f"--topology={topology}"]
+    command += [f"--gin_file={recipes(recipe)}", f"--topology={topology}"]
+    # The steps of the LM-adapted T5, which Cosmo's TRAIN_STEPS counts; BlenderBot's files have none.
+    start = "--gin.VOCABULARY_PATH=none" if recipe == "prost" else "--start_step=1100000"
     done = subprocess.run(
-        # The steps of the LM-adapted T5, which TRAIN_STEPS counts.
-        [*command, "--start_step=1100000", *settings],
+        [*command, start, *settings],
         stdout=subprocess.PIPE,
         text=True,
     )

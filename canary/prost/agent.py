@@ -157,6 +157,9 @@ class Prost:
         if given is None and self.canary is not None:
             chirps = self.canary.chirp(many)
             given = [chirp.rots for chirp in chirps]
+        elif given is not None:
+            for one_given in given:
+                self._check_room(one_given)
         if given is not None and any(given):
             self._check_marks()
         config = self.decoding(**decoding)
@@ -201,8 +204,9 @@ class Prost:
     ) -> list[Reply]:
         """Return the reply to each row, without labels.
 
-        `rots` are those of each row; None lets the model write its own. Equal rows with equal RoTs
-        are answered once.
+        `rots` are those of each row, of which those that leave too little room for a response
+        are left out; None lets the model write its own. Equal rows with equal RoTs are answered
+        once.
         """
         steered = [self._steer(row, given) for row, given in _pairs(rows, rots)]
         replies: dict[Any, Reply] = {}
@@ -224,19 +228,30 @@ class Prost:
     def _steer(self, row: datasets.Row, rots: Sequence[str] | None) -> "_Steered":
         if rots is None:
             return _Steered(row, (), self.variant == "rot_and_response")
-        kept = tuple(rots)
-        room = self._positions() - MIN_RESPONSE_TOKENS
-        vocabulary = self.session.vocabulary
-        prefix = prost_text.gold_prefix_ids(kept, vocabulary) if kept else []
-        while len(prefix) > room and len(kept) > 1:
-            kept = kept[:-1]
-            prefix = prost_text.gold_prefix_ids(kept, vocabulary)
-        if len(prefix) > room:
-            raise UserError(
-                f"a rule of thumb of {len(prefix)} tokens: this model has room for {room} before "
-                f"its response; give a shorter one (it begins {kept[0][:60]!r})"
-            )
+        kept: tuple[str, ...] = ()
+        prefix: list[int] = []
+        for rot in rots:
+            longer = self._prefix((*kept, rot))
+            if len(longer) <= self._room():
+                kept, prefix = (*kept, rot), longer
         return _Steered(dataclasses.replace(row, prefix_ids=tuple(prefix)), kept, False)
+
+    def _prefix(self, rots: Sequence[str]) -> list[int]:
+        return prost_text.gold_prefix_ids(rots, self.session.vocabulary)
+
+    def _room(self) -> int:
+        """Return the most tokens of RoTs before a response."""
+        return self._positions() - MIN_RESPONSE_TOKENS
+
+    def _check_room(self, rots: Sequence[str]) -> None:
+        """Raise UserError for a RoT that would be left out, as no response could follow it."""
+        for rot in rots if self.variant == "rot_and_response" else ():
+            if len(self._prefix([rot])) > self._room():
+                raise UserError(
+                    f"a rule of thumb of {len(self._prefix([rot]))} tokens: this model has room "
+                    f"for {self._room()} before its response; give a shorter one (it begins "
+                    f"{rot[:60]!r})"
+                )
 
     def _positions(self) -> int:
         return self.session.model.network.max_positions or self.session.lengths["targets"]
@@ -275,11 +290,8 @@ def _pairs(rows: Sequence[datasets.Row], rots: Sequence[Sequence[str]] | None):
 
 def _reply(asked: _Steered, answer: infer.Answer) -> Reply:
     found = prost_text.split_answer(answer.predictions[0])
-    rots = asked.rots if asked.rots or not asked.own_rots else found.rots
-    problem = found.problem
-    if not asked.own_rots and not problem and not found.response:
-        problem = "no response"
-    return Reply(found.response, rots, answer.scores[0], problem=problem, cut=asked.row.cut)
+    rots = found.rots if asked.own_rots else asked.rots
+    return Reply(found.response, rots, answer.scores[0], problem=found.problem, cut=asked.row.cut)
 
 
 def _rots_of(rots: Any, one: bool, count: int) -> list[tuple[str, ...]]:

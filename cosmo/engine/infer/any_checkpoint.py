@@ -73,7 +73,7 @@ def session_config(
         checkpoint_path=str(path),
         # Later ones win: the run's own over the usual ones, the caller's over both.
         task_feature_lengths={
-            **usual_lengths,
+            **{side: min(n, network.max_positions or n) for side, n in usual_lengths.items()},
             **_lengths_of(options),
             **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),
