@@ -138,9 +138,8 @@ class Prost:
                 - A string: ONE dialogue; line breaks, if any, separate its turns.
                 - A list of strings: ONE dialogue, its turns, oldest first.
                 - A list (or iterator) of lists of strings: a BATCH of dialogues.
-            rots: RoTs that the answer follows, instead of Canary's or the model's own: a list of
-                strings, and for a batch a list of such lists. An empty list means an answer
-                without RoTs.
+            rots: RoTs that the answer follows, instead of Canary's or the model's own. A list of
+                strings, and for a batch a list of such lists; an empty list means no RoTs.
             seed: of sampling; a sample depends on it and on the dialogue alone.
             on_batch: called after every batch, as by `infer.answer`.
             decoding: fields of `DecodingConfig`, such as temperature, top_p, beam_size or
@@ -204,8 +203,8 @@ class Prost:
     ) -> list[Reply]:
         """Return the reply to each row, without labels.
 
-        `rots` are those of each row, of which those that leave too little room for a response
-        are left out; None lets the model write its own. Equal rows with equal RoTs are answered
+        `rots` are those of each row; None lets the model write its own. RoTs that leave too little
+        room for a response are left out. Equal rows with equal RoTs are answered
         once.
         """
         steered = [self._steer(row, given) for row, given in _pairs(rows, rots)]

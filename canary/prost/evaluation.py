@@ -1,8 +1,8 @@
 """Measure Prost on the seven corpora: BLEU-4, F1 and perplexity of responses.
 
 The rows of tables 3 and 8 of Kim et al. 2022 ("ProsocialDialog"). The paper does not print what its
-numbers of "RoT & response" count. Here BLEU-4 and F1 are of the response after the RoTs, and the
-perplexity is of the corpus's response after RoTs: the model's own, or the corpus's ("gold").
+numbers of "RoT & response" count. Here BLEU-4 and F1 are of the response after the RoTs. The
+perplexity is of the corpus's response, after the model's own RoTs or the corpus's ("gold").
 """
 
 import dataclasses

@@ -65,7 +65,7 @@ def batch(index: int, options: dict):
 class Words:
     """A vocabulary whose texts are the ids themselves."""
 
-    path, size, fingerprint = "words", 40, "0"
+    path, size, fingerprint, eos_id = "words", 40, "0", 1
 
 
 def settings(model_dir: str, options: dict) -> dict:

@@ -10,7 +10,7 @@ from cosmo.engine.infer import bulk, infer, record_sources
 class Words:
     """A vocabulary whose texts are the ids themselves."""
 
-    path, size, fingerprint = "words", 40, "0"
+    path, size, fingerprint, eos_id = "words", 40, "0", 1
 
     def encode(self, text):
         return [int(word) for word in text.split()]

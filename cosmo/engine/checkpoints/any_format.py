@@ -71,7 +71,7 @@ def locate(path: str) -> Located:
     """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; a ParlAI model's file or folder.
+    folder over several (the latest); a HuggingFace folder; or a ParlAI model.
     Raises UserError if there is none, or if it is damaged.
     """
     folder = epath.Path(path)
@@ -211,7 +211,7 @@ class Source:
 def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool = False) -> Source:
     """Open the checkpoint at `path`.
 
-    Raises UserError if there is none, if it is not of `format` (where given), or if its tensors
+    Raises UserError if there is none, if it is of another `format`, or if its tensors
     are not those of a T5 or BlenderBot. Reading a foreign parameter with NaN or infinity raises
     UserError too, unless `allow_nonfinite`.
     """

@@ -1,10 +1,10 @@
 """Generate tokens from a step function: greedy, sampling and beam search in one cached loop.
 
-`decode` runs the loop; a rule (`_sampling` or one of `_BEAM_SEARCHES`) chooses tokens from each
-step's logits, after `_Constraints` has taken away those that may not follow.
+`decode` runs the loop. A rule (`_sampling` or one of `_BEAM_SEARCHES`) chooses tokens from each
+step's logits. Before it, `_Constraints` removes those that may not follow.
 Rows are [R] = [B * N]: N samples or beams of each of B inputs, neighbours in memory.
-Suffixes: R rows, B inputs, N beams or samples, C beam candidates, P ended hypotheses kept, T tokens
-written, D tokens of a forced prefix, S tokens of the context, K banned tokens, V vocabulary.
+Suffixes: R rows, B inputs, N beams or samples, C beam candidates, P ended hypotheses kept,
+V vocabulary. Of tokens: T written, D of a forced prefix, S of the context, K banned.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ class DecodingConfig:
     the new tokens with EOS:
 
     - "t5x": ((5 + length) / 6) ** length_penalty (Wu et al. 2016); stops when nothing can improve.
-    - "parlai": ((2 + length) / 6) ** length_penalty; stops when `beam_size` answers have ended and
-      the likeliest hypothesis of some step was one of them.
+    - "parlai": ((2 + length) / 6) ** length_penalty; stops when `beam_size` answers have ended, of
+      which one was the likeliest of its step.
     - "huggingface": length ** length_penalty; stops when `beam_size` answers have ended and the
       open ones look no better. With `early_stopping` it stops as soon as they have ended.
 
@@ -702,9 +702,9 @@ def _huggingface_beams(
     """Return the rule of HuggingFace's search, which keeps N open and N ended hypotheses.
 
     2N candidates are taken at a step; of those that end, only ones among the N likeliest count. At
-    the length limit open ones count as ended. With `early_stopping` it stops once N have ended;
-    without, once also the likeliest open one scores no better at its present length than the worst
-    of them. Source: `GenerationMixin._beam_search` of transformers 5.
+    the length limit open ones count as ended. With `early_stopping` it stops once N have ended.
+    Without, the likeliest open one must also score no better than the worst of them, at its present
+    length. Source: `GenerationMixin._beam_search` of transformers 5.
     """
     n, longest = config.beam_size, config.max_new_tokens
     start = _start_search(ended_B, n, n, limits.positions, special.pad)
