@@ -130,10 +130,12 @@ def exchanges(prost: "Prost", folder: pathlib.Path) -> list[str]:
     grave = [line["turns"] for line in own if line["target_rots"]]
     casual = [line["turns"] for line in own if not line["target_rots"]]
     alone = dataclasses.replace(prost, canary=None)
+    chirps = prost.canary.chirp(grave)
+    steered = [turns for turns, chirp in zip(grave, chirps, strict=True) if chirp.rots]
     wanted = [
         ("with RoTs of its own", alone, grave[0]),
         ("small talk", alone, (casual or grave[1:])[0]),
-        ("steered by Canary", prost, grave[-1]),
+        ("steered by Canary", prost, (steered or grave)[-1]),
     ]
     return [
         "\n".join([f"{name}:", *(f"A: {turn}" for turn in turns), answer])
