@@ -1,7 +1,7 @@
 """Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from canary.module import Settings
@@ -53,16 +53,19 @@ def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
     )
 
 
-def decoding_config(args: argparse.Namespace, settings: "Settings") -> "DecodingConfig":
-    """Return the decoding that the flags of GENERATION name."""
-    from cosmo.engine.model.decoding import DecodingConfig
-
-    # Flags that are not given leave DecodingConfig's own defaults.
+def decoding_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of DecodingConfig that flags such as GENERATION's give."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam_size", "length_penalty")
     names = (*names, "min_length", "block_ngram", "context_block_ngram", "banned_ids")
     flags = {name: name for name in names} | {"search": "beam_search"}
     given = {field: getattr(args, flag) for field, flag in flags.items()}
-    given = {field: value for field, value in given.items() if value is not None}
+    return {field: value for field, value in given.items() if value is not None}
+
+
+def decoding_config(args: argparse.Namespace, settings: "Settings") -> "DecodingConfig":
+    """Return the decoding that the flags of GENERATION name."""
+    from cosmo.engine.model.decoding import DecodingConfig
+
     # By default as long as the targets that the model learnt to write.
     targets = settings.session.task_feature_lengths["targets"]
-    return DecodingConfig(**{"max_new_tokens": targets, **given})
+    return DecodingConfig(**{"max_new_tokens": targets, **decoding_fields(args)})

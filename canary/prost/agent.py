@@ -42,6 +42,10 @@ MACROS = {
     "context_block_ngram": ("CONTEXT_BLOCK_NGRAM", int),
     "max_new_tokens": ("MAX_NEW_TOKENS", int),
 }
+_NO_ROTS = (
+    "this model was trained to write responses alone, and follows no rules of thumb: train one "
+    "with PROST_VARIANT='rot_and_response'"
+)
 MIN_RESPONSE_TOKENS = 32  # room that given RoTs leave to the response
 
 
@@ -267,11 +271,7 @@ class Prost:
 
     def _check_marks(self) -> None:
         if self.variant != "rot_and_response":
-            raise UserError(
-                "this model was trained to write responses alone, and follows no rules of thumb: "
-                "train one with PROST_VARIANT='rot_and_response'",
-                setting="PROST_VARIANT",
-            )
+            raise UserError(_NO_ROTS, setting="PROST_VARIANT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +333,12 @@ class Settings:
         return cls(config, variant, generation)
 
     def with_session(self, session: infer.Session, canary: Canary | None = None) -> Prost:
-        """Return a Prost over the session that `self.session.open()` returned."""
+        """Return a Prost over the session that `self.session.open()` returned.
+
+        Raises UserError for a Canary beside a model that follows no RoTs.
+        """
+        if canary is not None and self.variant != "rot_and_response":
+            raise UserError(_NO_ROTS, setting=("canary", "PROST_VARIANT"))
         return Prost(session, self.variant, self.generation, canary)
 
 

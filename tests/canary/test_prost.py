@@ -128,6 +128,9 @@ def test_odd_arguments_are_refused_before_anything_is_answered(prost, prost_run)
         with pytest.raises(UserError, match=re.escape(words)):
             call()
     assert alone.reply("Hi.").rots == ()
+    settings = agent.Settings.find(str(prost_run), variant="response_only")
+    with pytest.raises(UserError, match="follows no rules of thumb"):
+        settings.with_session(prost.session, FixedCanary())
 
 
 def test_a_checkpoint_that_is_no_prost_is_refused(run):

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from canary.cli.flags import decoding_fields
 from canary.prost.cli import flags
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
@@ -17,7 +18,7 @@ HELP = "[RESET] forgets the conversation, [END] leaves."
 def run(args: argparse.Namespace) -> None:
     """Answer line by line until [END] or the end of the input."""
     prost = flags.open_prost(args, batch_size=1)
-    talk(prost, flags.decoding(args), args.seed)
+    talk(prost, decoding_fields(args), args.seed)
 
 
 def talk(

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from itertools import islice
 
+from canary.cli.flags import decoding_fields
 from canary.prost.cli import flags
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.command_line import Verb
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or any_format.results_folder(args.checkpoint, "prost_eval", "output")
     folder = prepare_folder(output, "output")
     prost = settings.with_session(settings.session.open()[0])
-    decoding = prost.decoding(**flags.decoding(args))
+    decoding = prost.decoding(**decoding_fields(args))
     with_gold = settings.variant == "rot_and_response"
     rounds = [(task, "own") for task in tasks]
     if with_gold and evaluation.PROSOCIAL in tasks:

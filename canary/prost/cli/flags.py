@@ -1,7 +1,7 @@
 """Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from canary import module
@@ -29,16 +29,13 @@ generation (default: as the run's settings say; BlenderBot's preset for other ch
 --top_k K:int             sample from the K likeliest (0: from all)
 --top_p P:float           sample from the likeliest of mass P (1.0)
 --beam_size N:int         above 1, search with so many beams
---search t5x|parlai|huggingface  whose beam search
+--beam_search t5x|parlai|huggingface  whose beam search
 --length_penalty A:float  above 0, beams favour length
 --block_ngram N:int       no N tokens in a row twice in an answer (0: off)
 --context_block_ngram N:int  nor any of the dialogue's (0: off)
+--banned_ids IDS:ints     tokens that no answer has, such as 3,8004
 --seed N=0                of samples
 """
-FIELDS = (
-    *("max_new_tokens", "min_length", "temperature", "top_k", "top_p", "beam_size", "search"),
-    *("length_penalty", "block_ngram", "context_block_ngram"),
-)
 
 
 def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
@@ -74,8 +71,3 @@ def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
     settings, canary = model_settings(args, batch_size), canary_settings(args, batch_size)
     opened = None if canary is None else canary.open()
     return settings.with_session(settings.session.open()[0], opened)
-
-
-def decoding(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of DecodingConfig that flags give."""
-    return {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}

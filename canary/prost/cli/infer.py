@@ -2,6 +2,7 @@
 
 import argparse
 
+from canary.cli.flags import decoding_fields
 from canary.prost.cli import flags
 from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import Verb
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     job = ReplyJob(
         flags.model_settings(args, args.batch_size),
         flags.canary_settings(args, args.batch_size),
-        flags.decoding(args),
+        decoding_fields(args),
         args.seed,
     )
     report = bulk.answer_source(job, source, layout, sharding)

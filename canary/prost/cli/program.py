@@ -18,6 +18,7 @@ PROGRAM = Program(
         "CHECKPOINT_PATH": "--checkpoint",
         "VOCABULARY_PATH": "--vocabulary",
         "PROST_VARIANT": "--variant",
-        "BEAM_SEARCH": "--search",
+        "BEAM_SEARCH": "--beam_search",
+        "BANNED_IDS": "--banned_ids",
     },
 )

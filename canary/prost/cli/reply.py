@@ -2,6 +2,7 @@
 
 import argparse
 
+from canary.cli.flags import decoding_fields
 from canary.prost.cli import flags
 from cosmo.engine.base.command_line import Verb
 
@@ -15,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
     # A single text may hold a turn a line; a list of one text would be one turn.
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
     rots = None if args.rot is None else [args.rot]
-    reply = prost.reply(turns, rots=rots, seed=args.seed, **flags.decoding(args))
+    reply = prost.reply(turns, rots=rots, seed=args.seed, **decoding_fields(args))
     print(bulk_replies.of(prost, reply))
 
 
