@@ -56,8 +56,8 @@ class Reply:
     `rots` are the RoTs that it follows: its own, Canary's, or the caller's. `score` is the
     log-likelihood in nats of what was generated (with beams, over the length penalty); RoTs that
     were given do not count. `label` and `needs_human` are Canary's; without one None and False.
-    `problem` is empty, or names what was wrong with the form of the answer. `cut` is true if the
-    oldest part of the dialogue was left out.
+    `problem` is empty, or names what was wrong with the form of the answer. `cut` counts
+    the oldest tokens that were left out of a dialogue that is longer than the model reads.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Reply:
     label: str | None = None
     needs_human: bool = False
     problem: str = ""
-    cut: bool = False
+    cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,8 @@ class Prost:
         before any is answered.
         """
         one, many = module.batch_of(dialogues)
-        rows = [self.row(turns) for turns in many]
+        histories = [self._history(turns) for turns in many]
+        rows = [_row(turns, found) for turns, found in zip(many, histories, strict=True)]
         given = None if rots is None else _rots_of(rots, one, len(many))
         chirps: list[Chirp | None] = [None] * len(rows)
         if given is None and self.canary is not None:
@@ -168,10 +169,13 @@ class Prost:
         config = self.decoding(**decoding)
         replies = self.answers(rows, given, config, seed, on_batch)
         replies = [
-            reply
-            if chirp is None
-            else dataclasses.replace(reply, label=chirp.label, needs_human=chirp.needs_human)
-            for reply, chirp in zip(replies, chirps, strict=True)
+            dataclasses.replace(
+                reply,
+                cut=history.dropped,
+                label=None if chirp is None else chirp.label,
+                needs_human=chirp is not None and chirp.needs_human,
+            )
+            for reply, history, chirp in zip(replies, histories, chirps, strict=True)
         ]
         return replies[0] if one else replies
 
@@ -191,11 +195,11 @@ class Prost:
 
     def row(self, turns: Sequence[str]) -> datasets.Row:
         """Return a dialogue as the model reads it; the oldest tokens are left out to fit."""
+        return _row(turns, self._history(turns))
+
+    def _history(self, turns: Sequence[str]) -> prost_text.History:
         length = self.session.lengths["inputs"]
-        history = prost_text.history_ids(turns, self.session.vocabulary, length)
-        text = prost_text.history_text(turns)
-        # The text is the row's id, so that its sample is the same wherever it is answered.
-        return datasets.Row(text, text, tuple(history.ids), cut=history.cut)
+        return prost_text.history_ids(turns, self.session.vocabulary, length)
 
     def answers(
         self,
@@ -205,7 +209,7 @@ class Prost:
         seed: int = 0,
         on_batch: infer.OnBatch = lambda counts: None,
     ) -> list[Reply]:
-        """Return the reply to each row, without labels.
+        """Return the reply to each row, without labels and `cut`.
 
         `rots` are those of each row; None lets the model write its own. RoTs that leave too little
         room for a response are left out. Equal rows with equal RoTs are answered
@@ -290,7 +294,13 @@ def _pairs(rows: Sequence[datasets.Row], rots: Sequence[Sequence[str]] | None):
 def _reply(asked: _Steered, answer: infer.Answer) -> Reply:
     found = prost_text.split_answer(answer.predictions[0])
     rots = found.rots if asked.own_rots else asked.rots
-    return Reply(found.response, rots, answer.scores[0], problem=found.problem, cut=asked.row.cut)
+    return Reply(found.response, rots, answer.scores[0], problem=found.problem)
+
+
+def _row(turns: Sequence[str], history: prost_text.History) -> datasets.Row:
+    text = prost_text.history_text(turns)
+    # The text is the row's id, so that its sample is the same wherever it is answered.
+    return datasets.Row(text, text, tuple(history.ids), cut=history.cut)
 
 
 def _rots_of(rots: Any, one: bool, count: int) -> list[tuple[str, ...]]:

@@ -73,6 +73,9 @@ def of(prost: Prost, reply: Reply) -> str:
         text.append(f"  (Canary: {reply.label})")
     if reply.needs_human:
         text.append("  (a person should see this)")
+    if reply.cut:
+        limit = prost.session.lengths["inputs"]
+        text.append(f"  (read the last {limit} tokens; the oldest {reply.cut} were left out)")
     if reply.problem:
         text.append(f"  (form: {reply.problem})")
     return "\n".join(text)

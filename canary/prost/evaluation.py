@@ -78,12 +78,13 @@ def corpora(checkpoint: str, folder: str | None) -> dict[str, families.Corpus]:
 class Measured:
     """A reply to an example, and the log-likelihood (nats) of the corpus's response.
 
-    `tokens` counts that response's tokens with the end token.
+    `tokens` counts that response's tokens with the end token. `cut`: whether the history was cut.
     """
 
     reply: Reply
     log_likelihood: float
     tokens: int
+    cut: bool = False
 
 
 def measure(
@@ -112,7 +113,7 @@ def measure(
     ]
     found = infer.answer(prost.session, scored, infer.scoring(prost.session), on_batch)
     return [
-        Measured(reply, answer.scores[0], answer.num_tokens)
+        Measured(reply, answer.scores[0], answer.num_tokens, answer.row.cut)
         for reply, answer in zip(replies, found, strict=True)
     ]
 
@@ -137,7 +138,7 @@ def report(examples: Sequence[ProstExample], measured: Sequence[Measured]) -> di
         # exp of more is no float.
         "perplexity": math.exp(nats) if nats < 700 else None,
         "tokens": tokens,
-        "cut": sum(m.reply.cut for m in measured),
+        "cut": sum(m.cut for m in measured),
         "answers_of_another_form": sum(bool(m.reply.problem) for m in measured),
     }
 
