@@ -133,7 +133,7 @@ def load(
 
     Args:
         path: the checkpoint; its format is found out.
-        vocabulary: a SentencePiece model, if none is kept with the checkpoint.
+        vocabulary: a SentencePiece model or a byte-level BPE, if none is kept with the checkpoint.
         lengths: the most tokens of "inputs" (oldest turns are left out) and "targets"; by default
             the run's own, or Cosmo's 512 and 128.
         separators: between the parts and the turns of an input; by default the run's, or Cosmo's.

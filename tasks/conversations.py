@@ -150,12 +150,11 @@ def read_wizard(path: Any, split: str = "train") -> Iterator[Conversation]:
 def dailydialog_files(path: Any, split: str) -> list[Any]:
     """Return the files of `split`, see `read_dailydialog`; raise DataError if there is none."""
     # The published archive has a folder for each split, and copies have none.
-    found = split_file(path, split, ("dialogues_{split}",), TEXTS, ("", "{split}"))
-    if not found:
-        # One file of all splits.
-        found = split_file(path, split, ("dialogues_text",), TEXTS)
-        path = found[0] if found else path
-    return found or files_for_split(path, split, TEXTS)
+    if found := split_file(path, split, ("dialogues_{split}",), TEXTS, ("", "{split}")):
+        return found
+    # One file of all splits, of which `files_for_split` warns.
+    whole = split_file(path, split, ("dialogues_text",), TEXTS)
+    return files_for_split(whole[0] if whole else path, split, TEXTS)
 
 
 def topical_chat_files(path: Any, split: str) -> list[Any]:

@@ -18,7 +18,7 @@ from canary.module import Canary, Chirp
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
-from cosmo.engine.infer import any_checkpoint, infer
+from cosmo.engine.infer import any_checkpoint, batching, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, prost_text, vocabularies
 
@@ -41,6 +41,12 @@ MACROS = {
     "block_ngram": ("BLOCK_NGRAM", int),
     "context_block_ngram": ("CONTEXT_BLOCK_NGRAM", int),
     "max_new_tokens": ("MAX_NEW_TOKENS", int),
+    "temperature": ("TEMPERATURE", float),
+    "top_k": ("TOP_K", int),
+    "top_p": ("TOP_P", float),
+    "banned_ids": ("BANNED_IDS", tuple[int, ...]),
+    "early_stopping": ("BEAM_EARLY_STOPPING", bool),
+    "forced_eos": ("FORCED_EOS", bool),
 }
 _NO_ROTS = (
     "this model was trained to write responses alone, and follows no rules of thumb: train one "
@@ -101,7 +107,8 @@ class Prost:
         Args:
             path: the checkpoint; its format is found out.
             canary: the safety module whose RoTs the answers follow: a Canary, or its checkpoint.
-                It can be changed without training Prost again.
+                It can be changed without training Prost again. One without a vocabulary beside it
+                is loaded by `Canary.load(path, vocabulary=...)`.
             vocabulary: a byte-level BPE, if none is kept with the checkpoint.
             batch_size: dialogues at a time; rounded up to the number of devices.
             dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16.
@@ -122,8 +129,10 @@ class Prost:
             lengths=lengths,
             num_partitions=num_partitions,
         )
-        if isinstance(canary, str):
-            canary = Canary.load(canary, batch_size=batch_size, dtype=dtype)
+        if canary is not None and not isinstance(canary, Canary):
+            settings.check_canary()
+            how = {"batch_size": batch_size, "dtype": dtype, "num_partitions": num_partitions}
+            canary = Canary.load(str(canary), **how)
         return settings.with_session(settings.session.open()[0], canary)
 
     def reply(
@@ -157,16 +166,16 @@ class Prost:
         histories = [self._history(turns) for turns in many]
         rows = [_row(turns, found) for turns, found in zip(many, histories, strict=True)]
         given = None if rots is None else _rots_of(rots, one, len(many))
-        chirps: list[Chirp | None] = [None] * len(rows)
-        if given is None and self.canary is not None:
-            chirps = self.canary.chirp(many)
-            given = [chirp.rots for chirp in chirps]
-        elif given is not None:
-            for one_given in given:
-                self._check_room(one_given)
+        for one_given in given or ():
+            self._check_room(one_given)
         if given is not None and any(given):
             self._check_marks()
         config = self.decoding(**decoding)
+        chirps: list[Chirp | None] = [None] * len(rows)
+        if self.canary is not None:
+            # Also beside the caller's RoTs: its label and `needs_human` are wanted.
+            chirps = self.canary.chirp(many, rots=given is None)
+            given = [chirp.rots for chirp in chirps] if given is None else given
         replies = self.answers(rows, given, config, seed, on_batch)
         replies = [
             dataclasses.replace(
@@ -182,16 +191,9 @@ class Prost:
     def decoding(self, **settings: Any) -> DecodingConfig:
         """Return settings of generation, by default the model's own; UserError for an unknown one.
 
-        A setting that asks for samples turns the model's own beam search off.
+        A temperature turns the model's own beam search off.
         """
-        own = dict(self.generation)
-        if settings.get("temperature") or settings.get("num_samples", 1) > 1:
-            own.pop("beam_size", None)
-        chosen = {**own, **settings}
-        # A shorter answer is asked for: then the model's own least length is in the way.
-        if "min_length" not in settings and chosen.get("min_length", 0) >= chosen["max_new_tokens"]:
-            chosen["min_length"] = 0
-        return DecodingConfig.from_settings(chosen)
+        return decoding_config(self.generation, settings)
 
     def row(self, turns: Sequence[str]) -> datasets.Row:
         """Return a dialogue as the model reads it; the oldest tokens are left out to fit."""
@@ -217,15 +219,16 @@ class Prost:
         """
         steered = [self._steer(row, given) for row, given in _pairs(rows, rots)]
         replies: dict[Any, Reply] = {}
-        for free in (False, True):
-            # Two groups, because a ban holds for a whole batch: with no RoTs to follow, the model
-            # may write none of its own.
-            wanted = list(dict.fromkeys(s for s in steered if s.own_rots is free))
-            if not wanted:
-                continue
+        # In groups, because what is compiled holds for a whole batch. With no RoTs to follow, the
+        # model may write none of its own. After a prefix, fewer positions are left. It is rounded
+        # up, so that few programs are compiled and an answer does not depend on its neighbours.
+        groups: dict[tuple[bool, int], dict[_Steered, None]] = {}
+        for one in steered:
+            prefix = -(-len(one.row.prefix_ids) // batching.PREFIX_STEP) * batching.PREFIX_STEP
+            groups.setdefault((one.own_rots, prefix), {})[one] = None
+        for (free, prefix), wanted in groups.items():
             config = decoding if free else self._without_rots(decoding)
-            longest = max(len(s.row.prefix_ids) for s in wanted)
-            config = self._fitting(config, longest)
+            config = self._fitting(config, prefix)
             work = infer.generation(self.session, config, seed)
             found = infer.answer(self.session, [s.row for s in wanted], work, on_batch)
             for asked, answer in zip(wanted, found, strict=True):
@@ -276,6 +279,19 @@ class Prost:
     def _check_marks(self) -> None:
         if self.variant != "rot_and_response":
             raise UserError(_NO_ROTS, setting="PROST_VARIANT")
+
+
+def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> DecodingConfig:
+    """Return a model's `own` settings of generation with those that are `asked`; UserError."""
+    chosen = {**own, **asked}
+    if chosen.get("temperature") and "beam_size" not in asked:
+        chosen["beam_size"] = 1
+    if chosen["beam_size"] == 1 and "early_stopping" not in asked:
+        chosen["early_stopping"] = False
+    # A shorter answer is asked for: then the model's own least length is in the way.
+    if "min_length" not in asked and chosen.get("min_length", 0) >= chosen["max_new_tokens"]:
+        chosen["min_length"] = 0
+    return DecodingConfig.from_settings(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,8 +349,11 @@ class Settings:
         _check_task(path, saved)
         variant = variant or saved.macro("PROST_VARIANT", str, "response_only")
         prost_text.check_variant(variant, config.vocabulary)
+        # The variant of gold RoTs is an evaluation of the other one.
+        variant = "rot_and_response" if prost_text.writes_rots(variant) else variant
         targets = config.task_feature_lengths["targets"]
-        generation = {"max_new_tokens": targets, **(PRESET if not saved.macros else {})}
+        usual = {"beam_size": 1} if saved.macros else PRESET
+        generation = {"max_new_tokens": targets, **usual}
         for field, (macro, kind) in MACROS.items():
             value = saved.macro(macro, kind)
             if value is not None:
@@ -347,9 +366,18 @@ class Settings:
 
         Raises UserError for a Canary beside a model that follows no RoTs.
         """
-        if canary is not None and self.variant != "rot_and_response":
-            raise UserError(_NO_ROTS, setting=("canary", "PROST_VARIANT"))
+        if canary is not None:
+            self.check_canary()
         return Prost(session, self.variant, self.generation, canary)
+
+    def check_canary(self) -> None:
+        """Raise UserError if this model follows no RoTs, so that a Canary is of no use to it."""
+        if self.variant != "rot_and_response":
+            raise UserError(_NO_ROTS, setting=("canary", "PROST_VARIANT"))
+
+    def decoding(self, **settings: Any) -> DecodingConfig:
+        """Return settings of generation, as `Prost.decoding` does: a check before loading."""
+        return decoding_config(self.generation, settings)
 
 
 def _check_task(path: str, saved: saved_settings.Saved) -> None:

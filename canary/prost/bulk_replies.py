@@ -64,10 +64,10 @@ def line(reply: Reply) -> dict[str, Any]:
     return {"reply": values.pop("text"), **values, "rots": list(reply.rots)}
 
 
-def of(prost: Prost, reply: Reply) -> str:
-    """Return a reply as people read it."""
+def of(prost: Prost, reply: Reply, whose: str | None = None) -> str:
+    """Return a reply as people read it. `whose` are its RoTs, if not Canary's or the model's."""
     text = [f"Prost: {reply.text}"]
-    whose = "Canary's" if prost.canary is not None else "its own"
+    whose = whose or ("Canary's" if prost.canary is not None else "its own")
     text += [f"  ({whose} rule of thumb: {rot})" for rot in reply.rots]
     if reply.label:
         text.append(f"  (Canary: {reply.label})")

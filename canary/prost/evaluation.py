@@ -46,17 +46,6 @@ and Prost per token of BlenderBot's 8,008. In table 8 PushShift's Prosocial cell
 table 3's row of gold RoTs: the same model twice, or a slip of the paper."""
 
 
-# The macro of each field of ProstData, whose default ends in the corpus's usual folder.
-PATHS = {
-    "dailydialog_path": "DAILYDIALOG_PATH",
-    "topical_chat_path": "TOPICAL_CHAT_PATH",
-    "persona_chat_path": "PERSONA_CHAT_PATH",
-    "wizard_path": "WIZARD_PATH",
-    "empathetic_path": "EMPATHETIC_PATH",
-    "blended_path": "BLENDED_PATH",
-}
-
-
 def corpora(checkpoint: str, folder: str | None) -> dict[str, families.Corpus]:
     """Return the corpora by task: those in `folder`, or those that the checkpoint's run read."""
     found = any_format.locate(checkpoint)
@@ -68,8 +57,12 @@ def corpora(checkpoint: str, folder: str | None) -> dict[str, families.Corpus]:
             return f"{folder}/{usual.removeprefix('data/')}"
         return macros.get(macro, usual)
 
-    usual = families.ProstData()
-    fields = {field: path(macro, getattr(usual, field)) for field, macro in PATHS.items()}
+    # The fields of ProstData have the macros' names; their defaults end in the usual folders.
+    fields = {
+        field.name: path(field.name.upper(), field.default)
+        for field in dataclasses.fields(families.ProstData)
+        if field.name.endswith("_path")
+    }
     prosocial = path("PROSOCIAL_PATH", "data/prosocial_dialog")
     return families.prost_corpora(prosocial, families.ProstData(**fields))
 
@@ -130,7 +123,7 @@ def report(examples: Sequence[ProstExample], measured: Sequence[Measured]) -> di
     count = len(examples)
     pairs = [(m.reply.text, e.response) for m, e in zip(measured, examples, strict=True)]
     tokens = sum(m.tokens for m in measured)
-    nats = -sum(m.log_likelihood for m in measured) / max(tokens, 1)
+    nats = -sum(m.log_likelihood for m in measured) / tokens if tokens else math.inf
     return {
         "examples": count,
         "bleu4": 100 * math.fsum(pair_bleu4(*pair) for pair in pairs) / count,
@@ -175,11 +168,11 @@ def tables(variant: prost_text.Variant, made: Mapping[str, Mapping[str, Any]]) -
 def _table_3(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [["", "BLEU-4", "F1", "perplexity"]]
     for name, numbers in paper_tables.PROSOCIAL["responses"].items():
-        rows.append([name, *map(_cell, numbers)])
+        rows.append([name, *map(cell, numbers)])
     for rots in ("own", "gold"):
         found = made.get(PROSOCIAL if rots == "own" else f"{PROSOCIAL} gold")
         if found is not None:
-            cells = [_cell(found[name]) for name in ("bleu4", "f1", "perplexity")]
+            cells = [cell(found[name]) for name in ("bleu4", "f1", "perplexity")]
             rows.append([_ours(variant, rots), *cells])
     return rows
 
@@ -189,9 +182,9 @@ def _table_8(variant: str, made: Mapping[str, Mapping[str, Any]]) -> list[list[s
     for name, numbers in paper_tables.PROSOCIAL["corpora"].items():
         if name != "columns":
             pairs = zip(numbers[::2], numbers[1::2], strict=True)
-            rows.append([name, *(f"{_cell(ppl)}/{_cell(f1)}" for ppl, f1 in pairs)])
+            rows.append([name, *(f"{cell(ppl)}/{cell(f1)}" for ppl, f1 in pairs)])
     ours = [
-        f"{_cell(made[task]['perplexity'])}/{_cell(made[task]['f1'])}" if task in made else "-"
+        f"{cell(made[task]['perplexity'])}/{cell(made[task]['f1'])}" if task in made else "-"
         for task in CORPORA
     ]
     return [*rows, [_ours(variant, "own"), *ours]]
@@ -201,5 +194,6 @@ def _ours(variant: str, rots: str) -> str:
     return f"this model: {ROWS[variant, rots].removeprefix('Prost ')}"
 
 
-def _cell(value: float | None) -> str:
+def cell(value: float | None) -> str:
+    """Return a number as a table shows it."""
     return "-" if value is None else f"{value:.2f}"

@@ -105,7 +105,9 @@ def request_body(request: Request, server: Server, seed: int = 0) -> bytes:
         asked["prompt"] = request.prompt
         if sampling.top_logprobs:
             asked["logprobs"] = sampling.top_logprobs
-    names = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty")
+    # Always: caps on tokens and cost count on it.
+    asked["max_tokens"] = sampling.max_tokens
+    names = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
     if server.form != "chat" or not sampling.completion_only:
         asked |= {name: getattr(sampling, name) for name in names}
     # Some servers stream an answer unless the request refuses that.

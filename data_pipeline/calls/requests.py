@@ -27,7 +27,7 @@ class Sampling:
     presence_penalty: float = 0.6
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0  # alternatives wanted for each token, with their log-probabilities
-    completion_only: bool = False  # True: the chat form sends none of the numbers above
+    completion_only: bool = False  # True: the chat form sends max_tokens alone
 
 
 @dataclasses.dataclass(frozen=True)

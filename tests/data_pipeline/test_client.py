@@ -47,13 +47,16 @@ def test_bodies_are_what_the_api_wants():
 
 
 def test_a_chat_form_without_sampling():
-    """Oracle: agents/gpt.py of CO3's released code, whose chat calls have model and messages."""
+    """Oracle: agents/gpt.py of CO3's released code, whose chat calls have model and messages.
+
+    The limit of tokens is ours: caps on tokens and cost count on it.
+    """
     ask = dataclasses.replace(ASK, sampling=Sampling(completion_only=True))
     chat, completion = (
         json.loads(client.request_body(ask, Server("http://x/v1", "m", form=form)))
         for form in ("chat", "completion")
     )
-    assert set(chat) == {"model", "messages", "seed", "stream"}
+    assert set(chat) == {"model", "messages", "max_tokens", "seed", "stream"}
     assert (completion["max_tokens"], completion["presence_penalty"]) == (1024, 0.6)
     # Journals of earlier versions have the keys of requests without the new field.
     assert ASK.key("m", "chat") == "52ac3114270e1331539994e4e5cb3f5b"

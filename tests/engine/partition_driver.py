@@ -2,11 +2,13 @@
 
     python -m tests.engine.partition_driver OUT MESH,MESH,... [PORT PROCESS]
 
-Writes OUT.json and OUT.npz; with PORT, as one of two processes.
+Writes OUT.json and OUT.npz; with PORT, as one of two processes. NETWORK=blenderbot in the
+environment runs a BlenderBot with AMSGrad instead of a T5 with Adafactor.
 """
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -36,12 +38,16 @@ def setting():
     import jax.numpy as jnp
 
     from cosmo.engine.model import models, step
-    from cosmo.engine.model.optimizer import Adafactor
+    from cosmo.engine.model.blenderbot import BlenderbotConfig
+    from cosmo.engine.model.optimizer import Adafactor, AdamW
 
     jax.config.update("jax_default_matmul_precision", "highest")
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
-    model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     config = step.StepConfig(optimizer=Adafactor(min_dim_size_to_factor=8))
+    if os.environ.get("NETWORK") == "blenderbot":
+        network = BlenderbotConfig(40, 16, 4, 2, 2, 32, 16, dropout_rate=0.1, dtype="float32")
+        config = step.StepConfig(optimizer=AdamW(amsgrad=True))
+    model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     rng = np.random.default_rng(0)
 
     def fill(leaf):

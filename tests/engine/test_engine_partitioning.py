@@ -116,6 +116,23 @@ def test_engine_partitioning_answers_as_one_device_does(eight_devices, mesh):
     np.testing.assert_allclose(many["choices"], one["choices"], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_engine_partitioning_blenderbot_computes_what_one_device_does(tmp_path, monkeypatch):
+    """Ten steps of AMSGrad, tokens, scores and choices. Oracle: the same on one device."""
+    monkeypatch.setenv("NETWORK", "blenderbot")
+    out = str(tmp_path / "run")
+    report, arrays = results(out, [start(8, out, "1x1,2x4")])
+    one, many = report["1x1"], report["2x4"]
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
+    assert len(set(one["losses"])) == STEPS
+    for name in [name for name in arrays if name.startswith("1x1:")]:
+        wanted, found = arrays[name], arrays[name.replace("1x1:", "2x4:")]
+        np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=name)
+    assert many["said"] == one["said"] and many["continued"] == one["continued"]
+    for name in ("scores", "choices"):
+        np.testing.assert_allclose(many[name], one[name], rtol=1e-5)
+
+
 def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight):
     """A program with collectives read back from it hangs. Oracle: JAX's own setting."""
     assert eight[0]["cache"] == [True, False]

@@ -2,7 +2,8 @@
 
 Takes a few minutes on a laptop. Each stage is a command that a user could type: run it from the
 repository's root. One Prost learns responses alone, the other rules of thumb (RoTs) and responses.
-The report has table 3 of the paper with both, and three exchanges, one of them steered by Canary.
+The report has three exchanges, one of them steered by Canary, and the numbers of the paper's table
+3 for both.
 Exit code 1 if responses after the corpus's RoTs have no higher F1 than responses alone.
 """
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def report(folder: pathlib.Path, seconds: float) -> bool:
     """Print what both models measured and three exchanges. Return whether RoTs have helped."""
     from canary.prost.agent import Prost
-    from canary.prost.evaluation import PROSOCIAL, ROWS
+    from canary.prost.evaluation import PROSOCIAL, ROWS, cell
     from cosmo.engine.base.tables import text_table
     from cosmo.tasks import paper_tables
 
@@ -98,7 +99,7 @@ def report(folder: pathlib.Path, seconds: float) -> bool:
             made["perplexity"],
             paper_tables.PROSOCIAL["responses"][name][1],
         )
-        rows.append([name, *(f"{number:.2f}" for number in numbers)])
+        rows.append([name, *map(cell, numbers)])
     print(text_table(rows))
     print(
         "\nA small network on small samples: its numbers compare with each other, not with the "

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{empty[0]}, split {args.split}: nothing to measure", setting="task")
     output = args.output or any_format.results_folder(args.checkpoint, "prost_eval", "output")
     folder = prepare_folder(output, "output")
+    decoding = settings.decoding(**decoding_fields(args))
     prost = settings.with_session(settings.session.open()[0])
-    decoding = prost.decoding(**decoding_fields(args))
     with_gold = settings.variant == "rot_and_response"
     rounds = [(task, "own") for task in tasks]
     if with_gold and evaluation.PROSOCIAL in tasks:

@@ -3,6 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from canary.cli.flags import decoding_fields
+from cosmo.engine.base.errors import UserError
+
 if TYPE_CHECKING:
     from canary import module
     from canary.prost.agent import Prost, Settings
@@ -20,6 +23,7 @@ the model:
 CANARY = """
 --canary CKPT       the safety module whose rules of thumb the answers follow (default: the
                     model writes its own)
+--canary_vocabulary FILE  if none is kept with that checkpoint
 """
 GENERATION = """
 generation (default: as the run's settings say; BlenderBot's preset for other checkpoints):
@@ -58,16 +62,27 @@ def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settin
 
     if args.canary is None:
         return None
-    return module.Settings.find(
-        args.canary,
-        batch_size=batch_size,
-        dtype=args.dtype,
-        num_partitions=args.num_partitions,
-    )
+    try:
+        return module.Settings.find(
+            args.canary,
+            vocabulary=args.canary_vocabulary,
+            batch_size=batch_size,
+            dtype=args.dtype,
+            num_partitions=args.num_partitions,
+        )
+    except UserError as error:
+        # By its own flags: those that the error names are Prost's here.
+        names = {"vocabulary": "canary_vocabulary", "VOCABULARY_PATH": "canary_vocabulary"}
+        setting = [names.get(name, "canary") for name in error.settings] or "canary"
+        raise UserError(error.message, setting=setting) from error
 
 
 def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
     """Load the model and, if it is named, its Canary. Raises UserError."""
-    settings, canary = model_settings(args, batch_size), canary_settings(args, batch_size)
+    settings = model_settings(args, batch_size)
+    settings.decoding(**decoding_fields(args))  # a mistake in flags costs no loading
+    if args.canary is not None:
+        settings.check_canary()
+    canary = canary_settings(args, batch_size)
     opened = None if canary is None else canary.open()
     return settings.with_session(settings.session.open()[0], opened)

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> None:
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
     rots = None if args.rot is None else [args.rot]
     reply = prost.reply(turns, rots=rots, seed=args.seed, **decoding_fields(args))
-    print(bulk_replies.of(prost, reply))
+    print(bulk_replies.of(prost, reply, None if rots is None else "your"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,10 @@ def session_config(
     vocabulary = vocabulary or source.vocabulary_path
     if vocabulary is None:
         raise UserError(
-            f"{source} has no vocabulary beside it: give a SentencePiece model (a HuggingFace "
+            f"{source} has no vocabulary beside it: give a byte-level BPE (vocab.json beside "
+            "merges.txt, or ParlAI's .dict)"
+            if source.network.max_positions
+            else f"{source} has no vocabulary beside it: give a SentencePiece model (a HuggingFace "
             "model's spiece.model; that of any T5 serves for ParlAI's T5)",
             setting="vocabulary",
         )
