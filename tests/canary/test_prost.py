@@ -35,7 +35,7 @@ MARKS = re.compile("__rot__|__response__")
 class FixedCanary:
     """Gives one dialogue RoTs and a person's attention, and labels the others casual."""
 
-    def chirp(self, dialogues):
+    def chirp(self, dialogues, *, rots=True):
         from canary.module import Chirp
 
         grave = Chirp("__needs_intervention__", {}, (ROT,), True, "")
@@ -68,7 +68,7 @@ def test_whose_rots_an_answer_follows(prost):
     assert grave.text == prost.reply(DIALOGUES[2], rots=[ROT]).text
     assert casual.text == prost.reply(DIALOGUES[1], rots=[]).text
     other = steered.reply(DIALOGUES[2], rots=["It's kind to share."])
-    assert other.rots == ("It's kind to share.",) and other.label is None
+    assert other.rots == ("It's kind to share.",) and other.needs_human  # Canary is still asked
     own = prost.reply(DIALOGUES[2])
     assert own.label is None and own.needs_human is False
 
@@ -93,6 +93,14 @@ def test_a_batch_is_answered_as_its_dialogues_are(prost):
     alone = [prost.reply(turns, temperature=1.0, seed=3) for turns in DIALOGUES]
     assert [r.text for r in many] == [r.text for r in alone]
     assert prost.reply("\n".join(DIALOGUES[0])) == prost.reply(DIALOGUES[0])
+
+
+def test_an_answer_does_not_depend_on_its_neighbours_rots(prost):
+    """Oracle: the same dialogue alone; the longest RoTs leave 32 of 64 positions."""
+    long = [ROT, "It's good to respect other people's things."]
+    both = prost.reply(DIALOGUES[:2], rots=[[ROT], long], max_new_tokens=50)
+    for turns, rots, reply in zip(DIALOGUES[:2], [[ROT], long], both, strict=True):
+        assert reply.text == prost.reply(turns, rots=rots, max_new_tokens=50).text
 
 
 def test_a_long_history_loses_its_oldest_tokens(prost):
@@ -213,6 +221,20 @@ def test_chat_answers_line_by_line(prost):
     assert turns[0] == DIALOGUES[1][0] and len(turns) == 2
     text = "\n".join(said)
     assert "(conversation forgotten)" in text and "not valid text" in text
+
+
+def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys):
+    """Property: one error that names the flag, before any network is opened."""
+    monkeypatch.setattr("cosmo.engine.infer.infer.SessionConfig.open", None)
+    model = f"--checkpoint={prost_run}"
+    for arguments, words in (
+        (["chat", model, "--beam_size=2", "--temperature=1"], "beam search is deterministic"),
+        (["reply", model, "--min_length=99", "Hi."], "min_length=99"),
+        (["reply", model, "--variant=response_only", f"--canary={run}", "Hi."], "(--canary"),
+        (["reply", model, "--canary=/nowhere", "Hi."], "/nowhere: it does not exist"),
+    ):
+        assert main(arguments) == 1
+        assert words in capsys.readouterr().err
 
 
 def test_a_file_is_answered_as_in_python(prost, prost_run, tmp_path, capsys):

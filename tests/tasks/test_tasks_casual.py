@@ -64,7 +64,7 @@ def test_spaces_around_punctuation_go(tokenized, plain):
     assert detokenize(tokenized) == plain
 
 
-def test_dailydialog_folders(tmp_path):
+def test_dailydialog_folders(tmp_path, caplog):
     """Oracle: the layout of the published archive: acts and emotions lie beside the dialogues."""
     for split, text in (("train", "a"), ("validation", "b"), ("test", "c")):
         folder = tmp_path / "x" / split
@@ -75,6 +75,7 @@ def test_dailydialog_folders(tmp_path):
         assert [d.turns for d in read_dailydialog(tmp_path / "x", split)] == [(text,)]
     (tmp_path / "dialogues_text.txt").write_text("d __eou__\n")
     assert [d.turns for d in read_dailydialog(tmp_path, "train")] == [("d",)]
+    assert "serves every split" in caplog.text  # train and test would be the same dialogues
     (tmp_path / "train.txt").write_text("e __eou__\n")
     assert [d.turns for d in read_dailydialog(f"{tmp_path}/{{split}}.txt")] == [("e",)]
 
