@@ -18,7 +18,7 @@ from canary.module import Canary, Chirp
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
-from cosmo.engine.infer import any_checkpoint, batching, infer
+from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import families, prost_text, vocabularies
 
@@ -219,16 +219,11 @@ class Prost:
         """
         steered = [self._steer(row, given) for row, given in _pairs(rows, rots)]
         replies: dict[Any, Reply] = {}
-        # In groups, because what is compiled holds for a whole batch. With no RoTs to follow, the
-        # model may write none of its own. After a prefix, fewer positions are left. It is rounded
-        # up, so that few programs are compiled and an answer does not depend on its neighbours.
-        groups: dict[tuple[bool, int], dict[_Steered, None]] = {}
-        for one in steered:
-            prefix = -(-len(one.row.prefix_ids) // batching.PREFIX_STEP) * batching.PREFIX_STEP
-            groups.setdefault((one.own_rots, prefix), {})[one] = None
-        for (free, prefix), wanted in groups.items():
+        for free in (False, True):
+            # Two groups, because a ban holds for a whole batch: with no RoTs to follow, the model
+            # may write none of its own.
+            wanted = list(dict.fromkeys(s for s in steered if s.own_rots is free))
             config = decoding if free else self._without_rots(decoding)
-            config = self._fitting(config, prefix)
             work = infer.generation(self.session, config, seed)
             found = infer.answer(self.session, [s.row for s in wanted], work, on_batch)
             for asked, answer in zip(wanted, found, strict=True):
@@ -265,12 +260,6 @@ class Prost:
 
     def _positions(self) -> int:
         return self.session.model.network.max_positions or self.session.lengths["targets"]
-
-    def _fitting(self, decoding: DecodingConfig, prefix: int) -> DecodingConfig:
-        """Return `decoding` with answers that fit the decoder's positions after a prefix."""
-        room = min(decoding.max_new_tokens, self._positions() - prefix)
-        least = min(decoding.min_length, room - 1)
-        return dataclasses.replace(decoding, max_new_tokens=room, min_length=least)
 
     def _without_rots(self, decoding: DecodingConfig) -> DecodingConfig:
         marks = tuple(self.session.vocabulary.marks.values())

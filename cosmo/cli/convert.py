@@ -35,8 +35,8 @@ def run_import(args: argparse.Namespace) -> None:
         print(huggingface.BYTES.format(tokenizer=byte_tokenizer))
     elif path is None:
         print(
-            "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (of a "
-            "HuggingFace model, its spiece.model)"
+            "no vocabulary is known: --vocabulary=FILE keeps it with the checkpoint (T5's "
+            "spiece.model, or BlenderBot's vocab.json beside merges.txt)"
         )
 
 
@@ -112,7 +112,7 @@ EXPORT = Verb(
                     reason
 --model_type t5|mt5|umt5  hf: the class, if not that of the folder it was imported from
 --max_shard_gb GB=5.0  hf: size of a weights file
---vocabulary FILE   hf: the SentencePiece model for the tokenizer files, if not the one that
-                    the checkpoint was trained with
+--vocabulary FILE   hf: the vocabulary for the tokenizer files, if not the one that the
+                    checkpoint was trained with
 """,
 )

@@ -115,7 +115,7 @@ def export_checkpoint(
         format: "huggingface" or "t5x".
         dtype: "float32" or "bfloat16" (HuggingFace only).
         max_shard_gb: the maximum size of a safetensors file, in 1e9 bytes.
-        vocabulary_path: a SentencePiece model, written as HuggingFace's tokenizer files, or beside
+        vocabulary_path: a vocabulary, written as HuggingFace's tokenizer files, or beside
             T5X's checkpoint.
         model_type: "t5", "mt5" or "umt5" (HuggingFace only). None is that of the HuggingFace folder
             that the checkpoint is, or was imported from; else the one that computes the network.

@@ -19,7 +19,8 @@ from cosmo.engine.model import models
 
 Path = tuple[str, ...]  # of an array in a state: ("params", "encoder", "layers", "mlp", "wo")
 
-# Fields of T5Config that change results but no shape, so that comparing shapes is not enough.
+# Fields of a network that change results but no shape, so that comparing shapes is not enough.
+# Not `forbidden_ids`: a run may start from HuggingFace's BlenderBot, which forbids none.
 BEHAVIOUR = (
     "num_heads",
     "mlp_activations",

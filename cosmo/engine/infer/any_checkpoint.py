@@ -13,6 +13,10 @@ from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 
+log = logging.getLogger(__name__)
+
+BLENDERBOT_DELIMITER = "  "  # of the published BlenderBots: `prost_text.history_ids` writes it
+
 
 def session_config(
     path: str,
@@ -59,6 +63,14 @@ def session_config(
     saved = saved_settings.read(source.path) if source.format == "cosmo" else None
     options = source.text_options
     saved = saved or saved_settings.Saved(source.path, text_options=options)
+    delimiter = options.get("delimiter", BLENDERBOT_DELIMITER)
+    if source.network.max_positions and delimiter != BLENDERBOT_DELIMITER:
+        log.warning(
+            "%s was trained with delimiter=%r between turns; here it reads two spaces, as the "
+            "published BlenderBots do",
+            source,
+            delimiter,
+        )
     on_cpu = jax.default_backend() == "cpu"
     network = dataclasses.replace(
         source.network,
@@ -76,8 +88,10 @@ def session_config(
         checkpoint_path=str(path),
         # Later ones win: the run's own over the usual ones, the caller's over both.
         task_feature_lengths={
-            **{side: min(n, network.max_positions or n) for side, n in usual_lengths.items()},
-            **_lengths_of(options),
+            **{
+                side: min(length, network.max_positions or length)
+                for side, length in {**usual_lengths, **_lengths_of(options)}.items()
+            },
             **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),
         },

@@ -60,6 +60,8 @@ class InferConfig:
     def __post_init__(self):
         if self.mode not in ("predict", "score"):
             raise UserError(f"mode={self.mode!r}; it is 'predict' or 'score'", setting="MODE")
+        if self.mode == "predict":
+            infer.check_decoding(self.session.model, self.decoding)
 
     def settings(self) -> dict[str, Any]:
         """Return the mode, and with it the seed and the settings of generation."""

@@ -136,20 +136,39 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
     """Return the work of generating. A sample depends on (seed, row id), not on the batch.
 
     Answers begin with their row's `prefix_ids`; predictions, scores and counts are of what follows.
+    Where the network's positions are limited, a long prefix leaves fewer tokens to the answer.
+    Raises UserError for settings that the network cannot generate with.
     """
-    run = _compiled(generate.predict, session.model, session.layout, config=decoding)
+    check_decoding(session.model, decoding)
 
     def start(group):
-        keys = _row_keys(session, group, seed)
+        keys, config = _row_keys(session, group, seed), decoding
         prefix = {}  # without any, the program has none
         if group.prefix_length:
-            prefix = {"prefix": _prefixes(session, group, decoding.max_new_tokens)}
+            array = _prefixes(session, group)
+            config = _fitting(decoding, session.model.network.max_positions, array.shape[1])
+            prefix = {"prefix": array}
+        run = _compiled(generate.predict, session.model, session.layout, config=config)
         return run(session.params, _inputs(session, group), row_keys=keys, **prefix)
 
     return Work(start, functools.partial(_texts, session), targets=False, prefixes=True)
 
 
-def _prefixes(session: Session, group: batching.Group, max_new_tokens: int) -> jax.Array:
+def check_decoding(model: models.EncoderDecoderModel, decoding: DecodingConfig) -> None:
+    """Raise UserError for settings that the model's network cannot generate with."""
+    network = model.network
+    decoding.check(network.vocab_size, network.special_ids, network.max_positions)
+
+
+def _fitting(decoding: DecodingConfig, positions: int | None, prefix: int) -> DecodingConfig:
+    """Return `decoding` with answers that fit the positions after a prefix."""
+    room = decoding.max_new_tokens if positions is None else positions - prefix
+    room = min(decoding.max_new_tokens, room)
+    least = min(decoding.min_length, room - 1)
+    return dataclasses.replace(decoding, max_new_tokens=room, min_length=least)
+
+
+def _prefixes(session: Session, group: batching.Group) -> jax.Array:
     network = session.model.network
     for row in group.rows:
         for id in row.prefix_ids:
@@ -158,11 +177,16 @@ def _prefixes(session: Session, group: batching.Group, max_new_tokens: int) -> j
                     f"record {row.id!r}: its prefix has token {id}; a prefix has tokens 1 to "
                     f"{network.vocab_size - 1}, but not {network.special_ids.eos}, which ends texts"
                 )
-    longest = max(len(row.prefix_ids) for row in group.rows)
     length = group.prefix_length
     if network.max_positions is not None:
-        # Padding must not take positions that the answer needs.
-        length = max(longest, min(length, network.max_positions - max_new_tokens))
+        # One position is left to the answer, whatever the padding.
+        length = min(length, network.max_positions - 1)
+    for row in group.rows:
+        if len(row.prefix_ids) > length:
+            raise UserError(
+                f"record {row.id!r}: its prefix has {len(row.prefix_ids)} tokens and this network "
+                f"{network.max_positions} positions: no answer can follow; give a shorter one"
+            )
     array = np.zeros((session.batch_size, length), np.int32)
     for place, row in enumerate(group.rows):
         array[place, : len(row.prefix_ids)] = row.prefix_ids

@@ -65,10 +65,12 @@ class BlenderbotConfig:
                 f"BlenderbotConfig.emb_dim={self.emb_dim}; it must be even, and a multiple of "
                 f"num_heads={self.num_heads}"
             )
-        if not all(0 < id < self.vocab_size for id in self.forbidden_ids):
+        eos = self.special_ids.eos
+        if not all(0 < id < self.vocab_size and id != eos for id in self.forbidden_ids):
             raise UserError(
                 f"BlenderbotConfig.forbidden_ids={self.forbidden_ids}; ids are 1 to "
-                f"{self.vocab_size - 1}"
+                f"{self.vocab_size - 1}, but not {eos}, which ends texts",
+                setting="FORBIDDEN_IDS",
             )
 
     @property

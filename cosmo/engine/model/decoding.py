@@ -142,8 +142,17 @@ class DecodingConfig:
         """The number of rows that the loop carries for each input: beams or samples."""
         return max(self.beam_size, self.num_samples)
 
-    def check_vocabulary(self, vocab_size: int, special: SpecialIds) -> None:
-        """Raise UserError if a banned id is EOS or is not in the vocabulary."""
+    def check(self, vocab_size: int, special: SpecialIds, max_positions: int | None) -> None:
+        """Raise UserError if a network of these facts cannot generate so.
+
+        A banned id must be in the vocabulary and no EOS, and an answer must fit the positions.
+        """
+        if max_positions is not None and self.max_new_tokens > max_positions:
+            raise UserError(
+                f"max_new_tokens={self.max_new_tokens}; this network has {max_positions} "
+                "positions: give at most so many",
+                setting="MAX_NEW_TOKENS",
+            )
         for id in self.banned_ids:
             if id >= vocab_size:
                 raise UserError(

@@ -32,7 +32,7 @@ def predict(
     inputs: give the whole dialogue where inputs are cut. See `decoding.decode`.
     """
     special = model.network.special_ids
-    config.check_vocabulary(model.network.vocab_size, special)
+    config.check(model.network.vocab_size, special, None)
     # Cast and unstack once: inside the loop both would run for every token.
     module = models.bind(model, _cast(params, model.network.dtype))
     weights = module.decoder_weights()
@@ -110,7 +110,7 @@ def choose_and_continue(
     choice's last token.
     """
     special = model.network.special_ids
-    config.check_vocabulary(model.network.vocab_size, special)
+    config.check(model.network.vocab_size, special, None)
     tree = build_tree(check_choices(choices, model.network.vocab_size), special.start)
     # EOS ends an answer, so nothing can follow it.
     if continues is None:

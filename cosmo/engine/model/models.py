@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import SpecialIds
 from cosmo.engine.model import losses
 
@@ -64,6 +65,15 @@ class EncoderDecoderModel:
     z_loss: float = 0.0001  # of T5X's T5 recipes
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
+
+    def __post_init__(self):
+        # A smoothed loss sums all logits, of which a forbidden token's is -1e20.
+        if self.label_smoothing and self.network.forbidden_ids:
+            raise UserError(
+                f"label_smoothing={self.label_smoothing} with forbidden_ids="
+                f"{self.network.forbidden_ids}: set one of them to 0 or ()",
+                setting=("LABEL_SMOOTHING", "FORBIDDEN_IDS"),
+            )
 
 
 # Cached, because most functions below need it, and tracing the constructor takes time.

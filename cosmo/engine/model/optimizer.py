@@ -212,6 +212,12 @@ class LearningRateSchedule:
                 )
         if not 0 <= self.warmup_start <= 1:
             raise UserError(f"WARMUP_START={self.warmup_start!r}; give a share of the rate, 0 to 1")
+        if self.warmup_start and "linear_warmup" not in self.names:
+            raise UserError(
+                f"WARMUP_START={self.warmup_start!r} is the beginning of the factor linear_warmup, "
+                f"and the factors are {self.factors!r}: add it, or leave out",
+                setting="WARMUP_START",
+            )
 
     @property
     def names(self) -> list[str]:

@@ -51,7 +51,8 @@ class EvalConfig:
         layout: partitioning.Layout,
         seed: int,
     ) -> "Evaluator":
-        """Return the evaluator of a run."""
+        """Return the evaluator of a run. Raises UserError for impossible settings of generation."""
+        infer.check_decoding(model, self.decoding)
         return Evaluator(self, model, vocabulary, layout, seed)
 
     def __post_init__(self):
@@ -236,6 +237,7 @@ def evaluate(
     Writes `output`/metrics.json and `output`/TASK-predictions.jsonl (None: eval/ in the run's
     folder).
     """
+    infer.check_decoding(session.model, decoding)
     # Beside the run, unless the checkpoint is another system's.
     output = output or any_format.results_folder(session.checkpoint_path, "eval", "EVAL_OUTPUT_DIR")
     folder = prepare_folder(output, "EVAL_OUTPUT_DIR")

@@ -25,7 +25,8 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
     tokenizer, sentinels = _tokenizer(_read_model(vocabulary_path), vocabulary_path)
     # AutoTokenizer reads tokenizer.json. The original serves SentencePiece, and our own import.
     (folder / SPIECE).write_bytes(epath.Path(vocabulary_path).read_bytes())
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
+    text = json.dumps(tokenizer, ensure_ascii=False)
+    (folder / "tokenizer.json").write_bytes(f"{text}\n".encode())  # whatever the locale
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",
@@ -41,9 +42,10 @@ def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
 def _write_byte_level(folder: epath.Path, bpe: byte_level_bpe.ByteLevelBpe) -> None:
     """Write vocab.json, merges.txt and tokenizer_config.json, as BlenderBot's folders have them."""
     # transformers 5 appends the end token only by tokenizer.json.
-    (folder / "tokenizer.json").write_text(bpe.tokenizer_json())
-    (folder / "vocab.json").write_text(bpe.vocab_json() + "\n")
-    (folder / "merges.txt").write_text(bpe.merges_txt())
+    # As bytes: a locale may have another encoding.
+    (folder / "tokenizer.json").write_bytes(bpe.tokenizer_json().encode())
+    (folder / "vocab.json").write_bytes(f"{bpe.vocab_json()}\n".encode())
+    (folder / "merges.txt").write_bytes(bpe.merges_txt().encode())
     pad, start, end, unknown = byte_level_bpe.SPECIAL
     settings = {
         "tokenizer_class": "BlenderbotTokenizer",
