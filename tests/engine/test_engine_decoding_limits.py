@@ -430,6 +430,8 @@ def test_engine_decoding_banned_ids_of_the_vocabulary():
     with pytest.raises(
         UserError, match="banned_ids has 8008; ids of this vocabulary are 0 to 8007"
     ):
-        config.check_vocabulary(8008, BLENDERBOT)
+        config.check(8008, BLENDERBOT, 128)
     with pytest.raises(UserError, match="banned_ids has 2, which ends an answer"):
-        DecodingConfig(banned_ids=(2,)).check_vocabulary(8008, BLENDERBOT)
+        DecodingConfig(banned_ids=(2,)).check(8008, BLENDERBOT, 128)
+    with pytest.raises(UserError, match="max_new_tokens=129; this network has 128 positions"):
+        DecodingConfig(max_new_tokens=129).check(8008, BLENDERBOT, 128)

@@ -75,6 +75,7 @@ def test_dailydialog_folders(tmp_path, caplog):
         assert [d.turns for d in read_dailydialog(tmp_path / "x", split)] == [(text,)]
     (tmp_path / "dialogues_text.txt").write_text("d __eou__\n")
     assert [d.turns for d in read_dailydialog(tmp_path, "train")] == [("d",)]
+    assert [d.turns for d in read_dailydialog(tmp_path, "test")] == [("d",)]
     assert "serves every split" in caplog.text  # train and test would be the same dialogues
     (tmp_path / "train.txt").write_text("e __eou__\n")
     assert [d.turns for d in read_dailydialog(f"{tmp_path}/{{split}}.txt")] == [("e",)]
