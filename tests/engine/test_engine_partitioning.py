@@ -125,7 +125,9 @@ def test_engine_partitioning_blenderbot_computes_what_one_device_does(tmp_path, 
     one, many = report["1x1"], report["2x4"]
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
     assert len(set(one["losses"])) == STEPS
-    for name in [name for name in arrays if name.startswith("1x1:")]:
+    # Softmax does not depend on a key's bias: its gradient is rounding, which Adam makes a step.
+    compared = [n for n in arrays if n.startswith("1x1:") and not n.endswith("key_bias")]
+    for name in compared:
         wanted, found = arrays[name], arrays[name.replace("1x1:", "2x4:")]
         np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=name)
     assert many["said"] == one["said"] and many["continued"] == one["continued"]

@@ -100,7 +100,9 @@ def test_the_mixture_has_the_papers_rates():
     data = families.ProstData(**PATHS)
     paths = {"prosocial_path": "tasks/sample/prosocial", "vocabulary_path": VOCABULARY}
     rates = {"prost_wizard": 0}
-    mixtures.use("prost", prost=data, rates=rates, token_metrics=False, **paths)
+    mixtures.use(
+        "prost", prost=data, rates=rates, token_metrics=False, shuffle_buffer_size=50, **paths
+    )
     mixture = seqio.get_mixture_or_task("prost")
     expected = {**families.MIXTURES["prost"]}
     del expected["prost_wizard"]
