@@ -98,36 +98,6 @@ COSMO_NAMES = (*COSMO, "cosmo")
 CANARY_NAMES = (*CANARY, "canary", "norm_bank")
 PROST_NAMES = (*PROST, "prost")
 NAMES = (*COSMO_NAMES, *CANARY_NAMES, *PROST_NAMES)
-# Task of Prost -> its corpus, where its publisher offers it, and the macro of its path.
-PROST_SOURCES = {
-    "prost_prosocial": (
-        "ProsocialDialog",
-        "https://huggingface.co/datasets/allenai/prosocial-dialog",
-        "PROSOCIAL_PATH",
-    ),
-    "prost_dailydialog": ("DailyDialog", "http://yanran.li/dailydialog", "DAILYDIALOG_PATH"),
-    "prost_topical_chat": (
-        "Topical-Chat",
-        "https://github.com/alexa/Topical-Chat",
-        "TOPICAL_CHAT_PATH",
-    ),
-    "prost_persona_chat": (
-        "PersonaChat (ConvAI2)",
-        "http://parl.ai/downloads/convai2/convai2_fix_723.tgz",
-        "PERSONA_CHAT_PATH",
-    ),
-    "prost_wizard": (
-        "Wizard of Wikipedia",
-        "https://parl.ai/projects/wizard_of_wikipedia",
-        "WIZARD_PATH",
-    ),
-    "prost_empathetic": (
-        "EmpatheticDialogues",
-        "https://github.com/facebookresearch/EmpatheticDialogues",
-        "EMPATHETIC_PATH",
-    ),
-    "prost_blended": ("BlendedSkillTalk", "https://parl.ai/projects/bst", "BLENDED_PATH"),
-}
 # Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
 # because their labels would mean nothing.
 LABEL_NAMES = (*(name for name in CANARY if metrics.label_accuracy in CANARY[name]), "canary")
@@ -346,7 +316,7 @@ def _prost_files(
     try:
         return files(path, split)
     except DataError as error:
-        corpus, home, setting = PROST_SOURCES[task]
+        corpus, home, setting = prost.SOURCES[task]
         text = f"{corpus}, published at {home}: {error.message}"
         raise DataError(text, setting=setting) from None
 

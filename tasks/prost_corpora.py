@@ -23,6 +23,37 @@ from cosmo.tasks.prost_text import ProstExample
 from cosmo.tasks.readers import read_prosocial
 from cosmo.tasks.safety import needs_rots
 
+# Task of Prost -> its corpus, where its publisher offers it, and the macro of its path.
+SOURCES = {
+    "prost_prosocial": (
+        "ProsocialDialog",
+        "https://huggingface.co/datasets/allenai/prosocial-dialog",
+        "PROSOCIAL_PATH",
+    ),
+    "prost_dailydialog": ("DailyDialog", "http://yanran.li/dailydialog", "DAILYDIALOG_PATH"),
+    "prost_topical_chat": (
+        "Topical-Chat",
+        "https://github.com/alexa/Topical-Chat",
+        "TOPICAL_CHAT_PATH",
+    ),
+    "prost_persona_chat": (
+        "PersonaChat (ConvAI2)",
+        "http://parl.ai/downloads/convai2/convai2_fix_723.tgz",
+        "PERSONA_CHAT_PATH",
+    ),
+    "prost_wizard": (
+        "Wizard of Wikipedia",
+        "https://parl.ai/projects/wizard_of_wikipedia",
+        "WIZARD_PATH",
+    ),
+    "prost_empathetic": (
+        "EmpatheticDialogues",
+        "https://github.com/facebookresearch/EmpatheticDialogues",
+        "EMPATHETIC_PATH",
+    ),
+    "prost_blended": ("BlendedSkillTalk", "https://parl.ai/projects/bst", "BLENDED_PATH"),
+}
+
 
 def prosocial_examples(path: Any, split: str = "train") -> Iterator[ProstExample]:
     """Yield an example per response of ProsocialDialog: the guiding speaker's turns alone.

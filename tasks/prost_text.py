@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from cosmo.engine.base.errors import DataError
+from cosmo.engine.base.vocabulary import BLENDERBOT_DELIMITER
 from cosmo.tasks.safety import rot_text, split_rots
 from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, AnyVocabulary
 
 # The third is for evaluation: targets as of the first, but the RoTs are given and not generated.
 Variant = Literal["rot_and_response", "response_only", "gold_rot_and_response"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-DELIMITER = "  "  # between utterances, as BlenderBot was trained
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
 
 def history_text(turns: Sequence[str]) -> str:
     """Return the whole history as ParlAI shows it."""
-    return DELIMITER.join(turns)
+    return BLENDERBOT_DELIMITER.join(turns)
 
 
 def history_ids(
@@ -69,7 +69,7 @@ def history_ids(
     Each utterance is tokenized on its own, with the delimiter's tokens between, and the end token
     stands at the very end.
     """
-    delimiter = vocabulary.encode(DELIMITER)
+    delimiter = vocabulary.encode(BLENDERBOT_DELIMITER)
     ids: list[int] = []
     for index, turn in enumerate(turns):
         ids += [*(delimiter if index else ()), *vocabulary.encode(turn)]

@@ -12,8 +12,6 @@ USUAL_TURNS = 8  # of a dialogue
 
 def run(args: argparse.Namespace) -> None:
     """Label the dialogues of --input, and write a line of JSON for each to --output."""
-    import jax
-
     from canary import labels, reading
     from cosmo.engine.infer import answer_files, bulk
 
@@ -29,11 +27,7 @@ def run(args: argparse.Namespace) -> None:
     decoding = flags.decoding_config(args, settings)
     job = labels.LabelJob(settings, args.rots, args.per_turn, decoding, args.seed)
     report = bulk.answer_source(job, source, layout, sharding)
-    # Every process has the same report.
-    if jax.process_index() == 0:
-        if report.rejected:
-            print(f"rejected records, with reasons: {layout.rejected}")
-        print(f"{args.output}: {report}")
+    bulk.print_report(args.output, layout, report)
 
 
 VERB = Verb(

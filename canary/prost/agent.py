@@ -48,10 +48,6 @@ MACROS = {
     "early_stopping": ("BEAM_EARLY_STOPPING", bool),
     "forced_eos": ("FORCED_EOS", bool),
 }
-_NO_ROTS = (
-    "this model was trained to write responses alone, and follows no rules of thumb: train one "
-    "with PROST_VARIANT='rot_and_response'"
-)
 MIN_RESPONSE_TOKENS = 32  # room that given RoTs leave to the response
 
 
@@ -166,10 +162,9 @@ class Prost:
         histories = [self._history(turns) for turns in many]
         rows = [_row(turns, found) for turns, found in zip(many, histories, strict=True)]
         given = None if rots is None else _rots_of(rots, one, len(many))
-        for one_given in given or ():
-            self._check_room(one_given)
         if given is not None and any(given):
-            self._check_marks()
+            _check_follows_rots(self.variant)
+            self._check_room(given)
         config = self.decoding(**decoding)
         chirps: list[Chirp | None] = [None] * len(rows)
         if self.canary is not None:
@@ -248,14 +243,14 @@ class Prost:
         """Return the most tokens of RoTs before a response."""
         return self._positions() - MIN_RESPONSE_TOKENS
 
-    def _check_room(self, rots: Sequence[str]) -> None:
+    def _check_room(self, given: Sequence[Sequence[str]]) -> None:
         """Raise UserError for a RoT that would be left out, as no response could follow it."""
-        for rot in rots if self.variant == "rot_and_response" else ():
-            if len(self._prefix([rot])) > self._room():
+        for rot in (rot for rots in given for rot in rots):
+            tokens = len(self._prefix([rot]))
+            if tokens > self._room():
                 raise UserError(
-                    f"a rule of thumb of {len(self._prefix([rot]))} tokens: this model has room "
-                    f"for {self._room()} before its response; give a shorter one (it begins "
-                    f"{rot[:60]!r})"
+                    f"a rule of thumb of {tokens} tokens: this model has room for {self._room()} "
+                    f"before its response; give a shorter one (it begins {rot[:60]!r})"
                 )
 
     def _positions(self) -> int:
@@ -264,10 +259,6 @@ class Prost:
     def _without_rots(self, decoding: DecodingConfig) -> DecodingConfig:
         marks = tuple(self.session.vocabulary.marks.values())
         return dataclasses.replace(decoding, banned_ids=(*decoding.banned_ids, *marks))
-
-    def _check_marks(self) -> None:
-        if self.variant != "rot_and_response":
-            raise UserError(_NO_ROTS, setting="PROST_VARIANT")
 
 
 def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> DecodingConfig:
@@ -361,12 +352,21 @@ class Settings:
 
     def check_canary(self) -> None:
         """Raise UserError if this model follows no RoTs, so that a Canary is of no use to it."""
-        if self.variant != "rot_and_response":
-            raise UserError(_NO_ROTS, setting=("canary", "PROST_VARIANT"))
+        _check_follows_rots(self.variant, "canary")
 
     def decoding(self, **settings: Any) -> DecodingConfig:
         """Return settings of generation, as `Prost.decoding` does: a check before loading."""
         return decoding_config(self.generation, settings)
+
+
+def _check_follows_rots(variant: prost_text.Variant, *settings: str) -> None:
+    """Raise UserError, with `settings` to change, for a model that follows no RoTs."""
+    if variant != "rot_and_response":
+        raise UserError(
+            "this model was trained to write responses alone, and follows no rules of thumb: train "
+            "one with PROST_VARIANT='rot_and_response'",
+            setting=(*settings, "PROST_VARIANT"),
+        )
 
 
 def _check_task(path: str, saved: saved_settings.Saved) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cosmo.engine.base import byte_level_bpe
 from cosmo.engine.base.errors import DataError, UserError
+from cosmo.engine.base.vocabulary import BLENDERBOT_DELIMITER
 from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.checkpoints.interop import tokenizer
 from cosmo.tasks import vocabularies
-from cosmo.tasks.prost_text import DELIMITER
 from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, load
 
 pytest.importorskip("tokenizers")
@@ -149,7 +149,7 @@ def test_marks_and_unknown_ids_decode_by_name():
 @pytest.mark.parametrize("spare", [0, 1, 2, 4, 6])
 def test_every_layout_is_one_vocabulary(tmp_path, spare):
     """Oracle: the ids and the fingerprint of the bundled file; marks need two spare rows."""
-    text = f"Hello{DELIMITER}there, 😀\nand you?"
+    text = f"Hello{BLENDERBOT_DELIMITER}there, 😀\nand you?"
     sample, bpe = load(SAMPLE), byte_level_bpe.read(SAMPLE)
     names = [f"__FP16_PAD_{i}__" for i in range(spare)]
     bpe = byte_level_bpe.ByteLevelBpe((*bpe.pieces[:1004], *names), bpe.merges)

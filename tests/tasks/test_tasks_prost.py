@@ -8,7 +8,7 @@ import functools
 import pytest
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks import families, mixtures
+from cosmo.tasks import families, mixtures, prost_corpora
 from cosmo.tasks.prost_text import VARIANTS, target_text
 
 PATHS = {
@@ -31,7 +31,7 @@ check = functools.partial(
 def test_the_papers_rates():
     """Oracle: appendix B.3's weights in its order of corpora."""
     assert families.MIXTURES["prost"] == dict(zip(TASKS, (9, 3, 3, 3, 3, 3, 1), strict=True))
-    assert tuple(families.PROST) == tuple(families.PROST_SOURCES) == TASKS
+    assert tuple(families.PROST) == tuple(prost_corpora.SOURCES) == TASKS
 
 
 def test_the_samples_pass():

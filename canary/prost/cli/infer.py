@@ -10,8 +10,6 @@ from cosmo.engine.base.command_line import Verb
 
 def run(args: argparse.Namespace) -> None:
     """Answer the dialogues of --input, and write a line of JSON for each to --output."""
-    import jax
-
     from canary import reading
     from canary.prost.bulk_replies import ReplyJob
     from cosmo.engine.infer import answer_files, bulk
@@ -27,11 +25,7 @@ def run(args: argparse.Namespace) -> None:
     canary = flags.canary_settings(args, args.batch_size)
     job = ReplyJob(settings, canary, decoding_fields(args), args.seed)
     report = bulk.answer_source(job, source, layout, sharding)
-    # Every process has the same report.
-    if jax.process_index() == 0:
-        if report.rejected:
-            print(f"rejected records, with reasons: {layout.rejected}")
-        print(f"{args.output}: {report}")
+    bulk.print_report(args.output, layout, report)
 
 
 VERB = Verb(

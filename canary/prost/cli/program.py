@@ -2,7 +2,7 @@
 
 from canary.prost.cli import chat, demo, evaluate, infer, reply
 from cosmo.engine.base.command_line import Program
-from cosmo.tasks.families import PROST_SOURCES
+from cosmo.tasks.prost_corpora import SOURCES
 
 PROGRAM = Program(
     name="canary.prost",
@@ -21,6 +21,6 @@ PROGRAM = Program(
         "PROST_VARIANT": "--variant",
         "BEAM_SEARCH": "--beam_search",
         "BANNED_IDS": "--banned_ids",
-        **dict.fromkeys((source[2] for source in PROST_SOURCES.values()), "--data"),
+        **dict.fromkeys((source[2] for source in SOURCES.values()), "--data"),
     },
 )

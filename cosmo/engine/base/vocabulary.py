@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 # A T5 sentinel, with or without SentencePiece's mark of a word's start.
 SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
 
+BLENDERBOT_DELIMITER = "  "  # between the turns of a history, as the published BlenderBots read it
+
 
 class SpecialIds(NamedTuple):
     """The token ids with which a network pads a row, starts the decoder and ends a text.

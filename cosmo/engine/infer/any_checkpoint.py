@@ -8,14 +8,12 @@ import jax
 
 from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import BLENDERBOT_DELIMITER, Vocabulary
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning
 
 log = logging.getLogger(__name__)
-
-BLENDERBOT_DELIMITER = "  "  # of the published BlenderBots: `prost_text.history_ids` writes it
 
 
 def session_config(

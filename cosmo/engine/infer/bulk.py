@@ -229,6 +229,14 @@ def answer_source(
     )
 
 
+def print_report(output: str, files: answer_files.OutputFiles, report: Report) -> None:
+    """Print the report of a run into `output`, and where its rejected records are."""
+    if jax.process_index() == 0:  # every process has the same report
+        if report.rejected:
+            print(f"rejected records, with reasons: {files.rejected}")
+        print(f"{output}: {report}")
+
+
 def _settings(config: BulkRun, source: record_sources.Source, num_shards: int) -> dict[str, Any]:
     """Return every setting that answers depend on, for the manifest."""
     # Not the batch size: a row's padded length depends on its own length alone.

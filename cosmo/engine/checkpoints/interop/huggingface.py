@@ -308,11 +308,7 @@ def read_params(
     for name in copies:
         if name in found and not lazy.equal(found.pop(name), tensors.get("shared.weight")):
             raise UserError(f"{path}: {name} differs from shared.weight, which it should copy")
-    places = []
-    for parameter in names.parameters(config):
-        flip = parameter.name.transposed
-        layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
-        places.append(names.Place(parameter, stored(parameter), *layout))
+    places = [names.place(parameter, stored(parameter)) for parameter in names.parameters(config)]
     where = where or f"HuggingFace folder {path}"
     return names.gather(where, found, places, allow_nonfinite=allow_nonfinite)
 
@@ -346,7 +342,8 @@ def write_folder(
         generation = huggingface_blenderbot.generation_json(config)
         tensors = huggingface_blenderbot.tensors(params, config)
     else:
-        settings, tensors = _config(config, dtype, kind), _tensors_to_write(params, config)
+        settings = _config(config, dtype, kind)
+        tensors = names.tensors_to_write(params, config, stored)
         tokens = {name: value for name, value in FIXED.items() if name.endswith("_token_id")}
         # Without a length transformers stops at 20 tokens; Cosmo's responses have up to 128.
         generation = {**tokens, "max_new_tokens": 128}
@@ -365,17 +362,6 @@ def write_folder(
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     # Last: in a bucket, where a folder has no name to change, it marks the folder as complete.
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _tensors_to_write(params: dict[Path, LazyArray], config: t5.T5Config) -> dict[str, LazyArray]:
-    """Return the tensors of HuggingFace's T5 by name, from our parameters."""
-    tensors: dict[str, LazyArray] = {}
-    for parameter in names.parameters(config):
-        array = params[parameter.path]
-        parts = lazy.layers(array) if parameter.side else [array]
-        for name, part in zip(stored(parameter), parts, strict=True):
-            tensors[name] = lazy.transposed(part) if parameter.name.transposed else part
-    return tensors
 
 
 def _shards(tensors: dict[str, LazyArray], max_bytes: int) -> Iterator[dict[str, LazyArray]]:

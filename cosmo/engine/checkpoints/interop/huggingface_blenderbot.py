@@ -134,24 +134,20 @@ def read_params(
 
 def _place(parameter: names.Parameter) -> names.Place:
     """Return where a folder stores a parameter."""
-    stored = parameter.in_layers(LAYER, parameter.name.huggingface)
     if parameter.name.huggingface == LOGITS_BIAS:
         shape = (1, *parameter.shape)
+        stored = [LOGITS_BIAS]
         return names.Place(parameter, stored, shape, lambda a: lazy.reshaped(a, parameter.shape))
-    if parameter.name.transposed:
-        return names.Place(parameter, stored, parameter.shape[::-1], lazy.transposed)
-    return names.Place(parameter, stored, parameter.shape)
+    return names.place(parameter, _stored(parameter))
+
+
+def _stored(parameter: names.Parameter) -> list[str]:
+    return parameter.in_layers(LAYER, parameter.name.huggingface)
 
 
 def tensors(params: dict[Path, LazyArray], config: BlenderbotConfig) -> dict[str, LazyArray]:
     """Return HuggingFace's tensors by name, from our parameters."""
-    out: dict[str, LazyArray] = {}
-    for parameter in names.parameters(config):
-        array = params[parameter.path]
-        stored = parameter.in_layers(LAYER, parameter.name.huggingface)
-        parts = lazy.layers(array) if parameter.side else [array]
-        for name, part in zip(stored, parts, strict=True):
-            out[name] = lazy.transposed(part) if parameter.name.transposed else part
+    out = names.tensors_to_write(params, config, _stored)
     shape = (1, config.vocab_size)
     bias = out.get(LOGITS_BIAS) or lazy.from_array(np.zeros(shape, np.float32))
     out[LOGITS_BIAS] = lazy.reshaped(bias, shape)

@@ -204,6 +204,28 @@ class Place(NamedTuple):
     transform: Callable[[LazyArray], LazyArray] = lambda array: array
 
 
+def place(parameter: Parameter, stored: list[str]) -> Place:
+    """Return the place of a parameter that is `stored` [out, in] or as it is, by its name's row."""
+    if parameter.name.transposed:
+        return Place(parameter, stored, parameter.shape[::-1], lazy.transposed)
+    return Place(parameter, stored, parameter.shape)
+
+
+def tensors_to_write(
+    params: dict[Path, LazyArray],
+    config: models.NetworkConfig,
+    stored: Callable[[Parameter], list[str]],
+) -> dict[str, LazyArray]:
+    """Return our parameters as HuggingFace's tensors, a layer apart, under the names `stored`."""
+    out: dict[str, LazyArray] = {}
+    for parameter in parameters(config):
+        array = params[parameter.path]
+        parts = lazy.layers(array) if parameter.side else [array]
+        for name, part in zip(stored(parameter), parts, strict=True):
+            out[name] = lazy.transposed(part) if parameter.name.transposed else part
+    return out
+
+
 def gather(
     where: str, found: dict[str, LazyArray], places: list[Place], *, allow_nonfinite: bool = False
 ) -> dict[Path, LazyArray]:

@@ -189,12 +189,10 @@ def read_params(
     for name in COPIES:
         if name in found and not lazy.equal(found.pop(name), tensors[EMBEDDING]):
             raise UserError(f"{path}: {name} differs from {EMBEDDING}, which it should copy")
-    places = []
-    for parameter in names.parameters(config):
-        stored = parameter.in_layers(LAYER, parameter.name.parlai)
-        flip = parameter.name.transposed
-        layout = (parameter.shape[::-1], lazy.transposed) if flip else (parameter.shape,)
-        places.append(names.Place(parameter, stored, *layout))
+    places = [
+        names.place(parameter, parameter.in_layers(LAYER, parameter.name.parlai))
+        for parameter in names.parameters(config)
+    ]
     return names.gather(where, found, places, allow_nonfinite=allow_nonfinite)
 
 
