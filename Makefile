@@ -18,7 +18,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 UV := $(shell command -v uv 2>/dev/null)
-EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra dev
+EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra dev
 # The engine's tests of the network, losses, optimizer, generation and data. Not those of recorded
 # numbers: training amplifies the rounding of another compiler beyond their bounds.
 NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer rows reader sizing \
