@@ -15,8 +15,8 @@ from typing import Any
 
 from canary import module
 from canary.module import Canary, Chirp
-from cosmo.engine.base import saved_settings
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base import json_lines, saved_settings
+from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
@@ -307,6 +307,9 @@ def _rots_of(rots: Any, one: bool, count: int) -> list[tuple[str, ...]]:
     good = good and all(isinstance(given, list | tuple) for given in many)
     if not good or not all(isinstance(rot, str) for given in many for rot in given):
         raise UserError(f"rots: expected {expected}")
+    for rot in (rot for given in many for rot in given):
+        if not json_lines.is_whole(rot):
+            raise UserError(f"rots: {shown(rot)} is not valid text (half a character)")
     return [tuple(rot.strip() for rot in given if rot.strip()) for given in many]
 
 
@@ -355,8 +358,10 @@ class Settings:
         _check_follows_rots(self.variant, "canary")
 
     def decoding(self, **settings: Any) -> DecodingConfig:
-        """Return settings of generation, as `Prost.decoding` does: a check before loading."""
-        return decoding_config(self.generation, settings)
+        """Return settings of generation, as `Prost.decoding` does, checked before loading."""
+        found = decoding_config(self.generation, settings)
+        infer.check_decoding(self.session.model, found)
+        return found
 
 
 def _check_follows_rots(variant: prost_text.Variant, *settings: str) -> None:

@@ -77,12 +77,22 @@ def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settin
         raise UserError(error.message, setting=setting) from error
 
 
-def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
-    """Load the model and, if it is named, its Canary. Raises UserError."""
+def both_settings(
+    args: argparse.Namespace, batch_size: int
+) -> "tuple[Settings, module.Settings | None]":
+    """Return the settings of the model and of its Canary. Raises UserError for a wrong flag.
+
+    A mistake in flags costs no loading.
+    """
     settings = model_settings(args, batch_size)
-    settings.decoding(**decoding_fields(args))  # a mistake in flags costs no loading
+    settings.decoding(**decoding_fields(args))
     if args.canary is not None:
         settings.check_canary()
-    canary = canary_settings(args, batch_size)
+    return settings, canary_settings(args, batch_size)
+
+
+def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
+    """Load the model and, if it is named, its Canary. Raises UserError."""
+    settings, canary = both_settings(args, batch_size)
     opened = None if canary is None else canary.open()
     return settings.with_session(settings.session.open()[0], opened)

@@ -4,6 +4,7 @@ Such a folder may come from anywhere. Its files may be damaged, or of another ki
 or they may name files outside of the folder.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -62,6 +63,29 @@ def check_size(where: str, name: str, value: Any) -> int:
             f"{where}: {name}={shown(value)}, expected a whole number from 1 to {MAX_SIZE}"
         )
     return value
+
+
+def layers_in(tensors: Iterable[str], begin: str) -> int:
+    """Return the number of layers with tensors. Their names are `begin`, a number, a dot, more."""
+    found = (name.removeprefix(begin) for name in tensors if name.startswith(begin))
+    return len({name.split(".")[0] for name in found})
+
+
+def check_layers(where: str, side: str, layers: int, tensors: Iterable[str], begin: str) -> None:
+    """Raise UserError unless the encoder or decoder (`side`) has tensors of `layers` layers."""
+    stored = layers_in(tensors, begin)
+    if layers != stored:
+        raise UserError(
+            f"{where} has {layers} {side} layers, the tensors are of {stored}: copy all files of "
+            "one model"
+        )
+
+
+def check_heads(where: str, name: str, size: int, heads: int) -> None:
+    """Raise UserError unless BlenderBot can divide vectors of `size` among heads."""
+    # Even, because half of a position's code is sines.
+    if size % heads or size % 2:
+        raise UserError(f"{where}: {name}={size}, expected an even multiple of the {heads} heads")
 
 
 def check_rate(where: str, name: str, value: Any) -> float:

@@ -88,18 +88,9 @@ def network(where: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -
         sizes[ours] = found[0]
     # Before anything is listed layer by layer: a wrong number of layers may be any number.
     for side in ("encoder", "decoder"):
-        begin = f"model.{side}.layers."
-        stored = len({name.split(".")[3] for name in tensors if name.startswith(begin)})
-        if sizes[f"num_{side}_layers"] != stored:
-            raise UserError(
-                f"{where} has {sizes[f'num_{side}_layers']} {side} layers, the tensors are of "
-                f"{stored}: copy config and weights of one model"
-            )
-    if sizes["emb_dim"] % sizes["num_heads"] or sizes["emb_dim"] % 2:
-        raise UserError(
-            f"{where}: d_model={sizes['emb_dim']}, expected an even multiple of the "
-            f"{sizes['num_heads']} heads"
-        )
+        layers = sizes[f"num_{side}_layers"]
+        foreign_files.check_layers(where, side, layers, tensors, f"model.{side}.layers.")
+    foreign_files.check_heads(where, "d_model", sizes["emb_dim"], sizes["num_heads"])
     bias = tensors.get(LOGITS_BIAS)
     return BlenderbotConfig(
         **sizes,
