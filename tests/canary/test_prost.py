@@ -130,6 +130,7 @@ def test_odd_arguments_are_refused_before_anything_is_answered(prost, prost_run)
         (lambda: prost.reply(["a", ["b"]]), "strings and lists"),
         (lambda: prost.reply(DIALOGUES, rots=[ROT]), "a list of 3 lists of strings"),
         (lambda: prost.reply("Hi.", rots=ROT), "a list of strings"),
+        (lambda: prost.reply("Hi.", rots=["Be \ud83d."]), "not valid text (half a character)"),
         (lambda: prost.reply("Hi.", beams=3), "unknown setting 'beams'"),
         (lambda: prost.reply("Hi.", beam_size=2, temperature=1.0), "beam search is deterministic"),
         (lambda: alone.reply("Hi.", rots=[ROT]), "follows no rules of thumb"),
@@ -230,11 +231,26 @@ def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys
     for arguments, words in (
         (["chat", model, "--beam_size=2", "--temperature=1"], "beam search is deterministic"),
         (["reply", model, "--min_length=99", "Hi."], "min_length=99"),
+        (["reply", model, "--max_new_tokens=65", "Hi."], "64 positions"),
+        (["reply", model, "--banned_ids=5000", "Hi."], "vocabulary are 0 to 1007 (--banned_ids)"),
+        (["reply", model, "--top_k=3", "Hi."], "set it above 0 (--temperature)"),
+        (["reply", model, "--canary_vocabulary=x", "Hi."], "(--canary, --canary_vocabulary)"),
         (["reply", model, "--variant=response_only", f"--canary={run}", "Hi."], "(--canary"),
         (["reply", model, "--canary=/nowhere", "Hi."], "/nowhere: it does not exist"),
     ):
         assert main(arguments) == 1
         assert words in capsys.readouterr().err
+
+
+def test_several_rots_are_followed(prost, prost_run, capsys):
+    """Oracle: `Prost.reply` with both RoTs."""
+    rots = ["Be kind.", "Be fair."]
+    assert main(["reply", f"--checkpoint={prost_run}", *(f"--rot={r}" for r in rots), "Hi."]) == 0
+    out = capsys.readouterr().out
+    assert f"Prost: {prost.reply('Hi.', rots=rots).text}\n" in out
+    assert [line for line in out.splitlines() if "rule of thumb" in line] == [
+        f"  (your rule of thumb: {rot})" for rot in rots
+    ]
 
 
 def test_a_file_is_answered_as_in_python(prost, prost_run, tmp_path, capsys):

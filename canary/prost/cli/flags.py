@@ -61,6 +61,11 @@ def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settin
     from canary import module
 
     if args.canary is None:
+        if args.canary_vocabulary is not None:
+            raise UserError(
+                "there is no Canary to read this vocabulary: give its checkpoint too",
+                setting=("canary", "canary_vocabulary"),
+            )
         return None
     try:
         return module.Settings.find(

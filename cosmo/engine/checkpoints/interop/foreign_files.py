@@ -81,11 +81,13 @@ def check_layers(where: str, side: str, layers: int, tensors: Iterable[str], beg
         )
 
 
-def check_heads(where: str, name: str, size: int, heads: int) -> None:
+def check_heads(where: str, name: str, size: int, heads_name: str, heads: int) -> None:
     """Raise UserError unless BlenderBot can divide vectors of `size` among heads."""
     # Even, because half of a position's code is sines.
     if size % heads or size % 2:
-        raise UserError(f"{where}: {name}={size}, expected an even multiple of the {heads} heads")
+        raise UserError(
+            f"{where}: {name}={size}, expected an even multiple of {heads_name}={heads}"
+        )
 
 
 def check_rate(where: str, name: str, value: Any) -> float:

@@ -90,7 +90,8 @@ def network(where: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -
     for side in ("encoder", "decoder"):
         layers = sizes[f"num_{side}_layers"]
         foreign_files.check_layers(where, side, layers, tensors, f"model.{side}.layers.")
-    foreign_files.check_heads(where, "d_model", sizes["emb_dim"], sizes["num_heads"])
+    width, heads = sizes["emb_dim"], sizes["num_heads"]
+    foreign_files.check_heads(where, "d_model", width, "encoder_attention_heads", heads)
     bias = tensors.get(LOGITS_BIAS)
     return BlenderbotConfig(
         **sizes,

@@ -150,7 +150,8 @@ def network(
     # Larger tables are for the hardware's sake, and 0 rows no table at all.
     if not all(id < sizes["vocab_size"] for id in FORBIDDEN):
         raise UserError(f"{path}: {EMBEDDING} has {sizes['vocab_size']} rows, expected more")
-    foreign_files.check_heads(where, "embedding_size", sizes["emb_dim"], sizes["num_heads"])
+    width, heads = sizes["emb_dim"], sizes["num_heads"]
+    foreign_files.check_heads(where, "embedding_size", width, "n_heads", heads)
     return BlenderbotConfig(
         **sizes,
         dropout_rate=foreign_files.check_rate(where, "dropout", options.get("dropout", 0.0)),
