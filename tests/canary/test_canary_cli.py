@@ -95,7 +95,7 @@ def test_dialogues_of_the_same_id_are_told_once(label, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="canary"):
         assert label(source, tmp_path / "out.jsonl", "--no_rots", "--window=3") == 0
     said = [record.message for record in caplog.records if record.name == "canary"]
-    assert len(said) == 1 and said[0].startswith("1 of 3 dialogues labelled together have the id")
+    assert len(said) == 1 and said[0].startswith("1 of 3 dialogues read together have the id")
 
 
 def test_shards_and_windows_change_nothing(label, tmp_path):

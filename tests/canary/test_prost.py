@@ -5,6 +5,7 @@ is scored, and that every door gives the same answer.
 """
 
 import dataclasses
+import io
 import json
 import re
 
@@ -224,6 +225,15 @@ def test_chat_answers_line_by_line(prost):
     assert "(conversation forgotten)" in text and "not valid text" in text
 
 
+def test_a_line_of_other_bytes_costs_itself(prost_run, monkeypatch, capsys):
+    """Property: the chat goes on after a line that is no UTF-8, and ends with exit code 0."""
+    content = io.BytesIO(b"Hi!\ncaf\xe9\nBye!\n[END]\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content, encoding="utf-8"))
+    assert main(["chat", f"--checkpoint={prost_run}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Prost: ") == 2 and out.count("not valid text (half a character)") == 1
+
+
 def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys):
     """Property: one error that names the flag, before any network is opened."""
     monkeypatch.setattr("cosmo.engine.infer.infer.SessionConfig.open", None)
@@ -240,6 +250,23 @@ def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys
     ):
         assert main(arguments) == 1
         assert words in capsys.readouterr().err
+
+
+def test_a_part_of_rejected_records_ends_nothing(prost_run, tmp_path, caplog):
+    """Oracle: the ids of the records around it. Two of them are equal, which is a warning."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    turns = [["Hi."], ["Ho."], [], [""], ["Hi."], ["Hey."]]
+    records = [{"id": name, "turns": t} for name, t in zip("aabcde", turns, strict=True)]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["infer", f"--checkpoint={prost_run}", f"--input={source}", f"--output={output}"]
+    with caplog.at_level("WARNING", logger="canary"):
+        assert main([*command, "--batch_size=4", "--window=2"]) == 0
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list("aade")
+    assert "1 of 2 dialogues read together have the id of another one" in caplog.text
+    rejected = tmp_path / "out.jsonl.rejected.jsonl"
+    assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [3, 4]
+    source.write_text('{"turns": []}\n')
+    assert main([*command[:3], f"--output={tmp_path / 'none.jsonl'}"]) == 1
 
 
 def test_several_rots_are_followed(prost, prost_run, capsys):
@@ -285,5 +312,13 @@ def test_eval_measures_the_samples(prost_run, tmp_path, capsys):
         "prost_empathetic": 4,
     }
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 8
-    assert main([*command, "--task=prost_zebra"]) == 1
-    assert "no such task: 'prost_zebra'" in capsys.readouterr().err
+    # One named twice is measured once.
+    assert main([*command, "--task=prost_wizard, prost_wizard", "--variant=response_only"]) == 0
+    assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 4
+    capsys.readouterr()
+    for flag, words in (
+        ("--task=prost_zebra", "no such task: 'prost_zebra'"),
+        ("--num_examples=-1", "num_examples=-1; it must be at least 1 (--num_examples)"),
+    ):
+        assert main([*command, "--task=prost_wizard", flag]) == 1
+        assert words in capsys.readouterr().err

@@ -3,9 +3,8 @@
 import argparse
 import json
 from collections import Counter
-from itertools import islice
 
-from canary.cli.flags import decoding_fields
+from canary.cli.flags import decoding_fields, first_examples
 from canary.prost.cli import flags
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.command_line import Verb
@@ -21,7 +20,8 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format
 
     # Read before the model is loaded: a wrong path costs no loading.
-    tasks = list(evaluation.CORPORA) if args.task == "all" else args.task.split(",")
+    named = evaluation.CORPORA if args.task == "all" else args.task.split(",")
+    tasks = list(dict.fromkeys(name.strip() for name in named))  # one named twice is measured once
     settings = flags.model_settings(args, args.batch_size)
     corpora = evaluation.corpora(args.checkpoint, args.data)
     unknown = [task for task in tasks if task not in corpora]
@@ -31,9 +31,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for task in tasks:
         corpora[task].files(args.split)  # its error names the corpus and where to get it
-    examples = {
-        task: list(islice(corpora[task].examples(args.split), args.num_examples)) for task in tasks
-    }
+    examples = {task: first_examples(corpora[task].examples(args.split), args) for task in tasks}
     empty = [task for task, found in examples.items() if not found]
     if empty:
         raise UserError(f"{empty[0]}, split {args.split}: nothing to measure", setting="task")

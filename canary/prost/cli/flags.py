@@ -1,7 +1,8 @@
 """Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from canary.cli.flags import decoding_fields
 from cosmo.engine.base.errors import UserError
@@ -96,8 +97,18 @@ def both_settings(
     return settings, canary_settings(args, batch_size)
 
 
-def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
-    """Load the model and, if it is named, its Canary. Raises UserError."""
-    settings, canary = both_settings(args, batch_size)
-    opened = None if canary is None else canary.open()
+def open_prost(args: argparse.Namespace, *, bucketed: bool = True) -> "Prost":
+    """Load the model for one dialogue at a time and, if it is named, its Canary.
+
+    Without `bucketed` all inputs are padded to one length. Raises UserError.
+    """
+    # A larger batch would be padding.
+    settings, canary = both_settings(args, batch_size=1)
+
+    def replaced(found: Any) -> Any:
+        session = dataclasses.replace(found.session, bucketed=bucketed)
+        return dataclasses.replace(found, session=session)
+
+    settings = replaced(settings)
+    opened = None if canary is None else replaced(canary).open()
     return settings.with_session(settings.session.open()[0], opened)

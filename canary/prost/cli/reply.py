@@ -11,8 +11,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the reply to one dialogue, and the rules of thumb that it follows."""
     from canary.prost import bulk_replies
 
-    # One dialogue: the other rows of a batch would be padding.
-    prost = flags.open_prost(args, batch_size=1)
+    prost = flags.open_prost(args)
     # A single text may hold a turn a line; a list of one text would be one turn.
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
     reply = prost.reply(turns, rots=args.rot, seed=args.seed, **decoding_fields(args))

@@ -314,8 +314,9 @@ def _is_pair(parts: Any) -> bool:
 
 
 def _json(place: Any, data: bytes | None = None) -> Any:
+    data = _bytes(place) if data is None else data  # it raises errors of its own
     try:
-        return json_lines.value(_bytes(place) if data is None else data)
+        return json_lines.value(data)
     except ValueError as error:
         _refuse(
             place, "not a vocabulary", str(error), "a JSON mapping of pieces to ids", _COPY_AGAIN

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
 import logging
 import os
 import pathlib
@@ -101,6 +102,9 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
     # Before JAX loads, which reads them once.
     os.environ.update(verb.environment(args))
+    # A line that is no UTF-8 reaches its verb, as an argument that is none does.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     # Before the settings: gin imports modules, and processes must meet before a device is used.
     if program.uses_jax:
         set_up_jax(args.distributed)

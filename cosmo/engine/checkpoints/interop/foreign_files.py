@@ -11,6 +11,7 @@ from etils import epath
 
 from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError, shown
+from cosmo.engine.checkpoints.lazy import LazyArray
 
 MAX_SIZE = 2**31 - 1  # of one axis or a number of layers: XLA's indices
 MAX_JSON_BYTES = 2**28  # the index of a model of a million tensors has half of it
@@ -78,6 +79,16 @@ def check_layers(where: str, side: str, layers: int, tensors: Iterable[str], beg
         raise UserError(
             f"{where} has {layers} {side} layers, the tensors are of {stored}: copy all files of "
             "one model"
+        )
+
+
+def check_shape(where: str, name: str, tensor: LazyArray | None, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless there is a tensor of the shape that a model's settings describe."""
+    if tensor is None:
+        raise UserError(f"{where}: the model lacks {name}; copy all files of one model")
+    if tensor.shape != shape:
+        raise UserError(
+            f"{where}: {name} is {tensor.shape}, expected {shape}: copy all files of one model"
         )
 
 

@@ -42,6 +42,7 @@ FIXED = {
     "extra_pos_embeddings": (0, 0),
 }
 EMBEDDING = "model.shared.weight"
+POSITIONS = "model.encoder.embed_positions.weight"
 # Other names of the embedding, which most files do without.
 COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 COPIES += ("lm_head.weight",)
@@ -92,6 +93,9 @@ def network(where: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -
         foreign_files.check_layers(where, side, layers, tensors, f"model.{side}.layers.")
     width, heads = sizes["emb_dim"], sizes["num_heads"]
     foreign_files.check_heads(where, "d_model", width, "encoder_attention_heads", heads)
+    # Building the network computes this table: a wrong size could take any amount of memory.
+    table = (sizes["max_positions"], width)
+    foreign_files.check_shape(where, POSITIONS, tensors.get(POSITIONS), table)
     bias = tensors.get(LOGITS_BIAS)
     return BlenderbotConfig(
         **sizes,

@@ -151,6 +151,8 @@ def network(
     if not all(id < sizes["vocab_size"] for id in FORBIDDEN):
         raise UserError(f"{path}: {EMBEDDING} has {sizes['vocab_size']} rows, expected more")
     width, heads = sizes["emb_dim"], sizes["num_heads"]
+    # Building the network computes a table of this width.
+    foreign_files.check_shape(where, EMBEDDING, embedding, (sizes["vocab_size"], width))
     foreign_files.check_heads(where, "embedding_size", width, "n_heads", heads)
     return BlenderbotConfig(
         **sizes,
