@@ -264,6 +264,11 @@ class Prost:
 def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> DecodingConfig:
     """Return a model's `own` settings of generation with those that are `asked`; UserError."""
     chosen = {**own, **asked}
+    if chosen.get("num_samples", 1) != 1:
+        raise UserError(
+            f"num_samples={chosen['num_samples']}: a reply is one answer; for others ask again with "
+            "another seed"
+        )
     if chosen.get("temperature") and "beam_size" not in asked:
         chosen["beam_size"] = 1
     if chosen["beam_size"] == 1 and "early_stopping" not in asked:

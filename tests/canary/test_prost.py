@@ -133,6 +133,7 @@ def test_odd_arguments_are_refused_before_anything_is_answered(prost, prost_run)
         (lambda: prost.reply("Hi.", rots=ROT), "a list of strings"),
         (lambda: prost.reply("Hi.", rots=["Be \ud83d."]), "not valid text (half a character)"),
         (lambda: prost.reply("Hi.", beams=3), "unknown setting 'beams'"),
+        (lambda: prost.reply("Hi.", num_samples=4, temperature=1.0), "a reply is one answer"),
         (lambda: prost.reply("Hi.", beam_size=2, temperature=1.0), "beam search is deterministic"),
         (lambda: alone.reply("Hi.", rots=[ROT]), "follows no rules of thumb"),
     ):
