@@ -266,8 +266,8 @@ def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Decodin
     chosen = {**own, **asked}
     if chosen.get("num_samples", 1) != 1:
         raise UserError(
-            f"num_samples={chosen['num_samples']}: a reply is one answer; for others ask again with "
-            "another seed"
+            f"num_samples={chosen['num_samples']}: a reply is one answer; for others change the "
+            "seed"
         )
     if chosen.get("temperature") and "beam_size" not in asked:
         chosen["beam_size"] = 1

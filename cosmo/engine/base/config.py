@@ -53,7 +53,7 @@ def load(
 
     `saved`, the settings of a run, come after the run file. They are bound as values, never parsed.
     `own_code` has for code that a run may name, "@blenderbot.BlenderbotConfig()", the gin file of
-    this project that binds it. That file comes before `saved`.
+    this project that binds it. The file comes before `saved`.
     Raises UserError, one line, for a missing file, an unknown name, or a value of the wrong type.
     Raises it too for a macro that is unknown, undefined, or still has to be given.
     """

@@ -13,7 +13,7 @@ from cosmo.engine.checkpoints.interop import foreign_files
 
 SPIECE = "spiece.model"
 FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabulary
-# Of the piece of a byte, such as <0x41>: a text that spells it is split into other pieces.
+# The score of a byte's piece, such as <0x41>. A text that spells it is split into other pieces.
 BYTE_SCORE = -10_000.0
 
 
