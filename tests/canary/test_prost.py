@@ -298,7 +298,7 @@ def test_a_file_is_answered_as_in_python(prost, prost_run, tmp_path, capsys):
     assert "was begun with" in capsys.readouterr().err
 
 
-def test_eval_measures_the_samples(prost_run, tmp_path, capsys):
+def test_eval_measures_the_samples(prost_run, tmp_path, capsys, monkeypatch):
     """Both tables, metrics.json and predictions.jsonl. Oracle: the sample's sizes."""
     command = ["eval", f"--checkpoint={prost_run}", "--data=tasks/sample", "--num_examples=4"]
     command += [f"--output={tmp_path}/eval", "--batch_size=4", "--max_new_tokens=6"]
@@ -313,6 +313,22 @@ def test_eval_measures_the_samples(prost_run, tmp_path, capsys):
         "prost_empathetic": 4,
     }
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 8
+    # A stop in the second task keeps the first.
+    measure, calls = evaluation.measure, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure", stopped)
+        assert main([*command, "--task=prost_wizard,prost_empathetic"]) == 130
+    assert "1 of 2 measurements were finished and are in" in capsys.readouterr().err
+    found = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert list(found["tasks"]) == ["prost_wizard"]
+    assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 4
     # One named twice is measured once.
     assert main([*command, "--task=prost_wizard, prost_wizard", "--variant=response_only"]) == 0
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 4

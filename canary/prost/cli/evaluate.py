@@ -49,6 +49,14 @@ def run(args: argparse.Namespace) -> None:
     def on_batch(counts: Counter[str]) -> None:
         progress.add(counts["records"])
 
+    # Beside the numbers, so that the folder explains itself without the command.
+    about = {
+        "checkpoint": args.checkpoint,
+        "split": args.split,
+        "variant": settings.variant,
+        "decoding": decoding.settings(),
+        "task_feature_lengths": dict(settings.session.task_feature_lengths),
+    }
     made, lines = {}, []
     try:
         for task, rots in rounds:
@@ -58,19 +66,16 @@ def run(args: argparse.Namespace) -> None:
             )
             pairs = zip(examples[task], found, strict=True)
             lines += [evaluation.line(task, example, one, rots) for example, one in pairs]
+            # After each task: a command that is stopped loses one.
+            write_atomic(folder / "metrics.json", json.dumps({**about, "tasks": made}, indent=1))
+            write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{len(made)} of {len(rounds)} measurements were finished and are in {folder}"
+        ) from None
     # Also after an error: the terminal's cursor leaves the bar.
     finally:
         progress.finish()
-    # Beside the numbers, so that the folder explains itself without the command.
-    about = {
-        "checkpoint": args.checkpoint,
-        "split": args.split,
-        "variant": settings.variant,
-        "decoding": decoding.settings(),
-        "task_feature_lengths": dict(settings.session.task_feature_lengths),
-    }
-    write_atomic(folder / "metrics.json", json.dumps({**about, "tasks": made}, indent=1))
-    write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
     print(evaluation.tables(settings.variant, made))
     for task, found in made.items():
         for name, what in (
