@@ -126,7 +126,7 @@ class Prost:
             num_partitions=num_partitions,
         )
         if canary is not None and not isinstance(canary, Canary):
-            settings.check_canary()
+            settings.check_follows_rots("canary")
             how = {"batch_size": batch_size, "dtype": dtype, "num_partitions": num_partitions}
             canary = Canary.load(str(canary), **how)
         return settings.with_session(settings.session.open()[0], canary)
@@ -355,12 +355,12 @@ class Settings:
         Raises UserError for a Canary beside a model that follows no RoTs.
         """
         if canary is not None:
-            self.check_canary()
+            self.check_follows_rots("canary")
         return Prost(session, self.variant, self.generation, canary)
 
-    def check_canary(self) -> None:
-        """Raise UserError if this model follows no RoTs, so that a Canary is of no use to it."""
-        _check_follows_rots(self.variant, "canary")
+    def check_follows_rots(self, setting: str) -> None:
+        """Raise UserError if this model follows no RoTs, so that `setting` is of no use to it."""
+        _check_follows_rots(self.variant, setting)
 
     def decoding(self, **settings: Any) -> DecodingConfig:
         """Return settings of generation, as `Prost.decoding` does, checked before loading."""

@@ -247,6 +247,7 @@ def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys
         (["reply", model, "--top_k=3", "Hi."], "set it above 0 (--temperature)"),
         (["reply", model, "--canary_vocabulary=x", "Hi."], "(--canary, --canary_vocabulary)"),
         (["reply", model, "--variant=response_only", f"--canary={run}", "Hi."], "(--canary"),
+        (["reply", model, "--variant=response_only", "--rot=Be kind.", "Hi."], "(--rot"),
         (["reply", model, "--canary=/nowhere", "Hi."], "/nowhere: it does not exist"),
     ):
         assert main(arguments) == 1

@@ -92,8 +92,9 @@ def both_settings(
     """
     settings = model_settings(args, batch_size)
     settings.decoding(**decoding_fields(args))
-    if args.canary is not None:
-        settings.check_canary()
+    for name in ("canary", "rot"):
+        if getattr(args, name, None):  # `chat` has no --rot
+            settings.check_follows_rots(name)
     return settings, canary_settings(args, batch_size)
 
 
