@@ -180,7 +180,7 @@ def _load_sentencepiece(path: str) -> Vocabulary:
         found = f"{type(error).__name__}: {error}"
         expected = "a SentencePiece model file, or a byte-level BPE's file or folder"
         raise wrong("no vocabulary", found, expected) from error
-    files.refuse_pointer(path, data)
+    files.refuse_pointer(path, data, "VOCABULARY_PATH")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:

@@ -331,7 +331,7 @@ def _bytes(place: Any) -> bytes:
         kind = "a BPE without merges" if place.name.endswith("merges.txt") else "no vocabulary"
         expected = "the file, beside the vocabulary's other files"
         _refuse(place, kind, got, expected, "Put all files of the vocabulary in one folder.")
-    files.refuse_pointer(place, data)
+    files.refuse_pointer(place, data, "VOCABULARY_PATH")
     return data
 
 
