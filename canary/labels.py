@@ -1,17 +1,14 @@
 """Label a file of dialogues of any size: the job of `python -m canary label`."""
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from canary.module import Canary, Chirp, Settings
-from canary.reading import Dialogue
+from canary.reading import Dialogue, equal_ids_warner
 from cosmo.engine.infer import bulk, infer
 from cosmo.engine.model.decoding import DecodingConfig
-
-log = logging.getLogger("canary")
 
 DIGITS = 6  # of probabilities in files
 
@@ -48,21 +45,10 @@ class LabelJob:
     def answerer(self, session: infer.Session) -> bulk.Answerer:
         """Return the function from dialogues to lines, one for each dialogue."""
         canary = self.canary.with_session(session)
-        warned = False
+        warn = equal_ids_warner()
 
         def lines(dialogues, on_batch):
-            nonlocal warned
-            again = len(dialogues) - len({dialogue.id for dialogue in dialogues})
-            # Ids are compared within a window, because those of a whole file may not fit in memory.
-            # Once, because every window of such a file would repeat it.
-            if again and not warned:
-                warned = True
-                log.warning(
-                    "%d of %d dialogues labelled together have the id of another one: their lines "
-                    "can be told apart by their order only",
-                    again,
-                    len(dialogues),
-                )
+            warn(dialogues)
             return label(canary, dialogues, self, on_batch)
 
         return lines

@@ -6,6 +6,7 @@ A record that cannot be used becomes `record_sources.Rejected` with the reason; 
 import dataclasses
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import record_sources
 from cosmo.tasks import conversations, dialogues, readers, recognize, record_files
 from cosmo.tasks.dialogues import Place
+
+log = logging.getLogger("canary")
 
 # The first records may be broken: up to 50 lines are tried, and of each a MiB.
 MAX_LINES, MAX_LINE_BYTES = 50, 1 << 20  # read to find out a file's corpus
@@ -35,6 +38,27 @@ class Dialogue:
 
 
 Items = list[Dialogue | record_sources.Rejected]
+
+
+def equal_ids_warner() -> Callable[[Sequence[Dialogue]], None]:
+    """Return a function of dialogues that warns, once, if some have the id of another one."""
+    warned = False
+
+    def warn(dialogues: Sequence[Dialogue]) -> None:
+        nonlocal warned
+        again = len(dialogues) - len({dialogue.id for dialogue in dialogues})
+        # Ids are compared within a window, because those of a whole file may not fit in memory.
+        # Once, because every window of such a file would repeat it.
+        if again and not warned:
+            warned = True
+            log.warning(
+                "%d of %d dialogues read together have the id of another one: their lines can be "
+                "told apart by their order only",
+                again,
+                len(dialogues),
+            )
+
+    return warn
 
 
 @dataclasses.dataclass(frozen=True)

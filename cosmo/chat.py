@@ -71,7 +71,13 @@ def chat(
                 "instruction": who,
                 "turns": turns,
             }
-            row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
+            try:
+                row = records.row(record, session.vocabulary, session.lengths["inputs"], separators)
+            except ValueError as error:
+                # A line that cannot be used costs itself, not the conversation.
+                say(f"({error})\n")
+                turns.pop()
+                continue
             work = infer.generation(session, decoding, seed)
             (answer,) = infer.answer(session, [row], work)
             count += 1

@@ -271,7 +271,8 @@ def _nothing(path: Any, split: str, endings: tuple[str, ...], found: str = "") -
         found = "nothing that the glob matches"
     elif not found:
         local = "://" not in str(path) and not place.is_absolute()
-        found = f"nothing at {Path.cwd() / path} nor at {_REPOSITORY / path}" if local else ""
+        places = dict.fromkeys(folder / path for folder in (Path.cwd(), _REPOSITORY) if local)
+        found = f"nothing at {' nor at '.join(map(str, places))}" if places else ""
     others = f"or .{', .'.join(endings[1:])}, " if endings[1:] else ""
     return DataError.at(
         path,

@@ -7,7 +7,7 @@ RoTs, so `__rot__ RoT1, RoT2 __response__ RESPONSE` is ours. Pure Python.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -101,17 +101,11 @@ def target_text(example: ProstExample, variant: Variant = "rot_and_response") ->
 
 
 def target_ids(
-    example: ProstExample,
-    vocabulary: AnyVocabulary,
-    variant: Variant = "rot_and_response",
-    length: int | None = None,
+    example: ProstExample, vocabulary: AnyVocabulary, variant: Variant = "rot_and_response"
 ) -> list[int]:
-    """Return the first `length` ids of the target and the end token; None keeps all.
-
-    A target that is cut so has no end token, as in ParlAI.
-    """
+    """Return the ids of the target and the end token."""
     prefix = gold_prefix_ids(example.rots, vocabulary) if writes_rots(variant) else []
-    return [*prefix, *vocabulary.encode(example.response), vocabulary.eos_id][:length]
+    return [*prefix, *vocabulary.encode(example.response), vocabulary.eos_id]
 
 
 def gold_prefix_ids(rots: Sequence[str], vocabulary: AnyVocabulary) -> list[int]:
@@ -126,14 +120,13 @@ def gold_prefix_ids(rots: Sequence[str], vocabulary: AnyVocabulary) -> list[int]
     return [rot, *vocabulary.encode(text), response]
 
 
-def split_answer(answer: str | Iterable[int], vocabulary: AnyVocabulary | None = None) -> Answer:
-    """Return the RoTs and the response of an answer, given as text or as ids of `vocabulary`.
+def split_answer(answer: str) -> Answer:
+    """Return the RoTs and the response of an answer.
 
     An answer without marks is all response. No answer raises an error: `problem` names a mark that
     is missing or there twice, and a response that is empty.
     """
-    text = answer if isinstance(answer, str) else _decoded(answer, vocabulary)
-    before, mark, after = text.partition(RESPONSE_MARK)
+    before, mark, after = answer.partition(RESPONSE_MARK)
     problems = []
     if ROT_MARK in before:
         rots = before
@@ -156,12 +149,6 @@ def split_answer(answer: str | Iterable[int], vocabulary: AnyVocabulary | None =
     if not response:
         problems.append("no response")
     return Answer(split_rots(_without_marks(rots)), response, "; ".join(problems))
-
-
-def _decoded(ids: Iterable[int], vocabulary: AnyVocabulary | None) -> str:
-    if vocabulary is None:
-        raise TypeError("split_answer of ids needs their vocabulary")
-    return vocabulary.decode(ids)
 
 
 def _without_marks(text: str) -> str:

@@ -178,8 +178,9 @@ def _load_sentencepiece(path: str) -> Vocabulary:
         data = resolve(path).read_bytes()
     except Exception as error:  # remote file systems raise errors of their own
         found = f"{type(error).__name__}: {error}"
-        raise wrong("no vocabulary", found, "a SentencePiece model file") from error
-    files.refuse_pointer(path, data)
+        expected = "a SentencePiece model file, or a byte-level BPE's file or folder"
+        raise wrong("no vocabulary", found, expected) from error
+    files.refuse_pointer(path, data, "VOCABULARY_PATH")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:

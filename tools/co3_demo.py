@@ -22,7 +22,7 @@ from cosmo import plot
 from cosmo.cli.quickstart import exchange_text, loss_table, unigram_perplexity
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.command_line import guarded
-from cosmo.engine.base.demo import begin_folder, run_module
+from cosmo.engine.base.demo import demo_folder, run_module
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks import vocabularies
 from cosmo.tasks.families import soda_file_examples
@@ -156,8 +156,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Make the corpus, train, ask and report; return the exit code."""
+    with demo_folder(args.output, "co3 demo", OUTPUT) as folder:
+        return run_in(folder, args)
+
+
+def run_in(folder: pathlib.Path, args: argparse.Namespace) -> int:
+    """Do as `run` does, in an empty folder."""
     began = time.monotonic()
-    folder = begin_folder(args.output, "co3 demo", OUTPUT)
     seconds = {}
     corpus, where = folder / "corpus", f"--gin.MODEL_DIR={folder}/model"
     with teacher() as url:

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from cosmo.engine.base.command_line import Verb
-from cosmo.engine.base.demo import begin_folder, run_module
+from cosmo.engine.base.demo import demo_folder, run_module
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
@@ -34,10 +34,15 @@ MIN_F1_RATIO = 2.0  # to the most frequent RoTs
 
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate and report; return the exit code, 1 if the model has not learnt."""
+    with demo_folder(args.output, "canary demo", OUTPUT) as folder:
+        return run_in(folder, args)
+
+
+def run_in(folder: pathlib.Path, args: argparse.Namespace) -> int:
+    """Do as `run` does, in an empty folder."""
     from cosmo.tasks import files
 
     began = time.monotonic()
-    folder = begin_folder(args.output, "canary demo", OUTPUT)
     # Without the flag the recipe decides.
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     run_module("cosmo", "train", f"--gin_file={GIN_FILE}", f"--gin.MODEL_DIR={folder}", *steps)

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections import Counter
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from canary.cli import flags
@@ -24,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format
 
     # Read before the model is loaded: a wrong path costs no loading.
-    cases = list(islice(evaluation.cases(args.input, args.split), args.num_examples))
+    cases = flags.first_examples(evaluation.cases(args.input, args.split), args)
     if not cases:
         raise UserError(
             f"{args.input}, split {args.split}: nothing to measure: no dialogue has all its rows, "

@@ -1,7 +1,11 @@
 """Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from cosmo.engine.base.errors import UserError
 
 if TYPE_CHECKING:
     from canary.module import Settings
@@ -60,6 +64,15 @@ def decoding_fields(args: argparse.Namespace) -> dict[str, Any]:
     flags = {name: name for name in names} | {"search": "beam_search"}
     given = {field: getattr(args, flag) for field, flag in flags.items()}
     return {field: value for field, value in given.items() if value is not None}
+
+
+def first_examples(examples: Iterable[Any], args: argparse.Namespace) -> list[Any]:
+    """Return the first --num_examples of `examples`, or all. Raises UserError for less than 0."""
+    if args.num_examples is not None and args.num_examples < 0:
+        raise UserError(
+            f"num_examples={args.num_examples}; it must be at least 1", setting="num_examples"
+        )
+    return list(itertools.islice(examples, args.num_examples))
 
 
 def decoding_config(args: argparse.Namespace, settings: "Settings") -> "DecodingConfig":

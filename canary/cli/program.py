@@ -13,7 +13,5 @@ PROGRAM = Program(
         "CHECKPOINT_PATH": "--checkpoint",
         "PROSOCIAL_PATH": "--input",
         "VOCABULARY_PATH": "--vocabulary",
-        "TURN_SEPARATOR": "--turn_separator",
-        "LABEL_STYLE": "--label_style",
     },
 )

@@ -15,8 +15,8 @@ from typing import Any
 
 from canary import module
 from canary.module import Canary, Chirp
-from cosmo.engine.base import saved_settings
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base import json_lines, saved_settings
+from cosmo.engine.base.errors import UserError, shown
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.engine.model.decoding import DecodingConfig
@@ -126,7 +126,7 @@ class Prost:
             num_partitions=num_partitions,
         )
         if canary is not None and not isinstance(canary, Canary):
-            settings.check_canary()
+            settings.check_follows_rots("canary")
             how = {"batch_size": batch_size, "dtype": dtype, "num_partitions": num_partitions}
             canary = Canary.load(str(canary), **how)
         return settings.with_session(settings.session.open()[0], canary)
@@ -264,6 +264,11 @@ class Prost:
 def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> DecodingConfig:
     """Return a model's `own` settings of generation with those that are `asked`; UserError."""
     chosen = {**own, **asked}
+    if chosen.get("num_samples", 1) != 1:
+        raise UserError(
+            f"num_samples={chosen['num_samples']}: a reply is one answer; for others change the "
+            "seed"
+        )
     if chosen.get("temperature") and "beam_size" not in asked:
         chosen["beam_size"] = 1
     if chosen["beam_size"] == 1 and "early_stopping" not in asked:
@@ -307,6 +312,9 @@ def _rots_of(rots: Any, one: bool, count: int) -> list[tuple[str, ...]]:
     good = good and all(isinstance(given, list | tuple) for given in many)
     if not good or not all(isinstance(rot, str) for given in many for rot in given):
         raise UserError(f"rots: expected {expected}")
+    for rot in (rot for given in many for rot in given):
+        if not json_lines.is_whole(rot):
+            raise UserError(f"rots: {shown(rot)} is not valid text (half a character)")
     return [tuple(rot.strip() for rot in given if rot.strip()) for given in many]
 
 
@@ -347,16 +355,18 @@ class Settings:
         Raises UserError for a Canary beside a model that follows no RoTs.
         """
         if canary is not None:
-            self.check_canary()
+            self.check_follows_rots("canary")
         return Prost(session, self.variant, self.generation, canary)
 
-    def check_canary(self) -> None:
-        """Raise UserError if this model follows no RoTs, so that a Canary is of no use to it."""
-        _check_follows_rots(self.variant, "canary")
+    def check_follows_rots(self, setting: str) -> None:
+        """Raise UserError if this model follows no RoTs, so that `setting` is of no use to it."""
+        _check_follows_rots(self.variant, setting)
 
     def decoding(self, **settings: Any) -> DecodingConfig:
-        """Return settings of generation, as `Prost.decoding` does: a check before loading."""
-        return decoding_config(self.generation, settings)
+        """Return settings of generation, as `Prost.decoding` does, checked before loading."""
+        found = decoding_config(self.generation, settings)
+        infer.check_decoding(self.session.model, found)
+        return found
 
 
 def _check_follows_rots(variant: prost_text.Variant, *settings: str) -> None:

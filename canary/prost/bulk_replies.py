@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from canary import module
+from canary import module, reading
 from canary.prost.agent import Prost, Reply, Settings
 from cosmo.engine.infer import bulk, infer
 
@@ -46,8 +46,13 @@ class ReplyJob:
         """Return the function from dialogues to lines, one for each dialogue."""
         canary = None if self.canary is None else self.canary.open()
         prost = self.prost.with_session(session, canary)
+        warn = reading.equal_ids_warner()
 
         def lines(dialogues, on_batch):
+            # A part whose records were all rejected: `reply` refuses an empty batch.
+            if not dialogues:
+                return []
+            warn(dialogues)
             turns = [dialogue.turns for dialogue in dialogues]
             replies = prost.reply(turns, seed=self.seed, on_batch=on_batch, **self.decoding)
             return [

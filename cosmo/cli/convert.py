@@ -45,8 +45,12 @@ def run_export(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format, convert
     from cosmo.tasks import vocabularies
 
-    path = args.vocabulary or any_format.open_source(args.checkpoint).vocabulary_path
-    path = vocabularies.load(path).path if path else None  # a name in the package becomes a path
+    opened = any_format.open_source(args.checkpoint)
+    path = args.vocabulary or opened.vocabulary_path
+    if path:
+        vocabulary = vocabularies.load(path)
+        convert.check_vocabulary_of(opened, vocabulary)
+        path = vocabulary.path  # a name in the package becomes a path
     source = convert.export_checkpoint(
         args.checkpoint,
         args.output,

@@ -22,7 +22,8 @@ PROGRAM = Program(
         "export": convert.EXPORT,
     },
     loggers=("cosmo", "tasks"),
-    # A model is a whole block of settings, which no single flag could set.
-    flags={"MODEL": "--gin_file"},
+    # A model is a whole block of settings, which no single flag could set. `import` and `export`
+    # take no settings.
+    flags={"MODEL": "--gin_file", "VOCABULARY_PATH": "--vocabulary"},
     load_settings=settings.load,
 )

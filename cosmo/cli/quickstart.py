@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cosmo.engine.base.command_line import Verb
-from cosmo.engine.base.demo import begin_folder, run_module
+from cosmo.engine.base.demo import demo_folder, run_module
 from cosmo.engine.base.tables import text_table
 
 if TYPE_CHECKING:
@@ -31,10 +31,15 @@ MIN_PERPLEXITY_RATIO = 3.0
 
 def run(args: argparse.Namespace) -> int:
     """Run every stage; return the exit code, 1 if the model has not learnt."""
+    with demo_folder(args.output, "quickstart", OUTPUT) as folder:
+        return run_in(folder, args)
+
+
+def run_in(folder: pathlib.Path, args: argparse.Namespace) -> int:
+    """Do as `run` does, in an empty folder."""
     from cosmo.tasks import files
 
     began = time.monotonic()
-    folder = begin_folder(args.output, "quickstart", OUTPUT)
     where = f"--gin.MODEL_DIR={folder}"
     steps = f"--gin.TRAIN_STEPS={args.train_steps}"
     # The table compares the losses before and after.

@@ -6,6 +6,9 @@ import ast
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 
+# Networks of this project that a run may name beside T5, and the gin file that binds each.
+OWN_CODE = {"@blenderbot.BlenderbotConfig()": "gin/models/blenderbot.gin"}
+
 
 def load(args: argparse.Namespace, verb: Verb, bindings: list[str]) -> None:
     """Load the settings of a verb into gin: its defaults, --gin_file or a run's, `bindings`.
@@ -20,7 +23,7 @@ def load(args: argparse.Namespace, verb: Verb, bindings: list[str]) -> None:
     if not args.gin_file:
         saved, further = _saved(args, verb, bindings)
         bindings = [*bindings, *further]
-    config.load(verb.gin_file, args.gin_file, bindings, search_paths, saved)
+    config.load(verb.gin_file, args.gin_file, bindings, search_paths, saved, OWN_CODE)
 
 
 def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):

@@ -95,7 +95,7 @@ def test_dialogues_of_the_same_id_are_told_once(label, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="canary"):
         assert label(source, tmp_path / "out.jsonl", "--no_rots", "--window=3") == 0
     said = [record.message for record in caplog.records if record.name == "canary"]
-    assert len(said) == 1 and said[0].startswith("1 of 3 dialogues labelled together have the id")
+    assert len(said) == 1 and said[0].startswith("1 of 3 dialogues read together have the id")
 
 
 def test_shards_and_windows_change_nothing(label, tmp_path):
@@ -247,12 +247,13 @@ def test_help_is_readable_and_loads_no_jax(verb):
             "/nowhere.jsonl cannot be read: No such file or directory (--input)",
         ),
         ({"checkpoint": "/nowhere"}, "/nowhere: it does not exist"),
+        ({"checkpoint": ""}, "its path is empty (--checkpoint)"),
         ({"checkpoint": "empty"}, "give another folder (--checkpoint)"),
         ({"num_shards": "2"}, "give a folder"),
         ({"output": "/tmp/x.csv"}, "/tmp/x.csv: .csv files are not written; give FILE"),
         ({"output": "/tmp/x.jsonl.gz"}, "/tmp/x.jsonl.gz: .gz files are not written"),
         ({"window": "0"}, "window=0; it must be at least 1 record (--window)"),
-        ({"temperature": "-1"}, "temperature"),
+        ({"temperature": "-1"}, "it must be 0 (greedy) or above, and finite (--temperature)"),
         ({"vocabulary": "/nowhere.model"}, "Correct the path. (--vocabulary)"),
         ({"turn_separator": "|"}, "one token (--turn_separator)"),
     ],

@@ -10,7 +10,7 @@ from canary.evaluation import Case, cases
 from canary.report import Gold
 from cosmo.engine.base import command_line
 from cosmo.engine.base import demo as base_demo
-from cosmo.engine.base.demo import MARKER, begin_folder
+from cosmo.engine.base.demo import LOCK, MARKER, demo_folder
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks.safety import LABELS
 
@@ -103,10 +103,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_an_earlier_demo_makes_room(tmp_path):
     """Oracle: an empty folder, whatever a marked one held."""
-    folder = begin_folder(str(tmp_path / "demo"), "canary demo", demo.OUTPUT)
-    (folder / "anything").write_text("x")
-    begin_folder(str(folder), "canary demo", demo.OUTPUT)
-    assert [p.name for p in folder.iterdir()] == [MARKER]
+    for _ in range(2):
+        with demo_folder(str(tmp_path / "demo"), "canary demo", demo.OUTPUT) as folder:
+            assert {p.name for p in folder.iterdir()} == {MARKER, LOCK}
+        (folder / "anything").write_text("x")
 
 
 def test_each_stage_is_a_command_and_a_failure_ends_it(tmp_path, monkeypatch):

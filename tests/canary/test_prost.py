@@ -5,6 +5,7 @@ is scored, and that every door gives the same answer.
 """
 
 import dataclasses
+import io
 import json
 import re
 
@@ -130,7 +131,9 @@ def test_odd_arguments_are_refused_before_anything_is_answered(prost, prost_run)
         (lambda: prost.reply(["a", ["b"]]), "strings and lists"),
         (lambda: prost.reply(DIALOGUES, rots=[ROT]), "a list of 3 lists of strings"),
         (lambda: prost.reply("Hi.", rots=ROT), "a list of strings"),
+        (lambda: prost.reply("Hi.", rots=["Be \ud83d."]), "not valid text (half a character)"),
         (lambda: prost.reply("Hi.", beams=3), "unknown setting 'beams'"),
+        (lambda: prost.reply("Hi.", num_samples=4, temperature=1.0), "a reply is one answer"),
         (lambda: prost.reply("Hi.", beam_size=2, temperature=1.0), "beam search is deterministic"),
         (lambda: alone.reply("Hi.", rots=[ROT]), "follows no rules of thumb"),
     ):
@@ -223,6 +226,15 @@ def test_chat_answers_line_by_line(prost):
     assert "(conversation forgotten)" in text and "not valid text" in text
 
 
+def test_a_line_of_other_bytes_costs_itself(prost_run, monkeypatch, capsys):
+    """Property: the chat goes on after a line that is no UTF-8, and ends with exit code 0."""
+    content = io.BytesIO(b"Hi!\ncaf\xe9\nBye!\n[END]\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content, encoding="utf-8"))
+    assert main(["chat", f"--checkpoint={prost_run}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Prost: ") == 2 and out.count("not valid text (half a character)") == 1
+
+
 def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys):
     """Property: one error that names the flag, before any network is opened."""
     monkeypatch.setattr("cosmo.engine.infer.infer.SessionConfig.open", None)
@@ -230,11 +242,44 @@ def test_a_mistake_in_flags_costs_no_loading(prost_run, run, monkeypatch, capsys
     for arguments, words in (
         (["chat", model, "--beam_size=2", "--temperature=1"], "beam search is deterministic"),
         (["reply", model, "--min_length=99", "Hi."], "min_length=99"),
+        (["reply", model, "--max_new_tokens=65", "Hi."], "64 positions"),
+        (["reply", model, "--banned_ids=5000", "Hi."], "vocabulary are 0 to 1007 (--banned_ids)"),
+        (["reply", model, "--top_k=3", "Hi."], "set it above 0 (--temperature)"),
+        (["reply", model, "--canary_vocabulary=x", "Hi."], "(--canary, --canary_vocabulary)"),
         (["reply", model, "--variant=response_only", f"--canary={run}", "Hi."], "(--canary"),
+        (["reply", model, "--variant=response_only", "--rot=Be kind.", "Hi."], "(--rot"),
         (["reply", model, "--canary=/nowhere", "Hi."], "/nowhere: it does not exist"),
     ):
         assert main(arguments) == 1
         assert words in capsys.readouterr().err
+
+
+def test_a_part_of_rejected_records_ends_nothing(prost_run, tmp_path, caplog):
+    """Oracle: the ids of the records around it. Two of them are equal, which is a warning."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    turns = [["Hi."], ["Ho."], [], [""], ["Hi."], ["Hey."]]
+    records = [{"id": name, "turns": t} for name, t in zip("aabcde", turns, strict=True)]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["infer", f"--checkpoint={prost_run}", f"--input={source}", f"--output={output}"]
+    with caplog.at_level("WARNING", logger="canary"):
+        assert main([*command, "--batch_size=4", "--window=2"]) == 0
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list("aade")
+    assert "1 of 2 dialogues read together have the id of another one" in caplog.text
+    rejected = tmp_path / "out.jsonl.rejected.jsonl"
+    assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [3, 4]
+    source.write_text('{"turns": []}\n')
+    assert main([*command[:3], f"--output={tmp_path / 'none.jsonl'}"]) == 1
+
+
+def test_several_rots_are_followed(prost, prost_run, capsys):
+    """Oracle: `Prost.reply` with both RoTs."""
+    rots = ["Be kind.", "Be fair."]
+    assert main(["reply", f"--checkpoint={prost_run}", *(f"--rot={r}" for r in rots), "Hi."]) == 0
+    out = capsys.readouterr().out
+    assert f"Prost: {prost.reply('Hi.', rots=rots).text}\n" in out
+    assert [line for line in out.splitlines() if "rule of thumb" in line] == [
+        f"  (your rule of thumb: {rot})" for rot in rots
+    ]
 
 
 def test_a_file_is_answered_as_in_python(prost, prost_run, tmp_path, capsys):
@@ -254,7 +299,7 @@ def test_a_file_is_answered_as_in_python(prost, prost_run, tmp_path, capsys):
     assert "was begun with" in capsys.readouterr().err
 
 
-def test_eval_measures_the_samples(prost_run, tmp_path, capsys):
+def test_eval_measures_the_samples(prost_run, tmp_path, capsys, monkeypatch):
     """Both tables, metrics.json and predictions.jsonl. Oracle: the sample's sizes."""
     command = ["eval", f"--checkpoint={prost_run}", "--data=tasks/sample", "--num_examples=4"]
     command += [f"--output={tmp_path}/eval", "--batch_size=4", "--max_new_tokens=6"]
@@ -269,5 +314,29 @@ def test_eval_measures_the_samples(prost_run, tmp_path, capsys):
         "prost_empathetic": 4,
     }
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 8
-    assert main([*command, "--task=prost_zebra"]) == 1
-    assert "no such task: 'prost_zebra'" in capsys.readouterr().err
+    # A stop in the second task keeps the first.
+    measure, calls = evaluation.measure, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure", stopped)
+        assert main([*command, "--task=prost_wizard,prost_empathetic"]) == 130
+    assert "1 of 2 measurements were finished and are in" in capsys.readouterr().err
+    found = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert list(found["tasks"]) == ["prost_wizard"]
+    assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 4
+    # One named twice is measured once.
+    assert main([*command, "--task=prost_wizard, prost_wizard", "--variant=response_only"]) == 0
+    assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 4
+    capsys.readouterr()
+    for flag, words in (
+        ("--task=prost_zebra", "no such task: 'prost_zebra'"),
+        ("--num_examples=-1", "num_examples=-1; it must be at least 1 (--num_examples)"),
+    ):
+        assert main([*command, "--task=prost_wizard", flag]) == 1
+        assert words in capsys.readouterr().err

@@ -77,6 +77,13 @@ def test_end_of_file_leaves(talk):
     assert not any(line.startswith("Situation") for line in spoken)
 
 
+def test_a_line_that_is_no_text_costs_itself(talk):
+    """Oracle: the talk without the line. It has a byte that is no UTF-8, as Python reads one."""
+    spoken, history = talk(["Hi.", "caf\udce9", "Bye."], situation="At sea.", role="A captain.")
+    assert "(field 'turns': not valid text (half a character))\n" in spoken
+    assert history == talk(["Hi.", "Bye."], situation="At sea.", role="A captain.")[1]
+
+
 def test_the_seed_makes_the_talk_repeatable(talk):
     """Property: same seed and lines, same answers; another seed, others."""
     script = ["", "", "Tell me something.", "And more.", "[END]"]

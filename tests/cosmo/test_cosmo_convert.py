@@ -121,6 +121,17 @@ def test_training_starts_from_every_format(trained, exported, small, tmp_path, c
             "overflow",
         ),
         (["export", "--format=hf", "--checkpoint=RUN", "--output=RUN"], "exists already"),
+        *(
+            (["export", "--format=hf", "--checkpoint=RUN", "--output=NEW", flag], words)
+            for flag, words in (
+                ("--vocabulary=tasks/sample/canary/vocabulary.model", "vocabulary mismatch"),
+                ("--vocabulary=tasks/sample/prost/vocabulary.json", "ends a text with id 2"),
+                ("--max_shard_gb=0", "must be above 0, such as 5.0 (--max_shard_gb)"),
+                ("--max_shard_gb=nan", "must be above 0"),
+                ("--max_shard_gb=inf", "must be above 0"),
+            )
+        ),
+        (["import", "--source=T5X", "--output=NEW", "--step=3000000000"], "0 to 2147483647"),
         (
             ["export", "--format=t5x", "--checkpoint=RUN", "--output=NEW", "--dtype=bfloat16"],
             "float32",

@@ -95,11 +95,10 @@ def test_the_default_folder_of_a_start_that_crashed_is_made_anew(tmp_path, monke
     folder.mkdir(parents=True)
     for name in left:
         (folder / name).write_text("x")
-    made = demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    assert [p.name for p in made.iterdir()] == [demo.MARKER]
-    (made / "notes.txt").write_text("x")  # in a folder of its own everything goes
-    demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    assert [p.name for p in made.iterdir()] == [demo.MARKER]
+    for _ in range(2):
+        with demo.demo_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT) as made:
+            assert {p.name for p in made.iterdir()} == {demo.MARKER, demo.LOCK}
+        (made / "notes.txt").write_text("x")  # in a folder of its own everything goes
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
@@ -109,28 +108,32 @@ def test_a_default_folder_with_a_file_of_somebody_is_left_alone(tmp_path, monkey
     folder = tmp_path / quickstart.OUTPUT
     folder.mkdir(parents=True)
     (folder / name).write_text("x")
-    with pytest.raises(UserError, match=f"holds {re.escape(name)}"):
-        demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+    made = demo.demo_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+    with pytest.raises(UserError, match=f"holds {re.escape(name)}"), made:
+        pass
     assert (folder / name).exists()
 
 
-def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch):
-    """Oracle: the lock that training holds."""
+@pytest.mark.parametrize("lock", [".lock", demo.LOCK])
+def test_a_demo_that_still_runs_keeps_its_files(tmp_path, monkeypatch, lock):
+    """Oracle: the locks that training and the demo itself hold."""
     monkeypatch.chdir(tmp_path)
-    folder = demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
-    (folder / "checkpoints").mkdir()
+    with demo.demo_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT) as folder:
+        (folder / "checkpoints").mkdir()
     code = "import sys, time, pathlib; from cosmo.engine.base.folders import only_writer\n"
-    code += "with only_writer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    code += "with only_writer(pathlib.Path(sys.argv[1]), name=sys.argv[2]):\n"
+    code += "    print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", code, str(folder), lock],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+    again = demo.demo_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="is in use by process"):
-            demo.begin_folder(quickstart.OUTPUT, "quickstart", quickstart.OUTPUT)
+        with pytest.raises(UserError, match="is in use by process"), again:
+            pass
     finally:
         holder.kill()
         holder.wait()

@@ -8,9 +8,10 @@ import pytest
 
 import cosmo
 from cosmo.__main__ import main
+from cosmo.cli import settings
 from cosmo.engine.base import config, saved_settings
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import t5
+from cosmo.engine.model import blenderbot, models, t5
 
 TINY = "gin/cosmo/tiny.gin"
 GIVEN = (
@@ -96,6 +97,21 @@ def test_a_network_of_ones_own_is_code(tmp_path):
     config.load("gin/runs/infer.gin", [], ["MODEL_DIR = 'x'", own], saved=found)
     del content["code"]["models.EncoderDecoderModel.network"]  # inference has no OPTIMIZER
     config.load("gin/runs/infer.gin", [], ["MODEL_DIR = 'x'"], saved=saved(tmp_path, content))
+
+
+def test_a_blenderbot_is_read_back_as_it_was(tmp_path):
+    """Oracle: the same file and overrides given to the other verb. The command line wins."""
+    prost, given = "gin/prost/prost_tiny.gin", ["MODEL_DIR = 'x'", "MAX_POSITIONS = 96"]
+    config.load("gin/runs/train.gin", [prost], [*given, "FORBIDDEN_IDS = ()"])
+    found = saved(tmp_path, json.loads(config.run_files()[saved_settings.FILE]))
+    here = ["MODEL_DIR = '/elsewhere'", "DTYPE = 'bfloat16'"]
+    config.load("gin/runs/infer.gin", [], here, saved=found, own_code=settings.OWN_CODE)
+    network = config.call(blenderbot.BlenderbotConfig)
+    assert config.call(models.EncoderDecoderModel).network == network
+    assert (network.max_positions, network.forbidden_ids) == (96, ())
+    assert config.query("TASK_FEATURE_LENGTHS") == {"inputs": 96, "targets": 64}
+    config.load("gin/runs/infer.gin", [prost], [*given, "FORBIDDEN_IDS = ()", here[1]])
+    assert network == config.call(blenderbot.BlenderbotConfig)
 
 
 @pytest.mark.parametrize(

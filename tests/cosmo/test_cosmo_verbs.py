@@ -56,6 +56,7 @@ def test_each_verb_has_a_page(capsys, name):
     ("arguments", "expected"),
     [
         (["train", "--batch_size=4"], "did you mean --gin.BATCH_SIZE=4?"),
+        (["infer", "--banned_ids=a"], "'a': expected whole numbers with commas"),
         (["eval", "--model_dir", "x"], "did you mean --gin.MODEL_DIR?"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--no_such_flag"], "train does not know --no_such_flag"),

@@ -320,6 +320,8 @@ def test_engine_decoding_sampling_needs_keys(toy):
     [
         ({"max_new_tokens": 0}, "DecodingConfig.max_new_tokens=0; it must be at least 1"),
         ({"temperature": -0.1}, "DecodingConfig.temperature=-0.1"),
+        ({"temperature": float("inf")}, "DecodingConfig.temperature=inf"),
+        ({"length_penalty": float("inf"), "beam_size": 2}, "DecodingConfig.length_penalty=inf"),
         ({"top_k": -1}, "DecodingConfig.top_k=-1"),
         ({"top_p": 0.0}, "DecodingConfig.top_p=0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "DecodingConfig.top_p=1.5"),

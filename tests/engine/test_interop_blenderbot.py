@@ -207,6 +207,8 @@ def test_an_older_config(folder):
         ({"vocab_size": True}, "vocab_size=True"),
         ({"vocab_size": 25}, "final_logits_bias is .*24"),
         ({"max_position_embeddings": 71}, r"embed_positions.weight is \(70, 8\)"),
+        ({"max_position_embeddings": 10**9}, r"embed_positions.weight is \(70, 8\)"),
+        ({"d_model": 10**9}, r"embed_positions.weight is \(70, 8\)"),
         ({"encoder_layers": 2}, "2 encoder layers, the tensors are of 1"),
         ({"decoder_layers": 10**9}, "decoder layers, the tensors are of 2"),
         ({"dropout": -0.1}, "dropout=-0.1"),
@@ -234,6 +236,10 @@ def test_configs_of_other_networks(folder, changes, words):
             "model.encoder.embed_tokens.weight differs",
         ),
         (lambda t: t.pop("model.shared.weight"), "lacks model.shared.weight"),
+        (
+            lambda t: t.pop("model.encoder.embed_positions.weight"),
+            "lacks model.encoder.embed_positions.weight",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(folder, change, words):

@@ -455,6 +455,31 @@ def test_a_bias_a_layer_is_umt5_s_alone(tmp_path, tiny_config, make_params):
         np.testing.assert_array_equal(back.params[path].whole(), array)
 
 
+def test_a_character_without_a_piece_is_its_bytes(tmp_path):
+    """mT5's tokenizer falls back to bytes. Oracle: SentencePiece's ids and text."""
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    tokenizers = pytest.importorskip("tokenizers")
+    root = pathlib.Path(__file__).resolve().parents[2]
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((root / "tasks/sample/vocabulary.model").read_bytes())
+    model.trainer_spec.byte_fallback = True
+    known = {piece.piece for piece in model.pieces}
+    for character in set("<0x41>") - known:  # as in mT5, which has pieces for all of ASCII
+        model.pieces.add(piece=character, score=-9.0)
+    for byte in range(256):
+        model.pieces.add(piece=f"<0x{byte:02X}>", score=0.0, type=model.SentencePiece.BYTE)
+    path = tmp_path / "mt5.model"
+    path.write_bytes(model.SerializeToString())
+    tokenizer.write_tokenizer(epath.Path(tmp_path), str(path))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = SentencePieceProcessor(str(path))
+    for text in ("日本語 is 😀", "Ann😀 Ω", "a<0x41>b", "Hi! How are you?"):
+        ids = ours.encode(text)
+        assert theirs.encode(text).ids == [*ids, 1], text
+        assert 2 not in ids and theirs.decode(ids) == ours.decode(ids) == text
+
+
 def test_a_vocabulary_of_another_type_has_no_tokenizer(tmp_path):
     """Oracle: the model's type and the expected one in the message, and no file."""
     from sentencepiece import sentencepiece_model_pb2

@@ -204,6 +204,7 @@ def test_learned_positions_are_trained(written):
         ({"n_heads": 0}, "n_heads=0"),
         ({"embedding_size": None}, "embedding_size=None"),
         ({"embedding_size": 16}, "expected"),
+        ({"embedding_size": 10**9}, r"embeddings.weight is .*, expected \(\d+, 1000000000\)"),
         ({"ffn_size": "12"}, "ffn_size='12'"),
         ({"ffn_size": 13}, "expected"),
         ({"n_encoder_layers": 2}, "2 encoder layers, the tensors are of 1"),

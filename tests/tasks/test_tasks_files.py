@@ -63,7 +63,7 @@ def test_one_file_serves_every_split_with_one_warning(tmp_path, caplog):
     assert len(caplog.records) == 1
 
 
-def test_missing_data_says_what_where_found_and_what_to_do(tmp_path):
+def test_missing_data_says_what_where_found_and_what_to_do(tmp_path, monkeypatch):
     """Oracle: the parts an error needs, by hand."""
     with pytest.raises(DataError) as error:
         files_for_split(tmp_path / "nowhere", "train")
@@ -79,6 +79,10 @@ def test_missing_data_says_what_where_found_and_what_to_do(tmp_path):
         files_for_split(f"{tmp_path}/{{split}}.txt", "validation")
     with pytest.raises(DataError, match="not set"):
         files_for_split(None, "train")
+    with pytest.raises(DataError, match=r"nothing at [^,]*folder, expected"):
+        files_for_split("no/such/folder", "train")
+    # From another folder it is looked for in both.
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"nothing at .* nor at"):
         files_for_split("no/such/folder", "train")
 

@@ -20,11 +20,12 @@ from cosmo.tasks.prost_text import (
 )
 from cosmo.tasks.readers import read_prosocial
 from cosmo.tasks.safety import rot_text, split_rots
-from cosmo.tasks.vocabularies import load
+from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, load
 
 pytest.importorskip("tokenizers")
 
 SAMPLE = "tasks/sample/prost/vocabulary.json"
+MARKS = (ROT_MARK, RESPONSE_MARK)
 RULES = ("It's wrong to lie.", "You should be kind.")
 EXAMPLE = ProstExample(("your persona: i cook.\nHi", "Hello"), "Please be honest.", RULES)
 
@@ -47,7 +48,7 @@ def test_history_and_target_are_parlais(shared):
         assert found.dropped == len(one["full_text_vec"]) - len(one["text_vec"])
         cut.append(found.cut)
         example = ProstExample(turns, one["label"])
-        assert target_ids(example, vocabulary, "response_only", 48) == one["label_vec"]
+        assert target_ids(example, vocabulary, "response_only")[:48] == one["label_vec"]
     assert cut == [True, False, False]
 
 
@@ -74,8 +75,6 @@ def test_targets_by_hand(vocabulary):
     assert target_ids(EXAMPLE, vocabulary, "response_only") == response
     assert target_text(EXAMPLE) == f"__rot__ {joined} __response__ Please be honest."
     assert target_text(EXAMPLE, "response_only") == "Please be honest."
-    # Cut on the right: the end token goes first.
-    assert target_ids(EXAMPLE, vocabulary, length=len(prefix) + 2) == [*prefix, *response[:2]]
     for rots in ((), ("  ",)):
         bare = ProstExample(EXAMPLE.turns, EXAMPLE.response, rots)
         assert gold_prefix_ids(rots, vocabulary) == []
@@ -97,7 +96,7 @@ def test_targets_decode_to_their_text_and_split(vocabulary):
             assert vocabulary.decode(ids) == text
             with_rots = turn.rots and variant != "response_only"
             rots = split_rots(rot_text(turn.rots)) if with_rots else ()
-            assert split_answer(text) == split_answer(ids, vocabulary) == (rots, response, "")
+            assert split_answer(text) == (rots, response, "")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +152,9 @@ def test_no_answer_raises_and_no_mark_is_shown(parts):
 
 @given(st.lists(st.integers(0, 1010)))
 def test_no_ids_raise(ids):
-    """Oracle: the split of the decoded text."""
-    vocabulary = load(SAMPLE)
-    assert split_answer(ids, vocabulary) == split_answer(vocabulary.decode(ids))
+    """Property: whatever tokens a network writes, no mark is in any part of its answer."""
+    answer = split_answer(load(SAMPLE).decode(ids))
+    assert not any(mark in part for mark in MARKS for part in (*answer.rots, answer.response))
 
 
 def test_what_cannot_be_written(shared, vocabulary_path):

@@ -1,6 +1,8 @@
 """`python -m canary.prost chat`: talk to a Prost in the terminal."""
 
 import argparse
+import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,18 @@ from cosmo.engine.base.errors import UserError
 if TYPE_CHECKING:
     from canary.prost.agent import Prost
 
+log = logging.getLogger(__name__)
+
 HELP = "[RESET] forgets the conversation, [END] leaves."
 
 
 def run(args: argparse.Namespace) -> None:
     """Answer line by line until [END] or the end of the input."""
-    prost = flags.open_prost(args, batch_size=1)
+    # In one shape, compiled before the first question: a user should not wait for XLA.
+    prost = flags.open_prost(args, bucketed=False)
+    began = time.monotonic()
+    prost.reply(["Hello."], seed=args.seed, **decoding_fields(args))
+    log.info("ready after %.1f s", time.monotonic() - began)
     talk(prost, decoding_fields(args), args.seed)
 
 

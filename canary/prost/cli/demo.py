@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cosmo.engine.base.command_line import Verb
-from cosmo.engine.base.demo import begin_folder, run_module
+from cosmo.engine.base.demo import demo_folder, run_module
 
 if TYPE_CHECKING:
     from canary.prost.agent import Prost
@@ -37,8 +37,13 @@ VARIANTS = ("response_only", "rot_and_response")
 
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate and report; return the exit code, 1 if RoTs did not help."""
+    with demo_folder(args.output, "prost demo", OUTPUT) as folder:
+        return run_in(folder, args)
+
+
+def run_in(folder: pathlib.Path, args: argparse.Namespace) -> int:
+    """Do as `run` does, in an empty folder."""
     began = time.monotonic()
-    folder = begin_folder(args.output, "prost demo", OUTPUT)
     # Without the flag the recipe decides.
     steps = [f"--gin.TRAIN_STEPS={args.train_steps}"] if args.train_steps else []
     for variant in VARIANTS:

@@ -3,9 +3,8 @@
 import argparse
 import json
 from collections import Counter
-from itertools import islice
 
-from canary.cli.flags import decoding_fields
+from canary.cli.flags import decoding_fields, first_examples
 from canary.prost.cli import flags
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.command_line import Verb
@@ -21,7 +20,8 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.checkpoints import any_format
 
     # Read before the model is loaded: a wrong path costs no loading.
-    tasks = list(evaluation.CORPORA) if args.task == "all" else args.task.split(",")
+    named = evaluation.CORPORA if args.task == "all" else args.task.split(",")
+    tasks = list(dict.fromkeys(name.strip() for name in named))  # one named twice is measured once
     settings = flags.model_settings(args, args.batch_size)
     corpora = evaluation.corpora(args.checkpoint, args.data)
     unknown = [task for task in tasks if task not in corpora]
@@ -31,9 +31,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for task in tasks:
         corpora[task].files(args.split)  # its error names the corpus and where to get it
-    examples = {
-        task: list(islice(corpora[task].examples(args.split), args.num_examples)) for task in tasks
-    }
+    examples = {task: first_examples(corpora[task].examples(args.split), args) for task in tasks}
     empty = [task for task, found in examples.items() if not found]
     if empty:
         raise UserError(f"{empty[0]}, split {args.split}: nothing to measure", setting="task")
@@ -51,6 +49,14 @@ def run(args: argparse.Namespace) -> None:
     def on_batch(counts: Counter[str]) -> None:
         progress.add(counts["records"])
 
+    # Beside the numbers, so that the folder explains itself without the command.
+    about = {
+        "checkpoint": args.checkpoint,
+        "split": args.split,
+        "variant": settings.variant,
+        "decoding": decoding.settings(),
+        "task_feature_lengths": dict(settings.session.task_feature_lengths),
+    }
     made, lines = {}, []
     try:
         for task, rots in rounds:
@@ -60,19 +66,16 @@ def run(args: argparse.Namespace) -> None:
             )
             pairs = zip(examples[task], found, strict=True)
             lines += [evaluation.line(task, example, one, rots) for example, one in pairs]
+            # After each task: a command that is stopped loses one.
+            write_atomic(folder / "metrics.json", json.dumps({**about, "tasks": made}, indent=1))
+            write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{len(made)} of {len(rounds)} measurements were finished and are in {folder}"
+        ) from None
     # Also after an error: the terminal's cursor leaves the bar.
     finally:
         progress.finish()
-    # Beside the numbers, so that the folder explains itself without the command.
-    about = {
-        "checkpoint": args.checkpoint,
-        "split": args.split,
-        "variant": settings.variant,
-        "decoding": decoding.settings(),
-        "task_feature_lengths": dict(settings.session.task_feature_lengths),
-    }
-    write_atomic(folder / "metrics.json", json.dumps({**about, "tasks": made}, indent=1))
-    write_atomic(folder / "predictions.jsonl", json_lines.lines(lines))
     print(evaluation.tables(settings.variant, made))
     for task, found in made.items():
         for name, what in (

@@ -1,7 +1,8 @@
 """Describe the flags that several verbs share; return the settings that they stand for."""
 
 import argparse
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from canary.cli.flags import decoding_fields
 from cosmo.engine.base.errors import UserError
@@ -61,6 +62,11 @@ def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settin
     from canary import module
 
     if args.canary is None:
+        if args.canary_vocabulary is not None:
+            raise UserError(
+                "there is no Canary to read this vocabulary: give its checkpoint too",
+                setting=("canary", "canary_vocabulary"),
+            )
         return None
     try:
         return module.Settings.find(
@@ -77,12 +83,33 @@ def canary_settings(args: argparse.Namespace, batch_size: int) -> "module.Settin
         raise UserError(error.message, setting=setting) from error
 
 
-def open_prost(args: argparse.Namespace, batch_size: int) -> "Prost":
-    """Load the model and, if it is named, its Canary. Raises UserError."""
+def both_settings(
+    args: argparse.Namespace, batch_size: int
+) -> "tuple[Settings, module.Settings | None]":
+    """Return the settings of the model and of its Canary. Raises UserError for a wrong flag.
+
+    A mistake in flags costs no loading.
+    """
     settings = model_settings(args, batch_size)
-    settings.decoding(**decoding_fields(args))  # a mistake in flags costs no loading
-    if args.canary is not None:
-        settings.check_canary()
-    canary = canary_settings(args, batch_size)
-    opened = None if canary is None else canary.open()
+    settings.decoding(**decoding_fields(args))
+    for name in ("canary", "rot"):
+        if getattr(args, name, None):  # `chat` has no --rot
+            settings.check_follows_rots(name)
+    return settings, canary_settings(args, batch_size)
+
+
+def open_prost(args: argparse.Namespace, *, bucketed: bool = True) -> "Prost":
+    """Load the model for one dialogue at a time and, if it is named, its Canary.
+
+    Without `bucketed` all inputs are padded to one length. Raises UserError.
+    """
+    # A larger batch would be padding.
+    settings, canary = both_settings(args, batch_size=1)
+
+    def replaced(found: Any) -> Any:
+        session = dataclasses.replace(found.session, bucketed=bucketed)
+        return dataclasses.replace(found, session=session)
+
+    settings = replaced(settings)
+    opened = None if canary is None else replaced(canary).open()
     return settings.with_session(settings.session.open()[0], opened)

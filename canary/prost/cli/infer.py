@@ -18,11 +18,7 @@ def run(args: argparse.Namespace) -> None:
     sharding = bulk.Sharding(args.num_shards, args.shards, args.window, args.overwrite)
     layout = answer_files.output_files(args.output, args.num_shards)
     source = reading.source(args.input)
-    settings = flags.model_settings(args, args.batch_size)
-    if args.canary is not None:
-        settings.check_canary()
-    settings.decoding(**decoding_fields(args))
-    canary = flags.canary_settings(args, args.batch_size)
+    settings, canary = flags.both_settings(args, args.batch_size)
     job = ReplyJob(settings, canary, decoding_fields(args), args.seed)
     report = bulk.answer_source(job, source, layout, sharding)
     bulk.print_report(args.output, layout, report)

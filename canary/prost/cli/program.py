@@ -19,8 +19,6 @@ PROGRAM = Program(
         "CHECKPOINT_PATH": "--checkpoint",
         "VOCABULARY_PATH": "--vocabulary",
         "PROST_VARIANT": "--variant",
-        "BEAM_SEARCH": "--beam_search",
-        "BANNED_IDS": "--banned_ids",
         **dict.fromkeys((source[2] for source in SOURCES.values()), "--data"),
     },
 )

@@ -11,18 +11,22 @@ def run(args: argparse.Namespace) -> None:
     """Print the reply to one dialogue, and the rules of thumb that it follows."""
     from canary.prost import bulk_replies
 
-    # One dialogue: the other rows of a batch would be padding.
-    prost = flags.open_prost(args, batch_size=1)
+    prost = flags.open_prost(args)
     # A single text may hold a turn a line; a list of one text would be one turn.
     turns = args.dialogue[0] if len(args.dialogue) == 1 else args.dialogue
-    rots = None if args.rot is None else [args.rot]
-    reply = prost.reply(turns, rots=rots, seed=args.seed, **decoding_fields(args))
-    print(bulk_replies.of(prost, reply, None if rots is None else "your"))
+    reply = prost.reply(turns, rots=args.rot, seed=args.seed, **decoding_fields(args))
+    print(bulk_replies.of(prost, reply, None if args.rot is None else "your"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the words of the dialogue."""
+    """Add the words of the dialogue, and the rules of thumb: the table has no repeated flag."""
     parser.add_argument("dialogue", nargs="+", metavar="TURN", help="what was said, oldest first")
+    parser.add_argument(
+        "--rot",
+        action="append",
+        metavar="TEXT",
+        help="a rule of thumb to follow, instead of Canary's or the model's own; may be repeated",
+    )
 
 
 VERB = Verb(
@@ -35,9 +39,5 @@ VERB = Verb(
 """,
     run=run,
     add_arguments=add_arguments,
-    flags=f"""
---rot TEXT  a rule of thumb to follow, instead of Canary's or the model's own
-{flags.MODEL}{flags.CANARY}
-{flags.GENERATION}
-""",
+    flags=f"{flags.MODEL}{flags.CANARY}\n{flags.GENERATION}",
 )

@@ -314,8 +314,9 @@ def _is_pair(parts: Any) -> bool:
 
 
 def _json(place: Any, data: bytes | None = None) -> Any:
+    data = _bytes(place) if data is None else data  # it raises errors of its own
     try:
-        return json_lines.value(_bytes(place) if data is None else data)
+        return json_lines.value(data)
     except ValueError as error:
         _refuse(
             place, "not a vocabulary", str(error), "a JSON mapping of pieces to ids", _COPY_AGAIN
@@ -330,7 +331,7 @@ def _bytes(place: Any) -> bytes:
         kind = "a BPE without merges" if place.name.endswith("merges.txt") else "no vocabulary"
         expected = "the file, beside the vocabulary's other files"
         _refuse(place, kind, got, expected, "Put all files of the vocabulary in one folder.")
-    files.refuse_pointer(place, data)
+    files.refuse_pointer(place, data, "VOCABULARY_PATH")
     return data
 
 

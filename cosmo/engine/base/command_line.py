@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
 import logging
 import os
 import pathlib
@@ -101,6 +102,9 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
     # Before JAX loads, which reads them once.
     os.environ.update(verb.environment(args))
+    # A line that is no UTF-8 reaches its verb, as an argument that is none does.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     # Before the settings: gin imports modules, and processes must meet before a device is used.
     if program.uses_jax:
         set_up_jax(args.distributed)
@@ -160,11 +164,13 @@ def _flag(program: Program, parsed: list[argparse.Namespace], name: str) -> str 
     if not parsed:
         return None
     verb = parsed[0].verb
-    wanted = program.flags.get(name, f"--{name}")
+    # A flag may have a macro's name in small letters.
+    wanted = [program.flags.get(name, f"--{name}"), f"--{name.lower()}"]
     # argparse offers no public list of a parser's flags.
     for action in parser(program, [verb])[1][verb]._actions:
-        if wanted in action.option_strings:
-            return wanted
+        for flag in wanted:
+            if flag in action.option_strings:
+                return flag
         if action.dest == name and action.option_strings:
             return action.option_strings[-1]
     is_gins = "." in name or name.isupper()
@@ -411,8 +417,13 @@ def _macros(gin_file: str) -> set[str]:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a text such as "3,8004"."""
-    return tuple(map(int, text.split(",")))
+    """Return the numbers of a text such as "3,8004"; argparse's error for any other text."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers with commas between them, such as 3,8004"
+        ) from None
 
 
 _TYPES = {"int": int, "float": float, "ints": whole_numbers, None: str}

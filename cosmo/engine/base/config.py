@@ -12,7 +12,7 @@ import logging
 import pathlib
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -47,10 +47,13 @@ def load(
     bindings: Sequence[str] = (),
     search_paths: Iterable[str] = (),
     saved: saved_settings.Saved | None = None,
+    own_code: Mapping[str, str] = {},
 ) -> None:
     """Parse `run_file` (the verb's defaults), then the user's files, then the overrides, in order.
 
     `saved`, the settings of a run, come after the run file. They are bound as values, never parsed.
+    `own_code` has for code that a run may name, "@blenderbot.BlenderbotConfig()", the gin file of
+    this project that binds it. The file comes before `saved`.
     Raises UserError, one line, for a missing file, an unknown name, or a value of the wrong type.
     Raises it too for a macro that is unknown, undefined, or still has to be given.
     """
@@ -68,7 +71,9 @@ def load(
         gin.add_config_file_search_path(str(path))
     texts: dict[str, str] = {}
     _read(run_file, paths, texts)
-    for file in gin_files:
+    used = saved.code.values() if saved is not None else ()
+    own_files = [file for code, file in own_code.items() if code in used]
+    for file in (*own_files, *gin_files):
         _read(str(file), paths, texts)
     # Before parsing, because gin binds any macro: a misspelled override would change nothing.
     _check_macros(texts, bindings)
@@ -76,8 +81,10 @@ def load(
     # Between the run file and the user's files, so that `run_files` finds what differs.
     _DEFAULTS.clear()
     _DEFAULTS.update((key, dict(given)) for key, given in gin_internals._CONFIG.items())
+    for file in own_files:
+        _parse(lambda file=file: _parse_file(file, paths), file, texts)
     if saved is not None:
-        _bind_saved(saved, {binding.split(" = ", 1)[0] for binding in bindings})
+        _bind_saved(saved, {binding.split(" = ", 1)[0] for binding in bindings}, own_code)
     for file in map(str, gin_files):
         _parse(lambda file=file: _parse_file(file, paths), file, texts)
     # Overrides may name whatever the files import.
@@ -92,11 +99,13 @@ def load(
     _check_types()
 
 
-def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
+def _bind_saved(
+    saved: saved_settings.Saved, given: Iterable[str], own_code: Collection[str]
+) -> None:
     """Bind a run's settings as plain values, as far as the run file of this verb has the names.
 
     Settings of other verbs are left out. Raises UserError if one that this verb needs is code, and
-    is not among those `given` on the command line.
+    is neither this project's `own_code` nor among those `given` on the command line.
     """
     bound = gin_internals._CONFIG
     # Saved names are short (t5.T5Config.emb_dim); gin's keys have the whole module.
@@ -109,7 +118,7 @@ def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
 
     for name, what in saved.code.items():
         needed = (name, "gin.macro") in bound or split(name)[1] is not None
-        if needed and name not in given:
+        if needed and name not in given and what not in own_code:
             raise UserError(
                 f"{name} of this run is {what}, which is code and is not run from a folder: give "
                 "--gin_file=FILE, the file that the run was trained with (or its own config.gin, "
@@ -122,7 +131,10 @@ def _bind_saved(saved: saved_settings.Saved, given: Iterable[str]) -> None:
     for name, value in saved.parameters.items():
         scope, selector, parameter = split(name)
         if selector is not None and parameter in _parameters(selector):
-            bound.setdefault((scope, selector), {})[parameter] = value
+            place = bound.setdefault((scope, selector), {})
+            # A macro that gives this value stays, so that the command line can change it.
+            if _resolved(name, place.get(parameter, _UNBOUND))[1] != value:
+                place[parameter] = value
     # A run of another version may have saved macros that no verb has any more.
     everything = {*_references(_run_files()), *_MACRO_DEFINITION.findall(_run_files())}
     unknown = sorted(saved.macros.keys() - everything)

@@ -95,8 +95,8 @@ def _head(stream: BinaryIO) -> bytes:
     return head
 
 
-def refuse_pointer(path: Any, head: bytes) -> None:
-    """Raise DataError if a file with these first bytes only points to its content."""
+def refuse_pointer(path: Any, head: bytes, setting: str | tuple[str, ...] = ()) -> None:
+    """Raise DataError, with `setting`, if a file with these first bytes points to its content."""
     for start, kind, command in _POINTERS:
         if head.startswith(start):
             raise DataError.at(
@@ -106,6 +106,7 @@ def refuse_pointer(path: Any, head: bytes) -> None:
                 got=kind,
                 expected="the content that it points to",
                 remedy=f"Run `{command}` in its repository, or download the file.",
+                setting=setting,
             )
 
 

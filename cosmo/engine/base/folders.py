@@ -35,17 +35,20 @@ def prepare_folder(path: str, setting: str = "MODEL_DIR") -> epath.Path:
 
 
 @contextlib.contextmanager
-def only_writer(folder: epath.Path, setting: str = "MODEL_DIR") -> Iterator[None]:
+def only_writer(
+    folder: epath.Path, setting: str = "MODEL_DIR", name: str = ".lock"
+) -> Iterator[None]:
     """Lock `folder` for this process; raise UserError if another process holds the lock.
 
-    The lock ends with the process, however it ends. Object stores have no locks.
+    The lock is of the file `name` in it. It ends with the process, however it ends. Object stores
+    have no locks.
     """
     if is_remote(folder):
         yield
         return
     import fcntl
 
-    path = folder / ".lock"
+    path = folder / name
     with contextlib.ExitStack() as stack:
         with explained(path, "free some space, or give another folder", setting):
             # Without a buffer, because a full disk would refuse it again when the file is closed.

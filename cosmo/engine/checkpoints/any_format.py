@@ -48,6 +48,7 @@ FORMAT_NAMES = {
     "huggingface": "HuggingFace folder",
     "parlai": "ParlAI model",
 }
+SETTINGS = ("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH")  # that name a checkpoint
 NETWORKS = {"T5Config": T5Config, "BlenderbotConfig": BlenderbotConfig}  # by a description's name
 # Threads overlap their waits for a bucket. Only a few: each holds a parameter in memory.
 READ_THREADS = 4
@@ -74,6 +75,8 @@ def locate(path: str) -> Located:
     folder over several (the latest); a HuggingFace folder; or a ParlAI model.
     Raises UserError if there is none, or if it is damaged.
     """
+    if not path:  # such as --checkpoint=$RUN where RUN is not set: it would be the working folder
+        raise UserError("no checkpoint: its path is empty", setting=SETTINGS)
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")
@@ -104,7 +107,7 @@ def locate(path: str) -> Located:
         f"no checkpoint in {path}: looked for {run_checkpoints.FOLDER}/STEP (ours), "
         f"checkpoint_STEP/{t5x.INDEX} or {t5x.STATE} (T5X), {huggingface.CONFIG} (HuggingFace) and "
         f"{parlai.USUAL_NAME}{parlai.OPTIONS} (ParlAI); " + _where_else(folder),
-        setting=("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH"),
+        setting=SETTINGS,
     )
 
 

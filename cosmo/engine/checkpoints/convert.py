@@ -16,16 +16,18 @@ from cosmo.engine.base import durable
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import Progress
-from cosmo.engine.base.vocabulary import Vocabulary
+from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
-from cosmo.engine.checkpoints.description import check_vocabulary, describe
+from cosmo.engine.checkpoints.description import check_same_vocabulary, check_vocabulary, describe
 from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState, init_state
 from cosmo.engine.model.t5 import T5Config
 
 log = logging.getLogger(__name__)
+
+MAX_STEP = 2**31 - 1  # an int32 in every checkpoint
 
 REMEDY = "free some space, or give another folder"
 
@@ -65,8 +67,8 @@ def import_checkpoint(
         raise UserError(f"{path} is a checkpoint of ours already: use it as it is")
     # HuggingFace stores no step, so a user may know better than the file.
     step = source.step if step is None else step
-    if step < 0:
-        raise UserError(f"step={step}; a checkpoint's step is 0 or above")
+    if not 0 <= step <= MAX_STEP:
+        raise UserError(f"step={step}; a checkpoint's step is 0 to {MAX_STEP}", setting="step")
     description = describe(models.EncoderDecoderModel(source.network), vocabulary)
     if vocabulary is not None:
         log.info(describe_vocabulary_fit(source, vocabulary))
@@ -127,6 +129,10 @@ def export_checkpoint(
         raise UserError(FLOAT16)
     if dtype not in huggingface.DTYPES:
         raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
+    if not 0 < max_shard_gb < math.inf:
+        raise UserError(
+            f"max_shard_gb={max_shard_gb}; it must be above 0, such as 5.0", setting="max_shard_gb"
+        )
     if format == "t5x" and dtype != "float32":
         raise UserError("T5X keeps float32 parameters: export them with dtype float32")
     source = any_format.open_source(path)
@@ -163,6 +169,14 @@ def export_checkpoint(
                 folder, source.params, source.network, dtype, shard_bytes, on_piece, kind
             )
     return source
+
+
+def check_vocabulary_of(source: Source, vocabulary: Vocabulary) -> None:
+    """Raise UserError if a vocabulary does not fit a checkpoint, or is not the checkpoint's own."""
+    check_vocabulary(models.EncoderDecoderModel(source.network), vocabulary)
+    wanted = identity(vocabulary)
+    check_same_vocabulary(str(source), source.description.get("vocabulary"), wanted)
+    any_format.check_own_vocabulary(source, wanted)
 
 
 def describe_vocabulary_fit(source: Source, vocabulary: Vocabulary) -> str:

@@ -39,6 +39,8 @@ def output_files(output: str, num_shards: int) -> OutputFiles:
 
     Raises UserError for the name of another kind of file.
     """
+    if not output:  # such as --output=$OUT where OUT is not set: it would be the working folder
+        raise UserError("the output's path is empty", setting="output")
     path = epath.Path(output)
     if path.suffix == ".jsonl":
         if num_shards > 1:

@@ -170,7 +170,9 @@ def answer_source(
                 f"{config.session.checkpoint_path} has a newer checkpoint since this command "
                 "began; name one, MODEL_DIR/checkpoints/STEP"
             )
-        log.info("%d of %d parts of %d records to do", len(todo), len(spans), part_size)
+        log.info(
+            "%d of %d parts to do, each of %d records at most", len(todo), len(spans), part_size
+        )
     writes = jax.process_index() == 0
     if writes:
         # Not before: a checkpoint that cannot be opened must leave an earlier output as it was.

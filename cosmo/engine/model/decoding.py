@@ -9,6 +9,7 @@ V vocabulary. Of tokens: T written, D of a forced prefix, S of the context, K ba
 
 import contextlib
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -76,12 +77,12 @@ class DecodingConfig:
         object.__setattr__(self, "banned_ids", _token_ids(self.banned_ids))
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0.0, "0 (greedy) or above"),
+            "temperature": (0.0 <= self.temperature < math.inf, "0 (greedy) or above, and finite"),
             "top_k": (self.top_k >= 0, "0 (off) or above"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             "num_samples": (self.num_samples >= 1, "at least 1"),
             "beam_size": (self.beam_size >= 1, "at least 1"),
-            "length_penalty": (self.length_penalty >= 0.0, "0 or above"),
+            "length_penalty": (0.0 <= self.length_penalty < math.inf, "0 or above, and finite"),
             "search": (self.search in SEARCHES, f"one of {', '.join(SEARCHES)}"),
             "min_length": (
                 0 <= self.min_length < self.max_new_tokens,
@@ -92,7 +93,10 @@ class DecodingConfig:
         }
         for name, (good, rule) in rules.items():
             if not good:
-                raise UserError(f"DecodingConfig.{name}={getattr(self, name)}; it must be {rule}")
+                macro = "BEAM_SEARCH" if name == "search" else name.upper()
+                raise UserError(
+                    f"DecodingConfig.{name}={getattr(self, name)}; it must be {rule}", setting=macro
+                )
         if self.beam_size > 1 and (self.temperature > 0.0 or self.num_samples > 1):
             raise UserError(
                 "beam search is deterministic: beam_size > 1 cannot go with temperature > 0"

@@ -4,12 +4,14 @@ Such a folder may come from anywhere. Its files may be damaged, or of another ki
 or they may name files outside of the folder.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
 from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.errors import UserError, shown
+from cosmo.engine.checkpoints.lazy import LazyArray
 
 MAX_SIZE = 2**31 - 1  # of one axis or a number of layers: XLA's indices
 MAX_JSON_BYTES = 2**28  # the index of a model of a million tensors has half of it
@@ -62,6 +64,41 @@ def check_size(where: str, name: str, value: Any) -> int:
             f"{where}: {name}={shown(value)}, expected a whole number from 1 to {MAX_SIZE}"
         )
     return value
+
+
+def layers_in(tensors: Iterable[str], begin: str) -> int:
+    """Return the number of layers with tensors. Their names are `begin`, a number, a dot, more."""
+    found = (name.removeprefix(begin) for name in tensors if name.startswith(begin))
+    return len({name.split(".")[0] for name in found})
+
+
+def check_layers(where: str, side: str, layers: int, tensors: Iterable[str], begin: str) -> None:
+    """Raise UserError unless the encoder or decoder (`side`) has tensors of `layers` layers."""
+    stored = layers_in(tensors, begin)
+    if layers != stored:
+        raise UserError(
+            f"{where} has {layers} {side} layers, the tensors are of {stored}: copy all files of "
+            "one model"
+        )
+
+
+def check_shape(where: str, name: str, tensor: LazyArray | None, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless there is a tensor of the shape that a model's settings describe."""
+    if tensor is None:
+        raise UserError(f"{where}: the model lacks {name}; copy all files of one model")
+    if tensor.shape != shape:
+        raise UserError(
+            f"{where}: {name} is {tensor.shape}, expected {shape}: copy all files of one model"
+        )
+
+
+def check_heads(where: str, name: str, size: int, heads_name: str, heads: int) -> None:
+    """Raise UserError unless BlenderBot can divide vectors of `size` among heads."""
+    # Even, because half of a position's code is sines.
+    if size % heads or size % 2:
+        raise UserError(
+            f"{where}: {name}={size}, expected an even multiple of {heads_name}={heads}"
+        )
 
 
 def check_rate(where: str, name: str, value: Any) -> float:

@@ -200,12 +200,8 @@ def network(
         sizes[ours] = foreign_files.check_size(where, theirs, size)
     # Before anything is listed layer by layer: a wrong number of layers may be any number.
     for side in ("encoder", "decoder"):
-        layers, stored = sizes[f"num_{side}_layers"], _layers_in(tensors, side)
-        if layers != stored:
-            raise UserError(
-                f"{where} has {layers} {side} layers, the tensors are of {stored}: copy config and "
-                "weights of one model"
-            )
+        layers = sizes[f"num_{side}_layers"]
+        foreign_files.check_layers(where, side, layers, tensors, f"{side}.block.")
     buckets = sizes["relative_attention_num_buckets"]
     # Half of an encoder's buckets are for each direction, and half of those for single distances.
     if buckets < 4 or sizes["relative_attention_max_distance"] <= buckets // 2:
@@ -277,12 +273,6 @@ def _flag(where: str, settings: dict[str, Any], name: str, default: bool) -> boo
     if not isinstance(value, bool):  # the text "false" would count as true
         raise UserError(f"{where}: {name}={shown(value)}, expected true or false")
     return value
-
-
-def _layers_in(tensors: dict[str, LazyArray], side: str) -> int:
-    """Return the number of layers of one side whose tensors there are."""
-    parts = (name.split(".") for name in tensors if name.startswith(f"{side}.block."))
-    return len({part[2] for part in parts})
 
 
 def read_params(

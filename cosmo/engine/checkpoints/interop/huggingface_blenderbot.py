@@ -42,6 +42,7 @@ FIXED = {
     "extra_pos_embeddings": (0, 0),
 }
 EMBEDDING = "model.shared.weight"
+POSITIONS = "model.encoder.embed_positions.weight"
 # Other names of the embedding, which most files do without.
 COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 COPIES += ("lm_head.weight",)
@@ -88,18 +89,13 @@ def network(where: str, config: dict[str, Any], tensors: dict[str, LazyArray]) -
         sizes[ours] = found[0]
     # Before anything is listed layer by layer: a wrong number of layers may be any number.
     for side in ("encoder", "decoder"):
-        begin = f"model.{side}.layers."
-        stored = len({name.split(".")[3] for name in tensors if name.startswith(begin)})
-        if sizes[f"num_{side}_layers"] != stored:
-            raise UserError(
-                f"{where} has {sizes[f'num_{side}_layers']} {side} layers, the tensors are of "
-                f"{stored}: copy config and weights of one model"
-            )
-    if sizes["emb_dim"] % sizes["num_heads"] or sizes["emb_dim"] % 2:
-        raise UserError(
-            f"{where}: d_model={sizes['emb_dim']}, expected an even multiple of the "
-            f"{sizes['num_heads']} heads"
-        )
+        layers = sizes[f"num_{side}_layers"]
+        foreign_files.check_layers(where, side, layers, tensors, f"model.{side}.layers.")
+    width, heads = sizes["emb_dim"], sizes["num_heads"]
+    foreign_files.check_heads(where, "d_model", width, "encoder_attention_heads", heads)
+    # Building the network computes this table: a wrong size could take any amount of memory.
+    table = (sizes["max_positions"], width)
+    foreign_files.check_shape(where, POSITIONS, tensors.get(POSITIONS), table)
     bias = tensors.get(LOGITS_BIAS)
     return BlenderbotConfig(
         **sizes,

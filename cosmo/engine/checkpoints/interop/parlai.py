@@ -144,22 +144,16 @@ def network(
         # -1 stands for the number that both sides have.
         layers = options.get(f"n_{side}_layers", -1)
         layers = options.get("n_layers") if layers == -1 else layers
-        begin = f"{side}.layers."
-        stored = len({name.split(".")[2] for name in tensors if name.startswith(begin)})
-        if foreign_files.check_size(where, f"n_{side}_layers", layers) != stored:
-            raise UserError(
-                f"{where} has {layers} {side} layers, the tensors are of {stored}: copy options "
-                "and model of one training"
-            )
-        sizes[f"num_{side}_layers"] = stored
+        layers = foreign_files.check_size(where, f"n_{side}_layers", layers)
+        foreign_files.check_layers(where, side, layers, tensors, f"{side}.layers.")
+        sizes[f"num_{side}_layers"] = layers
     # Larger tables are for the hardware's sake, and 0 rows no table at all.
     if not all(id < sizes["vocab_size"] for id in FORBIDDEN):
         raise UserError(f"{path}: {EMBEDDING} has {sizes['vocab_size']} rows, expected more")
-    if sizes["emb_dim"] % sizes["num_heads"] or sizes["emb_dim"] % 2:
-        raise UserError(
-            f"{where}: embedding_size={sizes['emb_dim']}, expected an even multiple of "
-            f"n_heads={sizes['num_heads']}"
-        )
+    width, heads = sizes["emb_dim"], sizes["num_heads"]
+    # Building the network computes a table of this width.
+    foreign_files.check_shape(where, EMBEDDING, embedding, (sizes["vocab_size"], width))
+    foreign_files.check_heads(where, "embedding_size", width, "n_heads", heads)
     return BlenderbotConfig(
         **sizes,
         dropout_rate=foreign_files.check_rate(where, "dropout", options.get("dropout", 0.0)),
@@ -226,7 +220,7 @@ def _t5_network(path: str, options: dict[str, Any], tensors: dict[str, LazyArray
     gated = f"{T5}encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in tensors
     mlp_dim, _ = shape(f"encoder.block.0.layer.1.DenseReluDense.wi{'_0' if gated else ''}.weight")
     layers = {
-        side: len({k.split(".")[3] for k in tensors if k.startswith(f"{T5}{side}.block.")})
+        side: foreign_files.layers_in(tensors, f"{T5}{side}.block.")
         for side in ("encoder", "decoder")
     }
     if inner % heads or not layers["decoder"]:

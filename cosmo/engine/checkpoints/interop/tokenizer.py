@@ -13,6 +13,8 @@ from cosmo.engine.checkpoints.interop import foreign_files
 
 SPIECE = "spiece.model"
 FIRST_SPECIAL = 3  # pieces 0 to 2 are <pad>, </s> and <unk> in every T5 vocabulary
+# The score of a byte's piece, such as <0x41>. A text that spells it is split into other pieces.
+BYTE_SCORE = -10_000.0
 
 
 def write_tokenizer(folder: epath.Path, vocabulary_path: str) -> None:
@@ -105,7 +107,8 @@ def _tokenizer(model: Any, path: str) -> tuple[dict[str, Any], list[str]]:
         # Pieces that are never split (<sep>) get a score of 0, above that of all others: so the
         # likeliest segmentation keeps them whole.
         whole = piece.type == piece.USER_DEFINED
-        vocab.append([text, 0.0 if whole else piece.score])
+        score = BYTE_SCORE if piece.type == piece.BYTE else piece.score
+        vocab.append([text, 0.0 if whole else score])
         if sentinel:
             sentinels[int(sentinel.group(2))] = text
         if sentinel or id < FIRST_SPECIAL:
@@ -114,6 +117,9 @@ def _tokenizer(model: Any, path: str) -> tuple[dict[str, Any], list[str]]:
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
     normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap} if charsmap else None
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    # mT5 writes a character that no piece has as its bytes.
+    bytes_too = model.trainer_spec.byte_fallback
+    decoders = [{"type": "ByteFallback"}, metaspace]
     eos = {"SpecialToken": {"id": "</s>", "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     tokenizer = {
@@ -136,7 +142,7 @@ def _tokenizer(model: Any, path: str) -> tuple[dict[str, Any], list[str]]:
             "pair": [first, eos, second, eos],
             "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
         },
-        "decoder": metaspace,
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False},
+        "decoder": {"type": "Sequence", "decoders": decoders} if bytes_too else metaspace,
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": bytes_too},
     }
     return tokenizer, [sentinels[number] for number in sorted(sentinels)]

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from cosmo.engine.base.errors import UserError, shown
+from cosmo.engine.base.errors import MAX_GOT_CHARS, UserError, shortened, shown
 from cosmo.engine.checkpoints.interop import foreign_files
 from cosmo.engine.checkpoints.lazy import Index, LazyArray
 
@@ -75,7 +75,8 @@ def read(path: str) -> Any:
         return _Unpickler(archive).run(pickled)
     # pickletools raises these for bytes that are no pickle.
     except (ValueError, struct.error, OverflowError) as error:
-        raise UserError(f"{path} is damaged: its pickle {error}; copy it again") from error
+        reason = shortened(str(error), MAX_GOT_CHARS)  # it may hold bytes of the file
+        raise UserError(f"{path} is damaged: its pickle {reason}; copy it again") from error
 
 
 class _Archive:
