@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.checkpoints import any_format
+from tests import warm_process
 
 
 def run(*arguments: str) -> int:
@@ -147,7 +147,7 @@ def test_infer_input_without_tensorflow(trained, tmp_path):
     start = "from cosmo.__main__ import main; sys.exit(main(sys.argv[1:]))"
     output = tmp_path / "out.jsonl"
     arguments = ["infer", f"--gin.MODEL_DIR={trained}", f"--input={records}", f"--output={output}"]
-    done = subprocess.run(
+    done = warm_process.run(
         [sys.executable, "-c", block + start, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
