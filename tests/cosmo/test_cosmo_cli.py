@@ -106,7 +106,7 @@ def test_infer_writes_the_promised_fields(predictions):
     assert rows[0]["score"] < 0
 
 
-@pytest.mark.parametrize("batch_size", [4, 9])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_padding_of_the_last_batch_changes_nothing(trained, predictions, tmp_path, batch_size):
     """Property: 9 records in batches of 32, 4 (the last has one) and 9 have the same answers."""
     assert run(
