@@ -7,11 +7,13 @@ import pathlib
 
 import pytest
 
+from tests import warm_process
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Tracing a network makes millions of objects that stay: collecting garbage as often as Python does
 # by default takes an eighth of the tests' time.
-gc.set_threshold(100_000, 20, 50)
+gc.set_threshold(*warm_process.THRESHOLDS)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -30,6 +30,8 @@ PRELOADED = (
     "cosmo.engine.train.train",
     "cosmo.engine.infer.infer",
 )
+# Tracing makes millions of objects that stay.
+THRESHOLDS = (100_000, 20, 50)
 _PR_SET_CHILD_SUBREAPER = 36
 _LENGTH = struct.Struct("!q")
 
@@ -192,6 +194,7 @@ def main() -> None:
         importlib.import_module(name)
     # Tests whose oracle is a process without them use warm ones.
     assert not {"tensorflow", "seqio"} & sys.modules.keys()
+    gc.set_threshold(*THRESHOLDS)
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy the pages of all these objects
     connection = socket.socket(fileno=int(sys.argv[1]))
