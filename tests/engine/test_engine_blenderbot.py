@@ -140,14 +140,16 @@ def test_engine_blenderbot_equals_parlai(parlai, number):
     model, params, folder = parlai
     case = json.loads((folder / "teacher_forced.json").read_text())[number]
     found = np.load(folder / f"logits_{number}.npz")
-    batch = teacher_forced(case)
+    inputs, targets = len(case["text_vec"]), len(found["logits"])
+    # Padded, so that all cases are one program.
+    batch = {name: padded(array, 64) for name, array in teacher_forced(case).items()}
     encoded = encode(model, params, batch["encoder_input_tokens"])
-    np.testing.assert_allclose(encoded[0], found["encoder"], atol=1e-4)
-    logits = logits_of(model, params, batch)
+    np.testing.assert_allclose(encoded[0, :inputs], found["encoder"], atol=1e-4)
+    logits = logits_of(model, params, batch)[:, :targets]
     real = found["logits"] > -1e19
     np.testing.assert_allclose(logits[0][real], found["logits"][real], atol=1e-4)
     assert np.all(logits[0][~real] < -1e19)
-    per_token, _ = losses.cross_entropy(logits, batch["decoder_target_tokens"])
+    per_token, _ = losses.cross_entropy(logits, batch["decoder_target_tokens"][:, :targets])
     np.testing.assert_allclose(per_token[0], case["token_losses"], atol=1e-4)
 
 
@@ -169,11 +171,11 @@ def test_engine_blenderbot_packed_rows_equal_rows_of_their_own(parlai):
     begin = 0
     for inputs, targets in parts:
         alone = {
-            "encoder_input_tokens": inputs[None],
-            "decoder_target_tokens": targets[None],
-            "decoder_input_tokens": np.pad(targets, (1, 0))[None, :-1],
+            "encoder_input_tokens": padded(inputs[None], 9),
+            "decoder_target_tokens": padded(targets[None], 8),
+            "decoder_input_tokens": padded(np.pad(targets, (1, 0))[None, :-1], 8),
         }
-        wanted = logits_of(model, params, alone)[0]
+        wanted = logits_of(model, params, alone)[0, : len(targets)]
         np.testing.assert_allclose(together[begin : begin + len(targets)], wanted, atol=1e-4)
         begin += len(targets)
 
@@ -202,15 +204,15 @@ def test_engine_blenderbot_choices_and_what_follows_equal_scores(parlai):
     choose = jax.jit(generate.choose_and_continue, static_argnums=(0, 3, 4))
     found = choose(model, params, inputs, choices, DecodingConfig(max_new_tokens=6))
     for place, choice in enumerate(choices):
-        targets = np.tile(choice, (3, 1))
+        targets = padded(np.tile(choice, (3, 1)), 11)  # of one length: one program
         wanted = score(model, params, as_batch(inputs, targets))["score"]
         np.testing.assert_allclose(found.scores[:, place], wanted, atol=1e-4)
+    chosen = [choices[int(choice)] for choice in found.choice]
+    after = [tokens[0].tolist() for tokens in found.continuation.tokens]
+    whole = padded(rows([[*a, *b] for a, b in zip(chosen, after, strict=True)]), 11)
+    wholes = score(model, params, as_batch(inputs, whole))["score"]
     for row in range(3):
-        choice = np.array(choices[int(found.choice[row])])
-        after = np.array(found.continuation.tokens[row, 0])
-        whole = np.concatenate([choice, after])[None]
-        alone = score(model, params, as_batch(inputs[row : row + 1], whole))["score"][0]
-        wanted = alone - found.scores[row, int(found.choice[row])]
+        wanted = wholes[row] - found.scores[row, int(found.choice[row])]
         np.testing.assert_allclose(found.continuation.scores[row, 0], wanted, atol=1e-4)
 
 
@@ -239,6 +241,11 @@ def test_engine_blenderbot_answers_equal_huggingface(huggingface, predict, name)
     )
     ours = predict(model, params, found["input_ids"] * found["attention_mask"], config)
     np.testing.assert_array_equal(ours.tokens[:, 0], found[name][:, 1:])
+
+
+def padded(array, length):
+    """Return rows of `length`, with zeros at the end."""
+    return np.pad(array, ((0, 0), (0, length - array.shape[1])))
 
 
 def rows(sequences):
