@@ -7,11 +7,13 @@ import pathlib
 
 import pytest
 
+from tests import warm_process
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Tracing a network makes millions of objects that stay: collecting garbage as often as Python does
 # by default takes an eighth of the tests' time.
-gc.set_threshold(100_000, 20, 50)
+gc.set_threshold(*warm_process.THRESHOLDS)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -47,24 +49,28 @@ os.environ["XLA_FLAGS"] = " ".join(
 # of one file stay in one process, which shares their fixtures.
 SLOWEST_FILES = (
     "test_cosmo_cli",
-    "test_cosmo_cache",
-    "test_engine_partitioning",
-    "test_engine_faults",
-    "test_cosmo_plan",
-    "test_engine_reader",
     "test_engine_step",
-    "test_cosmo_infer",
-    "test_engine_integrity",
-    "test_tasks_mixtures",
-    "test_engine_jobs_network",
+    "test_cosmo_cache",
+    "test_engine_faults",
     "test_interop_t5x",
+    "test_engine_reader",
+    "test_engine_blenderbot",
+    "test_tasks_mixtures",
     "test_engine_bad_steps",
-    "test_engine_t5",
-    "test_wheel",
-    "test_cold_starts",
-    "test_engine_choices",
-    "test_tasks_canary",
     "test_run",
+    "test_engine_partitioning",
+    "test_engine_t5",
+    "test_engine_choices",
+    "test_engine_jobs_network",
+    "test_engine_cache",
+    "test_wheel",
+    "test_cosmo_plan",
+    "test_tasks_canary",
+    "test_engine_integrity",
+    "test_prost",
+    "test_file_faults",
+    "test_tasks_cache",
+    "test_cold_starts",
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from canary.__main__ import main
 from cosmo.tasks import safety
+from tests import warm_process
 
 WORDS = [
     "kids",
@@ -148,7 +149,7 @@ def test_prosocial_rows_give_a_line_each(label, tmp_path, shared):
 
 def start(run, source, output):
     command = [sys.executable, "-m", "canary", "label", f"--checkpoint={run}", "--batch_size=4"]
-    return subprocess.Popen(
+    return warm_process.Popen(
         [*command, f"--input={source}", f"--output={output}", "--window=4", "--per_turn"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

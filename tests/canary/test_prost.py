@@ -177,13 +177,15 @@ def test_the_likelihood_is_of_the_response_alone(prost, rots):
     """Oracle: `models.score` of prefix and response, less that of the prefix."""
     found = evaluation.measure(prost, EXAMPLES, prost.decoding(), rots)
     vocabulary, session = prost.session.vocabulary, prost.session
+    score_of = jax.jit(models.score, static_argnums=0)
 
     def score(example, targets):
         inputs = prost_text.history_ids(example.turns, vocabulary, 64).ids
         names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
         arrays = (inputs, [0, *targets[:-1]], targets)
-        batch = {name: np.array([ids]) for name, ids in zip(names, arrays, strict=True)}
-        return float(models.score(session.model, session.params, batch)["score"][0])
+        padded = (np.pad(np.array([ids], np.int32), ((0, 0), (0, 64 - len(ids)))) for ids in arrays)
+        batch = dict(zip(names, padded, strict=True))  # of one shape: one program
+        return float(score_of(session.model, session.params, batch)["score"][0])
 
     for example, one in zip(EXAMPLES, found, strict=True):
         before = example.rots if rots == "gold" else one.reply.rots

@@ -16,6 +16,7 @@ from cosmo.__main__ import main
 from cosmo.engine.data import reader
 from cosmo.engine.data.cache_reading import MANIFEST, Cache
 from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
+from tests import warm_process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,7 +90,9 @@ def kill_when_under_way(command, folder):
 
     The file of a shard is put in place after its note.
     """
-    process = subprocess.Popen([sys.executable, "-m", "cosmo", *command], stderr=subprocess.DEVNULL)
+    process = warm_process.Popen(
+        [sys.executable, "-m", "cosmo", *command], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 600
     while not list(folder.glob("rows-*")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -176,7 +179,7 @@ def test_training_loads_no_tensorflow(training, tmp_path):
         f"assert main({command!r}) == 0\n"
         "print(*[m for m in ('tensorflow', 'seqio', 'tensorflow_datasets') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = warm_process.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ""
     assert (tmp_path / "checkpoints/2").is_dir()

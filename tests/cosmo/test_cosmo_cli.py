@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.checkpoints import any_format
+from tests import warm_process
 
 
 def run(*arguments: str) -> int:
@@ -106,7 +106,7 @@ def test_infer_writes_the_promised_fields(predictions):
     assert rows[0]["score"] < 0
 
 
-@pytest.mark.parametrize("batch_size", [4, 9])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_padding_of_the_last_batch_changes_nothing(trained, predictions, tmp_path, batch_size):
     """Property: 9 records in batches of 32, 4 (the last has one) and 9 have the same answers."""
     assert run(
@@ -147,7 +147,7 @@ def test_infer_input_without_tensorflow(trained, tmp_path):
     start = "from cosmo.__main__ import main; sys.exit(main(sys.argv[1:]))"
     output = tmp_path / "out.jsonl"
     arguments = ["infer", f"--gin.MODEL_DIR={trained}", f"--input={records}", f"--output={output}"]
-    done = subprocess.run(
+    done = warm_process.run(
         [sys.executable, "-c", block + start, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import pytest
 
 from cosmo.__main__ import main
 from cosmo.engine.checkpoints import any_format
+from tests import warm_process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATES = {"train/tokens_per_second", "train/steps_per_second", "train/input_wait"}
@@ -45,7 +46,7 @@ def start(small, cached, folder, steps, *more, devices=1, **environment) -> subp
     ]
     flags = f"{os.environ['XLA_FLAGS']}{CPU} --xla_force_host_platform_device_count={devices}"
     with open(f"{folder}.log", "a") as log:
-        return subprocess.Popen(
+        return warm_process.Popen(
             command,
             cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": flags, **environment},

@@ -4,7 +4,6 @@ import gzip
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ from cosmo import records
 from cosmo.__main__ import main
 from cosmo.engine.infer import infer, record_sources
 from cosmo.tasks import vocabularies
+from tests import warm_process
 
 # One shape to compile, for all commands of this file.
 SMALL = (
@@ -100,7 +100,7 @@ def test_two_processes_at_once(trained, whole, tmp_path):
     source, files = whole
     cut = [f"--input={source}", f"--output={tmp_path / 'out'}", "--window=4", "--num_shards=3"]
     both = [
-        subprocess.Popen(
+        warm_process.Popen(
             [sys.executable, "-m", "cosmo", *command(trained, *cut, f"--shards={chosen}")]
         )
         for chosen in ("0-1", "1-2")
@@ -272,7 +272,7 @@ def test_killed_again_and_again(trained, tmp_path):
     start = [sys.executable, "-m", "cosmo", *command(trained, *cut, f"--output={tmp_path / 'out'}")]
     moments, kills, code = random.Random(0), 0, None
     while code is None:
-        process = subprocess.Popen(start)
+        process = warm_process.Popen(start)
         work = tmp_path / "out/.predictions.work"
         before = len(list(work.iterdir())) if work.exists() else 0
         # Wait until something is written, or start-up would be all that is killed.

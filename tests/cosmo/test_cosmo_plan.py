@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 
 from cosmo.__main__ import main
+from tests import warm_process
 
 KEYS = {
     "parameters",
@@ -30,7 +31,7 @@ TINY = ("--gin_file=gin/cosmo/tiny.gin", "--gin.SCAN_LAYERS=True", "--quiet")
 
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "cosmo", "plan", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm_process.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ import pytest
 
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.train import train
+from tests import warm_process
 from tests.engine import fault_driver
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,7 +31,8 @@ def start(model_dir, *, env=None, prefix=(), log=None, **options) -> subprocess.
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environment |= env or {}
     with open(log or f"{model_dir}.log", "a") as log:
-        return subprocess.Popen(
+        begin = subprocess.Popen if prefix else warm_process.Popen
+        return begin(
             [*prefix, *command(model_dir, **options)],
             cwd=ROOT,
             env=environment,

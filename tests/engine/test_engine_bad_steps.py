@@ -20,7 +20,10 @@ OPTIONS = {**fault_driver.OPTIONS, "total_steps": 30, "save_period": 10, "keep":
 run = functools.partial(faults.run_here, OPTIONS)
 
 
-@pytest.fixture(scope="module", params=[Adafactor(min_dim_size_to_factor=8), AdamW()])
+ADAFACTOR = pytest.param(Adafactor(min_dim_size_to_factor=8), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[ADAFACTOR, AdamW()])
 def steps(request, model, params, jit):
     """(the step, jitted without donation; a state at step 4)."""
     config = step.StepConfig(optimizer=request.param)

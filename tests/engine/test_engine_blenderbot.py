@@ -1,5 +1,6 @@
 """BlenderBot's network against recorded numbers of transformers 5.23 and ParlAI 1.7.2."""
 
+import functools
 import json
 
 import jax
@@ -31,6 +32,15 @@ LAYER = {
     ],
 }
 LETTERS = {"query": "q", "key": "k", "value": "v", "out": "out"}
+
+# Jitted: operation by operation JAX compiles a program for each shape of each operation.
+logits_of = jax.jit(models.logits, static_argnums=0)
+score = jax.jit(models.score, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model, params, inputs):
+    return models.bind(model, params).encode(inputs)
 
 
 def params_of(tensors, *, parlai):
@@ -110,7 +120,7 @@ def test_engine_blenderbot_logits_equal_huggingface(huggingface):
         "decoder_input_tokens": found["decoder_input_ids"],
         "decoder_target_tokens": np.ones_like(found["decoder_input_ids"]),
     }
-    logits = jax.jit(models.logits, static_argnums=0)(model, params, batch)
+    logits = logits_of(model, params, batch)
     np.testing.assert_allclose(logits, found["logits"], atol=1e-4)
 
 
@@ -130,14 +140,16 @@ def test_engine_blenderbot_equals_parlai(parlai, number):
     model, params, folder = parlai
     case = json.loads((folder / "teacher_forced.json").read_text())[number]
     found = np.load(folder / f"logits_{number}.npz")
-    batch = teacher_forced(case)
-    encoded = models.bind(model, params).encode(batch["encoder_input_tokens"])
-    np.testing.assert_allclose(encoded[0], found["encoder"], atol=1e-4)
-    logits = models.logits(model, params, batch)
+    inputs, targets = len(case["text_vec"]), len(found["logits"])
+    # Padded, so that all cases are one program.
+    batch = {name: padded(array, 64) for name, array in teacher_forced(case).items()}
+    encoded = encode(model, params, batch["encoder_input_tokens"])
+    np.testing.assert_allclose(encoded[0, :inputs], found["encoder"], atol=1e-4)
+    logits = logits_of(model, params, batch)[:, :targets]
     real = found["logits"] > -1e19
     np.testing.assert_allclose(logits[0][real], found["logits"][real], atol=1e-4)
     assert np.all(logits[0][~real] < -1e19)
-    per_token, _ = losses.cross_entropy(logits, batch["decoder_target_tokens"])
+    per_token, _ = losses.cross_entropy(logits, batch["decoder_target_tokens"][:, :targets])
     np.testing.assert_allclose(per_token[0], case["token_losses"], atol=1e-4)
 
 
@@ -155,15 +167,15 @@ def test_engine_blenderbot_packed_rows_equal_rows_of_their_own(parlai):
     }
     # As SeqIO shifts: a zero begins each segment.
     shifted = np.concatenate([np.pad(p[1], (1, 0))[:-1] for p in parts])[None]
-    together = models.logits(model, params, {**packed, "decoder_input_tokens": shifted})[0]
+    together = logits_of(model, params, {**packed, "decoder_input_tokens": shifted})[0]
     begin = 0
     for inputs, targets in parts:
         alone = {
-            "encoder_input_tokens": inputs[None],
-            "decoder_target_tokens": targets[None],
-            "decoder_input_tokens": np.pad(targets, (1, 0))[None, :-1],
+            "encoder_input_tokens": padded(inputs[None], 9),
+            "decoder_target_tokens": padded(targets[None], 8),
+            "decoder_input_tokens": padded(np.pad(targets, (1, 0))[None, :-1], 8),
         }
-        wanted = models.logits(model, params, alone)[0]
+        wanted = logits_of(model, params, alone)[0, : len(targets)]
         np.testing.assert_allclose(together[begin : begin + len(targets)], wanted, atol=1e-4)
         begin += len(targets)
 
@@ -174,13 +186,13 @@ def test_engine_blenderbot_cached_steps_equal_teacher_forcing(parlai):
     inputs = np.random.default_rng(1).integers(4, 500, (2, 12))
     config = DecodingConfig(max_new_tokens=10, temperature=1.0)
     keys = jax.random.split(jax.random.key(3), 2)
-    found = generate.predict(model, params, inputs, config, keys)
+    found = jax.jit(generate.predict, static_argnums=(0, 3))(model, params, inputs, config, keys)
     batch = {
         "encoder_input_tokens": inputs,
         "decoder_target_tokens": found.tokens[:, 0],
         "decoder_input_tokens": jnp.pad(found.tokens[:, 0], ((0, 0), (1, 0)))[:, :-1],
     }
-    wanted = models.score(model, params, batch)["score"]
+    wanted = score(model, params, batch)["score"]
     np.testing.assert_allclose(found.scores[:, 0], wanted, atol=1e-4)
 
 
@@ -189,19 +201,18 @@ def test_engine_blenderbot_choices_and_what_follows_equal_scores(parlai):
     model, params, _ = parlai
     inputs = np.random.default_rng(2).integers(4, 500, (3, 9))
     choices = ((7, 8, 9), (7, 11), (30, 31, 32, 33, 34))
-    found = generate.choose_and_continue(
-        model, params, inputs, choices, DecodingConfig(max_new_tokens=6)
-    )
+    choose = jax.jit(generate.choose_and_continue, static_argnums=(0, 3, 4))
+    found = choose(model, params, inputs, choices, DecodingConfig(max_new_tokens=6))
     for place, choice in enumerate(choices):
-        targets = np.tile(choice, (3, 1))
-        wanted = models.score(model, params, as_batch(inputs, targets))["score"]
+        targets = padded(np.tile(choice, (3, 1)), 11)  # of one length: one program
+        wanted = score(model, params, as_batch(inputs, targets))["score"]
         np.testing.assert_allclose(found.scores[:, place], wanted, atol=1e-4)
+    chosen = [choices[int(choice)] for choice in found.choice]
+    after = [tokens[0].tolist() for tokens in found.continuation.tokens]
+    whole = padded(rows([[*a, *b] for a, b in zip(chosen, after, strict=True)]), 11)
+    wholes = score(model, params, as_batch(inputs, whole))["score"]
     for row in range(3):
-        choice = np.array(choices[int(found.choice[row])])
-        after = np.array(found.continuation.tokens[row, 0])
-        whole = np.concatenate([choice, after])[None]
-        score = models.score(model, params, as_batch(inputs[row : row + 1], whole))["score"][0]
-        wanted = score - found.scores[row, int(found.choice[row])]
+        wanted = wholes[row] - found.scores[row, int(found.choice[row])]
         np.testing.assert_allclose(found.continuation.scores[row, 0], wanted, atol=1e-4)
 
 
@@ -230,6 +241,11 @@ def test_engine_blenderbot_answers_equal_huggingface(huggingface, predict, name)
     )
     ours = predict(model, params, found["input_ids"] * found["attention_mask"], config)
     np.testing.assert_array_equal(ours.tokens[:, 0], found[name][:, 1:])
+
+
+def padded(array, length):
+    """Return rows of `length`, with zeros at the end."""
+    return np.pad(array, ((0, 0), (0, length - array.shape[1])))
 
 
 def rows(sequences):
@@ -286,7 +302,6 @@ def test_engine_blenderbot_prefix_is_read_as_the_answer_s_beginning(parlai, jit)
     answers = [[int(token) for token in row if token] for row in np.asarray(ours.tokens[:, 0])]
     whole = rows([[*p, *a, *[0] * 13][:13] for p, a in zip(prefixes, answers, strict=True)])
     before = whole * (np.arange(13) < [[4], [0], [2]])
-    score = jit(models.score, static_argnums=0)
     wanted = [score(model, params, as_batch(inputs, tokens))["score"] for tokens in (whole, before)]
     np.testing.assert_allclose(ours.scores[:, 0], wanted[0] - wanted[1], atol=1e-4)
 

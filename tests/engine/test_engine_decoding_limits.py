@@ -231,8 +231,18 @@ def drawn(rng, inputs, vocab, longest, shortest=0):
     return [rng.integers(3, vocab, rng.integers(shortest, longest + 1)) for _ in range(inputs)]
 
 
-@pytest.mark.parametrize("limits", LIMITS)
-@pytest.mark.parametrize("search", SEARCHES)
+# Each pair compiles two programs. Of a beam search "all" holds every limit; those alone are slow.
+TOGETHER = ("none", "blenderbot", "all")
+PAIRS = [
+    pytest.param(search, limits, marks=[pytest.mark.slow] * (limits not in TOGETHER))
+    if search != "greedy"
+    else (search, limits)
+    for search in SEARCHES
+    for limits in LIMITS
+]
+
+
+@pytest.mark.parametrize("search, limits", PAIRS)
 def test_engine_decoding_searches_with_limits(search, limits):
     """40 inputs, each with a context, half of them with a prefix. Oracle: searches with lists."""
     inputs, vocab, longest = 40, 12, 9
@@ -320,13 +330,17 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
-@given(CONFIGS, st.integers(0, 10**6))
-def test_engine_decoding_limits_hold(fields, seed):
+@pytest.mark.parametrize("examples", [4, pytest.param(15, marks=pytest.mark.slow)])
+def test_engine_decoding_limits_hold(examples):
     """No banned id, no n-gram twice or of the input, the minimum kept; the same in any batch.
 
-    Properties, for greedy answers, samples and every search.
+    Properties, for greedy answers, samples and every search. An example compiles two programs.
     """
+    drawing = given(CONFIGS, st.integers(0, 10**6))
+    settings(max_examples=examples, deadline=None)(drawing(check_limits_hold))()
+
+
+def check_limits_hold(fields, seed):
     kind = fields.pop("kind")
     config = DecodingConfig(8, **fields, **kind)
     toy = Toy(4, 40, BLENDERBOT, seed)

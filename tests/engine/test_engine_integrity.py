@@ -13,6 +13,7 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format, checkpoint_writer, integrity, run_checkpoints
+from tests import warm_process
 from tests.engine import fault_driver, faults
 
 OPTIONS = {**fault_driver.OPTIONS, "total_steps": 12, "save_period": 4, "keep": None}
@@ -265,7 +266,7 @@ def on_devices(devices: int, action: str, folder) -> dict[str, np.ndarray]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     out = folder / f"{action}{devices}.npz"
     arguments = [str(devices), action, str(folder / "run"), str(out)]
-    done = subprocess.run(
+    done = warm_process.run(
         [sys.executable, "-c", RESHARD, *arguments],
         cwd=faults.ROOT,
         env={**os.environ, "XLA_FLAGS": flags},
@@ -306,7 +307,7 @@ def test_saved_on_eight_devices_read_without_any(eight):
     code += "pickle.dump(c.read_numpy(sys.argv[1]), sys.stdout.buffer)"
     env = {**os.environ, "JAX_PLATFORMS": "nothing"}
     command = [sys.executable, "-c", code, str(folder / "run")]
-    done = subprocess.run(command, cwd=faults.ROOT, env=env, capture_output=True, check=True)
+    done = warm_process.run(command, cwd=faults.ROOT, env=env, capture_output=True, check=True)
     import pickle
 
     step, state = pickle.loads(done.stdout)

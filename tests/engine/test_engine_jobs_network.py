@@ -53,12 +53,18 @@ WAYS = {
 }
 
 
+# Batch size and shards. A program is compiled for each batch size and bucket of lengths.
+FEW = [(1, 1), (3, 1), (3, 2)]
+MANY = [*FEW, (8, 1), (8, 5)]
+
+
+@pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_depend_on_neither_batch_size_nor_shards(config, network, tmp_path, way):
+def test_answers_depend_on_neither_batch_size_nor_shards(config, network, tmp_path, way, sizes):
     """Property: same seed and record, same answer; float32, so only the last digits of a score may
     vary with the shape of the batch."""
     found = {}
-    for batch_size, num_shards in [(1, 1), (3, 1), (8, 1), (3, 2), (8, 5)]:
+    for batch_size, num_shards in sizes:
         folder = tmp_path / f"{batch_size}-{num_shards}"
         layout = answer_files.output_files(str(folder), num_shards)
         bulk.answer_source(

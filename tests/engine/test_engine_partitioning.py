@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
+from tests import warm_process
 from tests.engine.partition_driver import ANSWERING, FAST, MESHES, STEPS, TWO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def start(devices: int, *arguments: str) -> subprocess.Popen:
     }
     command = [sys.executable, "-m", "tests.engine.partition_driver", *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    return warm_process.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def results(out: str, processes: list[subprocess.Popen]):

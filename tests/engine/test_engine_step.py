@@ -97,12 +97,13 @@ def test_engine_step_is_gradient_optimizer_and_rate(
 @pytest.mark.parametrize(
     ("count", "normalization"),
     [
-        (2, "NUM_REAL_TARGET_TOKENS"),
+        pytest.param(2, "NUM_REAL_TARGET_TOKENS", marks=pytest.mark.slow),
         (4, "NUM_REAL_TARGET_TOKENS"),
         (2, "AVERAGE_PER_SEQUENCE"),
-        (2, "NUM_TOTAL_TARGET_TOKENS"),
-        (2, None),
-        (4, 7.0),
+        # Each compiles two steps.
+        pytest.param(2, "NUM_TOTAL_TARGET_TOKENS", marks=pytest.mark.slow),
+        pytest.param(2, None, marks=pytest.mark.slow),
+        pytest.param(4, 7.0, marks=pytest.mark.slow),
     ],
 )
 def test_engine_step_microbatches(averaged, unpacked, jitted, state, count, normalization):
@@ -229,7 +230,7 @@ def test_engine_step_blenderbots_positions_are_frozen(trained):
     assert still == (set() if trained else tables)
 
 
-@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("amsgrad", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_engine_step_leaves_frozen_parameters(
     averaged, unpacked, loss_and_grads, jitted, params, amsgrad, jit
 ):

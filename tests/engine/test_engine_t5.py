@@ -121,7 +121,7 @@ def with_network(model, **changes):
 
 @pytest.mark.parametrize(
     "scan_layers, remat_policy",
-    [(True, "minimal"), (True, "full"), (False, "none")],
+    [(True, "minimal"), pytest.param(True, "full", marks=pytest.mark.slow), (False, "none")],
 )
 def test_engine_t5_scan_and_remat_change_no_number(
     model, params, packed, loss_and_grads, reference, scan_layers, remat_policy

@@ -109,7 +109,10 @@ def test_what_a_power_loss_leaves(shim, tmp_path, name):
     assert disk.state("unnamed") == (named if unnamed is None else unnamed)
 
 
-@pytest.mark.parametrize(("work", "points"), [("co3", 4), ("infer", 10)])
+@pytest.mark.parametrize(
+    ("work", "points"),
+    [("co3", 4), ("infer", 4), pytest.param("infer", 10, marks=pytest.mark.slow)],
+)
 def test_some_faults(shim, folder, work, points):
     """A sample of what the slow tests do at every place; a power loss also comes at the end."""
     found = faults(shim, folder, work, points=points)

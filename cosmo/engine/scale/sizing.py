@@ -48,11 +48,25 @@ def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch)
 
 def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
     """Return the same number, with the products that the model's remat_policy recomputes."""
+    return _matmul_flops(model, tuple(sorted(batch.items())))
 
+
+# A trace takes seconds, and every plan of a sweep needs the same two or three.
+_traced_once = functools.lru_cache(maxsize=64)
+
+
+@_traced_once
+def _matmul_flops(model: models.EncoderDecoderModel, batch: tuple) -> float:
     def gradients(params, batch):
         return jax.value_and_grad(lambda p: models.loss(model, p, batch), has_aux=True)(params)
 
-    return _dot_flops(jax.make_jaxpr(gradients)(models.abstract_params(model), batch).jaxpr)
+    return _dot_flops(jax.make_jaxpr(gradients)(models.abstract_params(model), dict(batch)).jaxpr)
+
+
+@_traced_once
+def _optimizer_bytes(model: models.EncoderDecoderModel, step: StepConfig) -> int:
+    state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
+    return _bytes(jax.tree.leaves(state))
 
 
 def kept_activations(
@@ -62,7 +76,7 @@ def kept_activations(
     return _kept(_with_policy(model, remat_policy), tuple(sorted(batch.items())))
 
 
-@functools.lru_cache(maxsize=64)  # a trace takes seconds, and several estimates need the same
+@_traced_once
 def _kept(model: models.EncoderDecoderModel, batch: tuple) -> list[jax.ShapeDtypeStruct]:
     params = models.abstract_params(model)
     # On two abstract devices, so that gathered weights are not counted among what is kept.
@@ -94,8 +108,9 @@ def memory_estimate(
     """Return estimated bytes on each device: {"arguments" (the state), "temporaries"}."""
     data, parts = devices // choice.num_partitions, choice.num_partitions
     params = models.parameter_count(model)
-    opt_state = jax.eval_shape(step.transformation().init, models.abstract_params(model))
-    state = 4 * params + _bytes(jax.tree.leaves(opt_state))
+    # Neither the policy nor the microbatches change the optimizer's state.
+    one = dataclasses.replace(step, num_microbatches=1)
+    state = 4 * params + _optimizer_bytes(_with_policy(model, "none"), one)
     network, rows = model.network, batch["encoder_input_tokens"].shape[0]
     split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
     split -= {0, _size(network, "emb_dim")}
