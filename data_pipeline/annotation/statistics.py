@@ -2,8 +2,8 @@
 
 The papers name no test. The SODA paper gives |z|, and table 7 fits a z test of two proportions
 that takes the two shares for two samples. They are shares of one sample: without ties that z is
-too large by the square root of 2. `one_sample_z` is right for independent votes. Votes on one item are not
-independent, so the sign test counts items, and the bootstrap draws items.
+too large by the square root of 2. `one_sample_z` is right for independent votes. Votes on one item
+are not independent, so the sign test counts items, and the bootstrap draws items.
 """
 
 from __future__ import annotations

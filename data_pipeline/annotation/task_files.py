@@ -232,7 +232,7 @@ def read_task(path: Any) -> Task:
                 page = built(Page, given.get("page"), "field 'page'")
                 head = built(_Head, {**given, "page": {}}, "the head")
                 continue
-            item = _item(row)
+            item = item_of(row)
             check_item(page, item)
         except ValueError as error:
             if isinstance(error, DataError):
@@ -272,7 +272,8 @@ class _Head:
     made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _item(row: Any) -> Item:
+def item_of(row: Any) -> Item:
+    """Return a line of a task file as an item; ValueError names the fault."""
     if not isinstance(row, dict):
         raise ValueError(f"got {shown(row)}, expected an object")
     nested = {k: row[k] for k in ("options", "option_speakers") if k in row}
