@@ -1,4 +1,4 @@
-"""Draw comparisons as the papers do: bars side by side, or with ties between the two; light, dark."""
+"""Draw comparisons as the papers do: bars side by side, or with ties between; light and dark."""
 
 from __future__ import annotations
 
