@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmo.engine.base import json_lines
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.tasks.record_files import read_lines
 from data_pipeline.annotation.fields import built, plain
@@ -268,8 +269,6 @@ def append_answers(path: Any, answers: Iterable[Answer]) -> None:
 
 def write_quarantined(path: Any, quarantined: Sequence[Quarantined]) -> None:
     """Write the lines set aside, each with its reason, to a JSON lines file; none: no file."""
-    from cosmo.engine.base.atomic import write_atomic
-
     path = Path(path)
     if quarantined:
         write_atomic(path, json_lines.lines(map(plain, quarantined)))

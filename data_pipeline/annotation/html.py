@@ -43,11 +43,11 @@ def questions(view: Mapping[str, Any]) -> str:
             for key, values in field["when"].items()
         )
         when = f' data-when="{attribute(conditions)}"' if conditions else ""
-        about = ""
-        if field["utterance"]:
-            about = f" (utterance {field['utterance']})"
-        legend = f"{number}. {escaped(field['text'])}{about}"
+        legend = f"{number}. {escaped(field['text'])}"
         note = f'<p class="help">{escaped(field["help"])}</p>' if field["help"] else ""
+        if field["utterance"]:
+            about = f"{field['utterance']}. {field['about']}"
+            note = f'<p class="about">{escaped(about)}</p>{note}'
         made.append(f"<fieldset{when}><legend>{legend}</legend>{note}{_controls(field)}</fieldset>")
     return "".join(made)
 

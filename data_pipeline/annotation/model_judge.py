@@ -69,9 +69,11 @@ def prompt(task: Task, item: Item, order: Sequence[int]) -> str:
         )
     lines = []
     for field in asked_fields(task, item):
-        about = f" (utterance {field.utterance}: {item.context[field.utterance - 1]})"
+        about = ""
+        if field.utterance:
+            about = f" (utterance {field.utterance}: {item.context[field.utterance - 1]})"
         choices = "; ".join(f"{c.id} = {c.text}" for c in field.question.choices)
-        lines.append(f"{field.key}: {field.text}{about if field.utterance else ''} [{choices}]")
+        lines.append(f"{field.key}: {field.text}{about} [{choices}]")
     parts.append("Questions:\n" + "\n".join(lines))
     keys = "\n".join(f"{field.key}:" for field in asked_fields(task, item))
     parts.append(f"{words['closing']}\n{keys}")

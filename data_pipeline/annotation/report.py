@@ -183,9 +183,9 @@ def _comparison(question: Question, votes: Votes, seed: int) -> dict[str, Any]:
     # An item without a majority is as good as a tie.
     undecided = best["tie"] + best[None]
     per_item = [Counter(side(vote.value) for vote in given) for given in votes.values()]
-    z, one_z = statistics.two_proportion_z(first, second, total), None
+    z, one_z = statistics.two_proportion_z(second, first, total), None
     if first + second:
-        one_z = statistics.one_sample_z(first, second)
+        one_z = statistics.one_sample_z(second, first)
     halves = statistics.halved(best["first"], undecided, best["second"])
     return {
         "kind": "comparison",

@@ -7,6 +7,7 @@ from typing import Any
 
 from cosmo.engine.base.tables import text_table
 from cosmo.tasks.paper_tables import PROSOCIAL, SODA
+from data_pipeline.annotation.answers import MODEL
 
 # Pages whose published tables have the same questions: the columns of the tables.
 _COLUMNS = {
@@ -61,6 +62,8 @@ def _group(name: str, made: Mapping[str, Any], questions: Mapping[str, Any]) -> 
     parts += [_choices(q, one) for q, one in chosen.items()]
     lines = []
     for question, one in written.items():
+        if name.startswith(MODEL) and not one["given"]:
+            continue  # models write no texts
         amount = f", {one['checked']} checked" if "checked" in one else ""
         if "mean_length" in one:
             unit = {"text": "characters", "edits": "utterances", "several": "rules"}[one["kind"]]
@@ -111,6 +114,7 @@ def _tests(questions: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     effect = next((q["power"]["smallest_effect"] for q in questions.values() if q["votes"]), None)
     note = (
+        "alpha: Krippendorff's, n nominal, o ordinal, i interval. Tests above 0: the second.\n"
         "The paper's z takes the two shares for two samples: without ties it is 1.41 times too "
         "large. The tests of items are exact."
     )
@@ -181,6 +185,11 @@ def _model(model: Mapping[str, Any]) -> list[str]:
             rows.append([name, _percent(one["share_a"]), _interval(one["wilson"]), _p(one["p"]),
                          _percent(one["consistent"])])  # fmt: skip
         parts.append(text_table(rows))
+    gold = model["gold"]["gold"]
+    if gold["total"]:
+        parts.append(f"gold: {gold['right']}/{gold['total']} right")
+    if not any(one["units"] for one in model["agreement_with_people"].values()):
+        return [*parts, "no item has a majority of people to compare it with"]
     rows = [["with people's majority", "items", "agree, %", "95%", "kappa"]]
     for name, one in model["agreement_with_people"].items():
         rows.append([name, f"{one['units']:,}", _percent(one["share"]), _interval(one["wilson"]),
@@ -189,9 +198,6 @@ def _model(model: Mapping[str, Any]) -> list[str]:
     for name, one in model["agreement_with_people"].items():
         if "classes" in one:
             parts.append(_classes(name, one["classes"]))
-    gold = model["gold"]["gold"]
-    if gold["total"]:
-        parts.append(f"gold: {gold['right']}/{gold['total']} right")
     return parts
 
 

@@ -73,6 +73,7 @@ def _field(field: Any, item: Item) -> dict[str, Any]:
         "help": question.help,
         "required": question.required,
         "utterance": field.utterance,
+        "about": item.context[field.utterance - 1] if field.utterance else "",
         "least": question.least,
         "most": question.most,
         "choices": [{"id": c.id, "text": c.text, "colour": c.colour} for c in question.choices],

@@ -10,6 +10,8 @@ from data_pipeline import __main__ as command
 from data_pipeline.annotation import answers as a
 from data_pipeline.annotation import model_judge, pairs, report
 from data_pipeline.annotation.task_files import read_task, write_task
+from data_pipeline.co3 import prompts
+from data_pipeline.co3.teacher import voice
 from tests.data_pipeline.annotation_samples import answer, item, task
 from tests.data_pipeline.scripted_model import scripted
 
@@ -265,3 +267,17 @@ def test_a_page_without_choices_has_no_judge():
     assert list(left) == ["i#ab", "i#ba"]
     words = model_judge.prompt(task("safety"), task("safety").items[0], ())
     assert "label.1:" in words and "label.3:" in words and "violet: I took" in words
+
+
+def test_the_scripted_teacher_can_judge():
+    """Oracle: the reader of replies, in both forms; another seed may choose otherwise."""
+    made = task("dialogues", items=3)
+    teacher = voice.Voice(prompts.load())
+    seen = set()
+    for seed, one in enumerate(made.items):
+        asked = next(model_judge.judge_stage(made, one, (0, 1)))
+        messages = [{"role": r, "content": c} for r, c in asked.messages]
+        for form, words in (("completion", asked.prompt), ("chat", messages)):
+            text = teacher.answer(form, words, seed).text
+            seen.add(tuple(model_judge.read_reply(made, one, text).values()))
+    assert len(seen) > 1

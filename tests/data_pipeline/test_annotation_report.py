@@ -43,7 +43,7 @@ def test_votes_are_turned_back_and_counted():
         "a": 3, "b": 2, "share_a": 3 / 5, "wilson": 0, "p": 1.0,
     }  # fmt: skip
     tests = overall["tests"]
-    assert tests["paper_z"] == pytest.approx(statistics.two_proportion_z(3, 2, 7))
+    assert tests["paper_z"] == pytest.approx(statistics.two_proportion_z(2, 3, 7))
     assert tests["sign_test_items"] == 1.0 and tests["sign_test_votes"] == 1.0
     assert tests["bootstrap"]["difference"] == pytest.approx(-1 / 7)
     # Two items agree, one does not: alpha of three pairs by hand, 1 - observed / expected.

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import durable, json_lines
+from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError, shown
 from cosmo.tasks.record_files import read_records
 from data_pipeline.annotation import pages
@@ -70,6 +71,7 @@ def read_items(path: Any, role: str) -> list[Item]:
 def write(path: Path, task: Task, dropped: Counter, quiet: bool) -> None:
     """Write a task file, and print what it holds."""
     try:
+        durable.make_folder(path.parent)
         write_task(path, task)
     except ValueError as error:
         if isinstance(error, UserError):
@@ -99,6 +101,4 @@ def known_answers(task: Task, path: Path) -> Answers:
 
 def write_lines(path: Path, values: Sequence[Any]) -> None:
     """Write JSON lines atomically."""
-    from cosmo.engine.base.atomic import write_atomic
-
     write_atomic(path, json_lines.lines(values))

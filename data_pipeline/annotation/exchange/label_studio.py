@@ -131,7 +131,9 @@ def data(task: Task, item: Item) -> dict[str, str]:
     questions = {f"q_{_name(f['key'])}": "(not asked here)" for f in all_fields(task)}
     for field in seen["fields"]:
         lines = [f"{one['number']}. {one['text']}" for one in field.get("numbered", ())]
-        questions[f"q_{_name(field['key'])}"] = "\n".join([field["text"], field["help"], *lines])
+        about = [f"{field['utterance']}. {field['about']}"] if field["utterance"] else []
+        said = [field["text"], field["help"], *about, *lines]
+        questions[f"q_{_name(field['key'])}"] = "\n".join(text for text in said if text)
     return made | questions
 
 
