@@ -67,7 +67,7 @@ class Answers:
 
     kept: tuple[Answer, ...]
     quarantined: tuple[Quarantined, ...] = ()
-    # Judges whose name stands in several files: nobody can tell whether they are one person.
+    # Judges whose name stands in several files: it is unknown whether they are one person.
     shared_names: tuple[str, ...] = ()
 
     def people(self) -> list[Answer]:

@@ -33,8 +33,8 @@ class Choice:
 class Question:
     """One question of a page.
 
-    Kinds: `choice` (one of `choices`), `text`, `checkbox`, `utterances` (numbers of those of
-    `speaker`), `edits` (new texts of utterances), `several` (numbers of the item's rules of thumb).
+    Kinds: `choice` (one of `choices`), `text`, `checkbox`, `utterances` (numbers of `speaker`'s).
+    `edits` are new texts of utterances, `several` are numbers of the item's rules of thumb.
 
     `each` asks it once for every utterance of that speaker. `when` {question: [answers]} asks it
     only after one of these answers. A question `on_request` is left out unless a task wants it.

@@ -194,7 +194,7 @@ def _comparison(question: Question, votes: Votes, seed: int) -> dict[str, Any]:
         "shares": {name: _share(counts[name], total) for name in SIDES},
         "wilson": {name: statistics.wilson(counts[name], total) for name in SIDES},
         "choices": _choice_counts(question, votes),
-        # Of the second system against the first.
+        # The second system's, against the first.
         "win_rate": {
             "ties_out": _share(second, first + second),
             "ties_out_wilson": statistics.wilson(second, first + second),

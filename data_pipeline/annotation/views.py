@@ -1,7 +1,7 @@
-"""What a page shows of an item, as plain data, and answers read from the fields of a form.
+"""Make plain data of what a page shows, and read answers from the fields of a form.
 
-Servers and exports draw the same view. A form has a field for each control: `KEY` for a choice, a
-text or a box, `KEY-N` for the N-th utterance or rule of a question about several.
+Servers and exports draw the same view. A form has a field for each control. A choice, text or box
+is `KEY`. A question about several utterances or rules has `KEY-N` for the N-th.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make a task of a page about one dialogue: rots, proofreading, safety, validation, commonsense.
 
---input is a corpus of dialogues, recognised by its looks, or lines of a task file without its head
-({id, context, narrative, rots, texts, predicted}), which may hold all that a page shows.
+--input is a corpus of dialogues, recognised by its looks, or lines of a task file without its head.
+Such a line ({id, context, narrative, rots, texts, predicted}) may hold all that a page shows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sample pairs to compare, by seed.
 
---a and --b are each a file of predictions ({id, inputs, targets, prediction}, as `cosmo infer`
-writes), a corpus of dialogues for the page `dialogues`, or a model as MODEL@URL, which is asked
-about the sampled contexts alone (--contexts). A preset has a study's page and numbers.
+--a and --b are each a file of predictions, a corpus for the page `dialogues`, or MODEL@URL.
+Predictions are lines {id, inputs, targets, prediction}, as `cosmo infer` writes them. A model is
+asked about the sampled contexts alone (--contexts). A preset has a study's page and numbers.
 """
 
 from __future__ import annotations
