@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import json_lines
+from cosmo.engine.base import durable, json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.tasks.record_files import read_lines
@@ -190,6 +189,13 @@ def check_judge(name: str) -> None:
         raise ValueError(f"judge: got {shown(name)}, expected a name of 1 to 200 characters")
 
 
+def check_person(name: str) -> None:
+    """Raise ValueError for a name that no person can have: a model's vote is not a person's."""
+    check_judge(name)
+    if name.startswith(MODEL):
+        raise ValueError(f"judge: got {shown(name)}, but a name with {MODEL!r} is a model's")
+
+
 def read_answers(task: Task, paths: Sequence[Any]) -> Answers:
     """Return the answers of files to a task, with every line that cannot be used set aside.
 
@@ -201,15 +207,15 @@ def read_answers(task: Task, paths: Sequence[Any]) -> Answers:
     seen: dict[tuple, str] = {}
     files_of: dict[str, set[str]] = {}
     for path in paths:
-        others = Counter()
+        lines, others = 0, []  # of this file: usable JSON, and the tasks of those of other tasks
         for number, line in read_lines(path):
             if not line.strip():
                 continue
             place = f"{path}:{number}"
             try:
                 answer = built(Answer, _row(line), "the answer")
-                others["lines"] += 1
-                others["others"] += answer.task != task.fingerprint
+                lines += 1
+                others += [answer.task] * (answer.task != task.fingerprint)
                 check_answer(task, answer)
                 # A model answers in both orders.
                 key = (answer.judge, answer.item, answer.order if answer.by_model else ())
@@ -224,9 +230,9 @@ def read_answers(task: Task, paths: Sequence[Any]) -> Answers:
                 continue
             kept.append(answer)
             files_of.setdefault(answer.judge, set()).add(str(path))
-        if others["lines"] and others["others"] == others["lines"]:
+        if others and len(others) == lines:
             raise DataError.at(
-                path, None, "the answers are of another task", got=bad[-1].reason,
+                path, None, "the answers are of another task", got=shown(others[0]),
                 expected=f"answers to the task {task.fingerprint}",
                 remedy="Give the task file that these answers were made with.", setting="answers",
             )  # fmt: skip
@@ -263,6 +269,7 @@ def append_answers(path: Any, answers: Iterable[Answer]) -> None:
             file.write(b"".join(answer.line() for answer in answers))
             file.flush()
             os.fsync(file.fileno())
+        durable.sync(path.parent)  # the name of a new file
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", setting="answers") from error
 

@@ -158,6 +158,7 @@ class Prediction:
     id: str
     prediction: str
     inputs: str = ""
+    target: str = ""
 
 
 def read_predictions(path: Any) -> dict[str, Prediction]:
@@ -171,7 +172,8 @@ def read_predictions(path: Any) -> dict[str, Prediction]:
         if not isinstance(row.get("prediction"), str):
             got = shown(row.get("prediction"))
             raise place.error("field 'prediction' is no text", got, "the model's answer")
-        found[name] = Prediction(name, row["prediction"].strip(), _text(row, "inputs", place))
+        texts = [_text(row, field, place) for field in ("inputs", "targets")]
+        found[name] = Prediction(name, row["prediction"].strip(), *texts)
     return found
 
 
@@ -236,6 +238,29 @@ def equal_ids(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     f"{shown(missing[0])}: both must answer the same records"
                 )
     return list(files[names[0]])
+
+
+def contexts_of(
+    files: Mapping[str, Mapping[str, Prediction]], path: Any = None, mark: str | None = None
+) -> list[Dialogue]:
+    """Return the contexts of predictions, from the file `path` or their own inputs.
+
+    Without predictions they are all of the file. Raises UserError if ids or contexts are missing.
+    """
+    ids = equal_ids(files) if files else []
+    if not path:
+        if not files:
+            raise UserError("two models need --contexts, which they answer")
+        first = next(iter(files.values()))
+        try:
+            return [context_of(first[name], mark) for name in ids]
+        except ValueError as error:
+            raise UserError(f"{error}: give --contexts") from error
+    known = read_contexts(path)
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise UserError(f"--contexts={path} lacks {len(missing)} ids, such as {missing[0]!r}")
+    return [known[name] for name in ids or known]
 
 
 def response_items(

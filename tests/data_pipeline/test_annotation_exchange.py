@@ -214,6 +214,8 @@ def test_bad_rows_are_set_aside(tmp_path):
         aside = tmp_path / "answers.jsonl.quarantined.jsonl"
         assert aside.exists() == bool(reason)
         assert not reason or reason in aside.read_text()
+    source = mturk_results(tmp_path / "r.csv", made, ("model:W1",))
+    assert run("collect", *flags, f"--input={source}", "--strict") == 1  # it would count as a model
     assert len(read_answers(made, [out]).kept) == 1
 
 

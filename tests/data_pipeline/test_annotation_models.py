@@ -88,6 +88,15 @@ def test_filters_and_contexts(tmp_path):
     }  # fmt: skip
 
 
+def test_responses_below_each_other(tmp_path, capsys):
+    """Oracle: table 12's form: context, reference, then each system."""
+    one, two = (predictions(tmp_path / f"{n}.jsonl", n, range(1)) for n in ("one", "two"))
+    assert run("show", "--predictions", one, two, "--items=1") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "c0: Ann is sad.", "A: Hello 0", "B: Hi", "  reference: x", "  one: one 0", "  two: two 0",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [

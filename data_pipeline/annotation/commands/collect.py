@@ -18,6 +18,7 @@ from data_pipeline.annotation.answers import (
     Quarantined,
     append_answers,
     check_answer,
+    check_person,
     write_quarantined,
 )
 from data_pipeline.annotation.commands import common
@@ -60,6 +61,7 @@ def run_collect(args: argparse.Namespace) -> int:
         if not reason:
             earlier = given.get((found.judge, found.item))
             try:
+                check_person(found.judge)
                 check_answer(task, found)
                 if earlier is not None and earlier.answers != found.answers:
                     raise ValueError(

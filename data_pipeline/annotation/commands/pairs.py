@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cosmo.engine.base.command_line import add_flags
 from cosmo.engine.base.errors import UserError
@@ -123,7 +122,7 @@ def _responses(args: argparse.Namespace, count: int | None, dropped: Counter) ->
     """Return the items of responses, and an exit code if the calls to a model stopped early."""
     files = {source: pairs.read_predictions(source)
              for source in (args.a, args.b) if not _model(source)}  # fmt: skip
-    contexts = _contexts(args, files)
+    contexts = pairs.contexts_of(files, args.contexts, args.turn_mark)
     labels = pairs.read_labels(args.labels) if args.labels else None
     kept = {d.id: d for d in pairs.filtered(contexts, args.min_turns, None, labels, dropped)}
     usable = set(kept)
@@ -149,24 +148,6 @@ def _responses(args: argparse.Namespace, count: int | None, dropped: Counter) ->
             log.warning("%s gave no response to %s: %s", model, one.id, one.reason)
         answers.append(asked.results)
     return pairs.response_items(drawn, answers, dropped if len(files) < 2 else Counter()), 0
-
-
-def _contexts(args: argparse.Namespace, files: Mapping[str, Any]) -> list[pairs.Dialogue]:
-    ids = pairs.equal_ids(files) if files else []
-    if not args.contexts:
-        if not files:
-            raise UserError("two models need --contexts, which they answer")
-        first = next(iter(files.values()))
-        try:
-            return [pairs.context_of(first[name], args.turn_mark) for name in ids]
-        except ValueError as error:
-            raise UserError(f"{error}: give --contexts") from error
-    known = pairs.read_contexts(args.contexts)
-    missing = [name for name in ids if name not in known]
-    if missing:
-        raise UserError(f"--contexts={args.contexts} lacks {len(missing)} ids, such as "
-                        f"{missing[0]!r}")  # fmt: skip
-    return [known[name] for name in ids or known]
 
 
 def _dialogues(args: argparse.Namespace, count: int | None, dropped: Counter) -> list:
