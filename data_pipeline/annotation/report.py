@@ -56,15 +56,16 @@ def votes_of(task: Task, answers: Sequence[Answer], question: Question) -> dict[
                 vote = Vote(answer.judge, number in marked)
                 found.setdefault((item.id, number), []).append(vote)
             continue
-        for field in fields(task.page, item):
-            if field.question.id != question.id or field.key not in answer.answers:
+        for key, value in answer.answers.items():
+            name, _, utterance = key.partition(".")
+            if name != question.id:
                 continue
-            value, shown = answer.answers[field.key], 0.0
+            shown = 0.0
             if question.compares:
                 shown = numbers[value]
                 value = -shown if answer.order == (1, 0) else shown
-            vote = Vote(answer.judge, value, shown)
-            found.setdefault((item.id, field.utterance), []).append(vote)
+            unit = (item.id, int(utterance or 0))
+            found.setdefault(unit, []).append(Vote(answer.judge, value, shown))
     return found
 
 

@@ -99,13 +99,15 @@ def bootstrap(
     if not sum(votes):
         return None
     generator, n = np.random.default_rng(seed), len(votes)
-    # How often each item is drawn: memory for all draws at once is some megabytes.
-    drawn = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
-    gains = np.subtract(seconds, firsts).astype(float)
-    differences = drawn @ gains / np.maximum(drawn @ np.asarray(votes, float), 1)
+    # Items with equal votes are drawn together: a few kinds of items, whatever their number.
+    kinds = Counter(zip(firsts, seconds, votes, strict=True))
+    kinds = sorted((*kind, count) for kind, count in kinds.items())
+    first, second, sizes, counts = np.array(kinds, float).T
+    drawn = generator.multinomial(n, counts / n, RESAMPLES)
+    differences = drawn @ (second - first) / np.maximum(drawn @ sizes, 1)
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return {
-        "difference": float(gains.sum() / sum(votes)),
+        "difference": (sum(seconds) - sum(firsts)) / sum(votes),
         "low": float(low),
         "high": float(high),
         "resamples": RESAMPLES,

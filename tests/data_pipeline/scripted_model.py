@@ -23,7 +23,7 @@ def scripted(reply):
                 asked.append(body)
                 text = reply(body)
             choice = {"message": {"content": text}, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 50, "completion_tokens": 10}
+            usage = {"prompt_tokens": 500, "completion_tokens": 10}
             return self.answer(200, {"choices": [choice], "usage": usage})
 
         def answer(self, status, value):

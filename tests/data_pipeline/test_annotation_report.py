@@ -199,9 +199,9 @@ def test_a_known_preference_is_recovered():
 
     Their bias for what is shown as A cancels, because sides are tossed.
     """
-    made = task(items=300)
+    made = task(items=200)
     vote = voter(made, (0.25, 0.15, 0.6), seed=4, flip=0.2)
-    answers = [vote(f"i{n}", judge) for n in range(300) for judge in ("ann", "bob", "cy")]
+    answers = [vote(f"i{n}", judge) for n in range(200) for judge in ("ann", "bob", "cy")]
     found = built(made, answers)["people"]["questions"]
     for one in found.values():
         # A fifth of the votes is A's, half of them for either system.
