@@ -6,6 +6,7 @@ import json
 import pytest
 
 from cosmo.engine.base.errors import DataError, UserError
+from data_pipeline import __main__ as command
 from data_pipeline.annotation import answers as a
 from data_pipeline.annotation import pages
 from data_pipeline.annotation.fields import plain
@@ -211,3 +212,14 @@ def test_appending_after_a_cut_line_loses_no_other(tmp_path):
     assert [x.item for x in found.kept] == ["i0", "i1", "i2"] and len(found.quarantined) == 1
     with pytest.raises(UserError, match="cannot write"):
         a.append_answers(tmp_path / "no" / "a.jsonl", [answer(made)])
+
+
+def test_verbs_of_two_words_are_a_group(capsys):
+    """Oracle: help with code 0 where it was asked for, else 2; flags are those of the second."""
+    assert command.main(["annotate", "--help"]) == 0
+    assert "annotate pairs" in capsys.readouterr().out
+    assert command.main(["annotate"]) == command.main(["annotate", "dance"]) == 2
+    assert "no verb 'annotate dance': annotate pairs" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        command.main(["annotate", "report", "--answers", "a", "--task=t", "--sed=1"])
+    assert stop.value.code == 2 and "did you mean --seed" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""Print contexts with the responses of several systems below each other, as in the SODA paper.
+"""Print contexts with the responses of several systems below each other.
 
-That is its table 12. Contexts and the references come from --contexts or the predictions' inputs.
+Table 12 of the SODA paper is such a print. Contexts come from --contexts, or else from the inputs
+of the predictions.
 """
 
 from __future__ import annotations
