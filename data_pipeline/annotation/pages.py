@@ -151,18 +151,34 @@ def presets() -> dict[str, Preset]:
 
 
 def load(name: str, on_request: Iterable[str] = ()) -> Page:
-    """Return a page of the package, with the questions of `on_request`; UserError if unknown."""
+    """Return a page of the package, or of a TOML file, with the questions of `on_request`.
+
+    The file has the fields of one page, as `pages.toml` has them; its choices may be those of the
+    package by name. Raises UserError for an unknown page, and for a file that is none.
+    """
+    if name.endswith(".toml"):
+        try:
+            given = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+            return _page({"name": Path(name).stem, **given}, on_request)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{name} is no page: {error}", setting="page") from error
     if name not in names():
-        raise UserError(f"no page {name!r}: give one of {', '.join(names())}", setting="page")
-    given = dict(_data()["pages"][name])
-    shared, wanted = _data()["choices"], set(on_request)
+        known = f"{', '.join(names())}, or a file that ends in .toml"
+        raise UserError(f"no page {name!r}: give one of {known}", setting="page")
+    return _page({"name": name, **_data()["pages"][name]}, on_request)
+
+
+def _page(given: dict[str, Any], on_request: Iterable[str]) -> Page:
+    name, shared, wanted = given["name"], _data()["choices"], set(on_request)
     questions = []
-    for question in given["questions"]:
+    for question in given.get("questions", []):
         chosen = question.get("choices")
+        if isinstance(chosen, str) and chosen not in shared:
+            raise ValueError(f"no choices {chosen!r}: give one of {', '.join(shared)}, or a list")
         question = {**question, "choices": shared[chosen]} if isinstance(chosen, str) else question
         if not question.get("on_request") or question["id"] in wanted:
             questions.append({k: v for k, v in question.items() if k != "on_request"})
     if unknown := sorted(wanted - {question["id"] for question in questions}):
         raise UserError(f"page {name!r} has no question {unknown[0]!r}", setting="questions")
     defaults = {key: _data()[key] for key in ("warning", "consent")}
-    return built(Page, {**defaults, **given, "name": name, "questions": questions}, name)
+    return built(Page, {**defaults, **given, "questions": questions}, name)

@@ -19,6 +19,7 @@ from cosmo.tasks.files import resolve
 from cosmo.tasks.recognize import PROSOCIAL, looks_like
 from cosmo.tasks.record_files import read_records
 from data_pipeline.annotation.model_judge import conversation, prompts
+from data_pipeline.annotation.pages import Page
 from data_pipeline.annotation.task_files import Item, sides
 from data_pipeline.calls.requests import Rejected, Request, Sampling, Stage
 
@@ -304,10 +305,11 @@ def dialogue_items(firsts: Sequence[Dialogue], seconds: Sequence[Dialogue]) -> l
     ]
 
 
-def items_of_dialogues(page: str, dialogues: Sequence[Dialogue]) -> list[Item]:
+def items_of_dialogues(page: Page, dialogues: Sequence[Dialogue]) -> list[Item]:
     """Return an item for each dialogue, for a page about one dialogue."""
+    shows_story = "narrative" in page.shows
     return [
-        Item(one.id, narrative=one.narrative if page == "commonsense" else "", context=one.turns,
+        Item(one.id, narrative=one.narrative if shows_story else "", context=one.turns,
              speakers=one.speakers, about=one.about)
         for one in dialogues
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from data_pipeline.annotation.fields import built, plain
 from data_pipeline.annotation.pages import Page, Question
 
 FORMAT = "annotation-task-1"
+_PLACE = re.compile(r"\{(\w+)\}")  # in a question, for a text of the item
 ROLES = ("item", "gold", "qualification")
 MAX_UTTERANCES = 100  # of a context or an option
 
@@ -185,8 +187,7 @@ def check_item(page: Page, item: Item, compares_only: bool = False) -> None:
         if name != "rots" and not getattr(item, name):
             raise ValueError(f"field {name!r} is missing, which page {page.name!r} shows")
     for question in page.questions:
-        missing = [p for p in ("head", "relation_tail") if f"{{{p}}}" in question.text]
-        for place in missing:
+        for place in _PLACE.findall(question.text):
             if not isinstance(item.texts.get(place), str) or not item.texts[place].strip():
                 raise ValueError(f"field 'texts': no text {place!r}, which a question needs")
     if item.role == "item":

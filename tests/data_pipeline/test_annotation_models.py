@@ -290,3 +290,45 @@ def test_the_scripted_teacher_can_judge():
             text = teacher.answer(form, words, seed).text
             seen.add(tuple(model_judge.read_reply(made, one, text).values()))
     assert len(seen) > 1
+
+
+PAGE = """
+title = "How sure are they?"
+shows = ["context"]
+warning = ""
+questions = [
+  {id = "sure", kind = "choice", scale = "interval", text = "How sure is {who}?", choices = [
+    {id = "1", text = "not at all", value = 1}, {id = "2", text = "somewhat", value = 2},
+    {id = "5", text = "very", value = 5},
+  ]},
+]
+"""
+
+
+def test_a_page_of_ones_own(tmp_path, capsys):
+    """Oracle: alpha of the interval scale by hand: pairs (1, 2) and (5, 5).
+
+    Observed 1 / 2; expected the mean squared difference of 1, 2, 5, 5: (1 + 2 * 16 + 2 * 9) / 6.
+    """
+    page = tmp_path / "sure.toml"
+    page.write_text(PAGE)
+    rows = [{"id": f"i{n}", "context": ["Hm."], "texts": {"who": "Ann"}} for n in range(2)]
+    source, path = write(tmp_path / "items.jsonl", rows), tmp_path / "t.jsonl"
+    flags = [f"--page={page}", f"--input={source}", f"--output={path}"]
+    assert run("make", *flags) == 0
+    made = read_task(path)
+    assert made.page.name == "sure"
+    votes = {"i0": ("1", "2"), "i1": ("5", "5")}
+    answers = [
+        answer(made, name, judge, {"sure": vote})
+        for name, both in votes.items()
+        for judge, vote in zip(("ann", "bob"), both, strict=True)
+    ]
+    found = report.build(made, a.Answers(tuple(answers)))["people"]["questions"]["sure"]
+    assert found["alpha"]["interval"] == pytest.approx(1 - (1 / 2) / (51 / 6))
+    write(source, [{"id": "i0", "context": ["Hm."]}])
+    assert run("make", *flags) == 1 and "no text 'who'" in capsys.readouterr().err
+    odd = PAGE.replace('["context"]', "5", 1)
+    for text, problem in ((odd, "expected a list"), ("x", "is no page"), ("", "is missing")):
+        page.write_text(text)
+        assert run("make", *flags) == 1 and problem in capsys.readouterr().err

@@ -18,7 +18,7 @@ from data_pipeline.annotation import pages, pairs
 from data_pipeline.annotation.commands import common
 
 FLAGS = """
---page NAME!  {pages}
+--page NAME!  {pages}, or a page of your own (.toml)
 --input PATH!  a corpus, or lines of items
 --output FILE!  the task file
 --split NAME=test  of a corpus
@@ -46,7 +46,7 @@ def run_make(args: argparse.Namespace) -> int:
     else:
         found = pairs.read_dialogues(args.input, args.split, dropped)
         kept = pairs.filtered(found, args.min_turns, args.max_turns, dropped=dropped)
-        by_id = {item.id: item for item in pairs.items_of_dialogues(args.page, kept)}
+        by_id = {item.id: item for item in pairs.items_of_dialogues(page, kept)}
     items = [by_id[name] for name in pairs.sample(by_id, args.items, args.seed)]
     task = common.study(
         args, page, items, judges_per_item=args.judges_per_item or 3,

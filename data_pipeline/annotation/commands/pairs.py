@@ -34,7 +34,7 @@ what is compared:
 --output FILE!  the task file
 which:
 --preset NAME  {presets}
---page NAME  {pages} (default: the preset's)
+--page NAME  {pages}, or a page of your own (.toml; default: the preset's)
 --items N:int  how many (default: the preset's)
 --min_turns N=1  of a context or dialogue
 --labels FILE  lines {id, label} of `canary label`: contexts that are casual are left out
