@@ -284,14 +284,18 @@ def test_the_files_of_label_studio_and_potato(tmp_path, page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_a_worker_fills_in_each_page_in_chromium(tmp_path, page):
+@pytest.mark.parametrize(("page", "wrapped"), [*((p, False) for p in PAGES), ("dialogues", True)])
+def test_a_worker_fills_in_each_page_in_chromium(tmp_path, page, wrapped):
     """Oracle: the request that the form sends has the answers given, in the order of the coin."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or pytest.skip("no chromium")
     made = task(page, items=1)
     values = mturk.variables(made, made.items[0])
     filled = re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], mturk.page_html(made))
+    if wrapped:  # as the requester's editor does
+        outer = '<form method="post" action="https://www.mturk.com/mturk/externalSubmit">'
+        outer += '<input type="hidden" name="assignmentId" value="A1">'
+        filled = filled.replace("<body>", f"<body>{outer}")
     sent = []
 
     def handle(route):

@@ -2,7 +2,7 @@
 
 The page is a plain form with its style and script inside, so it needs no other host. Amazon's own
 crowd-form loads its elements from a server of theirs, and works in their editor alone. A plain form
-works as an HTMLQuestion, in the requester's editor, and from a file while it is tried.
+works as an HTMLQuestion, inside a form that the requester's editor adds, and from a file.
 
 A is chosen in the worker's browser by the coin of (seed, item, worker), and sent with the answer.
 """
@@ -47,7 +47,7 @@ def page_html(task: Task) -> str:
     hidden = "".join(
         f'<input type="hidden" name="{name}" value="{value}">'
         for name, value in (
-            ("assignmentId", ""), ("task", "${task}"), ("item", "${item}"), ("order", ""),
+            ("task", "${task}"), ("item", "${item}"), ("seed", "${seed}"), ("order", ""),
             ("seconds", ""),
         )
     )  # fmt: skip
@@ -56,8 +56,9 @@ def page_html(task: Task) -> str:
         '<meta name="viewport" content="width=device-width">'
         f"<title>{html.escaped(page.title)}</title><style>\n{style}</style></head><body>"
         f"<h1>{html.escaped(page.title)}</h1>"
-        '<form id="page" method="post" data-seed="${seed}" '
+        '<form id="page" method="post" '
         'action="https://www.mturk.com/mturk/externalSubmit">'
+        '<input type="hidden" name="assignmentId" id="assignment" value="">'
         f"{hidden}{html.introduction(example)}{sections}${{questions}}"
         f'<button type="submit">Submit</button></form><script>\n{script}</script></body></html>\n'
     )

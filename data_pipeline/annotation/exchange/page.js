@@ -9,15 +9,18 @@ function coin(text) {
 }
 
 function start() {
-  const form = document.getElementById("page"), began = Date.now();
-  const asked = new URLSearchParams(location.search);
-  form.elements.assignmentId.value = asked.get("assignmentId") || "";
+  // The requester's editor may put a form of its own around the page: browsers then drop ours.
+  const form = document.getElementById("page") || document.querySelector("form"), began = Date.now();
+  const asked = new URLSearchParams(location.search), own = form.id === "page";
+  const assignment = document.getElementById("assignment");
+  if (own) assignment.value = asked.get("assignmentId") || "";
+  else assignment.remove();
   // Workers of the sandbox submit to another address.
   const to = asked.get("turkSubmitTo");
-  if (to && /^https:\/\/[a-z]+\.mturk\.com(\/|$)/.test(to)) form.action = to.replace(/\/$/, "") + "/mturk/externalSubmit";
+  if (own && to && /^https:\/\/[a-z]+\.mturk\.com(\/|$)/.test(to)) form.action = to.replace(/\/$/, "") + "/mturk/externalSubmit";
   const contents = ["a", "b"].map((letter) => document.getElementById("dialog" + letter));
   if (contents[0]) {
-    const text = form.dataset.seed + "/" + form.elements.item.value + "/" + (asked.get("workerId") || "");
+    const text = form.elements.seed.value + "/" + form.elements.item.value + "/" + (asked.get("workerId") || "");
     const exchanged = coin(text);
     if (exchanged) [contents[0].innerHTML, contents[1].innerHTML] = [contents[1].innerHTML, contents[0].innerHTML];
     form.elements.order.value = exchanged ? "1,0" : "0,1";
