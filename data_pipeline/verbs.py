@@ -1,11 +1,11 @@
-"""The verbs of `python -m data_pipeline`; each module of `co3.commands` has the flags of one."""
+"""The verbs of `python -m data_pipeline`; each module of a room's `commands` has those of one."""
 
 from cosmo.engine.base.command_line import Program, Verb, imported
 
 
-def _verb(name: str, text: str, **further) -> Verb:
-    module = f"data_pipeline.co3.commands.{name}"
-    # Imported when called, because CO3's modules take a second to load.
+def _verb(name: str, text: str, room: str = "co3", **further) -> Verb:
+    module = f"data_pipeline.{room}.commands.{name}"
+    # Imported when called, because the modules take up to a second to load.
     return Verb(
         help=text,
         run=imported(module, f"run_{name}"),
@@ -22,6 +22,19 @@ VERBS = {
         "postprocess": "filters, names and statistics alone, in many processes or by Apache Beam",
         "merge": "the outputs of several --shard=i/n into one",
         "teacher": "a local server that answers CO3's prompts, for trying things out",
+    }.items()
+} | {
+    # Human evaluation: a group of verbs.
+    f"annotate {name}": _verb(name, text, "annotation")
+    for name, text in {
+        "pairs": "two systems' responses or dialogues, sampled by seed: a task file",
+        "make": "a task file of dialogues to annotate: safety, rules of thumb, proofreading ...",
+        "show": "contexts with the responses of several systems below each other",
+        "judge": "let a language model judge a task, in both orders",
+        "report": "votes, agreement, tests and plots of a task's answers",
+        "power": "how many votes or items a study needs",
+        "export": "pages for Mechanical Turk, Label Studio or Potato",
+        "collect": "the results of these, read back as answers",
     }.items()
 }
 

@@ -13,7 +13,7 @@ PACKAGES = ("cosmo", "canary", "tasks", "data_pipeline", "tools")
 ENGINE = ("base", "model", "data", "scale", "checkpoints", "infer", "train")
 # Every other room -> the rooms that it may import, beside itself.
 _ENGINE_ROOMS = {f"cosmo.engine.{room}" for room in ENGINE}
-_PIPELINE_ROOMS = {"data_pipeline.calls", "data_pipeline.co3"}
+_PIPELINE_ROOMS = {"data_pipeline.calls", "data_pipeline.co3", "data_pipeline.annotation"}
 ALLOWED = {
     **{
         f"cosmo.engine.{room}": {f"cosmo.engine.{lower}" for lower in ENGINE[:place]}
@@ -22,6 +22,7 @@ ALLOWED = {
     "cosmo.tasks": {"cosmo.engine.base"},
     "data_pipeline.calls": {"cosmo.engine.base"},
     "data_pipeline.co3": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
+    "data_pipeline.annotation": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
     "data_pipeline": {"cosmo.engine.base"},  # names its rooms' verbs without importing them
     "canary": {*_ENGINE_ROOMS, "cosmo.tasks"},
     "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks"},

@@ -11,26 +11,12 @@ from typing import Any
 import numpy as np
 
 from cosmo.engine.base.errors import DataError
+from cosmo.tasks.metrics.agreement import alpha
 from cosmo.tasks.metrics.diversity import mtld, words
 from cosmo.tasks.safety import LABELS, VOTES, aggregate, lacks_rots
 from tools.corpus_files import Labelled, Read
 
 SHOWN = 5  # bad records that are quoted
-
-
-def alpha(counts: Any, level: str) -> float | None:
-    """Return Krippendorff's alpha of votes; `counts` [units, values] are numbers of annotators.
-
-    `level` is nominal or ordinal (values in their order). None where all votes are the same, for
-    which alpha is undefined. Needs the extra `stats`.
-    """
-    import krippendorff
-
-    counts = np.asarray(counts)
-    # Units with one vote are left out, because alpha compares pairs of votes.
-    if (counts[counts.sum(1) > 1].sum(0) > 0).sum() < 2:
-        return None
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement=level))
 
 
 @dataclass

@@ -178,6 +178,14 @@ class Journal:
                 table.setdefault(stage, {})[kind] = dict(zip(columns, numbers, strict=True))
         return table
 
+    def tokens_spent(self) -> tuple[int, int]:
+        """Return the tokens of all starts, in and out; of failures too, which may be charged."""
+        kinds = [kind for stages in self.spent().values() for kind in stages.values()]
+        prompt, completion = (
+            sum(kind[f"{name}_tokens"] for kind in kinds) for name in ("prompt", "completion")
+        )
+        return prompt, completion
+
     def __len__(self) -> int:
         """Count the requests that have an answer."""
         query = "SELECT COUNT(DISTINCT key) FROM calls WHERE kind = 'answer'"

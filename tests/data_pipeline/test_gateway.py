@@ -14,7 +14,6 @@ from data_pipeline.calls.journal import Journal, read_entries
 from data_pipeline.calls.limits import Allowance, ClosedError, Concurrency, Limits
 from data_pipeline.calls.requests import Request, Sampling
 from data_pipeline.co3 import report, statistics
-from data_pipeline.co3.commands import co3
 
 GOOD = json.dumps({"choices": [{"text": "Yes"}], "usage": {"completion_tokens": 1}})
 
@@ -59,7 +58,7 @@ def test_what_may_have_been_billed_is_charged_at_its_most(tmp_path, reply, bille
         return reply
 
     async def asked(cap):
-        limits = Limits(Allowance(token_cap=cap), co3._spent(journal))
+        limits = Limits(Allowance(token_cap=cap), journal.tokens_spent())
         gateway = Gateway(
             post, Server("http://x/v1", "m"), journal, limits, RetryPolicy(3, 0.0, 0.0)
         )
@@ -98,7 +97,7 @@ def test_an_answer_without_usable_usage_is_counted_by_its_text(tmp_path, usage, 
         return Reply(200, json.dumps({"choices": [{"text": "Yes"}], "usage": usage}))
 
     async def answered():
-        limits = Limits(Allowance(token_cap=30), co3._spent(journal))
+        limits = Limits(Allowance(token_cap=30), journal.tokens_spent())
         gateway = Gateway(post, Server("http://x/v1", "m"), journal, limits)
         assert (await gateway.answer(request)).text == "Yes"
         return limits.spent_in, limits.spent_out
@@ -126,7 +125,7 @@ def test_a_call_that_a_kill_broke_off_is_charged(tmp_path):
             asyncio.run(killed(server))
             assert [e.kind for e in read_entries(tmp_path)][-1] == "sent"
         with Journal(tmp_path) as journal:
-            assert co3._spent(journal) == most
+            assert journal.tokens_spent() == most
             assert journal.spent()["head"].keys() == {"failure"}
     with Journal(tmp_path) as journal:
         assert asyncio.run(answers(journal, [Reply(429, ""), Reply(200, GOOD)])) == ["Yes"]

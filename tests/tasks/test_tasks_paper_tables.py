@@ -13,6 +13,10 @@ def test_shares_add_up():
         assert [sum(v) for v in zip(first, tie, second, strict=True)] == pytest.approx(
             [100] * 5, abs=0.25
         )
+    for name, shares in PROSOCIAL["steering"].items():
+        if name != "columns":  # read from a drawing
+            sums = [sum(three) for three in zip(*shares, strict=True)]
+            assert sums == pytest.approx([100] * 5, abs=0.6)
     for *_, first, second in SODA["head_to_head"]["rows"]:
         assert [a + b for a, b in zip(first, second, strict=True)] == [100] * 4
     assert sum(share for share, _ in SODA["relations"].values()) == 101

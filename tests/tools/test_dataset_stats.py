@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cosmo.engine.base.progress import Progress
+from cosmo.tasks.metrics import agreement
 from tools import corpus_files, corpus_stats, dataset_stats, plot_labels
 
 SMALL = pathlib.Path(__file__).resolve().parents[1] / "golden/statistics_small.json"
@@ -87,7 +88,7 @@ def test_alpha_equals_the_reference():
     ratings = np.array(golden["ratings"], float)
     counts = np.stack([(ratings == value).sum(0) for value in range(3)], axis=1)
     for level in ("nominal", "ordinal"):
-        assert corpus_stats.alpha(counts, level) == pytest.approx(golden[level], rel=1e-9)
+        assert agreement.alpha(counts, level) == pytest.approx(golden[level], rel=1e-9)
 
 
 def test_alpha_by_hand():
@@ -95,10 +96,10 @@ def test_alpha_by_hand():
     coincidences: 1 ab + 1 ba of 6) / (5 a * 1 b * 2) = 1 - 5 * 2 / 10 = 0; all alike: undefined.
     """
     pytest.importorskip("krippendorff")
-    assert corpus_stats.alpha([[3, 0, 0], [2, 1, 0]], "nominal") == pytest.approx(0.0)
-    assert corpus_stats.alpha([[3, 0], [0, 3]], "nominal") == pytest.approx(1.0)
-    assert corpus_stats.alpha([[3, 0, 0], [3, 0, 0]], "nominal") is None
-    assert corpus_stats.alpha(np.zeros((0, 3), int), "ordinal") is None
+    assert agreement.alpha([[3, 0, 0], [2, 1, 0]], "nominal") == pytest.approx(0.0)
+    assert agreement.alpha([[3, 0], [0, 3]], "nominal") == pytest.approx(1.0)
+    assert agreement.alpha([[3, 0, 0], [3, 0, 0]], "nominal") is None
+    assert agreement.alpha(np.zeros((0, 3), int), "ordinal") is None
 
 
 def test_incomplete_dialogues_count_for_labels_only(tmp_path):

@@ -35,6 +35,8 @@ class Verb:
     `run` returns an exit code, or None for 0. `environment` returns variables to set before JAX is
     loaded. A verb that `takes_rest` gets the words after a lone `--` as `args.rest`.
 
+    The name of a verb may be two words ("annotate pairs"): those of one first word are a group.
+
     A verb with a `gin_file`, which holds its defaults, takes settings: --gin_file and
     --gin.NAME=VALUE. `takes_settings` returns whether it does so with these flags. A verb with
     `saved_settings` reads them from MODEL_DIR where no --gin_file is given. `reads_tasks` returns
@@ -93,6 +95,16 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         parser(program)[0].print_help()
         return 2  # nothing was run: a script that forgot its verb has to notice
     arguments, bindings = split_arguments(argv)
+    arguments = _joined(program, arguments)
+    group = {n: v for n, v in program.verbs.items() if n.startswith(f"{arguments[0]} ")}
+    if group:
+        asked = set(arguments[1:]) <= {"-h", "--help"}
+        if not asked:
+            known = ", ".join(group)
+            print(f"error: no verb {' '.join(arguments[:2])!r}: {known}", file=sys.stderr)
+        else:
+            parser(dataclasses.replace(program, verbs=group, epilog=""))[0].print_help()
+        return 0 if asked and len(arguments) > 1 else 2
     args = parse(program, arguments)
     parsed.append(args)
     verb = program.verbs[args.verb]
@@ -113,6 +125,12 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         macros = [f"{k} = {v!r}" for k, v in vars(args).items() if k.isupper() and v is not None]
         program.load_settings(args, verb, [*verb.bindings, *bindings, *macros])
     return verb.run(args)
+
+
+def _joined(program: Program, arguments: list[str]) -> list[str]:
+    """Return the arguments with a verb of two words as one of them."""
+    two = " ".join(arguments[:2])
+    return [two, *arguments[2:]] if two in program.verbs else arguments
 
 
 def guarded(

@@ -23,7 +23,6 @@ import dataclasses
 import gc
 import json
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ from typing import Any
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import Progress
-from data_pipeline.calls import answer_text, run, secrets
+from data_pipeline.calls import answer_text, flags, run, secrets
 from data_pipeline.calls.client import Client, Server, probe
 from data_pipeline.calls.gateway import Gateway, RetryPolicy
 from data_pipeline.calls.journal import Journal
-from data_pipeline.calls.limits import Allowance, Limits
+from data_pipeline.calls.limits import Limits
 from data_pipeline.calls.outputs import Outputs
 from data_pipeline.co3 import distil, inflection, labels, postprocess, prompts, report, schema
 from data_pipeline.co3.triples import CRITICS, Source
@@ -60,32 +59,13 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of names and samples (%(default)s)")
     group.add_argument("--prompts", type=Path, help="prompts of your own")
     group = made.add_argument_group("server")
-    # Without a default, so that a forgotten flag sends no calls to a paid service.
-    group.add_argument("--base_url", required=True, help="such as http://127.0.0.1:8000/v1")
-    group.add_argument("--model", required=True)
-    group.add_argument("--form", choices=("auto", "completion", "chat"), default="auto")
-    # The name of a variable, because every user of a machine can list the arguments of processes.
-    group.add_argument("--api_key_env", default="OPENAI_API_KEY", metavar="NAME")
-    group.add_argument("--body", default="{}", help="JSON: fields to add to each request, or null")
-    group.add_argument("--timeout", type=float, default=120, help="seconds (%(default)s)")
-    group.add_argument("--tries", type=int, default=8, help="of a call (%(default)s)")
+    flags.add_server(group)
     group.add_argument("--moderation_url", help="a service with /moderations; none is asked else")
     group.add_argument("--moderation_model", default="omni-moderation-latest")
     # A variable of its own, because the service may be another company's.
     group.add_argument("--moderation_key_env", default="OPENAI_API_KEY", metavar="NAME")
     group = made.add_argument_group("limits")
-    group.add_argument(
-        "--concurrency",
-        type=int,
-        default=16,
-        help="calls in flight at most (%(default)s); fewer after a 429 or 503",
-    )
-    group.add_argument("--requests_per_minute", type=float)
-    group.add_argument("--tokens_per_minute", type=float)
-    group.add_argument("--token_cap", type=int, help="of all starts of this run together")
-    group.add_argument("--cost_cap", type=float, help="the same, in the currency of the prices")
-    group.add_argument("--price_in", type=float, default=0, help="of a million tokens")
-    group.add_argument("--price_out", type=float, default=0)
+    flags.add_limits(group)
     group = made.add_argument_group("stages")
     group.add_argument("--retries", type=int, help="of a narrative or dialogue (2)")
     group.add_argument(
@@ -101,7 +81,8 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 def run_co3(args: argparse.Namespace) -> int:
     """Run `co3`; return the exit code."""
     # Before anything is opened, so that a mistyped number costs no call.
-    _check(args)
+    least = {"sample": 1, "limit": 1, "retries": 0}
+    flags.check(args, ("base_url", "moderation_url"), least)
     return asyncio.run(_main(args))
 
 
@@ -111,7 +92,7 @@ async def _main(args: argparse.Namespace) -> int:
     )
     _check_earlier(args)
     settings = _settings(args)
-    server, allowance = _server(args), _allowance(args)
+    server, allowance = flags.server(args), flags.allowance(args)
     # Before the journal makes its folder: a wrong path leaves nothing behind.
     identity = source.identity()
     inflection.past("to go")  # loads its dictionary now, not while answers wait
@@ -153,7 +134,7 @@ async def _main(args: argparse.Namespace) -> int:
                 # Now, because this run replaces the soda.jsonl whose rows the labels number.
                 labels.keep(args.canary_labels, settings.canary, args.output)
             # The caps hold over all starts, so earlier calls count.
-            limits = Limits(allowance, _spent(journal))
+            limits = Limits(allowance, journal.tokens_spent())
             policy = RetryPolicy(tries=args.tries)
             gateway = Gateway(client.post, server, journal, limits, policy, moderation)
             progress = Progress(total, outputs.next, unit="triple")
@@ -268,52 +249,6 @@ def _settings(args: argparse.Namespace) -> postprocess.Settings:
     )
 
 
-def _server(args: argparse.Namespace) -> Server:
-    try:
-        if not isinstance(json.loads(args.body), dict):
-            raise ValueError("give a JSON object")
-    except ValueError as error:
-        raise UserError(f"--body: {error}") from error  # without the value: it may hold a secret
-    return Server(
-        args.base_url,
-        args.model,
-        key_variable=args.api_key_env,
-        timeout=args.timeout,
-        extra_body=args.body,
-    )
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raise UserError for an address without a scheme, or a number out of range."""
-    for name in ("base_url", "moderation_url"):
-        url = getattr(args, name)
-        # Without a scheme the host would be taken for one: "localhost:8000".
-        if url is not None and not url.lower().startswith(("http://", "https://")):
-            shown = secrets.address(url)
-            raise UserError(f"--{name}={shown}: http:// or https:// is missing before it")
-    above = ("timeout", "requests_per_minute", "tokens_per_minute")
-    least = {"concurrency": 1, "tries": 1, "sample": 1, "limit": 1} | dict.fromkeys(
-        ("retries", "token_cap", "cost_cap", "price_in", "price_out"), 0
-    )
-    for name in (*above, *least):
-        value = getattr(args, name)
-        if value is None:
-            continue
-        low = least.get(name, 0)
-        # argparse reads "nan" as a number, and no comparison refuses it.
-        if not math.isfinite(value) or value < low or (name in above and value == 0):
-            want = "more than 0" if name in above else f"{low} or more"
-            raise UserError(f"--{name}={value:g}: give {want}")
-
-
-def _allowance(args: argparse.Namespace) -> Allowance:
-    # At a price of 0 the cap would never be reached.
-    if args.cost_cap is not None and not (args.price_in or args.price_out):
-        raise UserError("--cost_cap needs --price_in and --price_out, of a million tokens")
-    names = [field.name for field in dataclasses.fields(Allowance)]
-    return Allowance(**{name: getattr(args, name) for name in names})
-
-
 def _about(
     args: argparse.Namespace, identity: dict, server: Server, settings: postprocess.Settings
 ) -> dict[str, Any]:
@@ -364,12 +299,6 @@ def _known_form(args: argparse.Namespace) -> str | None:
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
-
-
-def _spent(journal: Journal) -> tuple[int, int]:
-    # Failures count too, because the server may have charged for them.
-    kinds = [kind for stages in journal.spent().values() for kind in stages.values()]
-    return tuple(sum(k[f"{name}_tokens"] for k in kinds) for name in ("prompt", "completion"))
 
 
 def _shard(text: str) -> tuple[int, int]:

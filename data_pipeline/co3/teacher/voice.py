@@ -17,6 +17,10 @@ _JOIN = "\x00"  # between the messages of a conversation
 # These get No where the prompt asks for a person, so that the filter drops some.
 _STRANGE = re.compile(r"\b(dog|cat|tree|broom|refrigerator|reflection|dragon|imaginary|robot)\b")
 
+# A line `KEY: question [id = text; id = text]`, and the ids in its brackets.
+_QUESTION = re.compile(r"^([\w.]+): .+ \[(\w+ = .+)\]$", re.MULTILINE)
+_CHOICE = re.compile(r"(?:^|; )(\w+) = ")
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -69,6 +73,14 @@ class Voice:
             # As the paper's model answers Yes: 95% for heads, 68% for relations and tails.
             share = 0.95 if stage == "head" else 0.7
             return _decision(chance, ("Yes", "No", "Unknown"), chance.random() < share)
+        if form == "chat":
+            asked = _JOIN.join(str(message.get("content")) for message in asked)
+        # The questions of a study (`annotate judge`): any of the choices.
+        if lines := [
+            f"{key}: {_pick(chance, _CHOICE.findall(choices))}"
+            for key, choices in _QUESTION.findall(str(asked))
+        ]:
+            return Answer("\n".join(lines))
         return Answer("That is hard to say.")
 
 

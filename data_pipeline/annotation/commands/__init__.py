@@ -1,0 +1,1 @@
+"""The verbs `annotate ...`; each module has the flags and the function of one."""

@@ -1,0 +1,1 @@
+"""Exports to Mechanical Turk, Label Studio and Potato, and their results read back."""
