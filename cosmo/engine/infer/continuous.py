@@ -220,18 +220,27 @@ class _Programs:
             encoded = _described(encoded, shardings)
             return jitted.lower(self.pool, encoded, scalar, scalar, one).compile()
         whole = partitioning.replicated(self.layout.mesh)
-        p, shardings = self.pool, self.pool_shardings
+        written, written_shardings = self._written(shape[0])
         if kind == "step":
             rows, length = shape
             function = functools.partial(slots.step, model, rows=rows, length=length)
-            # The caches and the clock are donated: a step writes into them.
-            jitted = self._jit(function, (shardings.layers, shardings.clock, whole), (1, 2))
-            return jitted.lower(_of(params), p.layers, p.clock, p.rows).compile()
+            jitted = self._jit(function, (whole, written_shardings))
+            return jitted.lower(_of(params), self.pool).compile()
         vocab = model.network.vocab_size
         logits = jax.ShapeDtypeStruct((*shape, vocab), np.float32, sharding=whole)
         active = jax.ShapeDtypeStruct((self.rows,), bool)
-        jitted = self._jit(functools.partial(slots.choose, model), (shardings.rows, whole), 0)
-        return jitted.lower(p.rows, logits, active).compile()
+        function = functools.partial(slots.choose, model)
+        jitted = self._jit(function, (self.pool_shardings, whole), donate=0)
+        return jitted.lower(self.pool, logits, written, active).compile()
+
+    def _written(self, rows: int):
+        """Return (abstract keys and values of a step, their shardings)."""
+        c = self.model.network
+        shape = (rows, c.num_heads, c.head_dim)
+        sharding = self.layout.sharding(shape, (None, "heads", None))
+        one = jax.ShapeDtypeStruct(shape, c.dtype, sharding=sharding)
+        layers = c.num_decoder_layers
+        return [(one, one)] * layers, [(sharding, sharding)] * layers
 
     def _encoded(self, rows: int, length: int):
         """Return (abstract Encoded, its shardings)."""
@@ -619,12 +628,8 @@ class Scheduler:
         length = _fitting(programs.lengths, longest)
         mask = np.zeros((self.slots,), bool)
         mask[[row for row, _ in active]] = True
-        pool = self._pool
-        layers, clock, logits = self._run(
-            "step", rows, length, self.session.params, pool.layers, pool.clock, pool.rows
-        )
-        state, results = self._run("choose", rows, pool.rows, logits, mask)
-        self._pool = slots.Pool(layers, state, clock)
+        logits, written = self._run("step", rows, length, self.session.params, self._pool)
+        self._pool, results = self._run("choose", rows, self._pool, logits, written, mask)
         self._counted["steps"] += 1
         for row, sample in active:
             sample.steps += 1
