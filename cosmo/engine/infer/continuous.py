@@ -179,7 +179,9 @@ class _Programs:
 
     def encoder_rows(self, length: int) -> list[int]:
         """Return how many inputs the encoder's programs of this length take."""
-        return [rows for rows in ENCODER_ROWS if rows == 1 or rows * length <= ENCODER_TOKENS]
+        # None takes so many that a smaller one had room for all that the pool holds.
+        most = min(ENCODER_TOKENS // length, 2 * self.rows - 1)
+        return [rows for rows in ENCODER_ROWS if rows <= max(1, most)]
 
     def names(self) -> list[tuple[Any, ...]]:
         """Return the names of all programs, for `program`."""
