@@ -144,10 +144,19 @@ def pool_shardings(layout: partitioning.Layout, pool: Pool) -> Pool:
     return jax.tree.map(sharding, pool)
 
 
-def encode(model: models.EncoderDecoderModel, params: AnyParams, tokens_BS: jax.Array) -> Encoded:
-    """Return the inputs [B, S] after the encoder, for `insert`."""
+def encode(
+    model: models.EncoderDecoderModel, params: AnyParams, tokens_BN: jax.Array, *, inputs: int
+) -> Encoded:
+    """Return inputs [B, N] after the encoder, padded to a pool's S `inputs` tokens for `insert`."""
     module, _ = decoding_module(model, params)
-    return Encoded(module.encode_keys_values(tokens_BS), tokens_BS)
+    # Zeros up to the pool's length: a NaN that an earlier input left would pass any mask.
+    more = (0, inputs - tokens_BN.shape[1])
+    none = (0, 0)
+    layers = [
+        (jnp.pad(key, (none, none, none, more)), jnp.pad(value, (none, none, more, none)))
+        for key, value in module.encode_keys_values(tokens_BN)
+    ]
+    return Encoded(layers, jnp.pad(tokens_BN, (none, more)))
 
 
 def insert(
@@ -163,24 +172,22 @@ def insert(
     def put(many, one):
         return jax.lax.dynamic_update_index_in_dim(many, one.astype(many.dtype), row, 0)
 
-    def padded(many, whole):
-        # Zeros up to the pool's length: a NaN that an earlier input left would pass any mask.
-        one = jax.lax.dynamic_index_in_dim(many, source, 0, keepdims=False)
-        sizes = zip(whole.shape[1:], one.shape, strict=True)
-        return jnp.pad(one, [(0, size - given) for size, given in sizes])
+    def taken(many):
+        return jax.lax.dynamic_index_in_dim(many, source, 0, keepdims=False)
 
+    # Zeros for the answer too: see `encode`.
     layers = [
         LayerCache(
             put(own.self_key_BHTK, jnp.zeros(own.self_key_BHTK.shape[1:])),
             put(own.self_value_BHTK, jnp.zeros(own.self_value_BHTK.shape[1:])),
-            put(own.cross_key_BHKS, padded(key, own.cross_key_BHKS)),
-            put(own.cross_value_BHSK, padded(value, own.cross_value_BHSK)),
+            put(own.cross_key_BHKS, taken(key)),
+            put(own.cross_value_BHSK, taken(value)),
         )
         for own, (key, value) in zip(pool.layers, encoded.layers, strict=True)
     ]
     state = pool.rows
     state = Rows(
-        put(state.tokens_RS, padded(encoded.tokens_BS, state.tokens_RS)),
+        put(state.tokens_RS, taken(encoded.tokens_BS)),
         jax.tree.map(put, state.settings, jax.tree.map(jnp.asarray, row_settings)),
         put(state.written_RT, jnp.zeros(state.written_RT.shape[1:])),
         put(state.last_R, jnp.int32(model.network.special_ids.start)),
