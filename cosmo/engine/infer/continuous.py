@@ -149,7 +149,7 @@ class _Request:
 
 
 class Counts(NamedTuple):
-    """What a scheduler holds and has done.
+    """The numbers of a scheduler, for metrics.
 
     `active` are samples being written, `queued` requests that wait. The others count from the
     start: `requests` that were encoded in so many `encoder_batches`, `steps`, `tokens` sent, and
@@ -410,7 +410,7 @@ class Scheduler:
 
     @property
     def counts(self) -> Counts:
-        """What is held and was done until now."""
+        """The present numbers."""
         c = self._counted
         return Counts(
             sum(sample is not None for sample in self._rows),
@@ -513,7 +513,7 @@ class Scheduler:
                 sample.cancelled = True
             self._wake.notify()
 
-    # From here on, all runs in the scheduler's thread.
+    # The functions below are called in the scheduler's thread alone.
 
     def _loop(self) -> None:
         self._compiled_before = _COMPILATIONS[threading.get_ident()]
@@ -710,7 +710,7 @@ class Scheduler:
         try:
             sample.request.on_event(sample.number, event)
         except Exception:
-            # Such as a closed event loop. The other requests go on.
+            # Such as a closed event loop. The other requests are written to their end.
             log.exception("a receiver of tokens failed; its request ends")
             for each in sample.request.samples:
                 each.cancelled = True

@@ -22,8 +22,8 @@ class HeldParams(NamedTuple):
     """Parameters of which each matrix is held once, in the compute type.
 
     `rest` is the nested dict of parameters without those matrices of the decoder that are in
-    `layers` and `logits_VM`. If the network's layers are unrolled, a stack of matrices is a list of
-    them there: a program would copy each layer's out of a stack.
+    `layers` and `logits_VM`. Where layers are unrolled, it has lists of matrices for stacks:
+    a program would copy each layer's out of a stack.
 
     `layers` has for each decoder layer the matrices of `StepWeights`, by the names of its fields.
     `logits_VM` is None if the logits are tied to the embedding.
@@ -91,8 +91,8 @@ def hold(
 ) -> HeldParams:
     """Return the parameters laid out for inference. It empties `params`: see below.
 
-    The matrices of one name are laid out at a time, and taken out of `params` before the next, so
-    that the peak of memory is one name's matrices above the parameters. Arrays have the types of
+    The matrices of one name are laid out at a time, and the old ones are freed before the next. So
+    the peak of memory is one name's matrices above the parameters. Arrays have the types of
     `abstract_params`.
     """
     axes = models.logical_axes(model)

@@ -37,7 +37,7 @@ class RowSettings(NamedTuple):
     """
 
     seed: np.ndarray  # uint32
-    number: np.ndarray  # the others int32, or float32 where it says so
+    number: np.ndarray  # the others are int32, but for those marked float32
     temperature: np.ndarray  # float32
     top_k: np.ndarray
     top_p: np.ndarray  # float32
@@ -370,7 +370,7 @@ def _completing(answer_RT, index_R, size_R, source_RS, real_RS, vocab: int) -> j
 
 
 def _results(logits_RV, chosen_R, top_R, active_R) -> jax.Array:
-    """Return what a step tells the host, in one array: int32 [R, 2 + 2 * MAX_TOP_LOGPROBS].
+    """Return what the host reads of a step, in one array: int32 [R, 2 + 2 * MAX_TOP_LOGPROBS].
 
     Columns: the token, the bits of its log-probability, then the likeliest tokens and the bits of
     theirs.
