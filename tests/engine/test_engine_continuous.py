@@ -3,6 +3,9 @@
 The oracle of answers is `infer.generation`, which answers the request in a batch of its own.
 """
 
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -16,13 +19,18 @@ from cosmo.engine.infer import batching, continuous, infer
 from cosmo.engine.infer.continuous import Finished, Sampling
 from cosmo.engine.model import blenderbot, held_params, models, partitioning
 from cosmo.engine.model.decoding import DecodingConfig
+from tests.engine import tiny_network
 from tests.engine.job_settings import Words
 
 LENGTHS = {"inputs": 70, "targets": 16}  # 70, so that there are programs of two lengths
 
 
-def make_session(model, params):
-    layout = partitioning.Layout(partitioning.Partitioner().mesh())
+def make_session(model, params, parts=1):
+    partitioner = partitioning.Partitioner(parts)
+    mesh = partitioner.mesh()
+    axes = models.logical_axes(model)
+    params = jax.device_put(params, partitioner.param_shardings(mesh, params, axes))
+    layout = partitioner.layout(mesh)
     held = held_params.hold(model, dict(params), layout)
     return infer.Session(model, held, Words(), layout, 2, LENGTHS, bucketed=True)
 
@@ -308,3 +316,29 @@ def test_absolute_positions():
     for (id, ids), receiver in zip(asked, receivers, strict=True):
         check_alike(session, id, ids, fields, receiver.wait())
     made.close(drain=True)
+
+
+def on_two_devices():
+    """Called in a process with two devices: one model is split over them, two are refused."""
+    model = models.EncoderDecoderModel(tiny_network.config(num_decoder_layers=1))
+    params = models.init(model, jax.random.key(0))
+    session = make_session(model, dict(params), parts=2)
+    made = continuous.Scheduler(session, slots=2)
+    made.warm_up()
+    fields = SETTINGS["samples"]
+    for number, ids in enumerate(inputs(3)):
+        receiver = submit(made, ids, str(number), fields).wait()
+        check_alike(session, str(number), ids, fields, receiver)
+    made.close(drain=True)
+    with pytest.raises(UserError, match="2 copies"):
+        continuous.Scheduler(make_session(model, dict(params)))
+
+
+@pytest.mark.slow
+def test_a_model_split_over_two_devices():
+    """Oracle: `infer.generation` on the same two devices; a copy on each is refused."""
+    code = "from tests.engine import test_engine_continuous as t; t.on_two_devices()"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    env = {**os.environ, "XLA_FLAGS": flags}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
