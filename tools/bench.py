@@ -178,6 +178,7 @@ PROGRAM = Program(
             "tools.bench_input", "reading training examples: SeqIO live, and a cache of rows"
         ),
         "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
+        "labeller": _verb("tools.bench_labeller", "single labels of a guard: p50 and p95"),
         "pipeline": _verb(
             "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"
         ),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import QueueFull, UserError
 from cosmo.engine.infer import infer
 from cosmo.engine.model import partitioning, slots
 from cosmo.engine.model.slots import MAX_TOP_LOGPROBS
@@ -44,10 +44,6 @@ class Finished(NamedTuple):
 
     reason: str
     error: str | None = None
-
-
-class QueueFull(Exception):  # noqa: N818
-    """As many requests wait as may."""
 
 
 @dataclasses.dataclass(frozen=True)
