@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import resource
+import select
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h11
@@ -16,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.web import sse
+from cosmo.engine.web import errors, sse
 from cosmo.engine.web.app import is_loopback
 
 log = logging.getLogger("cosmo.web")
@@ -78,6 +80,50 @@ def warn_if_open(host: str, api_key: str | None) -> None:
         )
 
 
+_STARTING = errors.unavailable("the server is starting: its model is being loaded")
+
+
+@contextlib.contextmanager
+def starting(listener: socket.socket) -> Iterator[None]:
+    """Answer every request with status 503 from a thread, while a model is loaded and compiled.
+
+    A question for /health gets this answer too. The thread imports nothing.
+    """
+    body = json.dumps(_STARTING.body()).encode()
+    head = (
+        f"HTTP/1.1 503 Service Unavailable\r\nretry-after: {_STARTING.headers['retry-after']}\r\n"
+    )
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    answer = f"{head}connection: close\r\n\r\n".encode() + body
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            ready, _, _ = select.select([listener], [], [], 0.05)
+            if ready:
+                with contextlib.suppress(OSError):
+                    _refuse(listener.accept()[0], answer)
+
+    thread = threading.Thread(target=run, name="starting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _refuse(connection: socket.socket, answer: bytes) -> None:
+    with connection:
+        connection.settimeout(0.5)  # one at a time: a slow client must not hold up the others
+        connection.recv(_MAX_HEAD_BYTES)
+        connection.sendall(answer)
+        # Closing with bytes unread would reset the connection before the answer is read.
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(_MAX_HEAD_BYTES):
+            pass
+
+
 def serve(
     app: Any,
     host: str = "127.0.0.1",
@@ -85,7 +131,6 @@ def serve(
     *,
     on_ready: Callable[[str], None] | None = None,
     on_drain: Callable[[], None] = lambda: None,
-    prepare: Callable[[], Awaitable[None]] | None = None,
     drain_seconds: float = DRAIN_SECONDS,
     listener: socket.socket | None = None,
     write_seconds: float = sse.WRITE_SECONDS,
@@ -98,8 +143,6 @@ def serve(
         port: 0 takes a free port.
         on_ready: called with the URL; by default prints `listening on URL`.
         on_drain: called once when a signal came. The server accepts nothing more then.
-        prepare: awaited while the server answers already; `on_ready` comes after it. Its error ends
-            the server and is raised.
         drain_seconds: requests that take longer after a signal are cut.
         listener: a socket of `listen`, instead of host and port.
         write_seconds: a client that does not read for so long is dropped.
@@ -113,29 +156,13 @@ def serve(
 
     async def run() -> None:
         task = asyncio.ensure_future(server.serve(sockets=[listener]))
-        first = asyncio.ensure_future(_prepared(server, prepare))
-        try:
-            await asyncio.wait({task, first}, return_when=asyncio.FIRST_COMPLETED)
-            if first.done() and first.exception() is None and not task.done():
-                (on_ready or _print_ready)(url)
-            elif first.done() and first.exception() is not None:
-                server.should_exit = True
-        finally:
-            if task.done():
-                first.cancel()
-            await task
-        # After the server has ended, so that clients are not cut.
-        if first.done() and not first.cancelled():
-            first.result()
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if not task.done():
+            (on_ready or _print_ready)(url)
+        await task
 
     asyncio.run(run())
-
-
-async def _prepared(server: uvicorn.Server, prepare: Callable[[], Awaitable[None]] | None) -> None:
-    while not server.started:
-        await asyncio.sleep(0.01)
-    if prepare is not None:
-        await prepare()
 
 
 def _print_ready(url: str) -> None:

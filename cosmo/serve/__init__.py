@@ -1,0 +1,1 @@
+"""Serve a model behind OpenAI's API; see `cosmo.serve.server`."""
