@@ -142,13 +142,13 @@ class Request:
         self.began = time.monotonic()
         self.on_first_token: Callable[[float], None] = lambda seconds: None
 
-    def begin(self, events: scheduling.Events, make: Callable[..., Any], model: Served) -> None:
+    def begin(self, events: scheduling.Events, model: Served) -> None:
         """Send all prompts to the scheduler. Raises QueueFull, and then none is left in it."""
         self._events = events
         try:
             for sample in self.samples[:: self.wanted.n]:
                 ids = sample.asked.input_ids
-                events.submit(ids, model.samplings(self.wanted, sample.asked, make))
+                events.submit(ids, model.samplings(self.wanted, sample.asked))
         except BaseException:
             events.close()
             raise
@@ -183,6 +183,8 @@ class Request:
                     raise _failed(event)
                 if delta is not None:
                     left -= sample.done
+                    if sample.done and reason is None:  # a stop string, which no step knows of
+                        self._events.end(number)
                     self.usage.completion_tokens = sum(one.tokens for one in self.samples)
                     yield delta
         finally:

@@ -307,6 +307,33 @@ def dialogue(body: Mapping[str, Any]) -> Dialogue:
     return found
 
 
+def dialogues(body: Mapping[str, Any], most: int) -> list[tuple[str, ...]]:
+    """Return the dialogues of a moderation, each as its turns.
+
+    `input` is a text or a list of texts, each a dialogue of one turn. `messages`, a field of ours,
+    is one dialogue, whose latest turn is labelled. Raises ApiError.
+    """
+    value = body.get("input")
+    if (value is None) == (body.get("messages") is None):
+        raise wrong("input", "expected either input or messages")
+    if value is None:
+        places = [(f"messages[{number}]", one) for number, one in enumerate(_messages(body))]
+        spoken = [(place, one) for place, one in places if _role(one, place) != "system"]
+        found, name = [tuple(content(one, place) for place, one in spoken)], "messages"
+    else:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise wrong("input", "expected a text or a list of texts", "invalid_type")
+        if len(texts) > most:
+            raise wrong("input", f"got {len(texts)} texts, at most {most} are allowed")
+        found, name = [(text,) for text in texts], "input"
+    for number, turns in enumerate(found):
+        if not turns or not all(turn.strip() for turn in turns):
+            raise wrong(name if name == "messages" else f"input[{number}]", "is empty")
+    check_size(name, [turn for turns in found for turn in turns])
+    return found
+
+
 def _messages(body: Mapping[str, Any]) -> list[Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -377,7 +404,7 @@ def prompts(body: Mapping[str, Any], vocabulary_size: int) -> list[str | list[in
         if not good or not (prompt.strip() if isinstance(prompt, str) else prompt):
             raise wrong(
                 f"prompt[{number}]",
-                f"expected a text that is not empty, or token ids from 0 to {vocabulary_size - 1}",
+                f"expected a text that is not empty, or token ids from 1 to {vocabulary_size - 1}",
             )
     if len(found) > MAX_PROMPTS:
         raise wrong("prompt", f"got {len(found)} prompts, at most {MAX_PROMPTS} are allowed")
@@ -386,7 +413,7 @@ def prompts(body: Mapping[str, Any], vocabulary_size: int) -> list[str | list[in
 
 
 def _is_id(size: int) -> Callable[[Any], bool]:
-    return lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 <= x < size
+    return lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 < x < size
 
 
 def check_size(name: str, texts: Sequence[str]) -> None:

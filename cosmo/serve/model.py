@@ -1,7 +1,7 @@
 """The model that a server answers with: what it reads, how it samples, how its answers are read."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from cosmo import records
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching, infer
+from cosmo.engine.infer.continuous import Sampling
 from cosmo.engine.model.decoding import IMPOSSIBLE, DecodingConfig
 from cosmo.engine.web.errors import ApiError, wrong
 from cosmo.serve import fields, texts
@@ -56,6 +57,12 @@ class Served:
     def max_tokens(self) -> int:
         """Return the longest answer."""
         return self.session.lengths["targets"]
+
+    @property
+    def longest_answer(self) -> int:
+        """Return the most tokens of an answer with the rules of thumb that it is given."""
+        # They may fill what the network has beyond the longest response.
+        return self.session.model.network.max_positions or self.max_tokens
 
     @property
     def follows_rots(self) -> bool:
@@ -108,8 +115,8 @@ class Served:
             )
         return Asked(tuple(ids))
 
-    def samplings(self, wanted: fields.Wanted, asked: Asked, make: Callable[..., Any]) -> list[Any]:
-        """Return the samplings of a request's n samples; `make` is the scheduler's Sampling."""
+    def samplings(self, wanted: fields.Wanted, asked: Asked) -> list[Sampling]:
+        """Return how the scheduler draws a request's n samples."""
         settings: dict[str, Any] = {}
         if self.prost is not None:
             own = self.prost.generation
@@ -117,13 +124,10 @@ class Served:
             if not asked.own_rots:
                 marks = tuple(self.session.vocabulary.marks.values())
                 settings["banned_ids"] = (*settings.get("banned_ids", ()), *marks)
-        room = wanted.max_tokens
-        positions = self.session.model.network.max_positions
-        if positions is not None:
-            room = max(1, min(room, positions - len(asked.prefix_ids)))
+        room = min(wanted.max_tokens, self.longest_answer - len(asked.prefix_ids))
         if settings.get("min_length", 0) >= room:
             settings["min_length"] = 0  # a shorter answer is asked for
-        made = make(
+        made = Sampling(
             max_new_tokens=room,
             temperature=wanted.temperature,
             # Greedy choice has nothing to cut.

@@ -1,45 +1,13 @@
-"""Describe the scheduler that the server needs, and read its events from an event loop.
-
-`cosmo.engine.infer.continuous` has the scheduler; a test may give another one.
-"""
+"""Read the events of the scheduler, which come from its thread, in an event loop."""
 
 import asyncio
-import concurrent.futures
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
+from cosmo.engine.infer.continuous import Handle, Sampling, Scheduler
 from cosmo.engine.web.errors import ApiError
-
-
-class Handle(Protocol):
-    """A request in the scheduler."""
-
-    def cancel(self) -> None:
-        """Free the slots before the next step; callable from any thread, any number of times."""
-
-
-class Scheduler(Protocol):
-    """The attributes that the server reads of a scheduler: see `continuous.Scheduler`."""
-
-    active: int
-    queued: int
-    steps: int
-    compilations: int
-
-    def submit(
-        self,
-        input_ids: Sequence[int],
-        samplings: Sequence[Any],
-        on_event: Callable[[int, Any], None],
-    ) -> Handle:
-        """Begin a request; QueueFull if it must wait and the queue has no room."""
-
-    def run_exclusive(self, function: Callable[[], Any]) -> concurrent.futures.Future:
-        """Run a function between steps, on the thread that calls the devices."""
-
-    def close(self, drain: bool) -> None:
-        """End the thread, with `drain` after the requests in it."""
 
 
 class Events:
@@ -53,16 +21,16 @@ class Events:
         # It holds at most what the samples may generate: a slow client stops no step.
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self._handles: list[Handle] = []
+        self._n = 1
 
-    def submit(self, input_ids: Sequence[int], samplings: Sequence[Any]) -> None:
+    def submit(self, input_ids: Sequence[int], samplings: Sequence[Sampling]) -> None:
         """Begin a request of one encoder pass. Raises QueueFull."""
-        loop, first = asyncio.get_running_loop(), len(self._handles) * len(samplings)
+        loop, self._n = asyncio.get_running_loop(), len(samplings)
+        first = len(self._handles) * self._n
 
         def on_event(sample: int, event: Any) -> None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads
                 loop.call_soon_threadsafe(self._queue.put_nowait, (first + sample, event))
-            except RuntimeError:  # the loop has ended: nobody reads
-                pass
 
         self._handles.append(self._scheduler.submit(input_ids, samplings, on_event))
 
@@ -71,6 +39,10 @@ class Events:
         if not self._queue.empty():
             return self._queue.get_nowait()
         return await before(self._deadline, self._seconds, self._queue.get())
+
+    def end(self, number: int) -> None:
+        """Free the slot of one sample."""
+        self._handles[number // self._n].cancel(number % self._n)
 
     def close(self) -> None:
         """Free the slots."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.errors import QueueFull, UserError
 from cosmo.engine.infer import infer
 from cosmo.engine.model import models, partitioning, slots
 from cosmo.engine.model.slots import MAX_TOP_LOGPROBS
@@ -43,10 +43,6 @@ class Finished(NamedTuple):
 
     reason: str
     error: str | None = None
-
-
-class QueueFull(Exception):
-    """As many requests wait as may."""
 
 
 @dataclasses.dataclass(frozen=True)
