@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cosmo.engine.base.errors import QueueFull, UserError
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.infer import infer
-from cosmo.engine.model import models, partitioning, slots
+from cosmo.engine.model import partitioning, slots
 from cosmo.engine.model.slots import MAX_TOP_LOGPROBS
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,10 @@ class Finished(NamedTuple):
 
     reason: str
     error: str | None = None
+
+
+class QueueFull(Exception):  # noqa: N818
+    """As many requests wait as may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +189,12 @@ class _Programs:
             ("move",),
             *[("encode", *shape) for shape in encoders],
             *[("insert", *shape) for shape in encoders],
+            *[("choose", rows) for rows in self.row_counts],
             *[("step", rows, length) for length in self.lengths for rows in self.row_counts],
         ]
 
     def program(self, name: tuple[Any, ...], params: Any) -> Callable:
-        """Return a compiled program: ("empty" | "move" | "encode" | "insert" | "step", *shape)."""
+        """Return the compiled program of a name: a kind (see `_compile`) and a shape."""
         if name not in self._compiled:
             self._compiled[name] = self._compile(name, params)
         return self._compiled[name]
@@ -214,12 +219,19 @@ class _Programs:
             )
             encoded = _described(encoded, shardings)
             return jitted.lower(self.pool, encoded, scalar, scalar, one).compile()
-        rows, length = shape
-        function = functools.partial(slots.step, model, rows=rows, length=length)
         whole = partitioning.replicated(self.layout.mesh)
-        jitted = self._jit(function, (self.pool_shardings, whole), donate=1)
+        p, shardings = self.pool, self.pool_shardings
+        if kind == "step":
+            rows, length = shape
+            function = functools.partial(slots.step, model, rows=rows, length=length)
+            # The caches and the clock are donated: a step writes into them.
+            jitted = self._jit(function, (shardings.layers, shardings.clock, whole), (1, 2))
+            return jitted.lower(_of(params), p.layers, p.clock, p.rows).compile()
+        vocab = model.network.vocab_size
+        logits = jax.ShapeDtypeStruct((*shape, vocab), np.float32, sharding=whole)
         active = jax.ShapeDtypeStruct((self.rows,), bool)
-        return jitted.lower(_of(params), self.pool, active).compile()
+        jitted = self._jit(functools.partial(slots.choose, model), (shardings.rows, whole), 0)
+        return jitted.lower(p.rows, logits, active).compile()
 
     def _encoded(self, rows: int, length: int):
         """Return (abstract Encoded, its shardings)."""
@@ -470,7 +482,7 @@ class Scheduler:
             except Exception as error:
                 log.exception("a step failed; its requests end")
                 self._fail(f"{type(error).__name__}: {error}")
-        for function, future in self._exclusive:
+        for _function, future in self._exclusive:
             future.cancel()
 
     def _work_or_wait(self) -> bool:
@@ -607,7 +619,12 @@ class Scheduler:
         length = _fitting(programs.lengths, longest)
         mask = np.zeros((self.slots,), bool)
         mask[[row for row, _ in active]] = True
-        self._pool, results = self._run("step", rows, length, self.session.params, self._pool, mask)
+        pool = self._pool
+        layers, clock, logits = self._run(
+            "step", rows, length, self.session.params, pool.layers, pool.clock, pool.rows
+        )
+        state, results = self._run("choose", rows, pool.rows, logits, mask)
+        self._pool = slots.Pool(layers, state, clock)
         self._counted["steps"] += 1
         for row, sample in active:
             sample.steps += 1

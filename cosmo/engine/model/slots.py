@@ -1,8 +1,8 @@
 """Decode many answers in one pool of rows, which begin and end at different steps.
 
-A pool has R rows. `encode` runs the encoder over new inputs, `insert` puts one of them into a free
-row, and `step` writes one token in each of the first rows. All are pure functions of arrays, and
-their shapes do not depend on what the rows hold.
+A pool has R rows. `encode` runs the encoder over new inputs, and `insert` puts one of them into a
+free row. `step` scores the next token of each of the first rows, and `choose` takes one. All are
+pure functions of arrays, and their shapes do not depend on what the rows hold.
 
 Every row writes its keys and values of a step at the same place of the cache, `clock` modulo T: a
 ring over T positions. A key's age in steps gives its relative position, and a row masks keys older
@@ -20,7 +20,7 @@ import numpy as np
 
 from cosmo.engine.model import decoding, models, partitioning
 from cosmo.engine.model.held_params import AnyParams, decoding_module
-from cosmo.engine.model.layers import MASKED, mask_bias
+from cosmo.engine.model.layers import mask_bias
 from cosmo.engine.model.transformer import LayerCache
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
@@ -57,15 +57,21 @@ class Encoded(NamedTuple):
     tokens_BS: jax.Array
 
 
-class Pool(NamedTuple):
-    """The state of R rows. Every array but `clock` has rows in front."""
+class Rows(NamedTuple):
+    """The part of a pool that choosing tokens reads and writes."""
 
-    layers: list[LayerCache]
     tokens_RS: jax.Array  # the inputs
     settings: RowSettings
     written_RT: jax.Array  # each row's answer so far, its prefix included
     last_R: jax.Array  # the token that the next step reads
     position_R: jax.Array  # and its position in the row's answer
+
+
+class Pool(NamedTuple):
+    """The state of R rows. Every array but `clock` has rows in front."""
+
+    layers: list[LayerCache]
+    rows: Rows
     clock: jax.Array  # int32 scalar: the place of the ring that the next step writes
 
 
@@ -116,16 +122,16 @@ def empty(model: models.EncoderDecoderModel, rows: int, inputs: int, answers: in
         jnp.zeros((*heads, inputs, c.head_dim), c.dtype),
     )
     one = settings(answers)
-    return Pool(
-        # Arrays of their own: the pool is donated to each step, and no array may be given twice.
-        [jax.tree.map(jnp.copy, layer) for _ in range(c.num_decoder_layers)],
+    # Arrays of their own: the pool is donated to each step, and no array may be given twice.
+    layers = [jax.tree.map(jnp.copy, layer) for _ in range(c.num_decoder_layers)]
+    state = Rows(
         jnp.zeros((rows, inputs), jnp.int32),
         jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *np.shape(x))), one),
         jnp.zeros((rows, answers), jnp.int32),
         jnp.zeros((rows,), jnp.int32),
         jnp.zeros((rows,), jnp.int32),
-        jnp.int32(0),
     )
+    return Pool(layers, state, jnp.int32(0))
 
 
 def pool_shardings(layout: partitioning.Layout, pool: Pool) -> Pool:
@@ -172,14 +178,15 @@ def insert(
         )
         for own, (key, value) in zip(pool.layers, encoded.layers, strict=True)
     ]
-    return pool._replace(
-        layers=layers,
-        tokens_RS=put(pool.tokens_RS, padded(encoded.tokens_BS, pool.tokens_RS)),
-        settings=jax.tree.map(put, pool.settings, jax.tree.map(jnp.asarray, row_settings)),
-        written_RT=put(pool.written_RT, jnp.zeros(pool.written_RT.shape[1:])),
-        last_R=put(pool.last_R, jnp.int32(model.network.special_ids.start)),
-        position_R=put(pool.position_R, jnp.int32(0)),
+    state = pool.rows
+    state = Rows(
+        put(state.tokens_RS, padded(encoded.tokens_BS, state.tokens_RS)),
+        jax.tree.map(put, state.settings, jax.tree.map(jnp.asarray, row_settings)),
+        put(state.written_RT, jnp.zeros(state.written_RT.shape[1:])),
+        put(state.last_R, jnp.int32(model.network.special_ids.start)),
+        put(state.position_R, jnp.int32(0)),
     )
+    return pool._replace(layers=layers, rows=state)
 
 
 def move(pool: Pool, source: jax.Array, target: jax.Array) -> Pool:
@@ -189,74 +196,85 @@ def move(pool: Pool, source: jax.Array, target: jax.Array) -> Pool:
         one = jax.lax.dynamic_index_in_dim(x, source, 0)
         return jax.lax.dynamic_update_index_in_dim(x, one, target, 0)
 
-    return Pool(*jax.tree.map(moved, tuple(pool)[:-1]), pool.clock)
+    layers, state = jax.tree.map(moved, (pool.layers, pool.rows))
+    return Pool(layers, state, pool.clock)
 
 
 def step(
     model: models.EncoderDecoderModel,
     params: AnyParams,
-    pool: Pool,
-    active_R: jax.Array,
+    layers: list[LayerCache],
+    clock: jax.Array,
+    state: Rows,
     *,
     rows: int,
     length: int,
-) -> tuple[Pool, jax.Array]:
-    """Write one token in each of the first `rows` rows. Return (the pool, results [rows, 42]).
+) -> tuple[list[LayerCache], jax.Array, jax.Array]:
+    """Read the last token of each of the first `rows` rows of a pool, given by its parts.
 
-    No active row may be behind the first `rows`, nor have more than `length` tokens of input.
-    Only active rows decide which work a step needs; what the others write is of no use.
-    `read_results` reads the results.
+    Return (the layers with it, the next clock, logits [rows, V] for `choose`). No row in use may
+    be behind the first `rows`, nor have more than `length` tokens of input.
     """
     module, weights = decoding_module(model, params)
-    longest = pool.written_RT.shape[1]
-    # A row that is not active may have passed the end.
-    position_R = jnp.minimum(pool.position_R[:rows], longest - 1)
-    ages_T = (pool.clock - jnp.arange(longest)) % longest
+    longest = state.written_RT.shape[1]
+    # A row that is not in use may have passed the end.
+    position_R = jnp.minimum(state.position_R[:rows], longest - 1)
+    ages_T = (clock - jnp.arange(longest)) % longest
     past_R1T = mask_bias(ages_T <= position_R[:, None])[:, None]
     biases = [bias_1HT + past_R1T for bias_1HT in module.biases_of_ages(ages_T)]
-    layers = [
+    inputs = [
         layer._replace(
             cross_key_BHKS=layer.cross_key_BHKS[:rows, :, :, :length],
             cross_value_BHSK=layer.cross_value_BHSK[:rows, :, :length],
         )
-        for layer in pool.layers
+        for layer in layers
     ]
-    real_RS = pool.tokens_RS[:rows, :length] > 0
-    logits_RV, new_layers = module.decode_token(
-        weights, pool.last_R[:rows], position_R, pool.clock, layers, biases,
-        jnp.where(real_RS, 0.0, MASKED).astype(jnp.float32)[:, None],
-    )  # fmt: skip
-    first = jax.tree.map(lambda x: x[:rows], pool._replace(layers=[], clock=pool.last_R))
-    special = model.network.special_ids
-    chosen_R = _choose(logits_RV, first, position_R, active_R[:rows], special)
-    results_RO = _results(logits_RV, chosen_R, first.settings.top_logprobs, active_R[:rows])
-    here_RT = jnp.arange(longest) == position_R[:, None]
-    written_RT = jnp.where(here_RT, chosen_R[:, None], first.written_RT)
-    pool = pool._replace(
-        # The inputs' side is not changed: a step only reads it.
-        layers=[
-            old._replace(self_key_BHTK=new.self_key_BHTK, self_value_BHTK=new.self_value_BHTK)
-            for old, new in zip(pool.layers, new_layers, strict=True)
-        ],
-        written_RT=pool.written_RT.at[:rows].set(written_RT),
-        last_R=pool.last_R.at[:rows].set(chosen_R),
-        position_R=pool.position_R.at[:rows].add(1),
-        clock=(pool.clock + 1) % longest,
+    cross_R1S = mask_bias(state.tokens_RS[:rows, :length] > 0)[:, None]
+    logits_RV, written = module.decode_token(
+        weights, state.last_R[:rows], position_R, clock, inputs, biases, cross_R1S
     )
-    return pool, results_RO
+    # The inputs' side is not changed: a step only reads it.
+    layers = [
+        old._replace(self_key_BHTK=new.self_key_BHTK, self_value_BHTK=new.self_value_BHTK)
+        for old, new in zip(layers, written, strict=True)
+    ]
+    return layers, (clock + 1) % longest, logits_RV
 
 
-def _choose(logits_RV, pool: Pool, index_R, active_R, special) -> jax.Array:
-    """Return each row's next token, int32 [R]. `pool` has these rows alone.
+def choose(
+    model: models.EncoderDecoderModel, state: Rows, logits_RV: jax.Array, active_R: jax.Array
+) -> tuple[Rows, jax.Array]:
+    """Choose the next token of the first rows by their logits [rows, V] of `step`.
+
+    Return (the state of all rows, results [rows, 42] for `read_result`). `active_R` [R] has the
+    rows in use: they alone decide which work is done, and what the others get is of no use.
+    """
+    rows, longest = logits_RV.shape[0], state.written_RT.shape[1]
+    first, active_R = jax.tree.map(lambda x: x[:rows], (state, active_R))
+    index_R = jnp.minimum(first.position_R, longest - 1)
+    chosen_R = _choose(logits_RV, first, index_R, active_R, model.network.special_ids)
+    results_RO = _results(logits_RV, chosen_R, first.settings.top_logprobs, active_R)
+    here_RT = jnp.arange(longest) == index_R[:, None]
+    written_RT = jnp.where(here_RT, chosen_R[:, None], first.written_RT)
+    state = state._replace(
+        written_RT=state.written_RT.at[:rows].set(written_RT),
+        last_R=state.last_R.at[:rows].set(chosen_R),
+        position_R=state.position_R.at[:rows].add(1),
+    )
+    return state, results_RO
+
+
+def _choose(logits_RV, state: Rows, index_R, active_R, special) -> jax.Array:
+    """Return each row's next token, int32 [R]. `state` has these rows alone.
 
     The rules are those of `decoding`; work that no active row asks for is left out.
     """
-    s = pool.settings
+    s = state.settings
     bans_R = (s.min_length > 0) | (s.block_ngram > 0) | (s.context_block_ngram > 0)
     bans_R |= s.banned_K[:, 0] >= 0
     allowed_RV = jax.lax.cond(
         jnp.any(active_R & bans_R),
-        lambda logits: _without_banned(logits, pool, index_R, special),
+        lambda logits: _without_banned(logits, state, index_R, special),
         lambda logits: logits,
         logits_RV,
     )
@@ -287,18 +305,18 @@ def _key(seed: jax.Array, number: jax.Array, index: jax.Array) -> jax.Array:
     return jax.random.fold_in(keys[number], index)
 
 
-def _without_banned(logits_RV, pool: Pool, index_R, special) -> jax.Array:
+def _without_banned(logits_RV, state: Rows, index_R, special) -> jax.Array:
     """Return the logits with tokens that may not follow at -inf, as `decoding` removes them."""
-    s, vocab = pool.settings, logits_RV.shape[-1]
+    s, vocab = state.settings, logits_RV.shape[-1]
     banned = [jnp.where(s.banned_K < 0, vocab, s.banned_K)]
     new_R = index_R - s.prefix_length
     banned.append(jnp.where(new_R < s.min_length, special.eos, vocab)[:, None])
     # The answer with its start token; the token read last is at `index`.
     first_R1 = jnp.full((index_R.size, 1), special.start, jnp.int32)
-    answer_RT = jnp.concatenate([first_R1, pool.written_RT], axis=1)
+    answer_RT = jnp.concatenate([first_R1, state.written_RT], axis=1)
     written_RT = jnp.arange(answer_RT.shape[1]) <= index_R[:, None]
     banned.append(_completing(answer_RT, index_R, s.block_ngram, answer_RT, written_RT, vocab))
-    inputs_RS = pool.tokens_RS
+    inputs_RS = state.tokens_RS
     banned.append(
         _completing(answer_RT, index_R, s.context_block_ngram, inputs_RS, inputs_RS != 0, vocab)
     )
