@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from cosmo.engine.base.errors import QueueFull, UserError
-from cosmo.engine.infer.continuous import Scheduler
+from cosmo.engine.infer import continuous
 from cosmo.engine.web import app, sse
 from cosmo.engine.web.errors import ApiError, overloaded, unavailable, wrong
 from cosmo.engine.web.metrics import Metrics
@@ -48,7 +48,7 @@ class Service:
     def __init__(
         self,
         model: Served,
-        scheduler: Scheduler,
+        scheduler: continuous.Scheduler,
         *,
         labeller: Any = None,
         canary_name: str = "canary",
@@ -169,7 +169,7 @@ class Service:
             events = scheduling.Events(self.scheduler, deadline, self.settings.deadline)
             try:
                 made.begin(events, self.model)
-            except QueueFull as error:
+            except (QueueFull, continuous.QueueFull) as error:
                 raise overloaded(f"too many requests: {error}") from error
             except RuntimeError as error:  # it closes
                 raise unavailable("the server is stopping") from error
