@@ -49,6 +49,9 @@ where it listens, and who may call:
 limits:
 --slots N=32        answers that are written at a time
 --max_queue N=256   requests that wait; more get status 429
+--max_input_tokens N:int  longest input (the model's own); less means fewer programs to
+                    compile, and less memory
+--max_tokens N:int  longest answer (the model's own)
 --deadline S=120.0  seconds that a request may take
 --drain S=30.0      seconds that requests in flight have after SIGTERM
 """,

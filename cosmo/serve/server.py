@@ -31,7 +31,9 @@ class ServeConfig:
     """Settings of a server. Times are in seconds.
 
     `model` and `canary` are checkpoints; `name` is the model's in the API, by default its folder's.
-    `api_key_env` names the environment variable that holds the key that clients must send.
+    `max_input_tokens` and `max_tokens` are the longest input and answer, by default the model's
+    own; less means fewer programs and less memory. `api_key_env` names the environment variable
+    with the key that clients must send.
     """
 
     model: str
@@ -45,11 +47,17 @@ class ServeConfig:
     deadline: float = 120.0
     drain: float = run.DRAIN_SECONDS
     beams: int = 1
+    max_input_tokens: int | None = None
+    max_tokens: int | None = None
     vocabulary: str | None = None
     dtype: str | None = None
     num_partitions: int = 1
 
     def __post_init__(self):
+        for name in ("max_input_tokens", "max_tokens", "slots", "max_queue"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}; it must be at least 1", setting=name)
         for name in ("deadline", "drain"):
             # NaN is not above 0 either.
             if not 0 < getattr(self, name) < float("inf"):
@@ -73,7 +81,9 @@ class ServeConfig:
 
 def open_model(config: ServeConfig) -> Served:
     """Return the model to serve. Raises UserError, for a missing vocabulary before any weights."""
+    lengths = {"inputs": config.max_input_tokens, "targets": config.max_tokens}
     how: dict[str, Any] = {
+        "lengths": {side: length for side, length in lengths.items() if length is not None},
         "vocabulary": config.vocabulary,
         "dtype": config.dtype,
         "num_partitions": config.num_partitions,
