@@ -192,7 +192,8 @@ class Service:
             await deltas.aclose()
             made.close()
             raise
-        return sse.stream(self._events(made, first, deltas, shape))
+        source = self._events(made, first, deltas, shape)
+        return sse.stream(source, on_close=made.close)
 
     async def _events(
         self,

@@ -17,6 +17,7 @@ from cosmo.engine.web.errors import ApiError, wrong
 MAX_STOPS = 4  # OpenAI's limit
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit for chat; here for completions too
 MAX_TEMPERATURE = 2.0  # OpenAI's limit
+MIN_TEMPERATURE = 1e-3  # below it a temperature counts as 0: divided logits would overflow
 MAX_CHARS = 200_000  # of a request's texts: tokenizing them takes a tenth of a second
 MAX_PROMPTS = 64
 
@@ -161,8 +162,8 @@ def wanted(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> Wanted:
         beams=beams,
         rots=_rots(body.get("rots")),
     )
-    if found.top_p == 0.0:
-        # OpenAI allows it; of an empty nucleus the likeliest token is left.
+    if found.top_p == 0.0 or found.temperature < MIN_TEMPERATURE:
+        # OpenAI allows a top_p of 0; of an empty nucleus the likeliest token is left.
         found = dataclasses.replace(found, top_p=1.0, temperature=0.0)
     if beams > 1:
         _check_beams(found, given)

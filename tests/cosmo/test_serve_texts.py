@@ -195,6 +195,7 @@ def test_what_asks_for_nothing_is_accepted():
     assert chat(seed=-1).seed == 0xFFFFFFFF and chat(seed=7).seed == 7
     assert chat(stop="x").stops == ("x",)
     assert (chat(top_p=0).temperature, chat(beams=3).temperature) == (0.0, 0.0)
+    assert chat(temperature=1e-45).temperature == 0.0
     assert chat(logprobs=True, top_logprobs=3).logprobs == 3
     assert len({chat().seed for _ in range(9)}) > 1
 

@@ -305,6 +305,24 @@ def test_a_client_that_does_not_read_is_dropped(url):
         assert closed.wait(10)
 
 
+def test_a_source_that_never_began_is_closed_too():
+    """Oracle: `on_close`; the client has left before the first piece."""
+    noted = []
+
+    async def source():
+        yield sse.DONE
+
+    async def left():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        await asyncio.sleep(5)
+
+    made = sse.stream(source(), on_close=lambda: noted.append("closed"))
+    asyncio.run(made({"type": "http"}, left, send))
+    assert noted == ["closed"]
+
+
 def test_a_stream_that_fails_is_cut(client):
     """Oracle: an HTTP body without its end, which clients notice."""
     with (

@@ -7,7 +7,7 @@ import asyncio
 import codecs
 import contextlib
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -130,6 +130,7 @@ class EventStream(Response):
 
     The source is closed (`aclose`) when it ends, when the client leaves, and when the client takes
     none of a piece for `write_seconds`. After `ping_seconds` of silence a comment is sent.
+    `on_close` is called then too: a generator that never began runs no `finally` of its own.
     """
 
     media_type = MEDIA_TYPE
@@ -142,8 +143,9 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         write_seconds: float = WRITE_SECONDS,
         ping_seconds: float = PING_SECONDS,
+        on_close: Callable[[], None] = lambda: None,
     ):
-        self.source = source
+        self.source, self.on_close = source, on_close
         self.status_code = status
         self.background = None
         self.write_seconds, self.ping_seconds = write_seconds, ping_seconds
@@ -163,7 +165,10 @@ class EventStream(Response):
                     task.cancel()
                     with contextlib.suppress(asyncio.CancelledError, Exception):
                         await task
-            await close(self.source)
+            try:
+                await close(self.source)
+            finally:
+                self.on_close()
         if pump.done() and not pump.cancelled():
             pump.result()  # raises what the source raised
 
