@@ -1,1 +1,1 @@
-"""Serve a model behind OpenAI's API; see `cosmo.serve.server`."""
+"""Serve a model over HTTP: OpenAI's API, and a page to talk to it."""

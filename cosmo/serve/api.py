@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import pathlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from cosmo.engine.base.errors import QueueFull, UserError
@@ -20,12 +19,11 @@ from cosmo.engine.infer import continuous
 from cosmo.engine.web import app, sse
 from cosmo.engine.web.errors import ApiError, overloaded, unavailable, wrong
 from cosmo.engine.web.metrics import Metrics
-from cosmo.serve import answers, fields, scheduling, shapes
+from cosmo.serve import answers, fields, page, scheduling, shapes
 from cosmo.serve.model import Asked, Served
 
 log = logging.getLogger("cosmo.serve")
 
-PAGE = pathlib.Path(__file__).with_name("page.html")
 # Tokenizing so many characters takes 10 ms, in which the event loop would do nothing else.
 MAX_INLINE_CHARS = 10_000
 MAX_DIALOGUES = 64  # of one request to /v1/moderations
@@ -328,10 +326,6 @@ class Service:
             raise unavailable("the server is stopping")
         return JSONResponse({"status": "ok"})
 
-    async def page(self, request: Request) -> Response:
-        """Answer GET / with the page."""
-        return HTMLResponse(PAGE.read_text())
-
     def close(self, drain: bool = True) -> None:
         """End the threads."""
         if self.labeller is not None:
@@ -341,7 +335,7 @@ class Service:
 
 def routes(service: Service) -> list[BaseRoute]:
     """Return the routes of a service."""
-    found = [
+    return [
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
         Route("/v1/completions", service.completion, methods=["POST"]),
         Route("/v1/moderations", service.moderation, methods=["POST"]),
@@ -349,8 +343,16 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v1/models/{name:path}", service.one_model),
         Route("/health", service.health),
         service.metrics.route(),
+        Route("/", page.page),
     ]
-    return [*found, Route("/", service.page)] if PAGE.exists() else found
+
+
+def inner(service: Service) -> Starlette:
+    """Return the service's routes as an application without key, host names, counts or an end.
+
+    For callers in this process, such as a guard in front of it.
+    """
+    return app.application(routes(service), api_key=None)
 
 
 def application(
