@@ -56,6 +56,8 @@ class Served:
     @property
     def max_tokens(self) -> int:
         """Return the longest answer."""
+        if self.prost is not None:
+            return self.prost.generation["max_new_tokens"]
         return self.session.lengths["targets"]
 
     @property

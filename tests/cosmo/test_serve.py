@@ -15,7 +15,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.web import app, run
 from cosmo.serve import api, server
-from tests.cosmo.serve_parts import write_model
+from tests.cosmo.serve_parts import write_model, write_prost
 
 TALK = [
     {"role": "system", "content": "Two friends talk.\n\nYou are Bo."},
@@ -211,3 +211,54 @@ def test_the_command_serves_until_sigterm(folder):
         assert "--port" in second.stderr and "Traceback" not in second.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+# --- Prost ---
+
+
+@pytest.fixture(scope="module")
+def prost(tmp_path_factory):
+    """(client, service, agent) of a tiny Prost that writes rules of thumb."""
+    config = server.ServeConfig(
+        str(write_prost(tmp_path_factory.mktemp("prost"))), name="prost", slots=1
+    )
+    service = server.open_service(config)
+    with (
+        run.background(api.application(service)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=60) as client,
+    ):
+        yield client, service, service.model.prost
+
+
+def test_prost_follows_the_rules_that_it_is_given(prost):
+    """Oracle: `Prost.reply` with the same rules; streamed and whole are one text."""
+    client, service, agent = prost
+    turns, rots = ["I lied to my boss."], ["It is wrong to lie.", "Be kind."]
+    asked = [{"role": "user", "content": turns[0]}]
+    settings = {"model": "prost", "messages": asked, "temperature": 0}
+    for given in (rots, []):
+        reply = agent.reply(turns, rots=given, beam_size=1)
+        body = {"extra_body": {"rots": given}}
+        message = client.chat.completions.create(**settings, **body).choices[0].message
+        assert message.content.strip() == reply.text
+        assert tuple(message.rots) == reply.rots
+        chunks = list(client.chat.completions.create(**settings, **body, stream=True))
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        assert "".join(one.delta.content or "" for one in choices) == message.content
+        found = [one.delta.rots for one in choices if getattr(one.delta, "rots", None) is not None]
+        assert found == [given]
+    assert service.scheduler.compilations == 0
+
+
+def test_prost_writes_rules_of_its_own(prost):
+    """Oracle: `Prost.reply`, which reads the whole answer at once."""
+    client, _, agent = prost
+    turns = ["I lied to my boss."]
+    reply = agent.reply(turns, beam_size=1)
+    made = client.chat.completions.create(
+        model="prost", messages=[{"role": "user", "content": turns[0]}], temperature=0
+    )
+    message = made.choices[0].message
+    if not reply.problem:  # random weights write odd forms, which are cut where they go wrong
+        assert (message.content.strip(), tuple(message.rots)) == (reply.text, reply.rots)
+    assert "__rot__" not in message.content and "__response__" not in message.content
