@@ -28,7 +28,7 @@ VERB = Verb(
     examples="""\
   python -m cosmo serve --model=/tmp/run
   python -m cosmo serve --model=/data/cosmo-xl --canary=/tmp/canary --port=8001 --name=cosmo
-  COSMO_KEY=secret python -m cosmo serve --model=/tmp/run --host=0.0.0.0 --api_key_env=COSMO_KEY
+  python -m cosmo serve --model=/tmp/run --host=0.0.0.0 --api_key_env=COSMO_KEY
 """,
     run=run,
     flags="""
