@@ -16,7 +16,7 @@ _LEAST_LOGPROB = -9999.0
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What an answer gains. `sample` is the answer's number in its request.
+    """New text of an answer. `sample` is the answer's number in its request.
 
     `logprobs` has an entry for each token whose text begins in `text`, None if none were asked for.
     `rots` come once, where a Prost follows rules of thumb. `finish` ends the answer.

@@ -38,7 +38,7 @@ class Settings:
 
 
 class Service:
-    """What the routes share: a model behind a scheduler, a labeller, limits, counts.
+    """State that the routes share: a model behind a scheduler, a labeller, limits, counts.
 
     `labeller` is `canary.labeller.Labeller` under the name `canary_name`, or None.
     """
@@ -83,7 +83,7 @@ class Service:
             )
 
     def drain(self) -> None:
-        """Accept no new request; those in flight go on."""
+        """Accept no new request; those in flight are finished."""
         self.draining = True
 
     def check_open(self) -> None:
@@ -292,7 +292,7 @@ class Service:
             {"id": f"modr-{uuid.uuid4().hex}", "model": self.canary_name, "results": results}
         )
 
-    # What the server is
+    # Description of the server
 
     async def models(self, request: Request) -> Response:
         """Answer GET /v1/models."""

@@ -13,7 +13,7 @@ _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole cha
 
 
 class Piece(NamedTuple):
-    """What a token adds: the bytes of its piece, and their text."""
+    """The bytes of a token's piece, and their text."""
 
     text: str
     data: bytes
@@ -103,7 +103,7 @@ class ProstWriter(Writer):
         self._rot, self._response = (vocabulary.marks[m] for m in (ROT_MARK, RESPONSE_MARK))
 
     def rots(self) -> tuple[str, ...] | None:
-        """Return the RoTs; None while they may be going on."""
+        """Return the RoTs; None while they may be incomplete."""
         if not self.ids or (self.ids[0] == self._rot and self._response not in self.ids):
             return None
         if self.ids[0] != self._rot:

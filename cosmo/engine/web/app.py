@@ -75,8 +75,8 @@ def application(
 def allowed_hosts(host: str) -> frozenset[str] | None:
     """Return the names that requests may give as Host to a server that listens at `host`.
 
-    For a loopback address these are loopback's names, so that no page on the web reaches the server
-    under a name of its own (DNS rebinding). None allows every name.
+    For a loopback address these are loopback's names. A page on the web then cannot reach the
+    server under a name of its own (DNS rebinding). None allows every name.
     """
     return frozenset({*LOOPBACK, host}) if is_loopback(host) else None
 
@@ -268,8 +268,8 @@ async def _drop_body(receive: Receive) -> None:
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the JSON object in a request's body.
 
-    Raises ApiError of status 400 for broken JSON, a value that is no object, a field given twice,
-    numbers that are not finite, nesting too deep, or half a character.
+    Raises ApiError of status 400 for broken JSON, a value that is no object, or a field given
+    twice. Numbers that are not finite, deep nesting and half a character are refused too.
     """
     return parse_object(await request.body())
 
