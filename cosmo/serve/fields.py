@@ -72,7 +72,7 @@ MODERATION = {"model", "input", "messages", "rots"}
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The largest values that a server allows in a request. `max_tokens` is the longest answer of its model."""
+    """The largest values that a request may have. `max_tokens` is the model's longest answer."""
 
     max_tokens: int
     max_samples: int
