@@ -30,6 +30,7 @@ ENCODER_ROWS = (1, 4, 8)  # inputs that one encoder program takes
 ENCODER_TOKENS = 2048
 SHORTEST_INPUT = 64  # tokens; lengths of programs double from here
 PROGRESS_SECONDS = 5.0
+COMPILE_THREADS = 4
 
 Token = slots.Result
 
@@ -179,7 +180,9 @@ class _Programs:
 
     def encoder_rows(self, length: int) -> list[int]:
         """Return how many inputs the encoder's programs of this length take."""
-        return [rows for rows in ENCODER_ROWS if rows == 1 or rows * length <= ENCODER_TOKENS]
+        # None takes so many that a smaller one had room for all that the pool holds.
+        most = min(ENCODER_TOKENS // length, 2 * self.rows - 1)
+        return [rows for rows in ENCODER_ROWS if rows <= max(1, most)]
 
     def names(self) -> list[tuple[Any, ...]]:
         """Return the names of all programs, for `program`."""
@@ -188,54 +191,90 @@ class _Programs:
             ("empty",),
             ("move",),
             *[("encode", *shape) for shape in encoders],
-            *[("insert", *shape) for shape in encoders],
+            *[("insert", rows) for rows in self.encoder_rows(self.lengths[0])],
             *[("choose", rows) for rows in self.row_counts],
             *[("step", rows, length) for length in self.lengths for rows in self.row_counts],
         ]
 
     def program(self, name: tuple[Any, ...], params: Any) -> Callable:
-        """Return the compiled program of a name: a kind (see `_compile`) and a shape."""
+        """Return the compiled program of a name: a kind (see `_lowered`) and a shape."""
         if name not in self._compiled:
-            self._compiled[name] = self._compile(name, params)
+            self._compiled[name] = self._lowered(name, params).compile()
         return self._compiled[name]
 
-    def _compile(self, name, params) -> Callable:
+    def compile_all(self, params: Any, on_progress: Callable[[int, int], None]) -> None:
+        """Compile every program, several at a time. `on_progress` is called every few seconds."""
+        missing = [name for name in self.names() if name not in self._compiled]
+        done = len(self.names()) - len(missing)
+        total = done + len(missing)
+        on_progress(done, total)
+        if missing:
+            # The first one here: no thread of ours imports anything, and compiling does at first.
+            self.program(missing[0], params)
+        with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            begun: dict[concurrent.futures.Future, tuple[Any, ...]] = {}
+            shown = time.monotonic()
+            for name in missing[1:]:
+                # Tracing holds Python's lock anyway, and stays in this thread.
+                begun[pool.submit(self._lowered(name, params).compile)] = name
+                if time.monotonic() - shown > PROGRESS_SECONDS:
+                    shown = time.monotonic()
+                    on_progress(total - len(begun) + sum(f.done() for f in begun), total)
+            left = set(begun)
+            while left:
+                _, left = concurrent.futures.wait(left, PROGRESS_SECONDS)
+                on_progress(total - len(left), total)
+        for future, name in begun.items():
+            self._compiled[name] = future.result()
+        on_progress(total, total)
+
+    def _lowered(self, name: tuple[Any, ...], params: Any) -> jax.stages.Lowered:
+        """Return a traced program: "empty", "move", "encode", "insert", "step" or "choose"."""
         kind, *shape = name
         model, scalar = self.model, jax.ShapeDtypeStruct((), np.int32)
         if kind == "empty":
             function = functools.partial(slots.empty, model, self.rows, self.inputs, self.answers)
-            return self._jit(function, self.pool_shardings).lower().compile()
+            return self._jit(function, self.pool_shardings).lower()
         if kind == "move":
             jitted = self._jit(slots.move, self.pool_shardings, donate=0)
-            return jitted.lower(self.pool, scalar, scalar).compile()
+            return jitted.lower(self.pool, scalar, scalar)
         if kind == "encode":
-            jitted = self._jit(functools.partial(slots.encode, model), self._encoded(*shape)[1])
-            return jitted.lower(_of(params), jax.ShapeDtypeStruct(shape, np.int32)).compile()
+            function = functools.partial(slots.encode, model, inputs=self.inputs)
+            jitted = self._jit(function, self._encoded(shape[0])[1])
+            return jitted.lower(_of(params), jax.ShapeDtypeStruct(shape, np.int32))
         if kind == "insert":
-            encoded, shardings = self._encoded(*shape)
+            encoded = _described(*self._encoded(*shape))
             jitted = self._jit(functools.partial(slots.insert, model), self.pool_shardings, 0)
             one = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), slots.settings(self.answers)
             )
-            encoded = _described(encoded, shardings)
-            return jitted.lower(self.pool, encoded, scalar, scalar, one).compile()
+            return jitted.lower(self.pool, encoded, scalar, scalar, one)
         whole = partitioning.replicated(self.layout.mesh)
-        p, shardings = self.pool, self.pool_shardings
+        written, written_shardings = self._written(shape[0])
         if kind == "step":
             rows, length = shape
             function = functools.partial(slots.step, model, rows=rows, length=length)
-            # The caches and the clock are donated: a step writes into them.
-            jitted = self._jit(function, (shardings.layers, shardings.clock, whole), (1, 2))
-            return jitted.lower(_of(params), p.layers, p.clock, p.rows).compile()
+            jitted = self._jit(function, (whole, written_shardings))
+            return jitted.lower(_of(params), self.pool)
         vocab = model.network.vocab_size
         logits = jax.ShapeDtypeStruct((*shape, vocab), np.float32, sharding=whole)
         active = jax.ShapeDtypeStruct((self.rows,), bool)
-        jitted = self._jit(functools.partial(slots.choose, model), (shardings.rows, whole), 0)
-        return jitted.lower(p.rows, logits, active).compile()
+        function = functools.partial(slots.choose, model)
+        jitted = self._jit(function, (self.pool_shardings, whole), donate=0)
+        return jitted.lower(self.pool, logits, written, active)
 
-    def _encoded(self, rows: int, length: int):
-        """Return (abstract Encoded, its shardings)."""
+    def _written(self, rows: int):
+        """Return (abstract keys and values of a step, their shardings)."""
         c = self.model.network
+        shape = (rows, c.num_heads, c.head_dim)
+        sharding = self.layout.sharding(shape, (None, "heads", None))
+        one = jax.ShapeDtypeStruct(shape, c.dtype, sharding=sharding)
+        layers = c.num_decoder_layers
+        return [(one, one)] * layers, [(sharding, sharding)] * layers
+
+    def _encoded(self, rows: int):
+        """Return (abstract Encoded, its shardings)."""
+        c, length = self.model.network, self.inputs
         heads = (rows, c.num_heads)
         key = jax.ShapeDtypeStruct((*heads, c.head_dim, length), c.dtype)
         value = jax.ShapeDtypeStruct((*heads, length, c.head_dim), c.dtype)
@@ -344,29 +383,30 @@ class Scheduler:
         self._pending: tuple[jax.Array, list[tuple[int, _Sample]]] | None = None
         self._counted: collections.Counter[str] = collections.Counter()
         self._finished: collections.Counter[str] = collections.Counter()
-        self._compiled_at_start = 0
+        self._compiled_before = 0  # by an earlier thread of the same number
         self._closing: str | None = None  # "drain" or "stop"
         self._thread: threading.Thread | None = None
 
     def warm_up(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compile every program, then start the thread. `on_progress(done, total)` is called often.
+        """Compile every program, make the pool, and start the thread.
 
-        The first step of each program is run too, so that a device's memory is reserved.
+        `on_progress(done, total)` counts programs; it is called every few seconds.
         """
-        names = self._programs.names()
-        for done, name in enumerate(names):
-            on_progress(done, len(names))
-            self._programs.program(name, self.session.params)
-        on_progress(len(names), len(names))
+        self._programs.compile_all(self.session.params, on_progress)
         self._pool = self._run("empty")
         jax.block_until_ready(self._pool)
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        started = threading.Event()
+        self._exclusive.append((started.set, concurrent.futures.Future()))
         self._thread.start()
+        started.wait()
 
     @property
     def compilations(self) -> int:
         """The number of programs that the thread has compiled since `warm_up`: 0."""
-        return _COMPILATIONS[self._thread.ident] if self._thread else 0
+        if self._thread is None:
+            return 0
+        return _COMPILATIONS[self._thread.ident] - self._compiled_before
 
     @property
     def counts(self) -> Counts:
@@ -476,6 +516,7 @@ class Scheduler:
     # From here on, all runs in the scheduler's thread.
 
     def _loop(self) -> None:
+        self._compiled_before = _COMPILATIONS[threading.get_ident()]
         while self._work_or_wait():
             try:
                 self._turn()
@@ -596,7 +637,6 @@ class Scheduler:
                 self._pool = self._run(
                     "insert",
                     rows,
-                    length,
                     self._pool,
                     encoded,
                     np.int32(place),
@@ -619,12 +659,8 @@ class Scheduler:
         length = _fitting(programs.lengths, longest)
         mask = np.zeros((self.slots,), bool)
         mask[[row for row, _ in active]] = True
-        pool = self._pool
-        layers, clock, logits = self._run(
-            "step", rows, length, self.session.params, pool.layers, pool.clock, pool.rows
-        )
-        state, results = self._run("choose", rows, pool.rows, logits, mask)
-        self._pool = slots.Pool(layers, state, clock)
+        logits, written = self._run("step", rows, length, self.session.params, self._pool)
+        self._pool, results = self._run("choose", rows, self._pool, logits, written, mask)
         self._counted["steps"] += 1
         for row, sample in active:
             sample.steps += 1

@@ -22,8 +22,11 @@ class HeldParams(NamedTuple):
     """Parameters of which each matrix is held once, in the compute type.
 
     `rest` is the nested dict of parameters without those matrices of the decoder that are in
-    `layers` and `logits_VM`. `layers` has for each decoder layer the matrices of `StepWeights`, by
-    the names of its fields. `logits_VM` is None if the logits are tied to the embedding.
+    `layers` and `logits_VM`. If the network's layers are unrolled, a stack of matrices is a list of
+    them there: a program would copy each layer's out of a stack.
+
+    `layers` has for each decoder layer the matrices of `StepWeights`, by the names of its fields.
+    `logits_VM` is None if the logits are tied to the embedding.
     """
 
     rest: models.Params
@@ -95,6 +98,9 @@ def hold(
     axes = models.logical_axes(model)
     rest = jax.tree.map(lambda x: x, params)  # new dicts, the same arrays
     params.clear()  # else the caller's would keep every matrix twice
+    if not model.network.scan_layers:
+        for side in ("encoder", "decoder"):
+            _unstack(layout, rest[side]["layers"], axes[side]["layers"])
     count = model.network.num_decoder_layers
     layers: list[dict[str, jax.Array]] = [{} for _ in range(count)]
     for name, (part, kernels) in _matrices(model).items():
@@ -113,17 +119,32 @@ def hold(
     return HeldParams(rest, layers, logits_VM)
 
 
+def _unstack(layout: partitioning.Layout, layers: dict[str, Any], axes: dict[str, Any]) -> None:
+    """Replace every stack of matrices by a list of them, one stack at a time."""
+    for name, value in layers.items():
+        if isinstance(value, dict):
+            _unstack(layout, value, axes[name])
+        elif value.ndim == 3 and name != "rel_embedding":
+            layers[name] = _turned(layout, axes[name][1:], False)([value])
+            jax.block_until_ready(layers[name])
+
+
 @functools.lru_cache(maxsize=32)
-def _turned(layout: partitioning.Layout, names: tuple[str | None, ...]):
-    """Return the jitted function from kernels [L, in, out] to L joined matrices [out, in]."""
+def _turned(layout: partitioning.Layout, names: tuple[str | None, ...], transpose: bool = True):
+    """Return the jitted function from kernels [L, in, out] to L joined matrices.
+
+    They are [out, in], the kernels below each other. Without `transpose`, a single kernel's layers
+    stay as they are. A kernel may be a list of L matrices.
+    """
 
     def turned(stacks):
-        shape = (sum(s.shape[2] for s in stacks), stacks[0].shape[1])
-        sharding = layout.sharding(shape, names)
-        joined = [
-            jnp.concatenate([stack[i].T for stack in stacks]) for i in range(stacks[0].shape[0])
-        ]
-        return [jax.lax.with_sharding_constraint(matrix, sharding) for matrix in joined]
+        joined = []
+        for i in range(len(stacks[0])):
+            pieces = [stack[i].T if transpose else stack[i] for stack in stacks]
+            matrix = jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            sharding = layout.sharding(matrix.shape, names)
+            joined.append(jax.lax.with_sharding_constraint(matrix, sharding))
+        return joined
 
     return jax.jit(turned)
 
@@ -136,7 +157,11 @@ def plain(model: models.EncoderDecoderModel, params: AnyParams) -> models.Params
     """
     if not isinstance(params, HeldParams):
         return params
-    full = jax.tree.map(lambda x: x, params.rest)
+    full = jax.tree.map(
+        lambda x: jnp.stack(x) if isinstance(x, list) else x,
+        params.rest,
+        is_leaf=lambda x: isinstance(x, list),
+    )
     for name, (part, kernels) in _matrices(model).items():
         pieces = [jnp.split(layer[name], len(kernels)) for layer in params.layers]
         for place, kernel in enumerate(kernels):

@@ -21,7 +21,7 @@ import numpy as np
 from cosmo.engine.model import decoding, models, partitioning
 from cosmo.engine.model.held_params import AnyParams, decoding_module
 from cosmo.engine.model.layers import mask_bias
-from cosmo.engine.model.transformer import LayerCache
+from cosmo.engine.model.transformer import LayerCache, attend_beside
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 MAX_BANNED_IDS = 64
@@ -144,10 +144,19 @@ def pool_shardings(layout: partitioning.Layout, pool: Pool) -> Pool:
     return jax.tree.map(sharding, pool)
 
 
-def encode(model: models.EncoderDecoderModel, params: AnyParams, tokens_BS: jax.Array) -> Encoded:
-    """Return the inputs [B, S] after the encoder, for `insert`."""
+def encode(
+    model: models.EncoderDecoderModel, params: AnyParams, tokens_BN: jax.Array, *, inputs: int
+) -> Encoded:
+    """Return inputs [B, N] after the encoder, padded to a pool's S `inputs` tokens for `insert`."""
     module, _ = decoding_module(model, params)
-    return Encoded(module.encode_keys_values(tokens_BS), tokens_BS)
+    # Zeros up to the pool's length: a NaN that an earlier input left would pass any mask.
+    more = (0, inputs - tokens_BN.shape[1])
+    none = (0, 0)
+    layers = [
+        (jnp.pad(key, (none, none, none, more)), jnp.pad(value, (none, none, more, none)))
+        for key, value in module.encode_keys_values(tokens_BN)
+    ]
+    return Encoded(layers, jnp.pad(tokens_BN, (none, more)))
 
 
 def insert(
@@ -163,24 +172,22 @@ def insert(
     def put(many, one):
         return jax.lax.dynamic_update_index_in_dim(many, one.astype(many.dtype), row, 0)
 
-    def padded(many, whole):
-        # Zeros up to the pool's length: a NaN that an earlier input left would pass any mask.
-        one = jax.lax.dynamic_index_in_dim(many, source, 0, keepdims=False)
-        sizes = zip(whole.shape[1:], one.shape, strict=True)
-        return jnp.pad(one, [(0, size - given) for size, given in sizes])
+    def taken(many):
+        return jax.lax.dynamic_index_in_dim(many, source, 0, keepdims=False)
 
+    # Zeros for the answer too: see `encode`.
     layers = [
         LayerCache(
             put(own.self_key_BHTK, jnp.zeros(own.self_key_BHTK.shape[1:])),
             put(own.self_value_BHTK, jnp.zeros(own.self_value_BHTK.shape[1:])),
-            put(own.cross_key_BHKS, padded(key, own.cross_key_BHKS)),
-            put(own.cross_value_BHSK, padded(value, own.cross_value_BHSK)),
+            put(own.cross_key_BHKS, taken(key)),
+            put(own.cross_value_BHSK, taken(value)),
         )
         for own, (key, value) in zip(pool.layers, encoded.layers, strict=True)
     ]
     state = pool.rows
     state = Rows(
-        put(state.tokens_RS, padded(encoded.tokens_BS, state.tokens_RS)),
+        put(state.tokens_RS, taken(encoded.tokens_BS)),
         jax.tree.map(put, state.settings, jax.tree.map(jnp.asarray, row_settings)),
         put(state.written_RT, jnp.zeros(state.written_RT.shape[1:])),
         put(state.last_R, jnp.int32(model.network.special_ids.start)),
@@ -203,65 +210,84 @@ def move(pool: Pool, source: jax.Array, target: jax.Array) -> Pool:
 def step(
     model: models.EncoderDecoderModel,
     params: AnyParams,
-    layers: list[LayerCache],
-    clock: jax.Array,
-    state: Rows,
+    pool: Pool,
     *,
     rows: int,
     length: int,
-) -> tuple[list[LayerCache], jax.Array, jax.Array]:
-    """Read the last token of each of the first `rows` rows of a pool, given by its parts.
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Read the last token of each of the first `rows` rows.
 
-    Return (the layers with it, the next clock, logits [rows, V] for `choose`). No row in use may
-    be behind the first `rows`, nor have more than `length` tokens of input.
+    Return (logits [rows, V] of the next one, each layer's key and value of the token, both
+    [rows, H, K]), for `choose`. No row in use may be behind the first `rows`, nor have more than
+    `length` tokens of input.
     """
+    # The caches are only read here, and `choose` writes. In one program, XLA would copy each cache.
     module, weights = decoding_module(model, params)
-    longest = state.written_RT.shape[1]
+    longest = pool.rows.written_RT.shape[1]
     # A row that is not in use may have passed the end.
-    position_R = jnp.minimum(state.position_R[:rows], longest - 1)
-    ages_T = (clock - jnp.arange(longest)) % longest
-    past_R1T = mask_bias(ages_T <= position_R[:, None])[:, None]
+    position_R = jnp.minimum(pool.rows.position_R[:rows], longest - 1)
+    ages_T = (pool.clock - jnp.arange(longest)) % longest
+    # The place that is written next has age 0 here; what it holds is older than any answer.
+    past_R1T = mask_bias((ages_T > 0) & (ages_T <= position_R[:, None]))[:, None]
     biases = [bias_1HT + past_R1T for bias_1HT in module.biases_of_ages(ages_T)]
+    own_biases = module.biases_of_ages(jnp.zeros((1,), jnp.int32))
+
+    def attend(query, key, value, place):
+        layer, which = (
+            pool.layers[place],
+            place % len(biases),
+        )  # one table for all layers, or theirs
+        past = layer.self_key_BHTK[:rows], layer.self_value_BHTK[:rows]
+        return attend_beside(query, key, value, *past, biases[which], own_biases[which])
+
     inputs = [
-        layer._replace(
-            cross_key_BHKS=layer.cross_key_BHKS[:rows, :, :, :length],
-            cross_value_BHSK=layer.cross_value_BHSK[:rows, :, :length],
-        )
-        for layer in layers
+        (layer.cross_key_BHKS[:rows, :, :, :length], layer.cross_value_BHSK[:rows, :, :length])
+        for layer in pool.layers
     ]
-    cross_R1S = mask_bias(state.tokens_RS[:rows, :length] > 0)[:, None]
-    logits_RV, written = module.decode_token(
-        weights, state.last_R[:rows], position_R, clock, inputs, biases, cross_R1S
+    cross_R1S = mask_bias(pool.rows.tokens_RS[:rows, :length] > 0)[:, None]
+    return module.decode_token(
+        weights, pool.rows.last_R[:rows], position_R, attend, inputs, cross_R1S
     )
-    # The inputs' side is not changed: a step only reads it.
-    layers = [
-        old._replace(self_key_BHTK=new.self_key_BHTK, self_value_BHTK=new.self_value_BHTK)
-        for old, new in zip(layers, written, strict=True)
-    ]
-    return layers, (clock + 1) % longest, logits_RV
 
 
 def choose(
-    model: models.EncoderDecoderModel, state: Rows, logits_RV: jax.Array, active_R: jax.Array
-) -> tuple[Rows, jax.Array]:
-    """Choose the next token of the first rows by their logits [rows, V] of `step`.
+    model: models.EncoderDecoderModel,
+    pool: Pool,
+    logits_RV: jax.Array,
+    keys_values: list[tuple[jax.Array, jax.Array]],
+    active_R: jax.Array,
+) -> tuple[Pool, jax.Array]:
+    """Choose the next token of the first rows by what `step` returned for them.
 
-    Return (the state of all rows, results [rows, 42] for `read_result`). `active_R` [R] has the
-    rows in use: they alone decide which work is done, and what the others get is of no use.
+    Return (the pool with it, results [rows, 42] for `read_result`). `active_R` [R] has the rows in
+    use: they alone decide which work is done, and what the others get is of no use.
     """
-    rows, longest = logits_RV.shape[0], state.written_RT.shape[1]
+    state, rows = pool.rows, logits_RV.shape[0]
+    longest = state.written_RT.shape[1]
     first, active_R = jax.tree.map(lambda x: x[:rows], (state, active_R))
     index_R = jnp.minimum(first.position_R, longest - 1)
     chosen_R = _choose(logits_RV, first, index_R, active_R, model.network.special_ids)
     results_RO = _results(logits_RV, chosen_R, first.settings.top_logprobs, active_R)
     here_RT = jnp.arange(longest) == index_R[:, None]
     written_RT = jnp.where(here_RT, chosen_R[:, None], first.written_RT)
+
+    def put(many_RHTK, one_RHK):
+        place = (0, 0, pool.clock, 0)
+        return jax.lax.dynamic_update_slice(many_RHTK, one_RHK[:, :, None], place)
+
+    layers = [
+        layer._replace(
+            self_key_BHTK=put(layer.self_key_BHTK, key),
+            self_value_BHTK=put(layer.self_value_BHTK, value),
+        )
+        for layer, (key, value) in zip(pool.layers, keys_values, strict=True)
+    ]
     state = state._replace(
         written_RT=state.written_RT.at[:rows].set(written_RT),
         last_R=state.last_R.at[:rows].set(chosen_R),
         position_R=state.position_R.at[:rows].add(1),
     )
-    return state, results_RO
+    return Pool(layers, state, (pool.clock + 1) % longest), results_RO
 
 
 def _choose(logits_RV, state: Rows, index_R, active_R, special) -> jax.Array:

@@ -233,43 +233,72 @@ def step_weights(layer: DecoderLayer) -> StepWeights:
     )
 
 
+# Gets a token's query, key and value, each [B, H, K], and a layer's place. Returns attention's
+# output [B, J] over the row's own past, that token included, and what the cache becomes.
+AttendPast = Callable[[jax.Array, jax.Array, jax.Array, int], tuple[jax.Array, Any]]
+
+
 def decode_layer(
     config: NetworkConfig,
     w: StepWeights,
     x_MB: jax.Array,
-    index: jax.Array,
-    cache: LayerCache,
-    self_bias: jax.Array,
+    place: int,
+    attend: AttendPast,
+    cross_key_BHKS: jax.Array,
+    cross_value_BHSK: jax.Array,
     cross_bias: jax.Array,
-) -> tuple[jax.Array, LayerCache]:
-    """Decode one token a row at position `index`. Return (output [M, B], the cache with it).
-
-    A cache of the row's own past may have more rows than B: the first B of them take part.
-    """
-    rows = x_MB.shape[1]
-    heads = (rows, config.num_heads, config.head_dim)
+) -> tuple[jax.Array, Any]:
+    """Decode one token a row in layer `place`. Return (output [M, B], what `attend` returned)."""
+    heads = (x_MB.shape[1], config.num_heads, config.head_dim)
     # Weights stand on the left, activations [M, B] on the right: see StepWeights.
     qkv_NB = w.self_qkv_NM @ normalize(x_MB, w.self_norm, axis=0)
     # One product for the three, as a step is bound by the number of operations.
     query, key, value = (part.T.reshape(heads) for part in jnp.split(qkv_NB, 3))
-    put, barrier = jax.lax.dynamic_update_slice_in_dim, jax.lax.optimization_barrier
-    cache = cache._replace(
-        self_key_BHTK=put(cache.self_key_BHTK, key[:, :, None], index, axis=2),
-        self_value_BHTK=put(cache.self_value_BHTK, value[:, :, None], index, axis=2),
-    )
-    query = scale_query(query, config.use_bias)
-    past = cache.self_key_BHTK[:rows], cache.self_value_BHTK[:rows]
-    mixed_BJ = attend_past(query, *past, self_bias)
+    mixed_BJ, cache = attend(scale_query(query, config.use_bias), key, value, place)
     x_MB = x_MB + w.self_out_MJ @ mixed_BJ.T
     # Without a barrier XLA would fold the transpose into the product, and lose the fast one.
-    query_JB = barrier(w.cross_query_JM @ normalize(x_MB, w.cross_norm, axis=0))
+    query_JB = jax.lax.optimization_barrier(
+        w.cross_query_JM @ normalize(x_MB, w.cross_norm, axis=0)
+    )
     query = scale_query(query_JB.T.reshape(heads), config.use_bias)
-    mixed_BJ = attend_inputs(query, cache.cross_key_BHKS, cache.cross_value_BHSK, cross_bias)
+    mixed_BJ = attend_inputs(query, cross_key_BHKS, cross_value_BHSK, cross_bias)
     x_MB = x_MB + w.cross_out_MJ @ mixed_BJ.T
     branches_NB = w.mlp_in_NM @ normalize(x_MB, w.mlp_norm, axis=0)
     activations = config.mlp_activations
     hidden_FB = activate(activations, jnp.split(branches_NB, len(activations)))
     return x_MB + w.mlp_out_MF @ hidden_FB, cache
+
+
+def attend_written(
+    q_BHK, key_BHK, value_BHK, cache: LayerCache, index, bias
+) -> tuple[jax.Array, LayerCache]:
+    """Write the token's key and value at position `index`, and attend: ([B, J], the cache)."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    cache = cache._replace(
+        self_key_BHTK=put(cache.self_key_BHTK, key_BHK[:, :, None], index, axis=2),
+        self_value_BHTK=put(cache.self_value_BHTK, value_BHK[:, :, None], index, axis=2),
+    )
+    return attend_past(q_BHK, cache.self_key_BHTK, cache.self_value_BHTK, bias), cache
+
+
+def attend_beside(
+    q_BHK, key_BHK, value_BHK, keys_BHTK, values_BHTK, bias, own_bias
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attend to a cache and to the token itself, which is not in it: ([B, J], (key, value)).
+
+    `bias` broadcasts to [B, H, T] and `own_bias`, the token's own, to [B, H, 1].
+    """
+    logits_BH1T = jnp.einsum("BHTK,BHSK->BHTS", q_BHK[:, :, None], keys_BHTK)
+    own_BH1 = jnp.einsum("BHK,BHK->BH", q_BHK, key_BHK)[..., None]
+    logits_BHN = jnp.concatenate(
+        [_f32(logits_BH1T[:, :, 0]) + bias, _f32(own_BH1) + own_bias], axis=-1
+    )
+    weights_BHN = jax.nn.softmax(logits_BHN, axis=-1)
+    past_BHT, own_BH1 = weights_BHN[..., :-1], weights_BHN[..., -1:]
+    mixed_BHK = jnp.sum(past_BHT[..., None] * _f32(values_BHTK), axis=2)
+    mixed_BHK = mixed_BHK + own_BH1 * _f32(value_BHK)
+    mixed_BJ = mixed_BHK.reshape(mixed_BHK.shape[0], -1).astype(q_BHK.dtype)
+    return mixed_BJ, (key_BHK, value_BHK)
 
 
 def attend_past(q_BHK, keys_BHTK, values_BHTK, bias) -> jax.Array:
@@ -744,8 +773,14 @@ class EncoderDecoder(nnx.Module):
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
         if cache.past_bias_B1T is not None:
             biases_1HT = [bias_1HT + cache.past_bias_B1T for bias_1HT in biases_1HT]
+
+        def attend(query, key, value, place):
+            bias_1HT = biases_1HT[place % len(biases_1HT)]  # one table for all layers, or theirs
+            return attend_written(query, key, value, cache.layers[place], index, bias_1HT)
+
+        inputs = [(layer.cross_key_BHKS, layer.cross_value_BHSK) for layer in cache.layers]
         logits_BV, layers = self.decode_token(
-            weights, tokens_B, position, index, cache.layers, biases_1HT, cache.cross_bias_B1S
+            weights, tokens_B, position, attend, inputs, cache.cross_bias_B1S
         )
         return logits_BV, cache._replace(layers=layers)
 
@@ -754,31 +789,28 @@ class EncoderDecoder(nnx.Module):
         weights: DecoderWeights,
         tokens_B: jax.Array,
         positions: jax.Array,
-        slot: jax.Array,
-        layers: list[LayerCache],
-        self_biases: list[jax.Array],
+        attend: AttendPast,
+        inputs: list[tuple[jax.Array, jax.Array]],
         cross_bias_B1S: jax.Array,
-    ) -> tuple[jax.Array, list[LayerCache]]:
-        """Return (logits [B, V] of the token after `tokens_B`, the layers' caches with it).
+    ) -> tuple[jax.Array, list[Any]]:
+        """Return (logits [B, V] of the token after `tokens_B`, what `attend` returned by layer).
 
-        The token's keys and values go to place `slot` of the caches. `positions` are a scalar or
-        [B]. `self_biases` have one array for all layers or one for each, and broadcast to
-        [B, H, T].
+        `positions` of the tokens are a scalar or [B]. `inputs` are the encoder's keys and values
+        for each layer.
         """
-        x_MB = self.embed(tokens_B, positions, self.decoder).T
-        if len(self_biases) == 1:  # one table for all layers
-            self_biases = self_biases * len(weights.layers)
-        new = []
-        for layer, cache, bias in zip(weights.layers, layers, self_biases, strict=True):
-            x_MB, cache = decode_layer(self.config, layer, x_MB, slot, cache, bias, cross_bias_B1S)
-            new.append(cache)
+        x_MB, caches = self.embed(tokens_B, positions, self.decoder).T, []
+        for place, (layer, keys_values) in enumerate(zip(weights.layers, inputs, strict=True)):
+            x_MB, cache = decode_layer(
+                self.config, layer, x_MB, place, attend, *keys_values, cross_bias_B1S
+            )
+            caches.append(cache)
         # The barrier keeps the transpose out of the product: see `decode_layer`.
         x_BM = jax.lax.optimization_barrier(self._scaled(normalize(x_MB.T, weights.norm)))
         # Sums in float32: rounded ones would tie, and change which token is taken.
         logits_BV = jnp.einsum(
             "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
         )
-        return self._allowed(logits_BV), new
+        return self._allowed(logits_BV), caches
 
     def biases_of_ages(self, ages_T: jax.Array) -> list[jax.Array]:
         """Return the relative biases of keys that are `ages_T` tokens old: each float32 [1, H, T].
