@@ -35,7 +35,7 @@ def write_model(folder: pathlib.Path, vocabulary: bool = True) -> pathlib.Path:
             dtype="float32",
         )
     )
-    save(folder, model, known)
+    save(folder, model, known if vocabulary else None)
     (folder / "config.gin").write_text("TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 24}\n")
     return folder
 
