@@ -8,6 +8,7 @@ transformers writes the answers, one request at a time.
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cosmo.engine.base.command_line import HUGE_PAGES
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
 
 INPUT_TOKENS = ANSWER_TOKENS = 64
@@ -45,6 +47,12 @@ def run(args: argparse.Namespace) -> None:
         return
     from tools import bench_sides
 
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if args.peer and missing:
+        raise UserError(
+            f"--peer={args.peer} needs {' and '.join(missing)} here: pip install "
+            "'cosmo-dialogue[hf]'"
+        )
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     sides = ["ours", *([args.peer] if args.peer else [])]
     with tempfile.TemporaryDirectory() as folder:
