@@ -177,6 +177,7 @@ PROGRAM = Program(
         "input": _verb(
             "tools.bench_input", "reading training examples: SeqIO live, and a cache of rows"
         ),
+        "serve": _verb("tools.bench_serve", "cosmo serve: one client, and many at once"),
         "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
         "labeller": _verb("tools.bench_labeller", "single labels of a guard: p50 and p95"),
         "pipeline": _verb(
