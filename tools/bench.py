@@ -177,6 +177,7 @@ PROGRAM = Program(
         "input": _verb(
             "tools.bench_input", "reading training examples: SeqIO live, and a cache of rows"
         ),
+        "serve": _verb("tools.bench_serve", "cosmo serve: one client, and many at once"),
         "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
         "pipeline": _verb(
             "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"

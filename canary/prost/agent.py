@@ -212,7 +212,7 @@ class Prost:
         room for a response are left out. Equal rows with equal RoTs are answered
         once.
         """
-        steered = [self._steer(row, given) for row, given in _pairs(rows, rots)]
+        steered = [self.steered(row, given) for row, given in _pairs(rows, rots)]
         replies: dict[Any, Reply] = {}
         for free in (False, True):
             # Two groups, because a ban holds for a whole batch: with no RoTs to follow, the model
@@ -225,16 +225,17 @@ class Prost:
                 replies[asked] = _reply(asked, answer)
         return [replies[s] for s in steered]
 
-    def _steer(self, row: datasets.Row, rots: Sequence[str] | None) -> "_Steered":
+    def steered(self, row: datasets.Row, rots: Sequence[str] | None) -> "Steered":
+        """Return a row whose answer follows `rots`; None lets the model write its own."""
         if rots is None:
-            return _Steered(row, (), self.variant == "rot_and_response")
+            return Steered(row, (), self.variant == "rot_and_response")
         kept: tuple[str, ...] = ()
         prefix: list[int] = []
         for rot in rots:
             longer = self._prefix((*kept, rot))
             if len(longer) <= self._room():
                 kept, prefix = (*kept, rot), longer
-        return _Steered(dataclasses.replace(row, prefix_ids=tuple(prefix)), kept, False)
+        return Steered(dataclasses.replace(row, prefix_ids=tuple(prefix)), kept, False)
 
     def _prefix(self, rots: Sequence[str]) -> list[int]:
         return prost_text.gold_prefix_ids(rots, self.session.vocabulary)
@@ -275,7 +276,7 @@ def decoding_config(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Decodin
 
 
 @dataclasses.dataclass(frozen=True)
-class _Steered:
+class Steered:
     """A row, the RoTs that its prefix holds, and whether the model may write its own."""
 
     row: datasets.Row
@@ -287,7 +288,7 @@ def _pairs(rows: Sequence[datasets.Row], rots: Sequence[Sequence[str]] | None):
     return zip(rows, [None] * len(rows) if rots is None else rots, strict=True)
 
 
-def _reply(asked: _Steered, answer: infer.Answer) -> Reply:
+def _reply(asked: Steered, answer: infer.Answer) -> Reply:
     found = prost_text.split_answer(answer.predictions[0])
     rots = found.rots if asked.own_rots else asked.rots
     return Reply(found.response, rots, answer.scores[0], problem=found.problem)

@@ -4,7 +4,18 @@ A flag whose `dest` is in capitals is a gin macro: giving it is giving `--gin.TH
 after all files.
 """
 
-from cosmo.cli import cache, chat, convert, evaluate, infer, plan, quickstart, settings, train
+from cosmo.cli import (
+    cache,
+    chat,
+    convert,
+    evaluate,
+    infer,
+    plan,
+    quickstart,
+    serve,
+    settings,
+    train,
+)
 from cosmo.engine.base.command_line import Program
 
 PROGRAM = Program(
@@ -17,6 +28,7 @@ PROGRAM = Program(
         "eval": evaluate.VERB,
         "infer": infer.VERB,
         "chat": chat.VERB,
+        "serve": serve.VERB,
         "plan": plan.VERB,
         "import": convert.IMPORT,
         "export": convert.EXPORT,

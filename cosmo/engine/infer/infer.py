@@ -18,7 +18,7 @@ from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import check_positions, check_vocabulary, describe
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching
-from cosmo.engine.model import generate, models, partitioning
+from cosmo.engine.model import generate, held_params, models, partitioning
 from cosmo.engine.model.choice_tree import check_choices
 from cosmo.engine.model.decoding import IMPOSSIBLE, Decoded, DecodingConfig
 
@@ -39,7 +39,7 @@ class Session:
     # Buckets are faster over many rows, and compile more shapes: a chat does without.
 
     model: models.EncoderDecoderModel
-    params: models.Params = dataclasses.field(repr=False)  # arrays: a repr would print them
+    params: held_params.AnyParams = dataclasses.field(repr=False)  # a repr would print arrays
     vocabulary: Vocabulary
     layout: partitioning.Layout
     batch_size: int
@@ -78,18 +78,20 @@ class SessionConfig:
         check_positions(self.model, self.task_feature_lengths)
         mesh = self.partitioner.mesh()
         partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
-        abstract = models.abstract_params(self.model)
+        # Read straight into the types that answering needs: float32 would double the peak.
+        abstract = held_params.abstract_params(self.model)
         axes = models.logical_axes(self.model)
         shardings = self.partitioner.param_shardings(mesh, abstract, axes)
         step, params = any_format.restore_params(
             self.checkpoint_path, abstract, shardings, describe(self.model, self.vocabulary)
         )
         log.info("checkpoint %s at step %d", self.checkpoint_path, step)
+        layout = self.partitioner.layout(mesh)
         session = Session(
             self.model,
-            params,
+            held_params.hold(self.model, params, layout),
             self.vocabulary,
-            self.partitioner.layout(mesh),
+            layout,
             self.batch_size,
             dict(self.task_feature_lengths),
             self.bucketed,
@@ -274,7 +276,7 @@ def choosing_then_generating(
 
 def scoring(session: Session) -> Work:
     """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
-    run = _compiled(models.score, session.model, session.layout)
+    run = _compiled(generate.score, session.model, session.layout)
 
     def start(group):
         for row in group.rows:

@@ -347,7 +347,7 @@ class _Constraints:
         vocab = scores_RV.shape[-1]
         if self._bans:
             banned_RK = self._banned(tokens.reshape(-1, self.positions), index, vocab)
-            allowed_RV = jax.vmap(_without)(scores_RV, banned_RK)
+            allowed_RV = jax.vmap(without)(scores_RV, banned_RK)
             stuck_R1 = jnp.max(allowed_RV, axis=-1, keepdims=True) <= IMPOSSIBLE
             ends_V = jnp.arange(vocab) == self.eos
             scores_RV = jnp.where(stuck_R1 & ends_V, scores_RV, allowed_RV)
@@ -392,7 +392,8 @@ class _Constraints:
         return jnp.concatenate(banned, axis=1)
 
 
-def _without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
+def without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
+    """Return scores [V] with the ids `ids_K` at -inf."""
     return scores_V.at[ids_K].set(-jnp.inf, mode="drop")  # an id of V or above is none
 
 
@@ -493,8 +494,33 @@ def truncate(logits_RV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return logits_RV
 
 
-def _threshold(probs_RV: jax.Array, weights_RV: jax.Array, goal: float) -> jax.Array:
-    """Return the largest t [R, 1] such that the weights of tokens with p >= t sum to `goal`."""
+def truncate_rows(logits_RV: jax.Array, top_k_R: jax.Array, top_p_R: jax.Array) -> jax.Array:
+    """Return what `truncate` does, with settings of their own for every row.
+
+    Work that no row asks for is left out when the function runs.
+    """
+    by_k_R, by_p_R = (top_k_R > 0) & (top_k_R < logits_RV.shape[-1]), top_p_R < 1.0
+
+    def top_k(logits_RV):
+        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
+        goal_R1 = top_k_R.astype(jnp.float32)[:, None]
+        at_least_R1 = _threshold(probs_RV, jnp.ones_like(probs_RV), goal_R1)
+        return jnp.where((probs_RV >= at_least_R1) | ~by_k_R[:, None], logits_RV, -jnp.inf)
+
+    def nucleus(logits_RV):
+        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
+        at_least_R1 = _threshold(probs_RV, probs_RV, top_p_R[:, None])
+        return jnp.where((probs_RV >= at_least_R1) | ~by_p_R[:, None], logits_RV, -jnp.inf)
+
+    logits_RV = jax.lax.cond(jnp.any(by_k_R), top_k, lambda logits: logits, logits_RV)
+    return jax.lax.cond(jnp.any(by_p_R), nucleus, lambda logits: logits, logits_RV)
+
+
+def _threshold(probs_RV: jax.Array, weights_RV: jax.Array, goal: float | jax.Array) -> jax.Array:
+    """Return the largest t [R, 1] such that the weights of tokens with p >= t sum to `goal`.
+
+    `goal` is one number, or [R, 1].
+    """
     # Non-negative floats sort like their bits, so 31 halvings find the exact float. A sort of the
     # vocabulary at every step would cost far more.
     bits_RV = jax.lax.bitcast_convert_type(probs_RV.astype(jnp.float32), jnp.int32)

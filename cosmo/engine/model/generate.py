@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cosmo.engine.model import decoding, models
+from cosmo.engine.model import decoding, held_params, models
 from cosmo.engine.model.choice_tree import ChoiceTree, build_tree, check_choices
 
 
 def predict(
     model: models.EncoderDecoderModel,
-    params: models.Params,
+    params: held_params.AnyParams,
     encoder_input_tokens: jax.Array,
     config: decoding.DecodingConfig,
     row_keys: jax.Array | None = None,
@@ -33,9 +33,7 @@ def predict(
     """
     special = model.network.special_ids
     config.check(model.network.vocab_size, special, None)
-    # Cast and unstack once: inside the loop both would run for every token.
-    module = models.bind(model, _cast(params, model.network.dtype))
-    weights = module.decoder_weights()
+    module, weights = held_params.decoding_module(model, params)
     forced = 0 if prefix is None else prefix.shape[1]
     cache = module.start_cache(encoder_input_tokens, forced + config.max_new_tokens)
 
@@ -54,9 +52,16 @@ def predict(
     )
 
 
+def score(
+    model: models.EncoderDecoderModel, params: held_params.AnyParams, batch: models.Batch
+) -> dict[str, jax.Array]:
+    """Return what `models.score` does, of parameters that may be held for inference."""
+    return models.score(model, held_params.plain(model, params), batch)
+
+
 def score_choices(
     model: models.EncoderDecoderModel,
-    params: models.Params,
+    params: held_params.AnyParams,
     encoder_input_tokens: jax.Array,
     choices: Sequence[Sequence[int]],
 ) -> jax.Array:
@@ -69,7 +74,7 @@ def score_choices(
     # An input is encoded once, and beginnings that choices share are decoded once.
     start = model.network.special_ids.start
     tree = build_tree(check_choices(choices, model.network.vocab_size), start)
-    module = models.bind(model, params)
+    module = models.bind(model, held_params.plain(model, params))
     hidden_BNM, _ = module.read_tree(encoder_input_tokens, tree)
     return _choice_scores(module, hidden_BNM, tree)
 
@@ -96,7 +101,7 @@ class Chosen(NamedTuple):
 
 def choose_and_continue(
     model: models.EncoderDecoderModel,
-    params: models.Params,
+    params: held_params.AnyParams,
     encoder_input_tokens: jax.Array,
     choices: Sequence[Sequence[int]],
     config: decoding.DecodingConfig,
@@ -117,7 +122,7 @@ def choose_and_continue(
         continues = tree.last_C != special.eos
     elif len(continues) != len(tree.last_C):
         raise ValueError(f"{len(continues)} values of `continues` for {len(tree.last_C)} choices")
-    module = models.bind(model, _cast(params, model.network.dtype))
+    module, weights = held_params.decoding_module(model, params)
     hidden_BNM, layers = module.read_tree(encoder_input_tokens, tree)
     scores_BC = _choice_scores(module, hidden_BNM, tree)
     choice_B = _likeliest(scores_BC)
@@ -127,7 +132,7 @@ def choose_and_continue(
     )
     # The path of the choice becomes the cache, so its tokens are not decoded again.
     cache = module.resume(layers, encoder_input_tokens, path_BD, in_path_BD, config.max_new_tokens)
-    weights, begin = module.decoder_weights(), path_BD.shape[1]
+    begin = path_BD.shape[1]
 
     def step(tokens, index, cache):
         # Positions 0 to begin - 1 hold the choice's path.
@@ -150,13 +155,3 @@ def choose_and_continue(
 def _likeliest(scores_BC: jax.Array) -> jax.Array:
     # A function of its own, so that tests can take every choice.
     return jnp.argmax(scores_BC, axis=-1).astype(jnp.int32)
-
-
-def _cast(params: models.Params, dtype: str) -> models.Params:
-    """Return parameters in the compute type, but the relative bias, which is added in float32."""
-
-    def cast(path, array):
-        keep = any(getattr(entry, "key", None) == "relpos_bias" for entry in path)
-        return array if keep else array.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)

@@ -189,14 +189,18 @@ class RelativePositionBias(nnx.Module):
 
     def __call__(self, positions_T: jax.Array) -> jax.Array:
         """Return the bias of attention logits between all positions: float32 [1, H, T, T]."""
+        return self.at_distances(positions_T[None, :] - positions_T[:, None])[None]
+
+    def at_distances(self, distances: jax.Array) -> jax.Array:
+        """Return the bias [H, ...] of keys at `distances` (key minus query position, in tokens)."""
         table_HN = self.rel_embedding[...]
-        buckets_TT = relative_position_bucket(
-            positions_T[None, :] - positions_T[:, None],
+        buckets = relative_position_bucket(
+            distances,
             bidirectional=self.bidirectional,
             num_buckets=table_HN.shape[1],
             max_distance=self.max_distance,
         )
-        return table_HN[:, buckets_TT][None].astype(jnp.float32)
+        return table_HN[:, buckets].astype(jnp.float32)
 
 
 def add_bias_param(module: nnx.Module, rngs: nnx.Rngs, name: str, size: int, axis: str) -> None:

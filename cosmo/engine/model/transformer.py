@@ -242,8 +242,12 @@ def decode_layer(
     self_bias: jax.Array,
     cross_bias: jax.Array,
 ) -> tuple[jax.Array, LayerCache]:
-    """Decode one token a row at position `index`. Return (output [M, B], the cache with it)."""
-    heads = (x_MB.shape[1], config.num_heads, config.head_dim)
+    """Decode one token a row at position `index`. Return (output [M, B], the cache with it).
+
+    A cache of the row's own past may have more rows than B: the first B of them take part.
+    """
+    rows = x_MB.shape[1]
+    heads = (rows, config.num_heads, config.head_dim)
     # Weights stand on the left, activations [M, B] on the right: see StepWeights.
     qkv_NB = w.self_qkv_NM @ normalize(x_MB, w.self_norm, axis=0)
     # One product for the three, as a step is bound by the number of operations.
@@ -254,7 +258,8 @@ def decode_layer(
         self_value_BHTK=put(cache.self_value_BHTK, value[:, :, None], index, axis=2),
     )
     query = scale_query(query, config.use_bias)
-    mixed_BJ = attend_past(query, cache.self_key_BHTK, cache.self_value_BHTK, self_bias)
+    past = cache.self_key_BHTK[:rows], cache.self_value_BHTK[:rows]
+    mixed_BJ = attend_past(query, *past, self_bias)
     x_MB = x_MB + w.self_out_MJ @ mixed_BJ.T
     # Without a barrier XLA would fold the transpose into the product, and lose the fast one.
     query_JB = barrier(w.cross_query_JM @ normalize(x_MB, w.cross_norm, axis=0))
@@ -632,15 +637,20 @@ class EncoderDecoder(nnx.Module):
         """Encode, and return an empty cache of `max_length` positions for `decode_step`."""
         c = self.config
         self._check_length(max_length, "answers")
-        encoded_BSM = self.encode(tokens_BS)
         empty = jnp.zeros((tokens_BS.shape[0], c.num_heads, max_length, c.head_dim), c.dtype)
-        layers = []
+        layers = [LayerCache(empty, empty, *cross) for cross in self.encode_keys_values(tokens_BS)]
+        return self._cache(layers, tokens_BS, max_length)
+
+    def encode_keys_values(self, tokens_BS: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Encode, and return each decoder layer's keys [B, H, K, S] and values [B, H, S, K]."""
+        encoded_BSM = self.encode(tokens_BS)
+        found = []
         # The encoder's keys and values are computed once; each step only reads them.
-        for i in range(c.num_decoder_layers):
+        for i in range(self.config.num_decoder_layers):
             attention = self.decoder.layer(i).encoder_decoder_attention
             keys, values = attention.keys_values(encoded_BSM)
-            layers.append(LayerCache(empty, empty, keys.swapaxes(2, 3), values))
-        return self._cache(layers, tokens_BS, max_length)
+            found.append((keys.swapaxes(2, 3), values))
+        return found
 
     # The biases of all positions are made here once: a step of the loop then only slices them.
     def _cache(
@@ -730,29 +740,58 @@ class EncoderDecoder(nnx.Module):
         `tokens_B` are the tokens at `index`.
         """
         position = index if cache.begin_B is None else index - cache.begin_B
-        x_MB = self.embed(tokens_B, position, self.decoder).T
         # The causal part of the bias masks positions that are not written yet.
         biases_1HT = [jax.lax.dynamic_index_in_dim(b, index) for b in cache.self_bias_THT]
         if cache.past_bias_B1T is not None:
             biases_1HT = [bias_1HT + cache.past_bias_B1T for bias_1HT in biases_1HT]
-        # One table for all layers.
-        if len(biases_1HT) == 1:
-            biases_1HT = biases_1HT * len(weights.layers)
+        logits_BV, layers = self.decode_token(
+            weights, tokens_B, position, index, cache.layers, biases_1HT, cache.cross_bias_B1S
+        )
+        return logits_BV, cache._replace(layers=layers)
+
+    def decode_token(
+        self,
+        weights: DecoderWeights,
+        tokens_B: jax.Array,
+        positions: jax.Array,
+        slot: jax.Array,
+        layers: list[LayerCache],
+        self_biases: list[jax.Array],
+        cross_bias_B1S: jax.Array,
+    ) -> tuple[jax.Array, list[LayerCache]]:
+        """Return (logits [B, V] of the token after `tokens_B`, the layers' caches with it).
+
+        The token's keys and values go to place `slot` of the caches. `positions` are a scalar or
+        [B]. `self_biases` have one array for all layers or one for each, and broadcast to
+        [B, H, T].
+        """
+        x_MB = self.embed(tokens_B, positions, self.decoder).T
+        if len(self_biases) == 1:  # one table for all layers
+            self_biases = self_biases * len(weights.layers)
         new = []
-        for layer, layer_cache, bias_1HT in zip(
-            weights.layers, cache.layers, biases_1HT, strict=True
-        ):
-            x_MB, layer_cache = decode_layer(
-                self.config, layer, x_MB, index, layer_cache, bias_1HT, cache.cross_bias_B1S
-            )
-            new.append(layer_cache)
+        for layer, cache, bias in zip(weights.layers, layers, self_biases, strict=True):
+            x_MB, cache = decode_layer(self.config, layer, x_MB, slot, cache, bias, cross_bias_B1S)
+            new.append(cache)
         # The barrier keeps the transpose out of the product: see `decode_layer`.
         x_BM = jax.lax.optimization_barrier(self._scaled(normalize(x_MB.T, weights.norm)))
         # Sums in float32: rounded ones would tie, and change which token is taken.
         logits_BV = jnp.einsum(
             "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
         )
-        return self._allowed(logits_BV), cache._replace(layers=new)
+        return self._allowed(logits_BV), new
+
+    def biases_of_ages(self, ages_T: jax.Array) -> list[jax.Array]:
+        """Return the relative biases of keys that are `ages_T` tokens old: each float32 [1, H, T].
+
+        One for all layers or one for each; of a network with absolute positions, zeros [1, 1, T].
+        """
+        c = self.config
+        if c.max_positions is not None:
+            return [jnp.zeros((1, 1, ages_T.size), jnp.float32)]
+        owners = [self.decoder]
+        if c.relative_attention_per_layer:
+            owners = [self.decoder.layer(i) for i in range(c.num_decoder_layers)]
+        return [owner.relpos_bias.at_distances(-ages_T)[None] for owner in owners]
 
 
 def _small_without_padding(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
