@@ -11,6 +11,7 @@ from cosmo import chat
 from cosmo.engine.base.errors import UserError
 from cosmo.serve import page as served_page
 from cosmo.tasks import safety
+from tests.cosmo import serve_parts, test_serve_api
 from tools import page_screenshots, page_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is in the extra dev")
@@ -691,6 +692,27 @@ def test_fields_have_names(open_page):
     for role, name in (("textbox", "Message"), ("group", "Guard"), ("region", "Dialogue")):
         expect(page.get_by_role(role, name=name, exact=True)).to_have_count(1)
     expect(page.get_by_role("button", name="New dialogue")).to_have_count(1)
+
+
+def test_the_servers_own_routes(browser):
+    """Oracle: the scripted scheduler's text and the scripted labeller's label, over `cosmo serve`'s
+    routes. Canary's own entry among the models is no choice.
+    """
+    scheduler = serve_parts.ScriptedScheduler("Please do not scare them.")
+    with test_serve_api.served(scheduler, labeller=test_serve_api.ScriptedLabeller()) as made:
+        client, service = made
+        page = browser.new_page()
+        page.goto(str(client.base_url))
+        expect(page.locator("#model")).to_have_text("scripted")
+        guard(page, "off")
+        say(page, "I want to scare my kids.")
+        assert texts(page, ".model-turn .text") == ["Please do not scare them."]
+        assert texts(page, ".chip:visible") == ["Needs caution"] * 2
+        assert texts(page, ".user .rots li") == ["It is wrong to scare people."]
+        assert re.search(r"seed \d+ · \d+ tokens", page.inner_text(".facts"))
+        asked = service.model.session.vocabulary.decode(list(scheduler.seen[0][0]))
+        assert asked.startswith(chat.SITUATION) and chat.ROLE in asked
+        page.close()
 
 
 def test_pictures_of_the_docs(browser, server, script, tmp_path):
