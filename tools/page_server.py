@@ -179,6 +179,8 @@ async def chunks(script: Script, text: str, guarded: bool) -> AsyncIterator[byte
             yield event(piece, {"answer_labels": labels} if labels else {})
             await asyncio.sleep(script.seconds_between_words)
             if place == 2 and "cut" in text:
+                # Chromium drops what it has not handed on when a connection breaks.
+                await asyncio.sleep(0.1)
                 raise ConnectionError("the script cuts this stream")
             if place == 2 and "stream error" in text:
                 yield b'data: {"error": {"message": "the device was lost"}}\n\n'
