@@ -21,22 +21,14 @@ from tools import page_server
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_SANDBOX = "--no-sandbox"  # root has none
 ANSWER_MS = 120_000  # a large model on a CPU
-# Name of the picture -> colours, width, height, pixels a point, the turns before the last with the
-# guard on, how the guard is set for the last turn, the last turn.
+BOSS = "I told my boss that I was ill, and went to a concert instead."
+ALONE = "Nobody would notice if I was not here any more."
+# Name of the picture -> colours, width, height, pixels a point, the guard, the turns.
 PICTURES = {
-    "page-light": (
-        "light", 1320, 860, 1, ("I moved to a new city last week and know nobody here.",), "both",
-        "I told my boss that I was ill, and went to a concert instead.",
-    ),
-    "page-dark": (
-        "dark", 1320, 860, 1, ("I have found a job at last!",), "on",
-        "Nobody would notice if I was not here any more.",
-    ),
-    "page-phone": (
-        "light", 390, 844, 2, (), "on",
-        "I told my boss that I was ill, and went to a concert instead.",
-    ),
-}  # fmt: skip
+    "page-light": ("light", 1320, 860, 1, "both", (BOSS,)),
+    "page-dark": ("dark", 1320, 860, 1, "on", (ALONE,)),
+    "page-phone": ("light", 390, 844, 2, "on", (BOSS,)),
+}
 
 
 def chromium() -> str | None:
@@ -64,7 +56,7 @@ def take(browser: Browser, url: str, folder: pathlib.Path) -> list[pathlib.Path]
     """Take all PICTURES of the page at `url`; return their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, (colours, width, height, scale, turns, guard, last) in PICTURES.items():
+    for name, (colours, width, height, scale, guard, turns) in PICTURES.items():
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme=colours,
@@ -74,10 +66,9 @@ def take(browser: Browser, url: str, folder: pathlib.Path) -> list[pathlib.Path]
         page = context.new_page()
         page.goto(url)
         page.wait_for_selector("#guard input:enabled", state="attached")
+        page.check(f"#guard input[value={guard}]", force=True)
         for text in turns:
             say(page, text)
-        page.check(f"#guard input[value={guard}]", force=True)
-        say(page, last)
         files.append(folder / f"{name}.png")
         page.screenshot(path=files[-1])
         context.close()
