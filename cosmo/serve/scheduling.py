@@ -53,7 +53,8 @@ class Events:
 async def before(deadline: float, seconds: float, waiting: Any) -> Any:
     """Return what an awaitable gives; ApiError of status 504 at `deadline` (monotonic clock)."""
     try:
-        return await asyncio.wait_for(waiting, deadline - time.monotonic())
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await waiting
     except TimeoutError:
         raise ApiError(
             504,
