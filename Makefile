@@ -6,17 +6,19 @@
 # make test-slow    the proofs that take minutes: kills, cold starts under load, full disks
 # make test-avx2    the tests as a processor without AVX-512 and AMX runs them
 # make test-newest  train, plan, infer and the engine's tests on the newest JAX (needs Python 3.13)
-# make lock         resolve requirements.lock anew from pyproject.toml (needs uv)
+# make test-clients real clients and a real model (llama.cpp) against the servers
+# make lock         resolve requirements.lock and .clients.lock from pyproject.toml (needs uv)
 # make lock-newest  resolve requirements.newest.lock: the newest version of everything (needs uv)
 #
-# All but the locks install first, with uv if it is there, else with pip: into .venv, or for
-# test-newest into .venv-newest. PYTHON=python3.12 make ... chooses the interpreter.
+# All but the locks install first, with uv if it is there, else with pip: into .venv, and for
+# test-newest and test-clients into .venv-newest and .venv-clients. PYTHON=python3.12 make ... chooses the interpreter.
 
 PYTHON ?= python3
 PYTHON_NEWEST ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
+CLIENTS := .venv-clients
 UV := $(shell command -v uv 2>/dev/null)
 EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra dev
 # The engine's tests of the network, losses, optimizer, generation and data. Not those of recorded
@@ -27,7 +29,7 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # the order of tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart canary-demo prost-demo co3-demo test test-slow test-avx2 test-newest lock lock-newest clean
+.PHONY: quickstart canary-demo prost-demo co3-demo test test-slow test-avx2 test-newest test-clients lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -58,6 +60,9 @@ test-newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m tests.newest
 	$(NEWEST)/bin/python $(PYTEST) $(NEWEST_TESTS)
 
+test-clients: $(VENV)/.installed $(CLIENTS)/.installed
+	$(BIN)/python -m pytest -m slow tests/clients
+
 # $(call install,FOLDER,PYTHON,LOCK). The project itself is run from its root, so only its
 # requirements are installed.
 define install
@@ -74,10 +79,15 @@ $(VENV)/.installed: requirements.lock
 $(NEWEST)/.installed: requirements.newest.lock
 	$(call install,$(NEWEST),$(PYTHON_NEWEST),$<)
 
+$(CLIENTS)/.installed: requirements.clients.lock
+	$(call install,$(CLIENTS),$(PYTHON),$<)
+
 lock:
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --quiet --no-header \
 	  --no-annotate $(EXTRAS) --constraint requirements.constraints -o requirements.lock
+	$(UV) pip compile requirements.clients.in --universal --python-version 3.11 --quiet \
+	  --no-header --no-annotate -o requirements.clients.lock
 
 lock-newest:
 	@test -n "$(UV)" || { echo "make lock-newest needs uv: pip install uv"; exit 1; }
@@ -85,4 +95,4 @@ lock-newest:
 	  --no-annotate --upgrade $(EXTRAS) -o requirements.newest.lock
 
 clean:
-	rm -rf $(VENV) $(NEWEST) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(CLIENTS) runs .pytest_cache .ruff_cache
