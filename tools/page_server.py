@@ -62,6 +62,7 @@ class Script:
     seconds_between_words: float = 0.0
     failures: int = -1  # of the scripted errors, as many happen; -1 is all
     answer: str | None = None  # instead of a scripted one
+    bytes_at_a_time: int = 0  # cuts the stream into pieces, with CR LF as ends of lines
     verdict: dict[str, Any] | None = None
     requests: list[tuple[str, dict[str, Any]]] = dataclasses.field(default_factory=list)
     left: int = 0  # streams that the client left
@@ -137,9 +138,10 @@ def application(script: Script) -> Starlette:
                 script.failures -= 1
                 return failure(status, message, headers)
         guarded = request.url.path.startswith("/guard/")
-        return StreamingResponse(
-            chunks(script, text, guarded), headers={"Content-Type": "text/event-stream"}
-        )
+        stream = chunks(script, text, guarded)
+        if script.bytes_at_a_time:
+            stream = pieces(stream, script.bytes_at_a_time)
+        return StreamingResponse(stream, headers={"Content-Type": "text/event-stream"})
 
     return Starlette(
         routes=[
@@ -169,15 +171,16 @@ async def chunks(script: Script, text: str, guarded: bool) -> AsyncIterator[byte
         if "garbage" in text:
             yield b"data: {not JSON\n\n"
         words = answer.split(" ")
-        labels: list[str] = []
         for place, word in enumerate(words):
-            # The guard holds a word back until its sentence has passed; the form is the same.
+            labels: list[dict[str, str]] = []
             if guarded and action != "intervene" and word.endswith((".", "?", "!")):
-                labels.append(safety.LABELS[0])
+                labels = [{"label": safety.LABELS[0], "action": "pass"}]
             piece = {"delta": {"content": word if place == 0 else f" {word}"}}
-            yield event(piece, {"answer_labels": list(labels)} if guarded else {})
+            yield event(piece, {"answer_labels": labels} if labels else {})
             await asyncio.sleep(script.seconds_between_words)
             if place == 2 and "cut" in text:
+                # Chromium drops what it has not handed on when a connection breaks.
+                await asyncio.sleep(0.1)
                 raise ConnectionError("the script cuts this stream")
             if place == 2 and "stream error" in text:
                 yield b'data: {"error": {"message": "the device was lost"}}\n\n'
@@ -193,11 +196,21 @@ async def chunks(script: Script, text: str, guarded: bool) -> AsyncIterator[byte
         raise
 
 
+async def pieces(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """Yield the bytes of `stream` in pieces, each sent by itself, with CR LF as ends of lines."""
+    async for data in stream:
+        whole = data.replace(b"\n", b"\r\n")
+        for start in range(0, len(whole), size):
+            yield whole[start : start + size]
+            await asyncio.sleep(0)
+
+
 def event(choice: dict[str, Any], guard: dict[str, Any] | None = None) -> bytes:
     """Return one chunk of a streamed answer as a server-sent event."""
     choice = {"index": 0, "finish_reason": None, **choice}
     chunk = {"object": "chat.completion.chunk", "model": MODEL, "choices": [choice]}
-    return f"data: {json.dumps(chunk | ({'guard': guard} if guard else {}))}\n\n".encode()
+    chunk |= {"guard": guard} if guard else {}
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
 
 
 @contextlib.contextmanager
