@@ -337,3 +337,30 @@ def test_engine_decoding_config_errors(fields, words):
     with pytest.raises(UserError) as error:
         DecodingConfig(**fields)
     assert words in str(error.value)
+
+
+def test_draws_follow_the_softmax():
+    """Oracle: the probabilities themselves, by a chi-square bound; tokens at -inf never come."""
+    logits_V = np.random.default_rng(0).normal(size=700).astype(np.float32) * 2.0
+    logits_V[[0, 255, 256, 699]] = -np.inf  # at the edges of blocks
+    count = 40_000
+    keys = jax.random.split(jax.random.key(1), count)
+    drawn = np.asarray(jax.jit(decoding.draw)(keys, jnp.broadcast_to(logits_V, (count, 700))))
+    expected = np.exp(logits_V) / np.exp(logits_V).sum() * count
+    seen = np.bincount(drawn, minlength=700)
+    assert not seen[expected == 0].any()
+    often = expected >= 5
+    rest = (
+        np.append(seen[often], seen[~often].sum()),
+        np.append(expected[often], expected[~often].sum()),
+    )
+    chi2, freedom = float((((rest[0] - rest[1]) ** 2) / rest[1]).sum()), len(rest[0]) - 1
+    # Five standard deviations of a chi-square about its mean.
+    assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("place", [0, 299, 511, 512, 599])
+def test_a_draw_of_a_single_token_is_that_token(place):
+    """Oracle: a distribution with one token, at either edge of a block and of the vocabulary."""
+    logits_RV = jnp.full((64, 600), -jnp.inf).at[:, place].set(-3.0)
+    assert np.all(decoding.draw(jax.random.split(jax.random.key(0), 64), logits_RV) == place)

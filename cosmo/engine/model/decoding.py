@@ -447,7 +447,7 @@ def _sampling(
         else:
             allowed_RV = truncate(allowed_RV / config.temperature, config.top_k, config.top_p)
             keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys_R, index)
-            chosen_R = jax.vmap(jax.random.categorical)(keys_R, allowed_RV).astype(jnp.int32)
+            chosen_R = draw(keys_R, allowed_RV)
         # The score is the model's own likelihood: without temperature and truncation.
         logit_R = jnp.take_along_axis(logits_RV, chosen_R[:, None], axis=-1)[:, 0]
         logp_R = logit_R - jax.nn.logsumexp(logits_RV, axis=-1)
@@ -479,6 +479,36 @@ def first_best(logits_RV: jax.Array) -> jax.Array:
     places_RV = jnp.broadcast_to(jnp.arange(logits_RV.shape[-1], dtype=jnp.int32), logits_RV.shape)
     last = logits_RV.shape[-1] - 1  # what a row of NaNs chooses
     return jnp.min(jnp.where(logits_RV == best_R1, places_RV, last), axis=-1)
+
+
+_BLOCK = 256  # tokens whose probabilities `draw` adds up first
+
+
+def draw(keys_R: jax.Array, logits_RV: jax.Array) -> jax.Array:
+    """Return a token a row, drawn with the probabilities of a softmax over its logits: int32 [R].
+
+    The inverse of the cumulative distribution, at one uniform number a row.
+    """
+    # jax.random.categorical draws a number for every token of the vocabulary. On a CPU that took 57
+    # ms of 32 rows and 32,128 tokens (AMD EPYC), this takes 2.
+    vocab = logits_RV.shape[-1]
+    count = -(-vocab // _BLOCK)
+    weights_RV = jnp.exp(logits_RV - jnp.max(logits_RV, axis=-1, keepdims=True))
+    weights_RV = jnp.pad(weights_RV, ((0, 0), (0, count * _BLOCK - vocab)))
+    weights_RNK = weights_RV.reshape(-1, count, _BLOCK)
+    # First the block, then the token in it: a sum of 32,128 terms would round away small ones.
+    until_RN = jnp.cumsum(jnp.sum(weights_RNK, axis=-1), axis=-1)
+    goal_R1 = jax.vmap(jax.random.uniform)(keys_R)[:, None] * until_RN[:, -1:]
+    # The last block with any weight bounds it, as rounding may pass the end.
+    last_R1 = jnp.sum(until_RN < until_RN[:, -1:], axis=-1, keepdims=True)
+    block_R1 = jnp.minimum(jnp.sum(until_RN <= goal_R1, axis=-1, keepdims=True), last_R1)
+    before_R1 = jnp.take_along_axis(jnp.pad(until_RN, ((0, 0), (1, 0))), block_R1, axis=1)
+    weights_RK = jnp.take_along_axis(weights_RNK, block_R1[..., None], axis=1)[:, 0]
+    until_RK = jnp.cumsum(weights_RK, axis=-1)
+    within_R1 = jnp.maximum(goal_R1 - before_R1, 0.0)
+    last_R1 = jnp.sum(until_RK < until_RK[:, -1:], axis=-1, keepdims=True)
+    place_R1 = jnp.minimum(jnp.sum(until_RK <= within_R1, axis=-1, keepdims=True), last_R1)
+    return (block_R1 * _BLOCK + place_R1)[:, 0].astype(jnp.int32)
 
 
 def truncate(logits_RV: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -527,19 +557,31 @@ def _threshold(probs_RV: jax.Array, weights_RV: jax.Array, goal: float | jax.Arr
     """
     # Non-negative floats sort like their bits, so 31 halvings find the exact float. A sort of the
     # vocabulary at every step would cost far more.
-    bits_RV = jax.lax.bitcast_convert_type(probs_RV.astype(jnp.float32), jnp.int32)
+    goal_R1 = jnp.broadcast_to(jnp.asarray(goal, jnp.float32), (probs_RV.shape[0], 1))
 
-    def halve(_, bounds):
-        low, high = bounds  # the sum at low reaches the goal, at high it does not
-        middle = low + (high - low) // 2
-        total = jnp.sum(jnp.where(bits_RV >= middle, weights_RV, 0.0), axis=-1, keepdims=True)
-        enough = total >= goal
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    def all_rows(probs_RV, weights_RV, goal_R1):
+        bits_RV = jax.lax.bitcast_convert_type(probs_RV.astype(jnp.float32), jnp.int32)
 
-    low = jnp.zeros((probs_RV.shape[0], 1), jnp.int32)
-    high = jnp.full_like(low, 0x3F800001)  # just above the bits of 1.0
-    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+        def halve(_, bounds):
+            low, high = bounds  # the sum at low reaches the goal, at high it does not
+            middle = low + (high - low) // 2
+            total = jnp.sum(jnp.where(bits_RV >= middle, weights_RV, 0.0), axis=-1, keepdims=True)
+            enough = total >= goal_R1
+            return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+        low = jnp.zeros((probs_RV.shape[0], 1), jnp.int32)
+        high = jnp.full_like(low, 0x3F800001)  # just above the bits of 1.0
+        low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
+        return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+    def row_by_row(*arrays):
+        # One row at a time stays in a CPU's cache: half the time of all rows (AMD EPYC, 32 rows).
+        one = jax.lax.map(lambda row: all_rows(*(x[None] for x in row)), arrays)
+        return one[:, 0]
+
+    return jax.lax.platform_dependent(
+        probs_RV, weights_RV, goal_R1, cpu=row_by_row, default=all_rows
+    )
 
 
 class _Beams(NamedTuple):

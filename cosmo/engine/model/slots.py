@@ -312,7 +312,7 @@ def _choose(logits_RV, state: Rows, index_R, active_R, special) -> jax.Array:
         top_k_R, top_p_R = jnp.where(used_R, s.top_k, 0), jnp.where(used_R, s.top_p, 1.0)
         warm_RV = decoding.truncate_rows(warm_RV, top_k_R, top_p_R)
         keys_R = jax.vmap(_key)(s.seed, s.number, index_R)
-        drawn_R = jax.vmap(jax.random.categorical)(keys_R, warm_RV).astype(jnp.int32)
+        drawn_R = decoding.draw(keys_R, warm_RV)
         return jnp.where(samples_R, drawn_R, decoding.first_best(allowed_RV))
 
     chosen_R = jax.lax.cond(jnp.any(active_R & samples_R), sample, decoding.first_best, allowed_RV)
