@@ -1,0 +1,119 @@
+"""Ask Canary for the label of a dialogue, in time; take the most severe one of several."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from canary.guard import dialogue
+from canary.guard.policy import Policy
+from cosmo.tasks import safety
+
+log = logging.getLogger("canary.guard")
+
+HUMAN = "__needs_intervention__"
+ANSWER_PIECES = 64  # of one sentence with what stands before it, or of one call of a tool
+
+
+class Chirp(Protocol):
+    """What a labeller answers; see `canary.module.Chirp`."""
+
+    label: str
+    probabilities: dict[str, float]
+    rots: tuple[str, ...]
+
+
+class Labels(Protocol):
+    """What the guard asks; see `canary.labeller.Labeller`."""
+
+    async def label(self, turns: Sequence[str], *, rots: bool) -> Chirp:
+        """Return the label of the last turn."""
+        ...
+
+
+class CanaryFailedError(Exception):
+    """Canary gave no label: it failed, was late, or is overloaded. The text names the cause."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A label, or with `problem` none, because Canary failed and the policy is open."""
+
+    label: str | None
+    probabilities: Mapping[str, float]
+    rots: tuple[str, ...]
+    seconds: float
+    problem: str | None = None
+
+
+class Judge:
+    """Canary, asked by a policy. `measure` counts the tokens of a text, `budget` fit in a turn."""
+
+    def __init__(self, labels: Labels, policy: Policy, measure: Callable[[str], int], budget: int):
+        self.labels, self.policy, self.measure, self.budget = labels, policy, measure, budget
+
+    async def turn(self, dialogues: Sequence[Sequence[str]]) -> Verdict:
+        """Return the most severe label of the dialogues, with its RoTs.
+
+        Raises RefusedError for a turn that is too long, CanaryFailedError if the policy is closed.
+        """
+        seen = [
+            window
+            for turns in dialogues
+            for window in self._windows(turns, self.policy.dialogue.max_pieces)
+        ]
+        return await self._most_severe(seen, True, self.policy.turn_label)
+
+    async def sentence(self, turns: Sequence[str], before: str, text: str) -> Verdict:
+        """Return the label of a sentence, which follows `before` in an answer to `turns`.
+
+        Raises as `turn`.
+        """
+        seen = self._windows((*turns, before + text), ANSWER_PIECES)
+        return await self._most_severe(seen, False, self.policy.answer_label)
+
+    def _windows(self, turns: Sequence[str], max_pieces: int) -> list[tuple[str, ...]]:
+        most = self.policy.dialogue.max_turns
+        return dialogue.windows(
+            turns, self.measure, self.budget, max_turns=most, max_pieces=max_pieces
+        )
+
+    async def _most_severe(
+        self,
+        seen: Sequence[Sequence[str]],
+        rots: bool,
+        held: Callable[[Mapping[str, float], str], str],
+    ) -> Verdict:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.policy.limits.label_seconds):
+                chirps = await _all([self.labels.label(turns, rots=rots) for turns in seen])
+        except Exception as error:
+            # The cause in words, not its text: that may repeat what people wrote.
+            problem = "late" if isinstance(error, TimeoutError) else type(error).__name__
+            log.warning("Canary gave no label: %s", problem)
+            if self.policy.failure.canary == "closed":
+                raise CanaryFailedError(problem) from error
+            return Verdict(None, {}, (), time.monotonic() - began, problem)
+        found = [(held(chirp.probabilities, chirp.label), chirp) for chirp in chirps]
+        label, chirp = max(found, key=lambda one: safety.LABELS.index(one[0]))
+        rules = dialogue.clean_rots(chirp.rots) if rots else ()
+        return Verdict(label, dict(chirp.probabilities), rules, time.monotonic() - began)
+
+
+async def _all(asked: Sequence[Any]) -> list[Chirp]:
+    """Await all; where one fails, cancel the others."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def of_model(canary: Any) -> tuple[Callable[[str], int], int]:
+    """Return (measure, budget) for a `Judge` that asks a loaded Canary."""
+    encode = canary.session.vocabulary.encode
+    return lambda text: len(encode(text)), canary.session.lengths["inputs"] - 1
