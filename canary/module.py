@@ -302,7 +302,7 @@ def batch_of(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
     if isinstance(dialogues, str):
         # As the published Canary took one text: a turn a line.
         turns = [line for line in dialogues.splitlines() if line.strip()]
-        return True, [_turns(turns or [dialogues], "the dialogue")]
+        return True, [turns_of(turns or [dialogues], "the dialogue")]
     if not isinstance(dialogues, Iterable):
         raise UserError(f"got {type(dialogues).__name__}, expected a dialogue or a list of them")
     items = list(dialogues)
@@ -315,11 +315,12 @@ def batch_of(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
             "or a list of lists (a batch of dialogues)"
         )
     if all(texts):
-        return True, [_turns(items, "the dialogue")]
-    return False, [_turns(turns, f"dialogue {place}") for place, turns in enumerate(items)]
+        return True, [turns_of(items, "the dialogue")]
+    return False, [turns_of(turns, f"dialogue {place}") for place, turns in enumerate(items)]
 
 
-def _turns(turns: Any, what: str) -> tuple[str, ...]:
+def turns_of(turns: Any, what: str) -> tuple[str, ...]:
+    """Return a dialogue's turns without white space around them; UserError says `what` is wrong."""
     try:
         return reading.checked(turns)
     except ValueError as error:

@@ -19,7 +19,7 @@ GUIDANCE = " Speaker 2 is trying to gently explain {rots}."
 
 def basic(turns: Sequence[str]) -> str:
     """Return the paper's P_0: the model answers as Speaker 2. UserError for an empty turn."""
-    return f"{OPENING} \n\n {_spoken(turns)} \n Speaker 2:"
+    return f"{OPENING} \n\n {spoken(turns)} \n Speaker 2:"
 
 
 def dialogue_agent(context: str) -> str:
@@ -38,15 +38,19 @@ def guided(turns: Sequence[str], rots: Sequence[str]) -> str:
     kept = [rot.strip().rstrip(".").rstrip() for rot in rots]
     joined = ", ".join(rot for rot in kept if rot)
     guidance = GUIDANCE.format(rots=joined) if joined else ""
-    return f"{OPENING}{guidance} \n\n {_spoken(turns)} \n Speaker 2:"
+    return f"{OPENING}{guidance} \n\n {spoken(turns)} \n Speaker 2:"
 
 
-def _spoken(turns: Sequence[str]) -> str:
+def spoken(turns: Sequence[str], between: str = " \n ") -> str:
+    """Return a line for each turn, with its speaker; Speaker 1 has the last word.
+
+    Raises UserError for an empty turn.
+    """
     if isinstance(turns, str):
         raise UserError("got one text: give a list of turns, oldest first")
     if not turns or not all(turn.strip() for turn in turns):
         raise UserError(f"got the turns {list(turns)!r}: expected at least one, none of them empty")
     first = (len(turns) + 1) % 2  # 0: Speaker 1 begins, and has the last word
-    return " \n ".join(
+    return between.join(
         f"Speaker {(first + place) % 2 + 1}: {turn.strip()}" for place, turn in enumerate(turns)
     )

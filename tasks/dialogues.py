@@ -79,3 +79,16 @@ def utterances(values: Any, place: Place) -> tuple[str, ...]:
                 f"utterance {number} is not valid text", shown(value), "characters UTF-8 can encode"
             )
     return tuple(value.strip() for value in values)
+
+
+@dataclass(frozen=True)
+class ToxiChatTurn:
+    """One utterance of ToxiChat, the last of `turns`, and whether annotators found it offensive.
+
+    Baheti et al. 2021. `author` is "human" or the chatbot that wrote it, "dgpt" or "gpt3".
+    """
+
+    id: str
+    turns: tuple[str, ...]
+    offensive: bool
+    author: str

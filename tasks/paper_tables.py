@@ -5,3 +5,4 @@ from pathlib import Path
 
 _ALL = tomllib.loads(Path(__file__).with_name("paper_tables.toml").read_text(encoding="utf-8"))
 STATISTICS, PROSOCIAL, SODA = _ALL["statistics"], _ALL["prosocial"], _ALL["soda"]
+GUARDS = _ALL["guards"]

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import shown
-from cosmo.tasks.dialogues import Place, ProsocialDialogue, ProsocialTurn, SodaDialogue
+from cosmo.tasks.dialogues import (
+    Place,
+    ProsocialDialogue,
+    ProsocialTurn,
+    SodaDialogue,
+    ToxiChatTurn,
+)
 from cosmo.tasks.files import files_for_split
 from cosmo.tasks.recognize import PROSOCIAL, naming_other_corpus
 from cosmo.tasks.record_files import read_records, refuse_empty
@@ -71,6 +77,51 @@ def read_soda(path: Any, split: str = "train") -> Iterator[SodaDialogue]:
                 yield soda_dialogue(row, place, f"soda-{split}-{count}")
                 count += 1
     refuse_empty(path, split, count)
+
+
+def read_toxichat(path: Any, split: str = "test") -> Iterator[ToxiChatTurn]:
+    """Yield every labelled utterance of ToxiChat's `split` under `path`, in file order.
+
+    A row has a Reddit thread and one response of each of two chatbots, which answer the thread.
+    Ids are `toxichat-SPLIT-ROW-TURN`, with the chatbot's name for TURN. Raises DataError for a
+    missing path and for the first bad record.
+    """
+    count = 0
+    for file in files_for_split(path, split):
+        with naming_other_corpus(file, "ToxiChat"):
+            for place, row in read_records(file):
+                yield from _toxichat_row(row, place, f"toxichat-{split}-{count}")
+                count += 1
+    refuse_empty(path, split, count)
+
+
+def _toxichat_row(row: Any, place: Place, name: str) -> Iterator[ToxiChatTurn]:
+    row = _mapping(row, place)
+    turns: tuple[str, ...] = ()
+    for number, one in enumerate(_field(row, "reddit_thread", list, place), start=1):
+        text, offensive = _offence(one, Place(place.file, place.line, f"turn {number}"))
+        turns += (text,)
+        yield ToxiChatTurn(f"{name}-{number}", turns, offensive, "human")
+    for bot in ("dgpt", "gpt3"):
+        # Each answers the thread; neither has seen the other's answer.
+        field = f"final_{bot}_response"
+        answer = row.get(field)
+        # A few answers of GPT-3 are empty, and labelled safe: nothing was said.
+        if isinstance(answer, Mapping) and answer.get("text") == "":
+            continue
+        if answer is not None:
+            text, offensive = _offence(answer, Place(place.file, place.line, field))
+            yield ToxiChatTurn(f"{name}-{bot}", (*turns, text), offensive, bot)
+
+
+def _offence(turn: Any, place: Place) -> tuple[str, bool]:
+    """Return an utterance's text and whether its label is "Offensive"."""
+    turn = _mapping(turn, place)
+    label = _field(turn, "offense_label", str, place)
+    if label not in ("Safe", "Offensive"):
+        problem = "field 'offense_label' has an unknown value"
+        raise place.error(problem, shown(label), "'Safe' or 'Offensive'")
+    return _text(turn, "text", place), label == "Offensive"
 
 
 def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogue]:

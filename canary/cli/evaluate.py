@@ -1,4 +1,4 @@
-"""`python -m canary eval`: measure a checkpoint on ProsocialDialog."""
+"""`python -m canary eval`: measure a checkpoint on ProsocialDialog, or compare guards."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from canary.cli import flags
+from canary.cli import against, flags
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
@@ -23,6 +23,10 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base.progress import Progress
     from cosmo.engine.checkpoints import any_format
 
+    if args.against is None and args.checkpoint is None:
+        raise UserError("give a model or another guard", setting=("checkpoint", "against"))
+    if against.is_asked(args):
+        return against.run(args)
     # Read before the model is loaded: a wrong path costs no loading.
     cases = list(islice(evaluation.cases(args.input, args.split), args.num_examples))
     if not cases:
@@ -81,23 +85,42 @@ def _baseline(args: argparse.Namespace) -> "Gold | None":
 
 
 VERB = Verb(
-    help="measure a checkpoint on ProsocialDialog",
+    help="measure a checkpoint on ProsocialDialog, or compare it with other guards",
     description="Measure labels and rules of thumb on every row of ProsocialDialog, with the "
-    "paper's rows beside: prints a table, writes metrics.json and predictions.jsonl.",
+    "paper's rows beside: prints a table, writes metrics.json and predictions.jsonl. With "
+    "--against, or on a corpus of two classes, compare guards: ROC-AUC, accuracy, false positives, "
+    "latency. Each command adds its guards to --output; one that was stopped continues.",
     examples="""\
   python -m canary eval --checkpoint=/tmp/canary --input=data/prosocial_dialog --split=test
   python -m canary eval --checkpoint=/tmp/canary --input=test.jsonl --num_examples=100
+  python -m canary eval --checkpoint=/tmp/canary --input=data/prosocial_dialog \\
+    --against=http://127.0.0.1:8000/v1 --model=llama-guard-3-1b --style=llama_guard \\
+    --output=/tmp/guards
 """,
     run=run,
     flags=f"""
---input PATH!         ProsocialDialog: a file, or a folder with train*, validation* and
-                      test* files
+--input PATH!         ProsocialDialog or ToxiChat: a file, or a folder with train*,
+                      validation* and test* files; or lines {{turns, label}}, label one of the
+                      five, "safe" or "unsafe"
 --split NAME=test     which split of a folder
---output DIR          gets metrics.json and predictions.jsonl (default: canary_eval/ in the
-                      run's folder)
+--output DIR          gets metrics.json and predictions.jsonl, or guards.json and verdicts
+                      (default: canary_eval/ or canary_against/ in the run's folder)
 --num_examples N:int  only so many (all)
 --batch_size N=32     at a time
-{flags.MODEL}
+comparing guards:
+--against URL         a guard's API, such as http://127.0.0.1:8000/v1 (extra: guards)
+--model NAME          of the guard at its server
+--style openai|llama_guard|shieldgemma|prompt  how it is asked: moderations (openai, the
+                      default), Llama Guard's chat, ShieldGemma's Yes or No, or a question to
+                      any chat model
+--name NAME           of its row and files (default: the model's)
+--turns all|last      what a guard sees: the dialogue (all, the default) or its last turn
+--safe_labels LIST=__casual__  of the five labels, those that count as safe
+--concurrency N=8     calls at once
+--timeout_seconds S=60.0  for an answer
+--api_key_env NAME=OPENAI_API_KEY  the environment variable with the guard's key
+--overwrite           forget the verdicts of this command's guards, and ask again
+{flags.MODEL.replace("CKPT!", "CKPT ")}
 {flags.GENERATION}
 """,
 )

@@ -28,6 +28,10 @@ class UserError(Exception):
         return f"{self.message}{names}"
 
 
+class QueueFull(Exception):  # noqa: N818, its name is that of `queue.Full` and asyncio's
+    """A bounded queue of requests has no room. A caller may try again later."""
+
+
 class DataError(UserError, ValueError):
     """Bad data, or a path to data, that the user can correct.
 

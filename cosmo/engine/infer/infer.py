@@ -272,6 +272,59 @@ def choosing_then_generating(
     return Work(start, finish, targets=False)
 
 
+class ChoiceAndText:
+    """The work of `choosing_then_generating` in two calls: choices are known before any text.
+
+    `read` sends a batch to the devices and `choices` waits for its scores. `write` then sends the
+    generation after each row's choice, from the same encoder pass, and `texts` waits for it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        choices: Sequence[Sequence[int]],
+        decoding: DecodingConfig,
+        seed: int = 0,
+    ):
+        check_decoding(session.model, decoding)
+        options = check_choices(choices, session.model.network.vocab_size)
+        model, layout = session.model, session.layout
+        self._session, self._seed = session, seed
+        self._read = _compiled(generate.read_choices, model, layout, choices=options)
+        fixed = {"choices": options, "config": decoding}
+        self._write = _compiled(generate.continue_choice, model, layout, **fixed)
+
+    def read(self, group: batching.Group) -> Any:
+        """Send the inputs of a batch; return what the other calls need of it."""
+        inputs = _inputs(self._session, group)
+        return inputs, self._read(self._session.params, inputs)
+
+    def choices(self, group: batching.Group, sent: Any) -> list[Answer]:
+        """Return each row's answer with the scores of the choices."""
+        _, read = sent
+        rows = zip(group.rows, np.asarray(read.scores).tolist(), strict=False)
+        return [Answer(row, scores=tuple(scores)) for row, scores in rows]
+
+    def write(self, group: batching.Group, sent: Any, taken: Sequence[int | None]) -> Any:
+        """Send the generation after each row's choice, given by its number; None: no text."""
+        inputs, read = sent
+        missing = [None] * (self._session.batch_size - len(group.rows))
+        rows = [*taken, *missing]
+        arrays = {
+            "choice": np.array([number or 0 for number in rows], np.int32),
+            "ended": np.array([number is None for number in rows]),
+        }
+        put = _put(self._session, arrays)
+        keys = _row_keys(self._session, group, self._seed)
+        return self._write(
+            self._session.params, inputs, read.layers, put["choice"], put["ended"], row_keys=keys
+        )
+
+    def texts(self, group: batching.Group, written: Any) -> list[Answer]:
+        """Return each row's answer with the text and its score."""
+        return _texts(self._session, group, written)
+
+
 def scoring(session: Session) -> Work:
     """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
     run = _compiled(models.score, session.model, session.layout)

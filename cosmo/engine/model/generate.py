@@ -4,7 +4,7 @@ One encoder pass serves all of them. `decoding` has the loop, `choice_tree` the 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,13 @@ def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: ChoiceTree) 
     return jnp.sum(edges_BE[:, :, None] * tree.on_path_EC.astype(np.float32), axis=1)
 
 
+class Read(NamedTuple):
+    """The choices' log-likelihoods, float32 [B, C] in nats, and what `continue_choice` needs."""
+
+    scores: jax.Array
+    layers: list[Any]  # keys and values of the tree's nodes and of the inputs
+
+
 class Chosen(NamedTuple):
     """A choice and the text after it.
 
@@ -109,18 +116,69 @@ def choose_and_continue(
     and its score 0. The limits of `config` are on that text alone, whose n-grams include the
     choice's last token.
     """
-    special = model.network.special_ids
-    config.check(model.network.vocab_size, special, None)
-    tree = build_tree(check_choices(choices, model.network.vocab_size), special.start)
+    tree = _tree(model, choices)
     # EOS ends an answer, so nothing can follow it.
     if continues is None:
-        continues = tree.last_C != special.eos
+        continues = tree.last_C != model.network.special_ids.eos
     elif len(continues) != len(tree.last_C):
         raise ValueError(f"{len(continues)} values of `continues` for {len(tree.last_C)} choices")
-    module = models.bind(model, _cast(params, model.network.dtype))
-    hidden_BNM, layers = module.read_tree(encoder_input_tokens, tree)
-    scores_BC = _choice_scores(module, hidden_BNM, tree)
+    params = _cast(params, model.network.dtype)
+    scores_BC, layers = read_choices(model, params, encoder_input_tokens, choices)
     choice_B = _likeliest(scores_BC)
+    ended_B = ~jnp.asarray(continues, bool)[choice_B]
+    found = continue_choice(
+        model,
+        params,
+        encoder_input_tokens,
+        layers,
+        choice_B,
+        ended_B,
+        choices=choices,
+        config=config,
+        row_keys=row_keys,
+    )
+    return Chosen(scores_BC, choice_B, found)
+
+
+def _tree(model: models.EncoderDecoderModel, choices: Sequence[Sequence[int]]) -> ChoiceTree:
+    network = model.network
+    return build_tree(check_choices(choices, network.vocab_size), network.special_ids.start)
+
+
+def read_choices(
+    model: models.EncoderDecoderModel,
+    params: models.Params,
+    encoder_input_tokens: jax.Array,
+    choices: Sequence[Sequence[int]],
+) -> Read:
+    """Score the choices as `score_choices` does, and keep what generating after one needs."""
+    tree = _tree(model, choices)
+    module = models.bind(model, params)
+    hidden_BNM, layers = module.read_tree(encoder_input_tokens, tree)
+    return Read(_choice_scores(module, hidden_BNM, tree), layers)
+
+
+def continue_choice(
+    model: models.EncoderDecoderModel,
+    params: models.Params,
+    encoder_input_tokens: jax.Array,
+    layers: list[Any],
+    choice_B: jax.Array,
+    ended_B: jax.Array,
+    *,
+    choices: Sequence[Sequence[int]],
+    config: decoding.DecodingConfig,
+    row_keys: jax.Array | None = None,
+) -> decoding.Decoded:
+    """Generate the text after each row's choice, from the `layers` that `read_choices` returned.
+
+    Rows of which `ended_B` holds get an empty text of score 0. The limits are those of
+    `choose_and_continue`.
+    """
+    special, tree = model.network.special_ids, _tree(model, choices)
+    config.check(model.network.vocab_size, special, None)
+    # Cast and unstack once: inside the loop both would run for every token.
+    module = models.bind(model, _cast(params, model.network.dtype))
     path_BD, in_path_BD = (
         jnp.asarray(tree.path_CD)[choice_B],
         jnp.asarray(tree.in_path_CD)[choice_B],
@@ -133,18 +191,17 @@ def choose_and_continue(
         # Positions 0 to begin - 1 hold the choice's path.
         return module.decode_step(weights, tokens, begin + index, cache)
 
-    found = decoding.decode(
+    return decoding.decode(
         step,
         cache,
         encoder_input_tokens.shape[0],
         config,
         row_keys,
         first_B=jnp.asarray(tree.last_C)[choice_B],
-        ended_B=~jnp.asarray(continues, bool)[choice_B],
+        ended_B=ended_B,
         special=special,
         context_BS=encoder_input_tokens,
     )
-    return Chosen(scores_BC, choice_B, found)
 
 
 def _likeliest(scores_BC: jax.Array) -> jax.Array:
