@@ -12,20 +12,31 @@ PACKAGES = ("cosmo", "canary", "tasks", "data_pipeline", "tools")
 # The rooms of the engine, from the ground up: a room imports itself and the rooms before it.
 ENGINE = ("base", "model", "data", "scale", "checkpoints", "infer", "train")
 # Every other room -> the rooms that it may import, beside itself.
-_ENGINE_ROOMS = {f"cosmo.engine.{room}" for room in ENGINE}
+_ENGINE_ROOMS = {"cosmo.engine.web", *(f"cosmo.engine.{room}" for room in ENGINE)}
 _PIPELINE_ROOMS = {"data_pipeline.calls", "data_pipeline.co3"}
 ALLOWED = {
     **{
         f"cosmo.engine.{room}": {f"cosmo.engine.{lower}" for lower in ENGINE[:place]}
         for place, room in enumerate(ENGINE)
     },
+    # HTTP for all servers, beside the stack: no model is behind it.
+    "cosmo.engine.web": {"cosmo.engine.base"},
     "cosmo.tasks": {"cosmo.engine.base"},
     "data_pipeline.calls": {"cosmo.engine.base"},
     "data_pipeline.co3": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
     "data_pipeline": {"cosmo.engine.base"},  # names its rooms' verbs without importing them
     "canary": {*_ENGINE_ROOMS, "cosmo.tasks"},
-    "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks"},
-    "tools": {*_ENGINE_ROOMS, "cosmo", "cosmo.tasks", "canary", "data_pipeline", *_PIPELINE_ROOMS},
+    "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo.serve"},
+    "cosmo.serve": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo", "canary"},
+    "tools": {
+        *_ENGINE_ROOMS,
+        "cosmo",
+        "cosmo.serve",
+        "cosmo.tasks",
+        "canary",
+        "data_pipeline",
+        *_PIPELINE_ROOMS,
+    },
 }
 HEAVY = {"tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text"}
 # Modules that load TensorFlow as they load. Every other module imports it inside a function.
