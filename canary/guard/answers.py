@@ -29,7 +29,7 @@ FILTERED = "content_filter"  # the finish_reason of an answer that was not passe
 # Texts of the server, not of the model: they are short, and taken from the first chunk alone.
 _SERVERS = {"id": r"[\w.:/-]{1,128}", "model": r"[\w.:/@+-]{1,128}"}
 _SERVERS |= {"system_fingerprint": r"[\w.:-]{1,64}", "service_tier": r"\w{1,32}"}
-_CALL_ID = re.compile(r"[\w.:-]{1,128}")
+_CALL_ID = re.compile(r"[\w.:-]{1,128}", re.A)
 _TOKEN_COUNTS = ("cached_tokens", "audio_tokens", "reasoning_tokens")
 _USAGE = {
     "prompt_tokens": None,
@@ -140,7 +140,11 @@ class Gate:
     def _take_base(self, chunk: dict[str, Any]) -> None:
         for name, shape in _SERVERS.items():
             value = chunk.get(name)
-            if name not in self.base and isinstance(value, str) and re.fullmatch(shape, value):
+            if (
+                name not in self.base
+                and isinstance(value, str)
+                and re.fullmatch(shape, value, re.A)
+            ):
                 self.base[name] = value
         if "created" not in self.base and type(chunk.get("created")) is int:
             self.base["created"] = chunk["created"]

@@ -42,8 +42,10 @@ class People:
         self._queue: audit.Log = audit.LineLog(queue) if queue else audit.NoLog()
         self._calls: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(MAX_CALLS)
-        # The environment's proxy and .netrc are for others: the record goes to this address alone.
-        self._client = httpx2.AsyncClient(timeout=settings.webhook_seconds, trust_env=False)
+        self._client: httpx2.AsyncClient | None = None
+        if settings.webhook:
+            # The environment's proxies are for others: the record goes to this address alone.
+            self._client = httpx2.AsyncClient(timeout=settings.webhook_seconds, trust_env=False)
 
     async def start(self) -> None:
         """Make the calls that an earlier process was to make."""
@@ -80,6 +82,7 @@ class People:
 
     async def _post(self, record: Mapping[str, Any]) -> str:
         """Return "" if the webhook took the record, else the problem."""
+        assert self._client is not None
         headers = {"content-type": "application/json", "idempotency-key": str(record["request"])}
         try:
             async with asyncio.timeout(self.settings.webhook_seconds):
@@ -102,7 +105,8 @@ class People:
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await call
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
         await self._queue.close()
 
 
