@@ -69,9 +69,8 @@ def check(seed):
             text = text.removesuffix("\ufffd")  # half a character, where the stream broke off
         assert wanted.startswith(text), f"seed {seed}: {place} got another text"
         assert fuzz.BAD not in text
-    everything = "".join(stream.texts.values()) + json.dumps(
-        list(stream.calls.values()), ensure_ascii=False
-    )
+    values = [json.loads(arguments) for made in stream.calls.values() for _, arguments in made]
+    everything = "".join([*stream.texts.values(), *fuzz.strings(values)])
     # Nothing is lost of a stream that is whole and good.
     if stream.whole and fuzz.BAD not in everything:
         assert texts == {place: text for place, text in stream.texts.items() if text}, seed
