@@ -76,9 +76,8 @@ class Script:
         asked = json.loads(body) if body else {}
         self.calls.append((method, path, headers, asked))
         status, returned, pieces = self.answer(asked)
-        return upstream.Answer(
-            status, list(returned), upstream.Chunks(self._chunks(pieces), self._close)
-        )
+        returned = upstream.forwarded(returned, upstream._NOT_RETURNED)
+        return upstream.Answer(status, returned, upstream.Chunks(self._chunks(pieces), self._close))
 
     async def _chunks(self, pieces):
         for piece in pieces:
