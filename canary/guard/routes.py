@@ -251,7 +251,7 @@ class Guard:
         """Ask the upstream, and return its guarded answer."""
         query = request.scope.get("query_string", b"").decode("latin-1")
         path = PATHS[call.form] + (f"?{query}" if query else "")
-        data = json_lines.encode(json.dumps(call.body, ensure_ascii=False))
+        data = json_lines.encode(json.dumps(call.body, ensure_ascii=False, separators=(",", ":")))
         headers = _request_headers(request)
         call.sent = time.monotonic()
         try:
