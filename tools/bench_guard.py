@@ -5,9 +5,9 @@ for but the guard: the label of the turn, that of the sentence, and the audit lo
 requests go to it directly and through the guard, in turn. The added time is the difference of a
 request's time to its first character to the median of the direct ones.
 
-The Canary is a T5 1.1 small with random weights: times do not depend on them, but labels do.
-So the policy lets every label pass, and rules of thumb are written for none but casual labels'
-opposites: --rots includes their time, because turns are then labelled with rules of thumb.
+The Canary is a T5 1.1 small with random weights: times do not depend on them, but labels do. So
+the policy lets every label pass. Rules of thumb are written, of up to --rot_tokens tokens, for each
+turn whose label is not casual; --rot_tokens=1 measures labels nearly alone.
 """
 
 import argparse
@@ -44,7 +44,21 @@ needs_intervention = "pass"
 [limits]
 label_seconds = 120.0
 """
-WORDS = "I you my friend want to go home and talk about work with the old dog today".split()
+WORDS = [
+    "I",
+    "you",
+    "my",
+    "friend",
+    "want",
+    "to",
+    "go",
+    "home",
+    "and",
+    "talk",
+    "work",
+    "the",
+    "dog",
+]
 
 
 def write_canary(folder: pathlib.Path) -> None:
@@ -218,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
 --turns N=3         of a dialogue
 --words N=20        of a turn
 --sentences N=4     of an answer
---rot_tokens N=32   longest rules of thumb; random weights write so many for each label but casual
+--rot_tokens N=32   longest rules of thumb of a turn whose label is not casual
 --dtype float32|bfloat16  of Canary's products
 --seed N=0          of the dialogues
 """,

@@ -37,7 +37,7 @@ class Stream:
 
 
 def sentence(rng, fresh, bad):
-    length = rng.choice([1, 3, 20, 60, 90, 500])
+    length = rng.choice([1, 3, 20, 40, 60, 90]) if rng.random() < 0.97 else 500
     words = []
     while length > 0:
         size = min(length, rng.randint(1, 12))
@@ -66,7 +66,7 @@ def make(seed: int) -> Stream:
     for choice in range(count):
         order = []
         for field in fields:
-            if form == "chat" and rng.random() < (0.1 if field == "content" else 0.7):
+            if form == "chat" and rng.random() < (0.1 if field == "content" else 0.8):
                 continue
             parts = [
                 sentence(rng, fresh, rng.random() < bad_share) for _ in range(rng.randint(0, 4))
@@ -123,7 +123,8 @@ def cut(rng, text: str) -> list[str]:
     units = [
         halves[n : n + 2].decode("utf-16-le", "surrogatepass") for n in range(0, len(halves), 2)
     ]
-    pieces, most = [], rng.choice([1, 3, 10, 80, 2000])
+    # In single characters where it is short: each costs an event.
+    pieces, most = [], rng.choice([1 if len(text) < 60 else 8, 3, 10, 80, 2000])
     while units:
         size = rng.randint(1, most)
         piece, units = "".join(units[:size]), units[size:]
@@ -222,7 +223,7 @@ def encodable(chunk) -> bool:
 
 def chunks(rng, data: bytes) -> list[bytes]:
     pieces, most, place = [], rng.choice([1, 7, 100, 5000]), 0
-    most = max(most, len(data) // 1000)
+    most = max(most, len(data) // 500)
     while place < len(data):
         size = rng.randint(1, most)
         pieces.append(data[place : place + size])

