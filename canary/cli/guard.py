@@ -90,7 +90,7 @@ def application(
             await server.close()
 
     return web.application(
-        [*routes.guard_routes(guard), Route("/health", health), metrics.route()],
+        [*guard.routes(), Route("/health", health), metrics.route()],
         api_key=api_key,
         hosts=web.allowed_hosts(host),
         max_body_bytes=rules.limits.request_bytes,

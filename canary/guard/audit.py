@@ -56,7 +56,7 @@ class LineLog:
             data = b"".join(line for line, _ in batch)
             try:
                 await loop.run_in_executor(self._thread, self._append, data)
-            except OSError as error:
+            except Exception as error:  # whatever it is, nobody may wait for ever
                 for _, done in batch:
                     done.set_exception(error)
                     # Its caller may have been cancelled, and asyncio would log the error.

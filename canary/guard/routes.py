@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from canary.guard import answers, audit, dialogue
 from canary.guard.answers import Failed, Form, Gate, Held, Item, Ready
-from canary.guard.judging import HUMAN, CanaryFailedError, Judge, Verdict
+from canary.guard.judging import HUMAN, CanaryFailedError, Judge, Verdict, of_model
 from canary.guard.people import People
 from canary.guard.policy import Policy
 from canary.guard.upstream import Answer, Headers, Upstream, UpstreamError
@@ -555,6 +555,26 @@ class Guard:
 
     # Other routes
 
+    def routes(self, prefix: str = "/v1") -> list[Route]:
+        """Return the routes below `prefix`: chat, completions, and all others."""
+
+        def handler(form: Form) -> Any:
+            async def handle(request: Request) -> Response:
+                return await self.handle(request, form)
+
+            return handle
+
+        async def other(request: Request) -> Response:
+            return await self.other(request, f"/{request.path_params['rest']}")
+
+        return [
+            *(
+                Route(f"{prefix}{path}", handler(form), methods=["POST"])
+                for form, path in PATHS.items()
+            ),
+            Route(f"{prefix}/{{rest:path}}", other, methods=METHODS),
+        ]
+
     async def other(self, request: Request, path: str) -> Response:
         """Hand on a request of a route that the policy allows; refuse any other by name."""
         method = request.method
@@ -595,22 +615,24 @@ class Guard:
         return False
 
 
-def guard_routes(guard: Guard, prefix: str = "/v1") -> list[Route]:
-    """Return the guard's routes below `prefix`: chat, completions, and all others."""
+def guard_routes(
+    upstream: Upstream,
+    labeller: Any,
+    policy: Policy,
+    log_file: audit.Log | None = None,
+    people: People | None = None,
+    *,
+    prefix: str = "/v1",
+    **settings: Any,
+) -> list[Route]:
+    """Return the routes of a guard of `upstream`, which asks a `canary.labeller.Labeller`.
 
-    def handler(form: Form):
-        async def handle(request: Request) -> Response:
-            return await guard.handle(request, form)
-
-        return handle
-
-    async def other(request: Request) -> Response:
-        return await guard.other(request, f"/{request.path_params['rest']}")
-
-    return [
-        *(Route(prefix + path, handler(form), methods=["POST"]) for form, path in PATHS.items()),
-        Route(f"{prefix}/{{rest:path}}", other, methods=METHODS),
-    ]
+    By default nothing is recorded, and the policy's webhook is called. `settings` are Guard's.
+    """
+    judge = Judge(labeller, policy, *of_model(labeller.canary))
+    people = people or People(policy.intervention)
+    guard = Guard(upstream, judge, policy, log_file or audit.NoLog(), people, **settings)
+    return guard.routes(prefix)
 
 
 class _Source:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from canary.__main__ import main
 from canary.cli import guard as verb
-from canary.guard import audit, judging, people, policy, upstream
+from canary.guard import audit, judging, people, policy, routes, upstream
 from canary.labeller import Labeller
 from cosmo.engine.web import run
 from tests.canary.guard_doubles import ROTS, Labels, Memory, changed, delta, sse
@@ -208,6 +208,7 @@ import sys
 from canary.cli import guard as verb
 from canary.guard import audit, judging, people, policy
 from cosmo.engine.web import run
+from cosmo.tasks import safety
 from tests.canary import guard_doubles as doubles
 
 rules = policy.load()
@@ -302,3 +303,23 @@ def test_mistakes_are_found_before_the_model_is_loaded(flags, wanted, capsys):
     assert main(["guard", *given, *flags]) == 1
     error = capsys.readouterr().err
     assert wanted in error and error.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_server_mounts_the_guard_over_itself(canary):
+    """Oracle: the same application without the guard, and Canary's own label."""
+    speaker, labels = Speaker(), Labeller(canary, batch_sizes=(1,))
+    labels.warm_up()
+    served = upstream.AsgiUpstream(speaker.app)
+    speaker.app.routes.extend(
+        routes.guard_routes(
+            served, labels, changed(turn=dict.fromkeys(safety.LABELS, "pass")), prefix="/guard/v1"
+        )
+    )
+    asked = {**words("Ann"), "stream": True}
+    try:
+        work = doubles.request(speaker.app, "/guard/v1/chat/completions", asked)
+        _, _, data, _ = asyncio.run(work)
+    finally:
+        labels.close()
+    told = doubles.events(data)[0]["guard"]
+    assert told["label"] == canary.chirp(["Ann"], rots=False).label and speaker.calls == 1

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from canary.guard.routes import guard_routes
 from cosmo.engine.web.app import application
 from tests.canary import guard_doubles as doubles
 from tests.canary import guard_fuzz as fuzz
@@ -23,7 +22,7 @@ def asked(form, **more):
 
 
 def app(up, labels=None, rules=None, log=None, **more):
-    return application(guard_routes(doubles.guard(up, labels, rules, log, **more)), api_key=None)
+    return application(doubles.guard(up, labels, rules, log, **more).routes(), api_key=None)
 
 
 def ask(up, labels=None, rules=None, log=None, form="chat", on_bytes=None, **fields):
