@@ -22,6 +22,8 @@ from canary.cli import guard as verb
 from canary.guard import audit, judging, people, policy, routes, upstream
 from canary.labeller import Labeller
 from cosmo.engine.web import run
+from cosmo.tasks import safety
+from tests.canary import guard_doubles as doubles
 from tests.canary.guard_doubles import ROTS, Labels, Memory, changed, delta, sse
 from tests.data_pipeline import loopback
 
