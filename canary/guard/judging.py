@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -49,21 +50,36 @@ class Verdict:
 
 
 class Judge:
-    """Canary, asked by a policy. `measure` counts the tokens of a text, `budget` fit in a turn."""
+    """Canary, asked by a policy.
 
-    def __init__(self, labels: Labels, policy: Policy, measure: Callable[[str], int], budget: int):
+    `measure` counts the tokens of a text, of which `budget` fit in a turn. `unread` returns the
+    share of a text's letters that Canary cannot read.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        policy: Policy,
+        measure: Callable[[str], int],
+        budget: int,
+        unread: Callable[[str], float] = lambda text: 0.0,
+    ):
         self.labels, self.policy, self.measure, self.budget = labels, policy, measure, budget
+        self.unread = unread
 
     async def turn(self, dialogues: Sequence[Sequence[str]]) -> Verdict:
         """Return the most severe label of the dialogues, with its RoTs.
 
-        Raises RefusedError for a turn that is too long, CanaryFailedError if the policy is closed.
+        Raises RefusedError for a turn that is too long or cannot be read, CanaryFailedError if
+        the policy is closed.
         """
         seen = [
             window
             for turns in dialogues
             for window in self._windows(turns, self.policy.dialogue.max_pieces)
         ]
+        for window in seen:
+            self._check_letters(window[-1])
         return await self._most_severe(seen, True, self.policy.turn_label)
 
     async def sentence(self, turns: Sequence[str], before: str, text: str) -> Verdict:
@@ -71,8 +87,19 @@ class Judge:
 
         Raises as `turn`.
         """
+        self._check_letters(text)
         seen = self._windows((*turns, before + text), ANSWER_PIECES)
         return await self._most_severe(seen, False, self.policy.answer_label)
+
+    def _check_letters(self, text: str) -> None:
+        rules = self.policy.dialogue
+        if rules.unreadable == "refuse" and self.unread(text) > rules.max_unread_share:
+            raise dialogue.RefusedError(
+                "most letters of a text are not in Canary's vocabulary, and the guard's policy "
+                "refuses what it cannot read",
+                "messages",
+                "unreadable",
+            )
 
     def _windows(self, turns: Sequence[str], max_pieces: int) -> list[tuple[str, ...]]:
         most = self.policy.dialogue.max_turns
@@ -113,7 +140,18 @@ async def _all(asked: Sequence[Any]) -> list[Chirp]:
             task.cancel()
 
 
-def of_model(canary: Any) -> tuple[Callable[[str], int], int]:
-    """Return (measure, budget) for a `Judge` that asks a loaded Canary."""
-    encode = canary.session.vocabulary.encode
-    return lambda text: len(encode(text)), canary.session.lengths["inputs"] - 1
+def of_model(canary: Any) -> tuple[Callable[[str], int], int, Callable[[str], float]]:
+    """Return (measure, budget, unread) for a `Judge` that asks a loaded Canary."""
+    vocabulary = canary.session.vocabulary
+
+    def unread(text: str) -> float:
+        # Spelt as SentencePiece spells it before it looks for pieces.
+        letters = [one for one in unicodedata.normalize("NFKC", text).casefold() if one.isalpha()]
+        known = set(vocabulary.decode(vocabulary.encode("".join(letters))).casefold())
+        return sum(one not in known for one in letters) / max(1, len(letters))
+
+    return (
+        lambda text: len(vocabulary.encode(text)),
+        canary.session.lengths["inputs"] - 1,
+        unread,
+    )

@@ -45,6 +45,7 @@ class Dialogue:
     system_messages: Literal["skip", "label"]
     tool_messages: Literal["skip", "label"]
     unreadable: Literal["refuse", "pass"]
+    max_unread_share: float
     max_pieces: int
 
 

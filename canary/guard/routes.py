@@ -529,8 +529,8 @@ class Guard:
         about = {"choice": item.choice, "field": item.field}
         try:
             verdict = await task
-        except dialogue.RefusedError:  # a call of a tool that is too long to judge
-            verdict, action = Verdict(None, {}, (), 0.0, "too long"), "stop"
+        except dialogue.RefusedError as refused:  # too long to judge, or in unknown letters
+            verdict, action = Verdict(None, {}, (), 0.0, refused.code), "replace"
         except CanaryFailedError as error:
             await self._record(call.id, "answer", action="fail", problem=str(error), **about)
             raise

@@ -124,9 +124,15 @@ def changed(**sections) -> policy.Policy:
     return dataclasses.replace(base, **new)
 
 
-def guard(up, labels=None, rules=None, log=None, callers=None, **more) -> routes.Guard:
+def no_letters(text) -> float:
+    return 0.0
+
+
+def guard(
+    up, labels=None, rules=None, log=None, callers=None, unread=no_letters, **more
+) -> routes.Guard:
     rules = rules or policy.load()
-    judge = judging.Judge(labels or Labels(), rules, len, 4000)
+    judge = judging.Judge(labels or Labels(), rules, len, 4000, unread)
     callers = callers or people.People(rules.intervention)
     return routes.Guard(up, judge, rules, log or Memory(), callers, **more)
 

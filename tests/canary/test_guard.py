@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from canary.guard import audit, people, policy, upstream
+from canary.guard import audit, judging, people, policy, upstream
 from canary.guard.routes import CutError
 from canary.guard.upstream import UpstreamError
 from cosmo.engine.base.errors import UserError
@@ -202,6 +202,29 @@ def test_streams_can_be_turned_off():
     rules = changed(stream={"enabled": False})
     status, _, body, _ = post(good(), chat("Hi", stream=True), rules=rules)
     assert status == 400 and json.loads(body)["error"]["code"] == "stream_disabled"
+
+
+def share_of_dots(text):
+    return text.count(".") / len(text)
+
+
+def test_letters_that_canary_has_not_are_refused():
+    """Oracle: the policy's share, of a vocabulary that knows no full stop."""
+    up = good("Fine it is, and . . . . . . . .")
+    status, _, body, _ = post(up, chat("Hi....."), unread=share_of_dots)
+    assert status == 400 and json.loads(body)["error"]["code"] == "unreadable" and not up.calls
+    _, _, body, _ = post(up, chat("Hi"), unread=lambda text: float("." in text))
+    assert json.loads(body)["choices"][0]["message"]["content"] == policy.load().texts.replacement
+    rules = changed(dialogue={"unreadable": "pass"})
+    assert post(up, chat("Hi....."), unread=share_of_dots, rules=rules)[0] == 200
+
+
+def test_which_letters_a_vocabulary_has(canary):
+    """Oracle: the sample's vocabulary was made from English."""
+    measure, budget, unread = judging.of_model(canary)
+    assert unread("I want to SCARE my kids, at 5 o'clock!") == unread("123 😀 ...") == 0.0
+    assert unread("我想吓唬我的孩子") == 1.0 and 0.4 < unread("scare 我想吓唬") < 0.6
+    assert measure("I want to scare my kids.") < budget == 47
 
 
 # Canary fails
