@@ -195,7 +195,7 @@ def _section(kind: type, table: dict[str, Any], where: str) -> Any:
         if isinstance(value, list):
             value = tuple(value)
         if not annotations.fits(value, field.type):
-            expected = annotations.words(field.type)
+            expected = annotations.words(field.type).replace("tuple", "list")  # TOML's word
             raise UserError(f"{where} {key} = {shown(table[key])}: expected {expected}")
         # TOML has inf and nan. Every number here counts something or is a time.
         number = isinstance(value, int | float) and not isinstance(value, bool)
