@@ -388,13 +388,16 @@ class Guard:
         ends = call.sent + limits.total_seconds
         async with contextlib.aclosing(answer.chunks) as chunks:
             while True:
-                usual = limits.first_byte_seconds if call.first is None else limits.event_seconds
-                wait = min(usual, ends - time.monotonic())
+                name = "first_byte_seconds" if call.first is None else "event_seconds"
+                wait, rest = getattr(limits, name), ends - time.monotonic()
+                if rest < wait:
+                    name, wait = "total_seconds", rest
+                if wait <= 0:
+                    raise _late(name)
                 try:
                     async with asyncio.timeout(wait):
                         chunk = await anext(chunks, None)
                 except TimeoutError:
-                    name = "event_seconds" if wait == usual else "total_seconds"
                     raise _late(name) from None
                 if chunk is None:
                     return
