@@ -82,8 +82,6 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
                 turns.append((role, [text]))
     joined = [(role, "\n".join(texts)) for role, texts in turns]
     last_user = max((n for n, (role, _) in enumerate(joined) if role == "user"), default=-1)
-    if last_user < 0 and not joined and not results:
-        raise RefusedError("messages: no user message has a text to judge", "messages")
     texts = tuple(text for _, text in joined)
     dialogue = texts[: last_user + 1]
     dialogues = [dialogue] if dialogue else []

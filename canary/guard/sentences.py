@@ -44,7 +44,8 @@ class Splitter:
     def _end(self, start: int) -> int | None:
         """Return the end of the sentence that begins at `start`, None if it is not complete."""
         held, longest = self.held, start + self.max_chars
-        for match in _END.finditer(held, start):
+        # One character more than a sentence may have: a text of megabytes is not read to its end.
+        for match in _END.finditer(held, start, longest + 1):
             end = match.end()
             # A match is certain once a character follows: more text changes nothing before it.
             if end > longest or end == len(held):
