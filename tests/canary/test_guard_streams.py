@@ -146,10 +146,10 @@ def test_a_replaced_sentence_ends_the_answer():
 def test_a_stopped_sentence_gets_no_text():
     rules = changed(answer={doubles.CAUTION: "stop"})
     _, _, body, _ = ask(
-        Script(lambda _: (200, JSON, [doubles.body("Fine it is now. A nasty one.")])), rules=rules
+        Script(lambda _: (200, JSON, [doubles.body("It is fine here. A nasty one.")])), rules=rules
     )
     choice = json.loads(body)["choices"][0]
-    assert choice["message"]["content"] == "Fine it is now."
+    assert choice["message"]["content"] == "It is fine here."
     assert choice["finish_reason"] == "content_filter"
 
 
@@ -185,8 +185,8 @@ def test_one_choice_may_end_and_another_go_on():
 
 def test_arguments_of_tools_are_judged_without_their_escapes():
     def ask_for(arguments):
-        calls = [{"index": 0, "id": "t", "function": {"name": "say", "arguments": part}}
-                 for part in (arguments[:11], arguments[11:])]  # fmt: skip
+        functions = [{"name": "say", "arguments": arguments[:11]}, {"arguments": arguments[11:]}]
+        calls = [{"index": 0, "id": "t", "function": function} for function in functions]
         stream = sse(*[delta(tool_calls=[call]) for call in calls], delta(finish="tool_calls"))
         _, _, data, _ = ask(Script(lambda _: (200, EVENTS, stream)), stream=True)
         return data, *delivered(doubles.events(data))
