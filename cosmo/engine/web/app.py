@@ -221,7 +221,8 @@ class _BodyLimits:
             if whole:  # now it only waits for the client to leave
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
             except TimeoutError:
                 raise ApiError(
                     408,

@@ -190,7 +190,9 @@ class EventStream(Response):
 
     async def _send(self, send: Send, message: Any) -> None:
         try:
-            await asyncio.wait_for(send(message), self.write_seconds)
+            # Not asyncio.wait_for: Python 3.11's loses a cancellation that comes with the result.
+            async with asyncio.timeout(self.write_seconds):
+                await send(message)
         except TimeoutError:
             # `run` cuts the connection, because closing it would wait for the client.
             raise ClientDisconnect("the client did not read") from None
