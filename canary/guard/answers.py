@@ -328,7 +328,7 @@ class Tokens:
         for number, token in enumerate(self.waiting):
             end = self._end(token, place)
             if end is None:
-                # It may go on in the next sentence.
+                # Its rest may come with the next sentence.
                 self.waiting = self.waiting[number:]
                 break
             if end >= place:

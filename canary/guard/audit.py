@@ -1,6 +1,6 @@
 """Record decisions in a file of JSON lines, each on the disk before the decision takes effect.
 
-A line is one `write` to a file opened for appending, then an fsync: neither a kill of the process
+A line is one `write` to a file opened for appending, then an fsync. Neither a kill of the process
 nor a power loss takes a decision that was acted on. Decisions that wait together share an fsync,
 which a thread of its own makes, so that a slow disk stops no other request.
 """

@@ -4,8 +4,8 @@ The rules, which docs/guard.md gives to users:
 
 - A run of user messages is one turn, and so is a run of assistant messages. The model answers the
   whole run, so a bad line cannot hide before a harmless one.
-- The dialogue ends with the latest user turn. What comes after it (an answer begun by the client,
-  results of tools) is judged too, each as a further turn, and the most severe label counts.
+- The dialogue ends with the latest user turn. An answer that the client began, and results of
+  tools after that turn, are judged as further turns. The most severe label counts.
 - System and developer messages are the operator's. They are no turns; by policy each is judged as
   a dialogue of its own.
 - Results of tools before the latest user turn, calls of tools, and names are left out.

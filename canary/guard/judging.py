@@ -19,7 +19,7 @@ ANSWER_PIECES = 64  # of one sentence with what stands before it, or of one call
 
 
 class Chirp(Protocol):
-    """What a labeller answers; see `canary.module.Chirp`."""
+    """An answer of a labeller; see `canary.module.Chirp`."""
 
     label: str
     probabilities: dict[str, float]
@@ -27,7 +27,7 @@ class Chirp(Protocol):
 
 
 class Labels(Protocol):
-    """What the guard asks; see `canary.labeller.Labeller`."""
+    """The labeller that the guard asks; see `canary.labeller.Labeller`."""
 
     async def label(self, turns: Sequence[str], *, rots: bool) -> Chirp:
         """Return the label of the last turn."""

@@ -1,8 +1,8 @@
 """Call a person: write an intervention to a queue file, and post it to a webhook.
 
 The queue file is written before the set text answers, the webhook is called beside it. With both,
-the file also gets the outcome of each call, and calls that a kill left without one are made again
-at the next start.
+the file also gets the outcome of each call. Calls without an outcome, because of a kill, are made
+again at the next start.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class People:
             return type(error).__name__
 
     async def close(self, seconds: float = 5.0) -> None:
-        """Wait a while for calls in flight, and close. What is unfinished stays in the queue."""
+        """Wait a while for calls in flight, and close. Unfinished calls stay in the queue."""
         if self._calls:
             await asyncio.wait(set(self._calls), timeout=seconds)
         for call in set(self._calls):

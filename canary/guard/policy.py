@@ -61,7 +61,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """What happens when Canary fails; see policy.toml."""
+    """The action when Canary fails; see policy.toml."""
 
     canary: Literal["closed", "open"]
 

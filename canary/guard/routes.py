@@ -57,7 +57,7 @@ T = TypeVar("T")
 class CutError(ClientDisconnect):
     """The upstream broke off its stream, so the client's connection is broken off too.
 
-    Of this type, because the server then closes the connection and logs no failure of its own.
+    It has this type because the server then closes the connection and logs no failure of its own.
     """
 
 
@@ -202,7 +202,7 @@ class Guard:
         try:
             await self.log_file.write(record)
         except OSError as error:
-            # What is not recorded is not done, whatever the policy says of Canary's failures.
+            # A decision that is not recorded is not acted on. No policy changes that.
             log.error("the audit log cannot be written: %s", error)
             raise ApiError(
                 503,
@@ -429,7 +429,7 @@ class Guard:
     async def _events(self, call: Call, answer: Answer) -> AsyncIterator[Item | None]:
         """Yield the items of a stream, and None for its [DONE].
 
-        What is held when the stream breaks off is judged too, before the error is raised.
+        Held text is judged too when the stream breaks off, before the error is raised.
         """
         limits = self.policy.limits
         parser = sse.Parser(limits.event_bytes)

@@ -13,12 +13,12 @@ from cosmo.engine.base.errors import UserError
 
 Headers = list[tuple[str, str]]
 
-# Of one connection, not of the message (RFC 9110, section 7.6.1).
+# Headers of one connection, not of the message (RFC 9110, section 7.6.1).
 HOP_BY_HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
     "te", "trailer", "transfer-encoding", "upgrade",
 }  # fmt: skip
-# Of the body as it was sent: the guard decodes it, reads it and writes a new one.
+# Headers of the body as it was sent: the guard decodes it and writes a new one.
 _OF_THE_BODY = {"content-length", "content-encoding", "content-md5", "digest", "etag"}
 _NOT_SENT = {*HOP_BY_HOP, *_OF_THE_BODY, "host", "accept-encoding", "expect", "origin", "referer"}
 _NOT_RETURNED = {*HOP_BY_HOP, *_OF_THE_BODY, "date", "server", "accept-ranges", "content-range"}
@@ -103,7 +103,7 @@ class HttpUpstream:
                 keepalive_expiry=KEEP_ALIVE_SECONDS,
             ),
         )
-        # Whatever the client sends goes on as it is, and nothing is added.
+        # The client's headers are handed on as they are, and none is added.
         self._client.headers.clear()
 
     async def send(self, method: str, path: str, headers: Headers, body: bytes | None) -> Answer:
