@@ -1,9 +1,9 @@
 """Measure what `canary guard` adds to the first token: `python -m tools.bench_guard`.
 
-A scripted server streams an answer whose first event is one whole sentence, so nothing is waited
-for but the guard: the label of the turn, that of the sentence, and the audit log's fsyncs. The same
-requests go to it directly and through the guard, in turn. The added time is the difference of a
-request's time to its first character to the median of the direct ones.
+A scripted server streams an answer whose first event is one whole sentence. The added time is thus
+the guard's own: two labels and the audit log's fsyncs. The same requests go to the server directly
+and through the guard, in turn. From a guarded request's time to its first character, the median of
+the direct ones is subtracted.
 
 The Canary is a T5 1.1 small with random weights: times do not depend on them, but labels do. So
 the policy lets every label pass. Rules of thumb are written, of up to --rot_tokens tokens, for each
