@@ -1,0 +1,142 @@
+"""`python -m canary guard`: a proxy in front of a model server that judges what passes."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from canary.cli import flags
+from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.errors import UserError
+
+log = logging.getLogger("canary.guard")
+
+BATCH_SIZE = 8  # of the largest batch of labels
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    from cosmo.engine.web import errors
+
+    errors.check_extra("canary guard")
+    from canary import labeller
+    from canary.guard import audit, judging, people, policy, upstream
+    from cosmo.engine.web import run as running
+
+    # All that can be wrong, before the model is loaded.
+    rules = policy.load(args.policy)
+    if args.webhook is not None:
+        policy.check_webhook(args.webhook, "--webhook")
+        intervention = dataclasses.replace(rules.intervention, webhook=args.webhook)
+        rules = dataclasses.replace(rules, intervention=intervention)
+    own_key = key_from(args.api_key_env, "api_key_env")
+    upstream_key = key_from(args.upstream_key_env, "upstream_key_env")
+    if own_key is not None and upstream_key is None:
+        upstream_key = ""  # the client's key is the guard's: the upstream must not get it
+    server = upstream.HttpUpstream(args.upstream, rules.limits, upstream_key)
+    listener = running.listen(args.host, args.port)
+    log_file = audit.LineLog(args.audit) if args.audit else audit.NoLog()
+    callers = people.People(rules.intervention, args.queue)
+    if not (args.queue or rules.intervention.webhook):
+        log.warning("no --queue and no webhook: interventions are seen in answers and --audit only")
+    running.warn_if_open(args.host, own_key)
+    args.checkpoint = args.canary
+    canary = flags.model_settings(args, BATCH_SIZE).open()
+    longest = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    labels = labeller.Labeller(
+        canary, max_queue=args.max_queue, decoding=canary.decoding(**longest)
+    )
+    log.info("compiling for the shapes of dialogues")
+    labels.warm_up()
+    judge = judging.Judge(labels, rules, *judging.of_model(canary))
+    parts = {"log_file": log_file, "people": callers, "audit_text": args.audit_text}
+    app = application(server, judge, rules, parts, own_key, args.host)
+    log.info("guarding %s", server.url)
+    try:
+        running.serve(app, args.host, args.port, listener=listener)
+    finally:
+        labels.close()
+
+
+def application(
+    server: Any, judge: Any, rules: Any, parts: dict[str, Any], api_key: str | None, host: str
+) -> Any:
+    """Return the guard as an ASGI application, with /health and /metrics."""
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    from canary.guard import routes
+    from cosmo.engine.web import app as web
+    from cosmo.engine.web.metrics import Metrics
+
+    metrics = Metrics("canary")
+    guard = routes.Guard(server, judge, rules, metrics=metrics, **parts)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        await guard.people.start()
+        try:
+            yield
+        finally:
+            await guard.people.close()
+            await guard.log_file.close()
+            await server.close()
+
+    return web.application(
+        [*guard.routes(), Route("/health", health), metrics.route()],
+        api_key=api_key,
+        hosts=web.allowed_hosts(host),
+        max_body_bytes=rules.limits.request_bytes,
+        metrics=metrics,
+        lifespan=lifespan,
+    )
+
+
+def key_from(name: str | None, setting: str) -> str | None:
+    """Return the key in an environment variable, None without a name. Raises UserError."""
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not (key and key.isascii() and key.isprintable()):
+        # The value is a secret: the error does not show it.
+        raise UserError(f"the environment variable {name} holds no key", setting=setting)
+    return key
+
+
+VERB = Verb(
+    help="guard a model server: judge turns and answers between it and its clients",
+    description="Listen as an OpenAI-compatible server, and ask another one. Each user turn is "
+    "labelled given its dialogue: by policy it passes, is guided by rules of thumb, or is answered "
+    "with a set text while a person is called. The model's answer is labelled sentence by "
+    "sentence, and none reaches the client before it has passed. Needs the extra serve.",
+    examples="""\
+  python -m canary guard --upstream=http://127.0.0.1:8080 --canary=/tmp/canary
+  python -m canary guard --upstream=https://api.openai.com/v1 --canary=/tmp/canary \\
+    --policy=policy.toml --audit=audit.jsonl --queue=people.jsonl
+""",
+    run=run,
+    flags=f"""
+--upstream URL!     the server to guard, with /v1 or without
+--policy FILE       what follows from labels (TOML): only the keys that differ from the default,
+                    canary/guard/policy.toml
+--host HOST=127.0.0.1  where to listen
+--port N=8100       where to listen; 0 takes a free port
+--audit FILE        gets a line of JSON for each decision, on the disk before it takes effect
+--audit_text        write what people and the model said into --audit too
+--queue FILE        gets a line of JSON for each intervention
+--webhook URL       is called for each intervention (default: the policy's)
+--upstream_key_env NAME  environment variable with the upstream's key (default: the client's key
+                    is handed on)
+--api_key_env NAME  environment variable with a key that clients must send
+--max_queue N=256   dialogues that may wait for a label; more fail as the policy says
+--max_new_tokens N:int  longest rules of thumb
+{flags.MODEL.replace("--checkpoint CKPT!", "--canary CKPT!    ")}
+""",
+)

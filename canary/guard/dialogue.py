@@ -1,0 +1,329 @@
+"""Read a request of OpenAI's API as the dialogues that Canary judges, and add guidance to it.
+
+The rules, which docs/guard.md gives to users:
+
+- A run of user messages is one turn, and so is a run of assistant messages. The model answers the
+  whole run, so a bad line cannot hide before a harmless one.
+- The dialogue ends with the latest user turn. An answer that the client began, and results of
+  tools after that turn, are judged as further turns. The most severe label counts.
+- System and developer messages are the operator's. They are no turns; by policy each is judged as
+  a dialogue of its own.
+- Results of tools before the latest user turn, calls of tools, and names are left out.
+- Text parts of a content are joined by line breaks. Other parts cannot be read: by policy the
+  request is refused.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from canary import prompts
+from canary.guard.policy import Policy
+from canary.guard.sentences import whole
+from cosmo.engine.base.errors import shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# Fields of a message that are read, or that hold no text which the model answers.
+FIELDS = {
+    "role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call",
+    "reasoning_content", "reasoning", "prefix", "cache_control",
+}  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+TEXT_PARTS = ("text", "input_text", "output_text")
+# Slashes that begin a word: Canary reads " // " as the end of a turn, and a turn must not forge it.
+_FORGED = re.compile(r"(?<!\S)//+")
+_SPACE = re.compile(r"\s+")
+
+
+class RefusedError(Exception):
+    """A request that the guard refuses: the reason, and the name of the parameter."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The dialogues of one request, and the turns up to the latest user turn.
+
+    Each of `dialogues` ends with what is judged. `begun` is the answer that the client began.
+    """
+
+    turns: tuple[str, ...]
+    dialogues: tuple[tuple[str, ...], ...]
+    begun: str = ""
+
+
+def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
+    """Return the dialogues of a chat request. Raises RefusedError."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RefusedError("messages: expected a list of at least one message", "messages")
+    turns: list[tuple[str, list[str]]] = []  # (role, texts) of each run
+    system: list[str] = []
+    results: list[str] = []  # of tools, since the latest user turn
+    for place, message in enumerate(messages):
+        param = f"messages[{place}]"
+        role, text = _message(message, param, policy)
+        if role in ("system", "developer"):
+            system += [text] if text else []
+        elif role in ("tool", "function"):
+            results += [text] if text else []
+        elif text:
+            if role == "user":
+                results = []
+            if turns and turns[-1][0] == role:
+                turns[-1][1].append(text)
+            else:
+                turns.append((role, [text]))
+    joined = [(role, "\n".join(texts)) for role, texts in turns]
+    last_user = max((n for n, (role, _) in enumerate(joined) if role == "user"), default=-1)
+    texts = tuple(text for _, text in joined)
+    dialogue = texts[: last_user + 1]
+    dialogues = [dialogue] if dialogue else []
+    # An assistant turn at the very end is the beginning of the answer, written by the client.
+    begun = texts[-1] if joined and joined[-1][0] == "assistant" else ""
+    if begun and messages[-1].get("role") == "assistant":
+        dialogues.append(texts)
+    else:
+        begun = ""
+    if results and policy.dialogue.tool_messages == "label":
+        dialogues.append((*texts, "\n".join(results)))
+    if policy.dialogue.system_messages == "label":
+        dialogues += [(text,) for text in system]
+    if not dialogues:
+        raise RefusedError("messages: no message has a text to judge", "messages")
+    return Judged(dialogue or texts, tuple(dialogues), begun)
+
+
+def _message(message: Any, param: str, policy: Policy) -> tuple[str, str]:
+    """Return (role, text) of a message, "" for one without text. Raises RefusedError."""
+    if not isinstance(message, dict):
+        raise RefusedError(f"{param}: expected an object with role and content", param)
+    role = message.get("role")
+    if role not in ROLES:
+        raise RefusedError(
+            f"{param}.role = {shown(role)}: expected one of {', '.join(ROLES)}", param
+        )
+    refuse = policy.dialogue.unreadable == "refuse"
+    for field, value in message.items():
+        if field not in FIELDS and value is not None and refuse:
+            raise RefusedError(
+                f"{param}.{field}: the guard cannot read this field, and its policy refuses what "
+                "it cannot read",
+                param,
+                "unreadable",
+            )
+    name = message.get("name")
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        # A longer one could carry a sentence that is not judged.
+        raise RefusedError(
+            f"{param}.name = {shown(name)}: expected at most 64 letters, digits, _ . or -", param
+        )
+    texts = _content(message.get("content"), f"{param}.content", refuse)
+    if role == "assistant":
+        texts += _content(message.get("refusal"), f"{param}.refusal", refuse)
+    return role, "\n".join(text for text in texts if text.strip())
+
+
+def _content(content: Any, param: str, refuse: bool) -> list[str]:
+    """Return the texts of a content. Raises RefusedError for parts that cannot be read."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [whole(content)]
+    if not isinstance(content, list):
+        raise RefusedError(f"{param} = {shown(content)}: expected a text or a list of parts", param)
+    texts = []
+    for place, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        field = "refusal" if kind == "refusal" else "text"
+        if kind in (*TEXT_PARTS, "refusal") and isinstance(part.get(field), str):
+            texts.append(whole(part[field]))
+        elif refuse:
+            raise RefusedError(
+                f"{param}[{place}] is of type {shown(kind)}: the guard reads text alone, and its "
+                "policy refuses what it cannot read",
+                param,
+                "unreadable",
+            )
+    return texts
+
+
+_SPOKEN = re.compile(r"\s*Speaker ([12]):")
+
+
+def read_completion(body: dict[str, Any], policy: Policy) -> Judged:
+    """Return the dialogue of a completions request. Raises RefusedError.
+
+    A prompt in the paper's form (`prompts.basic`) gives its turns. Any other is one turn.
+    """
+    turns = completion_turns(body, policy)
+    return Judged(turns, (turns,))
+
+
+def completion_turns(body: dict[str, Any], policy: Policy) -> tuple[str, ...]:
+    """Return the turns of a prompt. Raises RefusedError."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if isinstance(prompt, list) and prompt and all(isinstance(one, str) for one in prompt):
+        raise RefusedError("prompt: the guard takes one prompt a request", "prompt")
+    if not isinstance(prompt, str):
+        # Numbers of tokens are text that only the model's own vocabulary can read.
+        raise RefusedError(
+            "prompt: expected a text, which the guard can read", "prompt", "unreadable"
+        )
+    suffix = body.get("suffix")
+    if suffix is not None and not isinstance(suffix, str):
+        raise RefusedError(f"suffix = {shown(suffix)}: expected a text", "suffix")
+    prompt = whole(prompt)
+    turns = paper_turns(prompt) if not suffix else None
+    turns = turns or (f"{prompt}\n{whole(suffix)}" if suffix else prompt,)
+    if not turns[0].strip():
+        raise RefusedError("prompt: expected a text that is not empty", "prompt")
+    return turns
+
+
+def paper_turns(prompt: str) -> tuple[str, ...] | None:
+    """Return the turns of a prompt that `prompts.basic` wrote, None for any other text."""
+    if not prompt.startswith(prompts.OPENING):
+        return None
+    _, _, spoken = prompt.partition("\n\n")
+    parts = _SPOKEN.split(f"\n{spoken.strip()}")
+    # ["", number, turn, number, turn, ..., "2", ""]
+    turns = tuple(turn.strip() for turn in parts[2:-1:2])
+    try:
+        # Only where nothing is lost: otherwise text could hide between the turns.
+        same = bool(turns) and prompts.basic(turns).strip() == prompt.strip()
+    except Exception:
+        same = False
+    return turns if same else None
+
+
+def guide(
+    form: str, body: dict[str, Any], judged: Judged, rots: Sequence[str], policy: Policy
+) -> dict[str, Any]:
+    """Return the body with the rules of thumb: in a system message, or in the prompt."""
+    rots = clean_rots(rots) or (policy.texts.usual_rot,)
+    if form == "completion":
+        return {**body, "prompt": prompts.guided(judged.turns, rots)}
+    joined = ", ".join(rot.rstrip(".") for rot in rots)
+    guidance = policy.texts.system_message.replace("{rots}", joined)
+    messages = list(body["messages"])
+    first = messages[0]
+    # Chat templates of many models take a system message at the beginning alone, and only one.
+    if first["role"] not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": guidance})
+    elif isinstance(first.get("content"), list):
+        part = {"type": "text", "text": guidance}
+        messages[0] = {**first, "content": [*first["content"], part]}
+    else:
+        before = first.get("content") or ""
+        messages[0] = {**first, "content": f"{before}\n\n{guidance}".strip()}
+    return {**body, "messages": messages}
+
+
+MAX_ROTS, MAX_ROT_CHARS = 8, 300
+
+
+def clean_rots(rots: Sequence[str]) -> tuple[str, ...]:
+    """Return rules of thumb that are safe in a prompt: few, short, each one line.
+
+    Canary writes them, and a user's text may have led it.
+    """
+    lines = (_SPACE.sub(" ", whole(rot)).strip()[:MAX_ROT_CHARS] for rot in rots)
+    return tuple(line for line in lines if line)[:MAX_ROTS]
+
+
+def readable(turn: str) -> str:
+    """Return a turn as Canary reads it: one line, without a forged end of a turn."""
+    return _SPACE.sub(" ", _FORGED.sub("/", whole(turn))).strip()
+
+
+def windows(
+    turns: Sequence[str],
+    measure: Callable[[str], int],
+    budget: int,
+    *,
+    max_turns: int,
+    max_pieces: int,
+) -> list[tuple[str, ...]]:
+    """Return the dialogues that together show Canary all of the last turn.
+
+    Canary cuts the front of a last turn that is too long, so each piece is a last turn of its own.
+    `measure` counts a text's tokens, of which `budget` fit. Raises RefusedError for too many.
+    """
+    before = tuple(filter(None, map(readable, turns[:-1])))
+    before = before[len(before) - min(len(before), max_turns - 1) :]
+    last = readable(turns[-1])
+    found = pieces(last, measure, budget, max_pieces)
+    if found is None:
+        raise RefusedError(
+            f"a text of {len(last):,} characters: expected at most {max_pieces} pieces of {budget} "
+            "tokens (the policy's max_pieces)",
+            "messages",
+            "text_too_long",
+        )
+    return [(*before, piece) for piece in found]
+
+
+MAX_TOKEN_CHARS = 64  # no vocabulary known here has longer pieces
+OVERLAP_CHARS = 200  # of two pieces: about two sentences
+
+
+def pieces(text: str, measure: Callable[[str], int], budget: int, most: int) -> list[str] | None:
+    """Return a text cut into pieces that fit; None if there would be more than `most`.
+
+    Neighbours overlap, so that words at a cut are read with those around them.
+    """
+    # By characters first: to measure a text of megabytes takes long.
+    if len(text) > most * budget * MAX_TOKEN_CHARS:
+        return None
+    if len(text) <= budget * MAX_TOKEN_CHARS and measure(text) <= budget:
+        return [text]
+    found, start = [], 0
+    while True:
+        size = min(4 * budget, len(text) - start)  # about four characters a token
+        while size > 1 and measure(text[start : start + size]) > budget:
+            size = size * 3 // 4
+        found.append(text[start : start + size])
+        if len(found) > most:
+            return None
+        if start + size >= len(text):
+            return [piece for piece in found if piece.strip()]
+        start += max(1, size - min(size // 2, OVERLAP_CHARS))
+
+
+def argument_text(name: str, arguments: str) -> str:
+    """Return a tool call as a text: its name, then the keys and values of its arguments."""
+    return f"{name} {json_text(arguments)}".strip()
+
+
+def json_text(arguments: str) -> str:
+    r"""Return the texts in JSON, with escapes such as \u0041 undone; other text as it is."""
+    try:
+        # Pairs, because an object may have a key twice. Numbers as they are written.
+        value = json.loads(
+            arguments, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str
+        )
+    except (ValueError, RecursionError):
+        return whole(arguments)
+    found, stack = [], [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, _Pairs):
+            stack += [part for pair in reversed(one) for part in reversed(pair)]
+        elif isinstance(one, list):
+            stack += reversed(one)
+        else:
+            found.append(one if isinstance(one, str) else json.dumps(one))
+    return whole(" ".join(found))
+
+
+class _Pairs(list):
+    """The pairs of a JSON object."""
