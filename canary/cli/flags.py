@@ -24,6 +24,15 @@ the model:
                     bfloat16 is more than twice as fast
 --num_partitions N=1  devices a model copy
 """
+# Of `canary guard`, and of `cosmo serve`, which guards itself.
+GUARD = """\
+--policy FILE       what follows from labels (TOML): only the keys that differ from the default,
+                    canary/guard/policy.toml
+--audit FILE        gets a line of JSON for each decision, on the disk before it takes effect
+--audit_text        write what people and the model said into --audit too
+--queue FILE        gets a line of JSON for each intervention
+--webhook URL       is called for each intervention (default: the policy's)
+"""
 # Rules of thumb are generated, labels are not.
 GENERATION = """
 rules of thumb (greedy by default):

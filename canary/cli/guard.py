@@ -1,11 +1,8 @@
 """`python -m canary guard`: a proxy in front of a model server that judges what passes."""
 
 import argparse
-import contextlib
-import dataclasses
 import logging
 import os
-from collections.abc import AsyncIterator
 from typing import Any
 
 from canary.cli import flags
@@ -23,36 +20,32 @@ def run(args: argparse.Namespace) -> None:
 
     errors.check_extra("canary guard")
     from canary import labeller
-    from canary.guard import audit, judging, people, policy, upstream
+    from canary.guard import judging, settings, upstream
+    from cosmo.engine.base.progress import counted
     from cosmo.engine.web import run as running
 
     # All that can be wrong, before the model is loaded.
-    rules = policy.load(args.policy)
-    if args.webhook is not None:
-        policy.check_webhook(args.webhook, "--webhook")
-        intervention = dataclasses.replace(rules.intervention, webhook=args.webhook)
-        rules = dataclasses.replace(rules, intervention=intervention)
+    config = settings.GuardConfig(
+        args.policy, args.audit, args.audit_text, args.queue, args.webhook
+    )
+    rules = config.rules()
     own_key = key_from(args.api_key_env, "api_key_env")
     upstream_key = key_from(args.upstream_key_env, "upstream_key_env")
     if own_key is not None and upstream_key is None:
         upstream_key = ""  # the client's key is the guard's: the upstream must not get it
     server = upstream.HttpUpstream(args.upstream, rules.limits, upstream_key)
     listener = running.listen(args.host, args.port)
-    log_file = audit.LineLog(args.audit) if args.audit else audit.NoLog()
-    callers = people.People(rules.intervention, args.queue)
-    if not (args.queue or rules.intervention.webhook):
-        log.warning("no --queue and no webhook: interventions are seen in answers and --audit only")
+    parts = config.parts(rules)
     running.warn_if_open(args.host, own_key)
     args.checkpoint = args.canary
-    canary = flags.model_settings(args, BATCH_SIZE).open()
-    longest = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
-    labels = labeller.Labeller(
-        canary, max_queue=args.max_queue, decoding=canary.decoding(**longest)
-    )
-    log.info("compiling for the shapes of dialogues")
-    labels.warm_up()
+    with running.starting(listener):
+        canary = flags.model_settings(args, BATCH_SIZE).open()
+        longest = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+        labels = labeller.Labeller(
+            canary, max_queue=args.max_queue, decoding=canary.decoding(**longest)
+        )
+        labels.warm_up(counted(log, "compiling Canary's programs"))
     judge = judging.Judge(labels, rules, *judging.of_model(canary))
-    parts = {"log_file": log_file, "people": callers, "audit_text": args.audit_text}
     app = application(server, judge, rules, parts, own_key, args.host)
     log.info("guarding %s", server.url)
     try:
@@ -79,23 +72,13 @@ def application(
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
-        await guard.people.start()
-        try:
-            yield
-        finally:
-            await guard.people.close()
-            await guard.log_file.close()
-            await server.close()
-
     return web.application(
         [*guard.routes(), Route("/health", health), metrics.route()],
         api_key=api_key,
         hosts=web.allowed_hosts(host),
         max_body_bytes=rules.limits.request_bytes,
         metrics=metrics,
-        lifespan=lifespan,
+        lifespan=guard.running,
     )
 
 
@@ -124,14 +107,8 @@ VERB = Verb(
     run=run,
     flags=f"""
 --upstream URL!     the server to guard, with /v1 or without
---policy FILE       what follows from labels (TOML): only the keys that differ from the default,
-                    canary/guard/policy.toml
---host HOST=127.0.0.1  where to listen
+{flags.GUARD}--host HOST=127.0.0.1  where to listen
 --port N=8100       where to listen; 0 takes a free port
---audit FILE        gets a line of JSON for each decision, on the disk before it takes effect
---audit_text        write what people and the model said into --audit too
---queue FILE        gets a line of JSON for each intervention
---webhook URL       is called for each intervention (default: the policy's)
 --upstream_key_env NAME  environment variable with the upstream's key (default: the client's key
                     is handed on)
 --api_key_env NAME  environment variable with a key that clients must send

@@ -107,6 +107,17 @@ class Guard:
         )
         self._seconds = metrics.histogram("guard_label_seconds", "Time of a label.", ["kind"])
 
+    @contextlib.asynccontextmanager
+    async def running(self, app: Any = None) -> AsyncIterator[None]:
+        """Call the people whom an earlier process was to call; at the end close what was opened."""
+        await self.people.start()
+        try:
+            yield
+        finally:
+            await self.people.close()
+            await self.log_file.close()
+            await self.upstream.close()
+
     # Requests
 
     async def handle(self, request: Request, form: Form) -> Response:

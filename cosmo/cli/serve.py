@@ -1,8 +1,11 @@
 """`python -m cosmo serve`: answer with a model behind OpenAI's API."""
 
 import argparse
+from typing import Any
 
+from canary.cli import flags
 from cosmo.engine.base.command_line import Verb
+from cosmo.engine.base.errors import UserError
 
 
 def run(args: argparse.Namespace) -> None:
@@ -12,10 +15,17 @@ def run(args: argparse.Namespace) -> None:
     errors.check_extra("serve")
     import dataclasses
 
+    from canary.guard.settings import GuardConfig
     from cosmo.serve import server
 
-    names = [field.name for field in dataclasses.fields(server.ServeConfig)]
-    server.serve(server.ServeConfig(**{name: getattr(args, name) for name in names}))
+    def given(config: type, **further: Any) -> Any:
+        names = [f.name for f in dataclasses.fields(config) if f.name not in further]
+        return config(**{name: getattr(args, name) for name in names}, **further)
+
+    guard = given(GuardConfig)
+    if args.canary is None and guard != GuardConfig():
+        raise UserError("flags of the guard need --canary=PATH, the model that judges")
+    server.serve(given(server.ServeConfig, guard=guard))
 
 
 VERB = Verb(
@@ -31,18 +41,19 @@ VERB = Verb(
   python -m cosmo serve --model=/tmp/run --host=0.0.0.0 --api_key_env=COSMO_KEY
 """,
     run=run,
-    flags="""
+    flags=f"""
 the model:
 --model PATH!       MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP, a
                     HuggingFace or T5X folder, or a ParlAI file: Cosmo, Prost, or any T5
---canary PATH       the safety module: its labels at /v1/moderations, and the rules of thumb
-                    that a Prost follows
+--canary PATH       the safety module: its labels at /v1/moderations, a guarded API at /guard/v1,
+                    and the rules of thumb that a Prost follows
 --name NAME         the model's in the API (default: its folder's)
 --vocabulary FILE   if none is kept with the checkpoint
 --dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16)
 --num_partitions N=1  devices a model copy
 --beams N=1         compile a beam search with so many beams, for requests that ask for it
-where it listens, and who may call:
+the guarded API at /guard/v1 (with --canary):
+{flags.GUARD}where it listens, and who may call:
 --host HOST=127.0.0.1  0.0.0.0 is every address of this machine
 --port N=8000       0 takes a free one, which is printed
 --api_key_env NAME  environment variable with the key that clients must send (default: no key)

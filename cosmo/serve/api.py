@@ -361,9 +361,12 @@ def application(
     api_key: str | None = None,
     hosts: Any = None,
     further: Sequence[BaseRoute] = (),
+    around: Callable[[], contextlib.AbstractAsyncContextManager[Any]] = contextlib.nullcontext,
     **limits: Any,
 ) -> Starlette:
     """Return the application of a service. `further` routes stand beside its own.
+
+    They run inside `around()`.
 
     `limits` are those of `app.application`. Leaving the application's lifespan closes the service.
     """
@@ -371,7 +374,8 @@ def application(
     @contextlib.asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
         try:
-            yield
+            async with around():
+                yield
         finally:
             # Requests in flight have ended, or were cut.
             await asyncio.to_thread(service.close, False)

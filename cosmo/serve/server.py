@@ -1,19 +1,22 @@
 """Open a model, compile all that it needs, and serve it until a signal: `python -m cosmo serve`."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from starlette.routing import BaseRoute
-
 from canary import module
+from canary.guard import judging, routes, upstream
+from canary.guard.policy import Policy
+from canary.guard.settings import GuardConfig
+from canary.labeller import Labeller
 from canary.prost import agent
 from cosmo import dialogue
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.progress import counted
 from cosmo.engine.infer import any_checkpoint
 from cosmo.engine.infer.continuous import Scheduler
 from cosmo.engine.web import app, run
@@ -23,8 +26,6 @@ from cosmo.tasks import formatting, vocabularies
 
 log = logging.getLogger("cosmo.serve")
 
-PROGRESS_SECONDS = 5.0
-
 
 @dataclasses.dataclass(frozen=True)
 class ServeConfig:
@@ -33,7 +34,7 @@ class ServeConfig:
     `model` and `canary` are checkpoints; `name` is the model's in the API, by default its folder's.
     `max_input_tokens` and `max_tokens` are the longest input and answer, by default the model's
     own; less means fewer programs and less memory. `api_key_env` names the environment variable
-    with the key that clients must send.
+    with the key that clients must send. `guard` is for a server with a `canary`.
     """
 
     model: str
@@ -52,6 +53,7 @@ class ServeConfig:
     vocabulary: str | None = None
     dtype: str | None = None
     num_partitions: int = 1
+    guard: GuardConfig = GuardConfig()
 
     def __post_init__(self):
         for name in ("max_input_tokens", "max_tokens", "slots", "max_queue"):
@@ -114,18 +116,16 @@ def open_service(config: ServeConfig) -> api.Service:
     model = open_model(config)
     labeller = None
     if config.canary is not None:
-        from canary.labeller import Labeller
-
         how = {"dtype": config.dtype, "num_partitions": config.num_partitions}
         labeller = Labeller(module.Settings.find(config.canary, batch_size=8, **how).open())
-        labeller.warm_up(_progress("Canary's"))
+        labeller.warm_up(counted(log, "compiling Canary's programs"))
     scheduler = Scheduler(
         model.session,
         slots=config.slots,
         max_queue=config.max_queue,
         longest_answer=model.longest_answer,
     )
-    scheduler.warm_up(_progress("the model's"))
+    scheduler.warm_up(counted(log, "compiling the model's programs"))
     if config.beams > 1:
         log.info("compiling the search with %d beams", config.beams)
         model.search(Asked((model.session.vocabulary.eos_id,)))
@@ -139,36 +139,34 @@ def open_service(config: ServeConfig) -> api.Service:
     )
 
 
-def _progress(whose: str) -> Callable[[int, int], None]:
-    latest = -PROGRESS_SECONDS
-
-    def note(done: int, total: int) -> None:
-        nonlocal latest
-        if done == total or time.monotonic() - latest >= PROGRESS_SECONDS:
-            latest = time.monotonic()
-            log.info("compiling %s programs: %d of %d", whose, done, total)
-
-    return note
+def guard_of(config: ServeConfig, rules: Policy, service: api.Service) -> routes.Guard:
+    """Return a guard in front of the service itself, which needs a Canary. Raises UserError."""
+    assert service.labeller is not None
+    judge = judging.Judge(service.labeller, rules, *judging.of_model(service.labeller.canary))
+    itself = upstream.AsgiUpstream(api.inner(service))
+    parts = config.guard.parts(rules)
+    return routes.Guard(itself, judge, rules, metrics=service.metrics, **parts)
 
 
-def serve(
-    config: ServeConfig, further: Callable[[api.Service], Sequence[BaseRoute]] = lambda service: ()
-) -> None:
-    """Serve until SIGTERM or SIGINT. `further` makes routes that stand beside the service's own.
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; with a Canary, the guarded API stands at /guard/v1.
 
     Prints the URL once the model answers; until then every answer has status 503. Raises UserError.
     """
     key = config.api_key()
+    rules = config.guard.rules()  # before the model is loaded
     listener = run.listen(config.host, config.port)
     run.warn_if_open(config.host, key)
     try:
         with run.starting(listener):
             service = open_service(config)
+        guard = None if config.canary is None else guard_of(config, rules, service)
         made = api.application(
             service,
             api_key=key,
             hosts=app.allowed_hosts(config.host),
-            further=further(service),
+            further=guard.routes("/guard/v1") if guard else (),
+            around=guard.running if guard else contextlib.nullcontext,
         )
         run.serve(made, listener=listener, on_drain=service.drain, drain_seconds=config.drain)
     finally:

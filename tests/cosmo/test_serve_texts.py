@@ -96,7 +96,7 @@ def test_prosts_rules_come_apart_from_its_response(known):
         assert (writer.rots() is None) == (number + 1 < len(response))
         assert not piece or number >= len(response)
     writer.finish()
-    answer = prost_text.split_answer(ids, vocabulary)
+    answer = prost_text.split_answer(vocabulary.decode(ids))
     assert (writer.rots(), writer.shown) == (answer.rots, answer.response)
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
@@ -130,3 +130,18 @@ def heartbeat(doing: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def counted(
+    to: logging.Logger, text: str, every_seconds: float = 5.0
+) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that logs `text: done of total`, now and then."""
+    latest = -every_seconds
+
+    def note(done: int, total: int) -> None:
+        nonlocal latest
+        if done == total or time.monotonic() - latest >= every_seconds:
+            latest = time.monotonic()
+            to.info("%s: %d of %d", text, done, total)
+
+    return note
