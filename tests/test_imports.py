@@ -27,7 +27,7 @@ ALLOWED = {
     "data_pipeline.annotation": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
     "data_pipeline": {"cosmo.engine.base"},  # names its rooms' verbs without importing them
     "canary": {*_ENGINE_ROOMS, "cosmo.tasks"},
-    "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo.serve"},
+    "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo.serve", "canary"},
     "cosmo.serve": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo", "canary"},
     "tools": {
         *_ENGINE_ROOMS,
