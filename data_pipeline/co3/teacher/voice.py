@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.co3 import prompts as prompt_files
+from data_pipeline.co3.teacher import self_chat
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 _JOIN = "\x00"  # between the messages of a conversation
@@ -73,6 +74,8 @@ class Voice:
             # As the paper's model answers Yes: 95% for heads, 68% for relations and tails.
             share = 0.95 if stage == "head" else 0.7
             return _decision(chance, ("Yes", "No", "Unknown"), chance.random() < share)
+        if (line := self_chat.answer(asked, chance)) is not None:
+            return Answer(line if form == "chat" else f" {line}")
         if form == "chat":
             asked = _JOIN.join(str(message.get("content")) for message in asked)
         # The questions of a study (`annotate judge`): any of the choices.
