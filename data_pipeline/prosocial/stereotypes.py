@@ -57,9 +57,14 @@ def _has_subject(words: list[str], group: str) -> bool:
         return False
     if first in _DETERMINERS:
         return first not in ("not", "being", "having")
-    # "black folks" is meant by "blacks" and "black men" too.
-    stems = {word.lower().rstrip("s") for word in group.split() if len(word) > 3}
-    if first.rstrip("s") in stems or first.removesuffix("'s").rstrip("s") in stems:
+    # "blacks" and "black men" mean "black folks", and "woman" is "women".
+    stems = {_stem(word) for word in group.split() if len(word) > 2}
+    if _stem(first) in stems:
         return True
     # A finite verb after one to three words has them as its subject.
     return any(word.lower() in _FINITE for word in words[1:4])
+
+
+def _stem(word: str) -> str:
+    word = word.lower().removesuffix("'s").rstrip("s")
+    return f"{word[:-2]}an" if word.endswith("men") else word

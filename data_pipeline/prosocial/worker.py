@@ -25,7 +25,7 @@ _DANGER = re.compile(
     re.I,
 )
 # How often the script does these.
-REPORT_SHARE, OTHER_VOTE_SHARE, NEW_RULE_SHARE, SECOND_EDIT_SHARE = 0.05, 0.2, 0.6, 0.3
+REPORT_SHARE, OTHER_VOTE_SHARE, NEW_RULE_SHARE, SECOND_EDIT_SHARE = 0.05, 0.1, 0.6, 0.3
 
 
 def answers(task: Task, known: list[Answer], workers: int, prefix: str) -> Iterator[Answer]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("self_chat.toml").read_text(encoding="utf-8"))
 _SITUATION = re.compile(r"(?:^|\n)Situation: ([^\n]+)\n(Utterance|Rule of thumb):$")
-_DIALOGUE = re.compile(r"(?:^|\n\n)((?:[AQ]: [^\n]*\n)+)([AQ]):$")
+_DIALOGUE = re.compile(r"(?:^|\n\n)(A: [^\n]*\n(?:[AQ]: [^\n]*\n)*)([AQ]):$")
 _SECOND = {
     "i": "you", "i'm": "you are", "i've": "you have", "i'll": "you will", "me": "you",
     "my": "your", "mine": "yours", "myself": "yourself", "am": "are", "was": "were",
@@ -56,6 +56,8 @@ def utterance(situation: str) -> str:
 def second_person(text: str) -> str:
     """Return an utterance about the other one: "I took my car." is "you took your car"."""
     first = re.split(r"(?<=[.!?])\s", text.strip())[0].rstrip(".!?")
+    if first[1:2].islower():
+        first = first[0].lower() + first[1:]
     words = [_SECOND.get(word.lower(), word) for word in first.split()]
     return " ".join(words) or "that"
 

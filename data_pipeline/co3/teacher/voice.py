@@ -57,8 +57,11 @@ class Voice:
 
     def answer(self, form: str, asked: str | list[dict], seed: int) -> Answer:
         """Return the answer to a prompt; `seed` chooses among the possible ones."""
-        stage, fields = self.recognise(form, asked)
         chance = random.Random(seed)
+        # First, because a question of CO3 ends in "A:" too, after any context.
+        if (line := self_chat.answer(asked, chance)) is not None:
+            return Answer(line if form == "chat" else f" {line}")
+        stage, fields = self.recognise(form, asked)
         if stage == "narrative":
             text = _narrative(fields["literal"], chance)
             return Answer(text if form == "chat" else f"\n\n{text}")
@@ -74,8 +77,6 @@ class Voice:
             # As the paper's model answers Yes: 95% for heads, 68% for relations and tails.
             share = 0.95 if stage == "head" else 0.7
             return _decision(chance, ("Yes", "No", "Unknown"), chance.random() < share)
-        if (line := self_chat.answer(asked, chance)) is not None:
-            return Answer(line if form == "chat" else f" {line}")
         if form == "chat":
             asked = _JOIN.join(str(message.get("content")) for message in asked)
         # The questions of a study (`annotate judge`): any of the choices.

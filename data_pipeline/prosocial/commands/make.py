@@ -48,7 +48,7 @@ FLAGS = """
 --rules FILE  rules of thumb for situations without any: lines of id and rots, or id and prediction
 --asked_rules N=3  asked of the model for a situation that has none then
 --rounds N=2  of proofreading and response
---validations N=2
+--validations N=2  of three workers each
 --leave_out_unanswered  quarantine what has no answer yet, and continue with the rest
 people:
 --seed N=0  of the order of items
