@@ -121,7 +121,8 @@ def find(paths: Mapping[str, Any], sample: int | None = None, seed: int = 0) -> 
     if not found:
         raise DataError.at(
             ", ".join(str(path) for path in paths.values() if path), None, "no situation is left",
-            got=json.dumps(counts), expected="at least one that passes the filters",
+            got=json.dumps(counts) + (f"; {bad[0].id}: {bad[0].reason}" if bad else ""),
+            expected="at least one that passes the filters",
             remedy="Give the publishers' files.", setting="social_chemistry",
         )  # fmt: skip
     if sample is not None and sample < len(found):

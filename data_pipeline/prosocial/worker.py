@@ -77,11 +77,13 @@ def _proofreading(item: Item, chance: random.Random) -> dict[str, Any]:
     wanted = [_pick(chance, list(kinds))]
     if chance.random() < SECOND_EDIT_SHARE:
         wanted.append(_pick(chance, list(kinds)))
-    changes = {
-        str(number): _pick(chance, _PHRASES[kinds[number]]).format(text=turns[number - 1])
-        for number in sorted(set(wanted))
-    }
-    return {"changes": changes}
+    return {"changes": {str(n): _rewritten(turns[n - 1], kinds[n], chance) for n in set(wanted)}}
+
+
+def _rewritten(text: str, kind: str, chance: random.Random) -> str:
+    """Return an utterance with a phrase added that it does not have yet."""
+    phrases = [one for one in _PHRASES[kind] if one.replace("{text}", "").strip() not in text]
+    return _pick(chance, phrases or _PHRASES[kind]).format(text=text)
 
 
 def _rots(item: Item, chance: random.Random) -> dict[str, Any]:
