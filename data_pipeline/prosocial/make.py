@@ -9,7 +9,7 @@
 | 11-safety | three persons, page P3 |
 
 A step that people answer writes `tasks/NAME.jsonl`, and reads `answers/NAME*.jsonl`. It ends the
-start if answers are missing. A dialogue that cannot go on is quarantined with its reason.
+start if answers are missing. A dialogue that lacks an answer is quarantined with its reason.
 
 Choices that the paper does not give: a dialogue whose model has no further utterance ends after
 four. The repair after each validation is proofreading of the reported dialogues.
