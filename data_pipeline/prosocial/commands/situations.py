@@ -1,7 +1,9 @@
 """Read problematic situations from Social Chemistry, ETHICS and SBIC as their publishers ship them.
 
 Writes to --output: situations.jsonl (one a line), filters.json (what each filter leaves),
-quarantined.jsonl (rows that cannot be read, with file, line and reason).
+quarantined.jsonl (rows that cannot be read, with file, line and reason). Situations without rules
+of thumb are also in without_rules.jsonl, which `cosmo infer --input` reads. Its answers are
+`prosocial make --rules`.
 """
 
 from __future__ import annotations
@@ -49,6 +51,12 @@ def run_situations(args: argparse.Namespace) -> int:
     durable.make_folder(folder)
     write_atomic(folder / "quarantined.jsonl", json_lines.lines(map(dataclasses.asdict, found.bad)))
     write_atomic(folder / "filters.json", json.dumps(found.counts, indent=1))
+    asked = [
+        {"id": one.id, "narrative": "", "instruction": "", "turns": [one.text]}
+        for one in found.situations
+        if not one.rots
+    ]
+    write_atomic(folder / "without_rules.jsonl", json_lines.lines(asked))
     # Last, because the next verb reads it: the others are whole by then.
     write_atomic(folder / "situations.jsonl", situations.lines(found))
     for bad in found.bad[:3]:
