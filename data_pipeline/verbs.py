@@ -26,7 +26,7 @@ VERBS = {
         "co3": "triples to SODA: ask a language model, filter, write records",
         "postprocess": "filters, names and statistics alone, in many processes or by Apache Beam",
         "merge": "the outputs of several --shard=i/n into one",
-        "teacher": "a local server that answers CO3's prompts, for trying things out",
+        "teacher": "a local server that answers the prompts of all verbs, for trying things out",
     }.items()
 }
 # Human evaluation.

@@ -1,6 +1,6 @@
 """Store the outcome of each step of a run in one file, and find it again at the next start.
 
-`steps/NN-name.jsonl` has a line for each dialogue that continues, and one for each that does not. The
+`steps/NN-name.jsonl` has a line for each dialogue that continues, and for each that does not. The
 file is written once and atomically: a start either finds the whole outcome of a step, or makes it
 anew from the journal and the answers. An outcome that exists is never changed.
 """
@@ -83,6 +83,17 @@ class Store:
                 os.fsync(file.fileno())
             os.replace(f"{path}.new", path)
         return path.read_text().strip()
+
+    def judges(self) -> list[str]:
+        """Return the names of all who answered, without lines that cannot be read."""
+        found = set()
+        for file in (self.folder / "answers").glob("*.jsonl"):
+            for line in file.read_bytes().splitlines():
+                try:
+                    found.add(str(json_lines.value(line)["judge"]))
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return sorted(found)
 
     def settle(self, about: Record) -> None:
         """Store the settings of a first start; UserError if a later one has others."""

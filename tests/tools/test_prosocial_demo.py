@@ -45,7 +45,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_whole_way(tmp_path):
-    """Few steps, twice. Oracle: 60 situations are 60 dialogues; the second start removes the first."""
+    """Few steps, twice. Oracle: 60 situations are 60 dialogues; it starts anew the second time."""
     command = [sys.executable, "-m", "tools.prosocial_demo", f"--output={tmp_path}/demo"]
     for _ in "12":
         done = subprocess.run([*command, "--train_steps=4"], capture_output=True, text=True)

@@ -32,6 +32,7 @@ from data_pipeline.annotation import pages
 from data_pipeline.annotation.ask import Asked, ask_all
 from data_pipeline.annotation.commands.common import read_items
 from data_pipeline.calls import flags, secrets
+from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.requests import Stage
 from data_pipeline.prosocial import card, make, people, prompts, rows, situations, statistics
 from data_pipeline.prosocial.store import Outcome, Store, reasons, rejection
@@ -155,14 +156,18 @@ def _finish(
     numbers = statistics.count(dialogues)
     counts = _beside(args.situations, "filters.json") or {}
     left_out = reasons(lost)
-    judges = _judges(store)
-    told = {
-        **about,
-        "scripted_workers": bool(judges) and all(j.startswith(SCRIPTED) for j in judges),
+    judges = store.judges()
+    scripted = bool(judges) and all(name.startswith(SCRIPTED) for name in judges)
+    shown = {**about, "scripted_workers": scripted}
+    report = {
+        "about": shown,
+        **numbers,
+        "filters": counts,
+        "rejected": left_out,
+        "calls": _calls(store),
     }
-    report = {"about": told, **numbers, "filters": counts, "rejected": left_out}
     write_atomic(store.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    text = card.card(told, numbers, counts, left_out, dialogues[0][1])
+    text = card.card(shown, numbers, counts, left_out, dialogues[0][1])
     write_atomic(store.folder / "README.md", text)
     if not args.quiet:
         print(text_table([["", "here", "paper"], *statistics.table(numbers)]))
@@ -172,21 +177,17 @@ def _finish(
         )
 
 
-def _judges(store: Store) -> set[str]:
-    """Return the names of all who answered."""
-    found = set()
-    for file in (store.folder / "answers").glob("*.jsonl"):
-        for line in file.read_bytes().splitlines():
-            try:
-                found.add(str(json_lines.value(line)["judge"]))
-            except (ValueError, KeyError, TypeError):
-                continue
-    return found
+def _calls(store: Store) -> dict[str, Any]:
+    """Return calls and tokens of all starts, by stage and kind."""
+    if not (store.folder / "journal").exists():
+        return {}
+    with Journal(store.folder / "journal") as journal:
+        return journal.spent()
 
 
 def _digest(found: list[situations.Situation]) -> str:
     """Return a name for the situations: their number and a hash of them."""
-    text = json.dumps([[one.id, one.text, *one.rots] for one in found])
+    text = json.dumps([[one.id, one.split, one.text, *one.rots] for one in found])
     return f"{len(found)} ({hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
@@ -203,10 +204,7 @@ def _unreadable(path: str) -> list[dict[str, Any]]:
         return []
     found = map(json_lines.value, file.read_bytes().splitlines())
     return [
-        rejection(
-            one["id"], "situations", one["reason"].split(": got")[0], {**one, "row": one["row"]}
-        )
-        for one in found
+        rejection(one["id"], "situations", one["reason"].split(": got")[0], one) for one in found
     ]
 
 

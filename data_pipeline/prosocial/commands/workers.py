@@ -11,7 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.command_line import add_flags
 from cosmo.engine.base.errors import UserError
@@ -63,15 +62,8 @@ def run_workers(args: argparse.Namespace) -> int:
     if args.report:
         write_atomic(args.report, json.dumps(found, indent=1))
     if args.names:
-        judges = sorted(
-            {
-                json_lines.value(line)["judge"]
-                for path in (store.folder / "answers").glob("*.jsonl")
-                for line in path.read_bytes().splitlines()
-            }
-        )
         salt = store.salt()
-        pairs = {people.pseudonym(judge, salt): judge for judge in judges}
+        pairs = {people.pseudonym(judge, salt): judge for judge in store.judges()}
         write_atomic(args.names, json.dumps(pairs, indent=1, ensure_ascii=False))
     if not args.quiet:
         print(text_table(table))
