@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosmo.tasks.safety import LABELS
-from data_pipeline.prosocial import statistics
+from data_pipeline.prosocial import statistics, survey
 
 _SOURCES = {
     "socialchemistry": "Social Chemistry 101 (Forbes et al. 2020): situations from Reddit, "
@@ -44,8 +44,12 @@ def card(
     counts: Mapping[str, Sequence[Mapping[str, Any]]],
     left_out: Mapping[str, Mapping[str, int]],
     example: Sequence[Mapping[str, Any]] = (),
+    asked: Mapping[str, str] = {},
 ) -> str:
-    """Return the card as Markdown; `about` are the run's settings, `made` its statistics."""
+    """Return the card as Markdown; `about` are the run's settings, `made` its statistics.
+
+    `asked` are the answers to the workers' survey.
+    """
     scripted = about.get("scripted_workers", False)
     sources = "\n".join(f"- {_SOURCES[name]}" for name in counts)
     quarantined = [
@@ -114,10 +118,10 @@ workers' pseudonyms of each dialogue.
 | language | English, as its sources | English |
 | problematic speaker | {about["model"]} | GPT-3, and the sources' authors |
 | guiding speaker, labels | {_who(made, scripted)} | 212 workers of Mechanical Turk in the US and \
-Canada: 50% men, 49% women, 1% non-binary; 73% White; 62% liberal-leaning |
+Canada |
 | pay | to be filled in | $15 an hour |
 | consent | adults, warned of the content, free to return work | the same; Crisis Text Line named |
-| license | to be chosen, within the terms of the sources and of the model | CC-BY-4.0 |
+{_survey(asked, scripted)}| license | to be chosen, within the terms of sources and model | its own card |
 
 Cautions (sections 9 and 10 of the paper):
 
@@ -148,8 +152,16 @@ def statistics_text(made: Mapping[str, Any]) -> str:
     )
 
 
+def _survey(asked: Mapping[str, str], scripted: bool) -> str:
+    blank = "nobody" if scripted else "not asked"
+    return "".join(
+        f"| {name.replace('_', ' ')} | {asked.get(name, blank)} | {paper} |\n"
+        for name, paper in survey.PAPER.items()
+    )
+
+
 def _who(made: Mapping[str, Any], scripted: bool) -> str:
-    return "a script" if scripted else f"{made['workers']} workers; describe them here"
+    return "a script" if scripted else f"{made['workers']} workers"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,6 +30,7 @@ from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import resolve
 from cosmo.tasks.record_files import read_records, read_separated
+from cosmo.tasks.safety import parse_answer, split_rots
 from data_pipeline.annotation.fields import built
 from data_pipeline.prosocial import stereotypes
 
@@ -427,7 +428,7 @@ def with_rules(found: Iterable[Situation], path: Any) -> list[Situation]:
     given: dict[str, list[str]] = {}
     for place, row in read_records(resolve(path)):
         name = row.get("id") if isinstance(row, dict) else None
-        texts = row.get("rots", [row.get("prediction")]) if isinstance(row, dict) else None
+        texts = row.get("rots", _predicted(row)) if isinstance(row, dict) else None
         if not isinstance(name, str) or not isinstance(texts, list):
             raise place.error("a line of rules", shown(row), "id, and rots or prediction")
         if not all(isinstance(text, str) and text.strip() for text in texts):
@@ -439,3 +440,10 @@ def with_rules(found: Iterable[Situation], path: Any) -> list[Situation]:
         else dataclasses.replace(one, rots=tuple(dict.fromkeys(given.get(one.id, ()))))
         for one in found
     ]
+
+
+def _predicted(row: Mapping[str, Any]) -> list[Any]:
+    """Return the rules of a line of `cosmo infer`; a Canary writes its label before them."""
+    text = row.get("prediction")
+    label, rots = parse_answer(text) if isinstance(text, str) else (None, text)
+    return [rots] if label is None else list(split_rots(rots))

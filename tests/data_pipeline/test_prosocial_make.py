@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from data_pipeline.prosocial import (
     rows,
     situations,
     statistics,
+    survey,
     worker,
 )
 from data_pipeline.prosocial.store import Store
@@ -351,6 +353,35 @@ def test_the_report_on_workers(whole, capsys, tmp_path):
     assert sum(one["pay"] for one in found.values()) == pytest.approx(seconds / 100, abs=0.05)
     assert set(json.loads(names.read_text())) == set(found)
     assert "36 an hour" in capsys.readouterr().out
+
+
+def test_the_survey_of_workers(tmp_path):
+    """Oracle: by hand; a table and JSON lines give the same, blank answers count nowhere."""
+    table = tmp_path / "survey.csv"
+    table.write_text("age,gender,assertiveness\n34,Woman,2\n38,woman,4\n21,,\n")
+    wanted = {"age": "33% 20s, 67% 30s", "gender": "100% woman", "assertiveness": "3.00 ± 1.41"}
+    assert survey.count(table) == wanted
+    lines = tmp_path / "survey.jsonl"
+    lines.write_text(
+        '{"age": 34, "gender": "woman", "assertiveness": 2}\n'
+        '{"age": "38", "gender": "woman", "assertiveness": 4}\n{"age": 21, "gender": null}\n'
+    )
+    assert survey.count(lines) == wanted
+    for text in ("age\n200\n", "assertiveness\n6\n", "age\nold\n", "name\nann\n", ""):
+        table.write_text(text)
+        with pytest.raises(DataError):
+            survey.count(table)
+
+
+def test_the_survey_is_in_the_card(whole, tmp_path):
+    """Oracle: a finished run, given its survey, has it beside the paper's."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.copytree(whole.parent / "s", tmp_path / "s")
+    (tmp_path / "survey.csv").write_text("politics\nModerate\n")
+    more = f"--survey={tmp_path}/survey.csv"
+    assert command.main(flags(folder, "http://127.0.0.1:9/v1", more)) == 0
+    assert "| politics | 100% moderate | 62% liberal-leaning" in (folder / "README.md").read_text()
 
 
 class KilledError(BaseException):

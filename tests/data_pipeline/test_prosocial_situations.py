@@ -261,9 +261,13 @@ def test_rules_of_a_file_go_to_situations_without_any(tmp_path):
     path.write_text(
         '{"id": "a", "prediction": "Be kind."}\n{"id": "b", "rots": ["No."]}\n'
         '{"id": "a", "rots": ["Be kind.", "Ask."]}\n'
+        '{"id": "a", "prediction": "__needs_caution__ It is rude., You should not lie."}\n'
     )
     made = situations.with_rules([one, two], path)
-    assert [found.rots for found in made] == [("Be kind.", "Ask."), ("Own.",)]
+    assert [found.rots for found in made] == [
+        ("Be kind.", "Ask.", "It is rude.", "You should not lie."),
+        ("Own.",),
+    ]
     for text in ('{"id": "a"}', '["a"]', '{"id": "a", "rots": [" "]}'):
         path.write_text(text)
         with pytest.raises(DataError, match="rule"):

@@ -34,7 +34,16 @@ from data_pipeline.annotation.commands.common import read_items
 from data_pipeline.calls import flags, secrets
 from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.requests import Stage
-from data_pipeline.prosocial import card, make, people, prompts, rows, situations, statistics
+from data_pipeline.prosocial import (
+    card,
+    make,
+    people,
+    prompts,
+    rows,
+    situations,
+    statistics,
+    survey,
+)
 from data_pipeline.prosocial.store import Outcome, Store, reasons, rejection
 
 log = logging.getLogger("data_pipeline")
@@ -55,6 +64,7 @@ people:
 --seed N=0  of the order of items
 --min_seconds S=0.0  an answer that took less is set aside
 --consent TEXT  in place of the pages' own sentence
+--survey FILE  who the workers are, for the card: a table, or JSON lines
 --qualification DIR  PAGE.jsonl of items with known answers, which a worker has to pass first
 --qualification_pass SHARE=0.8  of right answers to these
 """
@@ -89,6 +99,8 @@ def run_make(args: argparse.Namespace) -> int:
         args.asked_rules,
         args.leave_out_unanswered,
     )
+    # Now, because a mistake in it should not show after weeks of work.
+    asked = survey.count(args.survey) if args.survey else {}
     store, server = Store(Path(args.output)), flags.server(args)
     allowance = flags.allowance(args)
     durable.make_folder(store.folder)
@@ -114,7 +126,7 @@ def run_make(args: argparse.Namespace) -> int:
         write_atomic(store.folder / "rejected.jsonl", json_lines.lines(lost))
         if waiting is not None:
             return _wait(args, waiting, len(lost))
-        _finish(args, store, about, outcome, lost)
+        _finish(args, store, about, outcome, lost, asked)
     return 0
 
 
@@ -134,7 +146,12 @@ def _wait(args: argparse.Namespace, waiting: make.Waiting, lost: int) -> int:
 
 
 def _finish(
-    args: argparse.Namespace, store: Store, about: dict[str, Any], outcome: Outcome, lost: list
+    args: argparse.Namespace,
+    store: Store,
+    about: dict[str, Any],
+    outcome: Outcome,
+    lost: list,
+    asked: dict[str, str],
 ) -> None:
     """Write rows, provenance, report and card."""
     if not outcome.records:
@@ -165,9 +182,10 @@ def _finish(
         "filters": counts,
         "rejected": left_out,
         "calls": _calls(store),
+        "survey": asked,
     }
     write_atomic(store.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    text = card.card(shown, numbers, counts, left_out, dialogues[0][1])
+    text = card.card(shown, numbers, counts, left_out, dialogues[0][1], asked)
     write_atomic(store.folder / "README.md", text)
     if not args.quiet:
         print(text_table([["", "here", "paper"], *statistics.table(numbers)]))
