@@ -121,7 +121,7 @@ workers' pseudonyms of each dialogue.
 Canada |
 | pay | to be filled in | $15 an hour |
 | consent | adults, warned of the content, free to return work | the same; Crisis Text Line named |
-{_survey(asked, scripted)}| license | to be chosen, within the terms of sources and model | its own card |
+{_survey(asked, scripted)}| license | to be chosen, within the terms of sources and model | - |
 
 Cautions (sections 9 and 10 of the paper):
 
