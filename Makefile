@@ -2,6 +2,7 @@
 # make canary-demo  train and measure a small Canary, offline after installation
 # make prost-demo   train and compare two small Prosts, offline after installation
 # make co3-demo     make a small corpus from triples and train on it, offline after installation
+# make prosocial-demo  build a small ProsocialDialog and train on it, offline after installation
 # make test         lint and tests
 # make test-all     the same with the tests that take longer (tests/thorough.txt)
 # make test-slow    the proofs that take minutes: kills, cold starts under load, full disks
@@ -30,7 +31,7 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # the order of tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart canary-demo prost-demo co3-demo test test-all test-slow test-avx2 test-newest test-clients lock lock-newest clean
+.PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 test-newest test-clients lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -43,6 +44,9 @@ prost-demo: $(VENV)/.installed
 
 co3-demo: $(VENV)/.installed
 	$(BIN)/python -m tools.co3_demo
+
+prosocial-demo: $(VENV)/.installed
+	$(BIN)/python -m tools.prosocial_demo
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

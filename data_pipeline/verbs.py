@@ -14,6 +14,11 @@ def _verb(name: str, text: str, room: str = "co3", **further) -> Verb:
     )
 
 
+def _group(room: str, prefix: str, verbs: dict[str, str]) -> dict[str, Verb]:
+    """Return the verbs of two words that a room has."""
+    return {f"{prefix} {name}": _verb(name, text, room) for name, text in verbs.items()}
+
+
 VERBS = {
     # The rest, after a lone --, goes to Apache Beam.
     name: _verb(name, text, takes_rest=name == "postprocess")
@@ -21,12 +26,14 @@ VERBS = {
         "co3": "triples to SODA: ask a language model, filter, write records",
         "postprocess": "filters, names and statistics alone, in many processes or by Apache Beam",
         "merge": "the outputs of several --shard=i/n into one",
-        "teacher": "a local server that answers CO3's prompts, for trying things out",
+        "teacher": "a local server that answers the prompts of all verbs, for trying things out",
     }.items()
-} | {
-    # Human evaluation: a group of verbs.
-    f"annotate {name}": _verb(name, text, "annotation")
-    for name, text in {
+}
+# Human evaluation.
+VERBS |= _group(
+    "annotation",
+    "annotate",
+    {
         "pairs": "two systems' responses or dialogues, sampled by seed: a task file",
         "make": "a task file of dialogues to annotate: safety, rules of thumb, proofreading ...",
         "show": "contexts with the responses of several systems below each other",
@@ -35,8 +42,19 @@ VERBS = {
         "power": "how many votes or items a study needs",
         "export": "pages for Mechanical Turk, Label Studio or Potato",
         "collect": "the results of these, read back as answers",
-    }.items()
-}
+    },
+)
+# Building a ProsocialDialog.
+VERBS |= _group(
+    "prosocial",
+    "prosocial",
+    {
+        "situations": "situations from Social Chemistry, ETHICS and SBIC, each filter counted",
+        "make": "situations to a ProsocialDialog: drafts, rounds with people, safety labels",
+        "work": "scripted workers that answer the waiting task, for trying things out",
+        "workers": "what each worker did: agreement, edits, pay",
+    },
+)
 
 PROGRAM = Program(
     name="data_pipeline",

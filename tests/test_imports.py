@@ -13,7 +13,7 @@ PACKAGES = ("cosmo", "canary", "tasks", "data_pipeline", "tools")
 ENGINE = ("base", "model", "data", "scale", "checkpoints", "infer", "train")
 # Every other room -> the rooms that it may import, beside itself.
 _ENGINE_ROOMS = {"cosmo.engine.web", *(f"cosmo.engine.{room}" for room in ENGINE)}
-_PIPELINE_ROOMS = {"data_pipeline.calls", "data_pipeline.co3", "data_pipeline.annotation"}
+_PIPELINE_ROOMS = {f"data_pipeline.{name}" for name in ("calls", "co3", "annotation", "prosocial")}
 ALLOWED = {
     **{
         f"cosmo.engine.{room}": {f"cosmo.engine.{lower}" for lower in ENGINE[:place]}
@@ -25,6 +25,14 @@ ALLOWED = {
     "data_pipeline.calls": {"cosmo.engine.base"},
     "data_pipeline.co3": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
     "data_pipeline.annotation": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
+    # ProsocialDialog is made by CO3's engine, and by people on the pages of annotation.
+    "data_pipeline.prosocial": {
+        "cosmo.engine.base",
+        "cosmo.tasks",
+        "data_pipeline.calls",
+        "data_pipeline.co3",
+        "data_pipeline.annotation",
+    },
     "data_pipeline": {"cosmo.engine.base"},  # names its rooms' verbs without importing them
     "canary": {*_ENGINE_ROOMS, "cosmo.tasks"},
     "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo.serve", "canary"},

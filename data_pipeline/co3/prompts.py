@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ _FIELDS = {
     "relation_tail_alone": ("question",),
 }
 STAGES = tuple(_FIELDS)
+# Exceptions of a template with a mistake, as it is filled in.
+_MISTAKES = (KeyError, IndexError, ValueError, TypeError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,14 @@ def load(path: str | Path = DEFAULT) -> Prompts:
     missing += [f"relations.{r}" for r in RELATIONS if r not in table.get("relations", {})]
     if missing:
         raise ValueError(f"{path}: no [{missing[0]}]. Copy {DEFAULT.name} and change its words.")
+    made = book(table, path)
+    # Now, because a mistake in a rare prompt would end a run after hours of calls.
+    _try_all(made, path)
+    return made
+
+
+def book(table: dict[str, Any], path: str | Path) -> Prompts:
+    """Return the prompts of a parsed file; ValueError for a sampling setting that there is not."""
     samplings = {}
     for name, settings in table["sampling"].items():
         try:
@@ -105,10 +116,7 @@ def load(path: str | Path = DEFAULT) -> Prompts:
     # A hash of the parsed table: a comment or another line break makes no new version.
     text = json.dumps(table, sort_keys=True, ensure_ascii=False)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
-    book = Prompts(table=table, samplings=samplings, version=version)
-    # Now, because a mistake in a rare prompt would end a run after hours of calls.
-    _try_all(book, path)
-    return book
+    return Prompts(table=table, samplings=samplings, version=version)
 
 
 def _try_all(book: Prompts, path: str | Path) -> None:
@@ -120,9 +128,26 @@ def _try_all(book: Prompts, path: str | Path) -> None:
         for relation in RELATIONS:
             part = f"relations.{relation}"
             book.sentence(relation, **triple), book.question(relation, **triple)
-        for part in STAGES:
-            book.request(part, "id", **dict.fromkeys(_FIELDS[part], "a"))
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        # A KeyError's text is the missing name alone.
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}, [{part}]: {problem}. Compare with {DEFAULT.name}.") from None
+    except _MISTAKES as error:
+        raise _mistake(path, part, error, DEFAULT) from None
+    try_stages(book, path, _FIELDS, DEFAULT)
+
+
+def try_stages(
+    book: Prompts, path: str | Path, fields: Mapping[str, tuple[str, ...]], model: Path
+) -> None:
+    """Fill in the template of each stage once. Raises ValueError, with the stage's name.
+
+    `fields` are those of each stage; `model` is the file that has no mistake.
+    """
+    for stage, names in fields.items():
+        try:
+            book.request(stage, "id", **dict.fromkeys(names, "a"))
+        except _MISTAKES as error:
+            raise _mistake(path, stage, error, model) from None
+
+
+def _mistake(path: str | Path, part: str, error: Exception, model: Path) -> ValueError:
+    # A KeyError's text is the missing name alone.
+    problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"{path}, [{part}]: {problem}. Compare with {model.name}.")

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
@@ -67,13 +67,17 @@ def demo_folder(path: str, demo: str, default: str) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def run_module(package: str, *arguments: str) -> None:
-    """Print and run `python -m package arguments`; exit with its code if it fails."""
+def run_module(package: str, *arguments: str, accepted: Collection[int] = (0,)) -> int:
+    """Print and run `python -m package arguments`; return its exit code.
+
+    Exits with the code if it is not an accepted one.
+    """
     print(f"\n$ python -m {package} {' '.join(arguments)}", flush=True)
     # A process a stage, as a user would run it: none depends on what another has loaded.
     code = subprocess.run([sys.executable, "-m", package, *arguments]).returncode
-    if code:
+    if code not in accepted:
         sys.exit(code)
+    return code
 
 
 def _is_leftover(name: str) -> bool:

@@ -1,5 +1,7 @@
 """Serve scripted answers to CO3's prompts: varied, plausible, the same for the same request.
 
+It also answers the prompts of `prosocial make` and of `annotate judge`.
+
 It speaks OpenAI's /v1/completions, /v1/chat/completions, /v1/moderations and /v1/models. Flags
 make it give bad answers. GET /stats counts the requests. Ctrl-C ends it.
 """

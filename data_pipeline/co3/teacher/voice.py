@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.co3 import prompts as prompt_files
+from data_pipeline.co3.teacher import self_chat
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 _JOIN = "\x00"  # between the messages of a conversation
@@ -56,8 +57,11 @@ class Voice:
 
     def answer(self, form: str, asked: str | list[dict], seed: int) -> Answer:
         """Return the answer to a prompt; `seed` chooses among the possible ones."""
-        stage, fields = self.recognise(form, asked)
         chance = random.Random(seed)
+        # First, because a question of CO3 ends in "A:" too, after any context.
+        if (line := self_chat.answer(asked, chance)) is not None:
+            return Answer(line if form == "chat" else f" {line}")
+        stage, fields = self.recognise(form, asked)
         if stage == "narrative":
             text = _narrative(fields["literal"], chance)
             return Answer(text if form == "chat" else f"\n\n{text}")

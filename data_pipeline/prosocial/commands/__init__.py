@@ -1,0 +1,1 @@
+"""The verbs of `prosocial`, one module each: flags, and the function that runs them."""
