@@ -9,12 +9,14 @@ log-probabilities. Calls are judged whole, with the escapes of their JSON undone
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from canary.guard import dialogue
 from canary.guard.sentences import Splitter, whole
+from cosmo.engine.base import json_lines
 
 Form = Literal["chat", "completion"]
 TEXTS = ("reasoning_content", "reasoning", "content", "refusal")  # fields of a delta that hold text
@@ -332,7 +334,8 @@ class Tokens:
                 self.waiting = self.waiting[number:]
                 break
             if end >= place:
-                found.append(self._clean(token))
+                words = token["token"]
+                found.append(self._clean(token, self.text[place:end].endswith(words)))
                 place = end
         else:
             self.waiting = []
@@ -367,10 +370,14 @@ class Tokens:
         )
         return None if len(rest) <= RESYNC_CHARS + len(words) and ahead else -1
 
-    def _clean(self, token: dict[str, Any]) -> dict[str, Any]:
-        data = _bytes(token)
-        words = token["token"]
-        if data is not None and data != words.encode("utf-8", "surrogatepass"):
+    def _clean(self, token: dict[str, Any], in_text: bool) -> dict[str, Any]:
+        """Return a token that leaves; `in_text` is whether its words stand in the text."""
+        data, words = _bytes(token), token["token"]
+        if data is not None and in_text:
+            data = json_lines.encode(
+                words
+            )  # the text's: what the token says of them was not judged
+        elif data is not None:
             words = data.decode("utf-8", "replace")
         clean: dict[str, Any] = {"token": words, "logprob": _number(token.get("logprob"))}
         clean["bytes"] = list(data) if data is not None else None
@@ -394,7 +401,9 @@ def _bytes(token: dict[str, Any]) -> bytes | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    # Python reads and writes NaN and infinity, which are no JSON.
+    good = type(value) is int or (type(value) is float and math.isfinite(value))
+    return value if good else None
 
 
 def _plain(value: Any) -> str:

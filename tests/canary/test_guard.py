@@ -1,8 +1,10 @@
 """The guard between a client and a model server, in one process and without sockets."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 
 import httpx2
 import pytest
@@ -187,6 +189,9 @@ def test_a_long_turn_is_judged_in_pieces():
         (chat("Hi", audio={"voice": "x"}), "audio"),
         (chat("Hi", modalities=["text", "audio"]), "modalities"),
         (chat("Hi", prompt="x"), "prompt"),
+        # Servers in Go read a field in any case, by Unicode's rules: the last one counts.
+        (chat("Hi", Messages=[{"role": "user", "content": "nasty"}]), "Messages"),
+        (chat("Hi", **{"me\u017f\u017fages": []}), "me\u017f\u017fages"),
         (chat(""), "messages"),
     ],
 )
@@ -335,6 +340,29 @@ def test_lines_are_on_the_disk_and_torn_ones_end(tmp_path):
     assert found.startswith(b'{"a": 1}\n{"to\n{"n": 0')
     assert [record.get("n") for record in audit.read_lines(path)] == [None, *range(100)]
     assert path.stat().st_mode & 0o777 in (0o600, 0o644)
+
+
+def test_half_a_line_of_a_full_disk_spoils_no_later_one(tmp_path, monkeypatch):
+    """Oracle: the decisions that were acted on; the disk takes half of one that was not."""
+    path, write = tmp_path / "a.jsonl", os.write
+    log = audit.LineLog(path)
+
+    def full(file, data):
+        if len(data) <= 5:
+            raise OSError(errno.ENOSPC, "no space")
+        return write(file, data[:5])
+
+    async def work():
+        await log.write({"n": 0})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OSError, match="no space"):
+                await log.write({"n": 1})
+        await log.write({"n": 2})
+        await log.close()
+
+    asyncio.run(work())
+    assert [record["n"] for record in audit.read_lines(path)] == [0, 2]
 
 
 def test_a_log_that_cannot_be_opened_is_a_users_error(tmp_path):
@@ -616,6 +644,28 @@ def test_an_upstream_may_be_given_with_v1_or_without(url, wanted):
 def test_an_upstream_that_is_no_address_is_a_users_error(url):
     with pytest.raises(UserError, match="upstream"):
         upstream.base_url(url)
+
+
+def test_an_application_that_is_ahead_of_its_reader_can_be_ended():
+    """Oracle: the application's own `finally`; its messages waited for a reader for ever."""
+    ended = []
+
+    async def ahead(scope, receive, send):
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            ended.append(True)
+
+    async def leave():
+        answer = await upstream.AsgiUpstream(ahead).send("POST", "/x", [], b"")
+        await anext(answer.chunks)
+        async with asyncio.timeout(10):
+            await answer.chunks.aclose()
+
+    asyncio.run(leave())
+    assert ended == [True]
 
 
 def test_an_application_in_this_process_is_guarded():

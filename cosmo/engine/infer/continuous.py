@@ -518,7 +518,7 @@ class Scheduler:
                 self._turn()
             except Exception as error:
                 log.exception("a step failed; its requests end")
-                self._fail(f"{type(error).__name__}: {error}")
+                self._fail(_described_error(error))
         for _function, future in self._exclusive:
             future.cancel()
 
@@ -548,8 +548,15 @@ class Scheduler:
         started = self._start_step()
         # The devices work on the new step while the last one's tokens are sent out.
         pending, self._pending = self._pending, started
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             self._read(*pending)
+        except Exception as error:
+            # Samples whose last step this was are in no row any more.
+            for _, sample in pending[1]:
+                self._finish(sample, "error", _described_error(error))
+            raise
 
     def _run_one_exclusive(self) -> None:
         with self._wake:
@@ -605,11 +612,11 @@ class Scheduler:
             return
         try:
             self._insert(taken, free)
-        except Exception:
-            # The pool was given to the program that failed: all its rows are lost.
+        except Exception as error:
+            # The pool was given to the program that failed: `_fail` ends what is in its rows.
             for request in taken:
                 for sample in request.samples:
-                    self._rows[free.pop()] = sample if sample.row is None else None
+                    self._finish(sample, "error", _described_error(error))
             raise
 
     def _insert(self, taken: list[_Request], free: list[int]) -> None:
@@ -725,6 +732,10 @@ class Scheduler:
         """Call a program by its kind, the numbers of its shape and its arguments."""
         shape = [arg for arg in args if isinstance(arg, int)]
         return self._programs.program((kind, *shape), self.session.params)(*args[len(shape) :])
+
+
+def _described_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _wanted(requests: Sequence[_Request]) -> int:
