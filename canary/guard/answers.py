@@ -9,6 +9,7 @@ log-probabilities. Calls are judged whole, with the escapes of their JSON undone
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -106,8 +107,8 @@ class Gate:
         if not isinstance(chunk, dict):
             raise GarbageError(f"a chunk is no object but {type(chunk).__name__}")
         self._take_base(chunk)
-        if chunk.get("error") and not chunk.get("choices"):
-            return [*self.finish(), Failed(None, chunk["error"])]
+        if not chunk.get("choices") and (error := _error(chunk)):
+            return [*self.finish(), Failed(None, error)]
         items: list[Item] = []
         for choice in self._choices(chunk):
             items += choice
@@ -374,9 +375,8 @@ class Tokens:
         """Return a token that leaves; `in_text` is whether its words stand in the text."""
         data, words = _bytes(token), token["token"]
         if data is not None and in_text:
-            data = json_lines.encode(
-                words
-            )  # the text's: what the token says of them was not judged
+            # The text was judged; the bytes that a token names were not.
+            data = json_lines.encode(words)
         elif data is not None:
             words = data.decode("utf-8", "replace")
         clean: dict[str, Any] = {"token": words, "logprob": _number(token.get("logprob"))}
@@ -391,6 +391,21 @@ class Tokens:
             if isinstance(one, dict) and isinstance(one.get("token"), str)
         ]
         return clean
+
+
+def _error(chunk: dict[str, Any]) -> Any:
+    """Return the error that a chunk is, None for any other. Raises GarbageError."""
+    error = chunk.get("error")
+    if not error and chunk.get("object") == "error":  # older servers have it without a frame
+        error = {name: chunk.get(name) for name in ("message", "type", "param", "code")}
+    if error and holds_choices(json.dumps(error)):
+        raise GarbageError("an error holds an answer")
+    return error
+
+
+def holds_choices(text: str) -> bool:
+    """Return whether JSON has the name of a field with a model's answers, at any depth."""
+    return '"choices"' in text
 
 
 def _bytes(token: dict[str, Any]) -> bytes | None:

@@ -30,6 +30,7 @@ FIELDS = {
     "role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call",
     "reasoning_content", "reasoning", "prefix", "cache_control",
 }  # fmt: skip
+MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TEXT_PARTS = ("text", "input_text", "output_text")
 # Fields of a part, beside its text, that the model does not read.
@@ -65,6 +66,9 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RefusedError("messages: expected a list of at least one message", "messages")
+    if len(messages) > MAX_MESSAGES:
+        got = f"messages: got {len(messages):,}, expected at most {MAX_MESSAGES:,}"
+        raise RefusedError(got, "messages")
     turns: list[tuple[str, list[str]]] = []  # (role, texts) of each run
     system: list[str] = []
     results: list[str] = []  # of tools, since the latest user turn
@@ -276,7 +280,7 @@ def recent(
             continue
         if len(found) >= most:
             break
-        # Its end alone tells that it is too long.
+        # Its end alone does not fit.
         if len(text) > enough and measure(text[-enough:]) > budget:
             break
         chars += len(text)

@@ -274,7 +274,7 @@ class Guard:
         query = request.scope.get("query_string", b"").decode("latin-1")
         path = PATHS[call.form] + (f"?{query}" if query else "")
         data = json_lines.encode(json.dumps(call.body, ensure_ascii=False, separators=(",", ":")))
-        # What the body is, not what the client calls it: the server must read what was judged.
+        # The client may name another type: the server would not read what was judged.
         headers = _without(_request_headers(request), "content-type")
         headers.append(("content-type", "application/json"))
         call.sent = time.monotonic()
@@ -314,6 +314,8 @@ class Guard:
                     "follow: give the new address as --upstream",
                     "upstream_redirect",
                 )
+            if answer.status > 599:
+                raise UpstreamError(502, f"the upstream has status {answer.status}", "garbage")
             if _holds_answer(data):
                 raise UpstreamError(502, "an error of the upstream holds an answer", "garbage")
         except UpstreamError as error:
@@ -734,10 +736,12 @@ def _parsed(data: str) -> Any:
 
 def _holds_answer(data: bytes) -> bool:
     try:
-        value = json_lines.value(data)
+        # Written anew: escapes in a name are undone.
+        text = json.dumps(json_lines.value(data))
     except ValueError:
-        return False
-    return isinstance(value, dict) and "choices" in value
+        # Such as events, or JSON in an encoding that clients read.
+        text = data.decode(json.detect_encoding(data), "replace")
+    return answers.holds_choices(text)
 
 
 def _garbage(problem: str) -> UpstreamError:

@@ -20,6 +20,7 @@ MAX_TEMPERATURE = 2.0  # OpenAI's limit
 MIN_TEMPERATURE = 1e-3  # below it a temperature counts as 0: divided logits would overflow
 MAX_CHARS = 200_000  # of a request's texts: tokenizing them takes a tenth of a second
 MAX_PROMPTS = 64
+MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
 
 # They describe the caller or the bill, and change no answer.
 IGNORED = frozenset(
@@ -342,6 +343,9 @@ def _messages(body: Mapping[str, Any]) -> list[Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", "expected a list of at least one message")
+    if len(messages) > MAX_MESSAGES:
+        got = f"got {len(messages):,}, at most {MAX_MESSAGES:,} are allowed"
+        raise wrong("messages", got, "array_above_max_length")
     return messages
 
 

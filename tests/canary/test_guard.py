@@ -430,6 +430,11 @@ def test_errors_are_handed_on_as_they_are():
     [
         (302, b"", "upstream_redirect"),
         (500, doubles.body("nasty"), "garbage"),
+        (500, doubles.body("nasty").decode().encode("utf-16"), "garbage"),
+        (500, b"data: " + doubles.body("nasty"), "garbage"),
+        (500, rb'{"error": {"\u0063hoices": ["nasty"]}}', "garbage"),
+        (200, b'{"error": {"choices": ["nasty"]}}', "garbage"),
+        (600, b"{}", "garbage"),
         (200, b"<html>", "garbage"),
         (200, b"{}", "garbage"),
         (200, b'{"choices": 3}', "garbage"),
@@ -504,13 +509,15 @@ def test_a_stream_of_garbage_is_bounded(pieces):
     assert doubles.events(data)[-1]["error"]["code"] == "garbage" and up.closed and not up.finished
 
 
-def test_an_error_in_a_stream_is_handed_on():
-    stream = sse(
-        delta(content="It is fine here. So"), {"error": {"message": "boom", "code": 5}}, done=False
-    )
+@pytest.mark.parametrize("framed", [True, False])
+def test_an_error_in_a_stream_is_handed_on(framed):
+    """Oracle: the error that was sent; older servers (vLLM) send it without a frame."""
+    error = {"message": "boom", "type": "x", "param": None, "code": 5}
+    chunk = {"error": error} if framed else {"object": "error", **error}
+    stream = sse(delta(content="It is fine here. So"), chunk, done=False)
     _, _, data, _ = ask(Script(lambda asked: (200, EVENTS, stream)), stream=True)
     values = doubles.events(data)
-    assert values[-1] == {"error": {"message": "boom", "code": 5}}
+    assert values[-1] == {"error": error}
     assert delivered(values)[0] == {(0, "content"): "It is fine here. So"}
 
 

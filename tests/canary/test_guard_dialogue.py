@@ -109,6 +109,7 @@ def test_what_cannot_be_read_is_refused_wherever_it_stands(part, place):
         (None, "at least one message"),
         ([], "at least one message"),
         ([3], "expected an object"),
+        ([user("x")] * 10_001, "at most 10,000"),
         ([{"content": "x"}], "role = None"),
         ([{"role": "User", "content": "x"}], "role = 'User'"),
         ([{"role": ["user"], "content": "x"}], "role ="),

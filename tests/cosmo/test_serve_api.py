@@ -90,6 +90,7 @@ def wait_for(condition):
         (b'{"messages": []}', "model"),
         (b'{"model": "scripted"}', "messages"),
         (b'{"model": "scripted", "messages": []}', "messages"),
+        (b'{"model": "scripted", "messages": [' + b"3," * 10_000 + b"3]}", "messages"),
         (b'{"model": "scripted", "n": 100000}', "n"),
         (b'{"model": "scripted", "top_m": 1}', "top_m"),
     ],

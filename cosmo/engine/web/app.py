@@ -60,7 +60,7 @@ def application(
     Requests of pages of other origins get status 403. No CORS header is sent.
     """
     paths = frozenset(path for route in routes if (path := getattr(route, "path", None)))
-    return Starlette(
+    made = Starlette(
         routes=list(routes),
         middleware=[
             Middleware(_Outermost, metrics=metrics or Metrics(), paths=paths),
@@ -70,6 +70,9 @@ def application(
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
     )
+    # A path with a slash too many is an unknown one: an answer names no address of a client's.
+    made.router.redirect_slashes = False
+    return made
 
 
 def allowed_hosts(host: str) -> frozenset[str] | None:
