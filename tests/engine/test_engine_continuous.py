@@ -216,6 +216,9 @@ def test_errors_end_requests_and_not_the_thread(session, scheduler, monkeypatch)
         failed = submit(scheduler, [3, 1], "e", dict(max_new_tokens=4)).wait()
         (end,) = failed.ends
         assert end.reason == "error" and "device lost" in end.error
+        patch.setitem(scheduler._programs._compiled, ("empty",), broken)
+        failed = submit(scheduler, [3, 1], "e", dict(max_new_tokens=4)).wait()
+        assert failed.ends[0].reason == "error"
         for name in names:
             if name[0] == "encode":
                 patch.setitem(scheduler._programs._compiled, name, broken)

@@ -207,6 +207,7 @@ class _Programs:
         if missing:
             # The first one here: no thread of ours imports anything, and compiling does at first.
             self.program(missing[0], params)
+            done += 1
         with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
             begun: dict[concurrent.futures.Future, tuple[Any, ...]] = {}
             shown = time.monotonic()
@@ -215,7 +216,7 @@ class _Programs:
                 begun[pool.submit(self._lowered(name, params).compile)] = name
                 if time.monotonic() - shown > PROGRESS_SECONDS:
                     shown = time.monotonic()
-                    on_progress(total - len(begun) + sum(f.done() for f in begun), total)
+                    on_progress(done + sum(f.done() for f in begun), total)
             left = set(begun)
             while left:
                 _, left = concurrent.futures.wait(left, PROGRESS_SECONDS)
@@ -620,6 +621,8 @@ class Scheduler:
             raise
 
     def _insert(self, taken: list[_Request], free: list[int]) -> None:
+        if self._pool is None:
+            self._pool = self._run("empty")
         programs = self._programs
         length = _fitting(programs.lengths, max(len(r.input_ids) for r in taken))
         rows = _fitting(programs.encoder_rows(length), len(taken))
@@ -719,14 +722,15 @@ class Scheduler:
                 each.cancelled = True
 
     def _fail(self, error: str) -> None:
-        """End all requests that were in the pool, and make another one."""
+        """End all requests that were in the pool, and drop it."""
         pending, self._pending = self._pending, None
         samples = [s for s in self._rows if s is not None]
         samples += [s for _, s in pending[1]] if pending else []
         for sample in samples:
             self._finish(sample, "error", error)
         self._rows = [None] * self.slots
-        self._pool = self._run("empty")
+        # Made anew for the next request: if that fails too, that request ends and not the thread.
+        self._pool = None
 
     def _run(self, kind: str, *args: Any) -> Any:
         """Call a program by its kind, the numbers of its shape and its arguments."""
