@@ -15,6 +15,7 @@ from starlette.routing import Route
 from canary.guard import audit, judging, people, policy, upstream
 from canary.guard.routes import CutError
 from canary.guard.upstream import UpstreamError
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks import safety
 from tests.canary import guard_doubles as doubles
@@ -614,6 +615,16 @@ def test_calls_that_a_kill_left_are_made_at_the_next_start(tmp_path):
     (tmp_path / "q").write_text("".join(json.dumps(line) + "\n" for line in lines))
     _, got = called(tmp_path, [])
     assert [name for name, _ in got] == ["b"]
+
+
+def test_no_call_is_given_up_because_a_kill_left_many(tmp_path, monkeypatch):
+    """Oracle: the interventions of the queue file, more than may wait at a time."""
+    monkeypatch.setattr(people, "MAX_WAITING", 1)
+    records = [{"kind": "intervention", "request": f"r{n}"} for n in range(3)]
+    (tmp_path / "q").write_bytes(json_lines.lines(records))
+    queue, got = called(tmp_path, [])
+    assert sorted(name for name, _ in got) == ["r0", "r1", "r2"]
+    assert all(record["delivered"] for record in queue if record["kind"] == "webhook")
 
 
 def test_a_full_disk_does_not_silence_the_set_text(tmp_path, caplog):
