@@ -24,7 +24,7 @@ the model:
                     bfloat16 is more than twice as fast
 --num_partitions N=1  devices a model copy
 """
-# Flags of `canary guard`, and of `cosmo serve`, which guards itself.
+# Flags that `canary guard` and `cosmo serve`, which guards itself, share.
 GUARD = """\
 --policy FILE       what follows from labels (TOML): only the keys that differ from the default,
                     canary/guard/policy.toml

@@ -2,12 +2,10 @@
 
 import argparse
 import logging
-import os
 from typing import Any
 
 from canary.cli import flags
 from cosmo.engine.base.command_line import Verb
-from cosmo.engine.base.errors import UserError
 
 log = logging.getLogger("canary.guard")
 
@@ -29,8 +27,8 @@ def run(args: argparse.Namespace) -> None:
         args.policy, args.audit, args.audit_text, args.queue, args.webhook
     )
     rules = config.rules()
-    own_key = key_from(args.api_key_env, "api_key_env")
-    upstream_key = key_from(args.upstream_key_env, "upstream_key_env")
+    own_key = errors.key_from(args.api_key_env, "api_key_env")
+    upstream_key = errors.key_from(args.upstream_key_env, "upstream_key_env")
     if own_key is not None and upstream_key is None:
         upstream_key = ""  # the client's key is the guard's: the upstream must not get it
     server = upstream.HttpUpstream(args.upstream, rules.limits, upstream_key)
@@ -80,17 +78,6 @@ def application(
         metrics=metrics,
         lifespan=guard.running,
     )
-
-
-def key_from(name: str | None, setting: str) -> str | None:
-    """Return the key in an environment variable, None without a name. Raises UserError."""
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not (key and key.isascii() and key.isprintable()):
-        # The value is a secret: the error does not show it.
-        raise UserError(f"the environment variable {name} holds no key", setting=setting)
-    return key
 
 
 VERB = Verb(

@@ -9,12 +9,15 @@ log-probabilities. Calls are judged whole, with the escapes of their JSON undone
 """
 
 import dataclasses
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from canary.guard import dialogue
 from canary.guard.sentences import Splitter, whole
+from cosmo.engine.base import json_lines
 
 Form = Literal["chat", "completion"]
 TEXTS = ("reasoning_content", "reasoning", "content", "refusal")  # fields of a delta that hold text
@@ -104,8 +107,8 @@ class Gate:
         if not isinstance(chunk, dict):
             raise GarbageError(f"a chunk is no object but {type(chunk).__name__}")
         self._take_base(chunk)
-        if chunk.get("error") and not chunk.get("choices"):
-            return [*self.finish(), Failed(None, chunk["error"])]
+        if not chunk.get("choices") and (error := _error(chunk)):
+            return [*self.finish(), Failed(None, error)]
         items: list[Item] = []
         for choice in self._choices(chunk):
             items += choice
@@ -332,7 +335,8 @@ class Tokens:
                 self.waiting = self.waiting[number:]
                 break
             if end >= place:
-                found.append(self._clean(token))
+                words = token["token"]
+                found.append(self._clean(token, self.text[place:end].endswith(words)))
                 place = end
         else:
             self.waiting = []
@@ -367,10 +371,13 @@ class Tokens:
         )
         return None if len(rest) <= RESYNC_CHARS + len(words) and ahead else -1
 
-    def _clean(self, token: dict[str, Any]) -> dict[str, Any]:
-        data = _bytes(token)
-        words = token["token"]
-        if data is not None and data != words.encode("utf-8", "surrogatepass"):
+    def _clean(self, token: dict[str, Any], in_text: bool) -> dict[str, Any]:
+        """Return a token that leaves; `in_text` is whether its words stand in the text."""
+        data, words = _bytes(token), token["token"]
+        if data is not None and in_text:
+            # The text was judged; the bytes that a token names were not.
+            data = json_lines.encode(words)
+        elif data is not None:
             words = data.decode("utf-8", "replace")
         clean: dict[str, Any] = {"token": words, "logprob": _number(token.get("logprob"))}
         clean["bytes"] = list(data) if data is not None else None
@@ -386,6 +393,21 @@ class Tokens:
         return clean
 
 
+def _error(chunk: dict[str, Any]) -> Any:
+    """Return the error that a chunk is, None for any other. Raises GarbageError."""
+    error = chunk.get("error")
+    if not error and chunk.get("object") == "error":  # older servers have it without a frame
+        error = {name: chunk.get(name) for name in ("message", "type", "param", "code")}
+    if error and holds_choices(json.dumps(error)):
+        raise GarbageError("an error holds an answer")
+    return error
+
+
+def holds_choices(text: str) -> bool:
+    """Return whether JSON has the name of a field with a model's answers, at any depth."""
+    return '"choices"' in text
+
+
 def _bytes(token: dict[str, Any]) -> bytes | None:
     data = token.get("bytes")
     if isinstance(data, list) and all(type(one) is int and 0 <= one < 256 for one in data):
@@ -394,7 +416,9 @@ def _bytes(token: dict[str, Any]) -> bytes | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    # Python reads and writes NaN and infinity, which are no JSON.
+    good = type(value) is int or (type(value) is float and math.isfinite(value))
+    return value if good else None
 
 
 def _plain(value: Any) -> str:

@@ -35,6 +35,7 @@ class LineLog:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "line-log")
+        self._torn = False  # whether a write has failed: the file may end with half a line
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -67,9 +68,12 @@ class LineLog:
         self._writer = None
 
     def _append(self, data: bytes) -> None:
-        rest = memoryview(data)
+        # Readers pass over an empty line, and over half a one that has an end.
+        rest = memoryview(b"\n" + data if self._torn else data)
+        self._torn = True
         while rest:  # a full disk may take a part
             rest = rest[os.write(self._file, rest) :]
+        self._torn = False
         os.fsync(self._file)
 
     async def close(self) -> None:

@@ -30,8 +30,11 @@ FIELDS = {
     "role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call",
     "reasoning_content", "reasoning", "prefix", "cache_control",
 }  # fmt: skip
+MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 TEXT_PARTS = ("text", "input_text", "output_text")
+# Fields of a part, beside its text, that the model does not read.
+PART_FIELDS = {"type", "cache_control", "annotations", "logprobs"}
 # Slashes that begin a word: Canary reads " // " as the end of a turn, and a turn must not forge it.
 _FORGED = re.compile(r"(?<!\S)//+")
 _SPACE = re.compile(r"\s+")
@@ -63,6 +66,9 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RefusedError("messages: expected a list of at least one message", "messages")
+    if len(messages) > MAX_MESSAGES:
+        got = f"messages: got {len(messages):,}, expected at most {MAX_MESSAGES:,}"
+        raise RefusedError(got, "messages")
     turns: list[tuple[str, list[str]]] = []  # (role, texts) of each run
     system: list[str] = []
     results: list[str] = []  # of tools, since the latest user turn
@@ -142,8 +148,18 @@ def _content(content: Any, param: str, refuse: bool) -> list[str]:
     for place, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         field = "refusal" if kind == "refusal" else "text"
-        if kind in (*TEXT_PARTS, "refusal") and isinstance(part.get(field), str):
+        known = isinstance(kind, str) and kind in (*TEXT_PARTS, "refusal")
+        if known and isinstance(part.get(field), str):
             texts.append(whole(part[field]))
+            further = part.keys() - PART_FIELDS - {field}
+            unread = [name for name in further if part[name] is not None]
+            if refuse and unread:
+                raise RefusedError(
+                    f"{param}[{place}] has the field {shown(min(unread))}: the guard cannot read "
+                    "it, and its policy refuses what it cannot read",
+                    param,
+                    "unreadable",
+                )
         elif refuse:
             raise RefusedError(
                 f"{param}[{place}] is of type {shown(kind)}: the guard reads text alone, and its "
@@ -242,7 +258,43 @@ def clean_rots(rots: Sequence[str]) -> tuple[str, ...]:
 
 def readable(turn: str) -> str:
     """Return a turn as Canary reads it: one line, without a forged end of a turn."""
-    return _SPACE.sub(" ", _FORGED.sub("/", whole(turn))).strip()
+    text = whole(turn)
+    return " ".join((_FORGED.sub("/", text) if "//" in text else text).split())
+
+
+def recent(
+    turns: Sequence[str], measure: Callable[[str], int], budget: int, most: int
+) -> tuple[str, ...]:
+    """Return the newest `most` turns as Canary reads them, without those that cannot fit.
+
+    Canary leaves out the oldest turns, whole, until `budget` tokens are left. To tokenize megabytes
+    of them for each label would take seconds. Raises RefusedError for turns with so many characters
+    in few tokens that they are no words.
+    """
+    enough = (budget + 1) * MAX_TOKEN_CHARS
+    found: list[str] = []
+    chars = 0
+    for turn in reversed(turns):
+        text = readable(turn)
+        if not text:
+            continue
+        if len(found) >= most:
+            break
+        # Its end alone does not fit.
+        if len(text) > enough and measure(text[-enough:]) > budget:
+            break
+        chars += len(text)
+        if chars > enough:
+            if measure(" ".join((text, *reversed(found)))[-enough:]) > budget:
+                break
+            raise RefusedError(
+                f"the dialogue has more than {enough:,} characters in {budget} tokens, which are "
+                "no words that Canary reads",
+                "messages",
+                "text_too_long",
+            )
+        found.append(text)
+    return tuple(reversed(found))
 
 
 def windows(
@@ -258,8 +310,7 @@ def windows(
     Canary cuts the front of a last turn that is too long, so each piece is a last turn of its own.
     `measure` counts a text's tokens, of which `budget` fit. Raises RefusedError for too many.
     """
-    before = tuple(filter(None, map(readable, turns[:-1])))
-    before = before[len(before) - min(len(before), max_turns - 1) :]
+    before = recent(turns[:-1], measure, budget, max_turns - 1)
     last = readable(turns[-1])
     found = pieces(last, measure, budget, max_pieces)
     if found is None:

@@ -82,6 +82,11 @@ class Judge:
             self._check_letters(window[-1])
         return await self._most_severe(seen, True, self.policy.turn_label)
 
+    def recent(self, turns: Sequence[str]) -> tuple[str, ...]:
+        """Return what Canary can read of `turns`, for `sentence`. Raises RefusedError."""
+        most = self.policy.dialogue.max_turns
+        return dialogue.recent(turns, self.measure, self.budget, most)
+
     async def sentence(self, turns: Sequence[str], before: str, text: str) -> Verdict:
         """Return the label of a sentence, which follows `before` in an answer to `turns`.
 

@@ -50,17 +50,19 @@ class People:
     async def start(self) -> None:
         """Make the calls that an earlier process was to make."""
         for record in self._unsent:
-            self._begin(record)
+            # However many: they are in memory already, and an outcome would be their end.
+            self._begin(record, True)
         self._unsent = []
 
     async def call(self, record: Mapping[str, Any]) -> None:
         """Write the record to the queue file, then begin to call the webhook. Raises OSError."""
         await self._queue.write({"kind": "intervention", **record})
         if self.settings.webhook:
-            self._begin({"kind": "intervention", **record})
+            fits = len(self._calls) < MAX_WAITING
+            self._begin({"kind": "intervention", **record}, fits)
 
-    def _begin(self, record: Mapping[str, Any]) -> None:
-        call = asyncio.ensure_future(self._call(record, len(self._calls) < MAX_WAITING))
+    def _begin(self, record: Mapping[str, Any], fits: bool) -> None:
+        call = asyncio.ensure_future(self._call(record, fits))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 

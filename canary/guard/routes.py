@@ -24,7 +24,7 @@ from canary.guard.people import People
 from canary.guard.policy import Policy
 from canary.guard.upstream import Answer, Headers, Upstream, UpstreamError
 from cosmo.engine.base import json_lines
-from cosmo.engine.base.errors import shown
+from cosmo.engine.base.errors import shortened, shown
 from cosmo.engine.web import sse
 from cosmo.engine.web.app import json_object, left
 from cosmo.engine.web.errors import ApiError
@@ -45,6 +45,12 @@ UNREAD: dict[Form, tuple[str, ...]] = {
         "prompt_embeds",
     ),
     "completion": ("messages", "input", "input_ids", "prompt_embeds", "prompt_token_ids"),
+}
+# Fields that the guard reads. Some servers take a field whatever the case of its letters: one that
+# differs from these in it alone would be the one that counts.
+READ: dict[Form, frozenset[str]] = {
+    "chat": frozenset({"messages", "n", "stream", "modalities", *UNREAD["chat"]}),
+    "completion": frozenset({"prompt", "suffix", "n", "stream", *UNREAD["completion"]}),
 }
 LABELS_AHEAD = 8  # sentences of one answer that are judged while an earlier one waits
 MAX_ERROR_BYTES = 1 << 20
@@ -69,6 +75,7 @@ class Call:
     form: Form
     body: dict[str, Any]
     turns: tuple[str, ...]
+    seen: tuple[str, ...]  # what Canary reads of the turns with a sentence of the answer
     gate: Gate
     told: dict[str, Any]  # the field `guard` of the answer
     began: float
@@ -128,6 +135,7 @@ class Guard:
         try:
             judged = self._read(form, body)
             verdict = await _while_here(request, self.judge.turn(judged.dialogues))
+            seen = self.judge.recent(judged.turns)
         except dialogue.RefusedError as refused:
             await self._record(name, "refused", action="refuse", problem=refused.code or "invalid")
             raise ApiError(400, str(refused), param=refused.param, code=refused.code) from None
@@ -140,7 +148,7 @@ class Guard:
         sizes = {"turns": len(judged.turns), "chars": sum(map(len, judged.turns))}
         await self._record(name, "turn", verdict, action, sizes=sizes, **shown_turns)
         gate = self._gate(form, judged.begun)
-        call = Call(name, form, body, judged.turns, gate, told, began)
+        call = Call(name, form, body, judged.turns, seen, gate, told, began)
         if action == "intervene":
             return await self._intervene(call)
         if action == "guide":
@@ -162,13 +170,16 @@ class Guard:
             raise dialogue.RefusedError(f"n = {shown(count)}: expected 1 to {most}", "n")
         if self.policy.dialogue.unreadable == "refuse":
             found = [name for name in UNREAD[form] if body.get(name) is not None]
+            known = READ[form]
+            found += [name for name in body if name not in known and name.casefold() in known]
             if body.get("modalities") not in (None, ["text"]):
                 found.append("modalities")
             if found:
+                name = shortened(found[0])
                 raise dialogue.RefusedError(
-                    f"{found[0]}: the guard cannot read this field, and its policy refuses what "
-                    "it cannot read",
-                    found[0],
+                    f"{name}: the guard cannot read this field, and its policy refuses what it "
+                    "cannot read",
+                    name,
                     "unreadable",
                 )
         read = dialogue.read_chat if form == "chat" else dialogue.read_completion
@@ -263,7 +274,9 @@ class Guard:
         query = request.scope.get("query_string", b"").decode("latin-1")
         path = PATHS[call.form] + (f"?{query}" if query else "")
         data = json_lines.encode(json.dumps(call.body, ensure_ascii=False, separators=(",", ":")))
-        headers = _request_headers(request)
+        # The client may name another type: the server would not read what was judged.
+        headers = _without(_request_headers(request), "content-type")
+        headers.append(("content-type", "application/json"))
         call.sent = time.monotonic()
         try:
             answer = await _while_here(
@@ -301,6 +314,8 @@ class Guard:
                     "follow: give the new address as --upstream",
                     "upstream_redirect",
                 )
+            if answer.status > 599:
+                raise UpstreamError(502, f"the upstream has status {answer.status}", "garbage")
             if _holds_answer(data):
                 raise UpstreamError(502, "an error of the upstream holds an answer", "garbage")
         except UpstreamError as error:
@@ -493,7 +508,7 @@ class Guard:
                 async for item in items:
                     task = None
                     if isinstance(item, Held):
-                        work = self.judge.sentence(call.turns, item.before, item.text)
+                        work = self.judge.sentence(call.seen, item.before, item.text)
                         task = asyncio.ensure_future(work)
                         tasks.add(task)
                         task.add_done_callback(forget)
@@ -605,7 +620,7 @@ class Guard:
         gate = self._gate("chat", "")
         name = f"guard-{uuid.uuid4().hex}"
         now = time.monotonic()
-        call = Call(name, "chat", {}, (), gate, {}, now, now)
+        call = Call(name, "chat", {}, (), (), gate, {}, now, now)
         try:
             answer = await _while_here(
                 request,
@@ -721,10 +736,12 @@ def _parsed(data: str) -> Any:
 
 def _holds_answer(data: bytes) -> bool:
     try:
-        value = json_lines.value(data)
+        # Written anew: escapes in a name are undone.
+        text = json.dumps(json_lines.value(data))
     except ValueError:
-        return False
-    return isinstance(value, dict) and "choices" in value
+        # Such as events, or JSON in an encoding that clients read.
+        text = data.decode(json.detect_encoding(data), "replace")
+    return answers.holds_choices(text)
 
 
 def _garbage(problem: str) -> UpstreamError:

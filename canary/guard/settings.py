@@ -4,8 +4,7 @@ import dataclasses
 import logging
 from typing import Any
 
-from canary.guard.audit import LineLog, NoLog
-from canary.guard.people import People
+from canary.guard import audit, people
 from canary.guard.policy import Policy, check_webhook, load
 
 log = logging.getLogger("canary.guard")
@@ -16,7 +15,7 @@ class GuardConfig:
     """Settings of a guard. All but `audit_text` are paths, or the webhook's URL; None is none.
 
     `policy` is a TOML file of the keys that differ from the default. `audit` gets each decision,
-    with `audit_text` the texts too. `queue` gets each intervention, and `webhook`, if given,
+    with `audit_text` also the texts. `queue` gets each intervention, and `webhook`, if given,
     is called for it in place of the policy's.
     """
 
@@ -43,7 +42,7 @@ class GuardConfig:
         if not (self.queue or rules.intervention.webhook):
             log.warning("no --queue and no webhook: only answers and --audit show interventions")
         return {
-            "log_file": LineLog(self.audit) if self.audit else NoLog(),
-            "people": People(rules.intervention, self.queue),
+            "log_file": audit.LineLog(self.audit) if self.audit else audit.NoLog(),
+            "people": people.People(rules.intervention, self.queue),
             "audit_text": self.audit_text,
         }

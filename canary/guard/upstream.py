@@ -112,13 +112,18 @@ class HttpUpstream:
         if self.key is not None:
             sent = [(name, value) for name, value in sent if name.lower() != "authorization"]
             sent += [("authorization", f"Bearer {self.key}")] if self.key else []
-        request = self._client.build_request(
-            method, f"{self.url}{path}", headers=sent, content=body
-        )
         with _as_upstream_error():
+            request = self._client.build_request(
+                # Bytes: a header may hold any, and the library takes texts for ASCII.
+                method,
+                f"{self.url}{path}",
+                headers=_as_bytes(sent),
+                content=body,
+            )
             async with asyncio.timeout(self.limits.first_byte_seconds):
                 answer = await self._client.send(request, stream=True)
-        returned = forwarded(answer.headers.multi_items(), _NOT_RETURNED)
+        got = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.headers.raw]
+        returned = forwarded(got, _NOT_RETURNED)
         return Answer(answer.status_code, returned, Chunks(_decoded(answer), answer.aclose))
 
     async def close(self) -> None:
@@ -153,12 +158,14 @@ class AsgiUpstream:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": query.encode(),
-            "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in sent],
+            "headers": [(k.lower(), v) for k, v in _as_bytes(sent)],
             "client": ("127.0.0.1", 0),
             "server": ("127.0.0.1", 0),
         }
-        # One message waits, as on a connection that the client reads slowly.
-        messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(1)
+        messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        # One message waits, as on a connection that the client reads slowly. The end needs no room:
+        # an application that is ended would wait for a reader who has left.
+        room = asyncio.Semaphore(1)
         gone = asyncio.Event()
         asked = False
 
@@ -170,15 +177,20 @@ class AsgiUpstream:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        async def send(message: dict[str, Any]) -> None:
+            await room.acquire()
+            messages.put_nowait(message)
+
         async def run() -> None:
             try:
-                await self.app(scope, receive, messages.put)
+                await self.app(scope, receive, send)
             finally:
-                await messages.put(None)
+                messages.put_nowait(None)
 
         task = asyncio.ensure_future(run())
         try:
             start = await messages.get()
+            room.release()
         except BaseException:
             await _end(task, gone)
             raise
@@ -186,16 +198,19 @@ class AsgiUpstream:
             await _end(task, gone)
             raise UpstreamError(502, "the server failed before it answered", "upstream_failed")
         got = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in start["headers"]]
-        chunks = Chunks(_messages(messages), lambda: _end(task, gone))
+        chunks = Chunks(_messages(messages, room), lambda: _end(task, gone))
         return Answer(start["status"], forwarded(got, _NOT_RETURNED), chunks)
 
     async def close(self) -> None:
         """Do nothing: the application is someone else's."""
 
 
-async def _messages(messages: "asyncio.Queue[dict[str, Any] | None]") -> AsyncIterator[bytes]:
+async def _messages(
+    messages: "asyncio.Queue[dict[str, Any] | None]", room: asyncio.Semaphore
+) -> AsyncIterator[bytes]:
     while True:
         message = await messages.get()
+        room.release()
         if message is None:
             raise UpstreamError(502, "the server broke off its answer", "upstream_cut")
         if message.get("body"):
@@ -219,6 +234,10 @@ def forwarded(headers: Iterable[tuple[str, str]], without: set[str]) -> Headers:
     named = [value for name, value in kept if name.lower() == "connection"]
     dropped = {word.strip().lower() for value in named for word in value.split(",")} | without
     return [(name, value) for name, value in kept if name.lower() not in dropped]
+
+
+def _as_bytes(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def base_url(url: str) -> str:

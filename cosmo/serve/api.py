@@ -130,7 +130,8 @@ class Service:
             shape = dataclasses.replace(
                 shape, further={"label": chirp.label, "needs_human": chirp.needs_human}
             )
-        asked = await _aside(self.model.asked, dialogue, rots, size=sum(map(len, dialogue.turns)))
+        texts = [dialogue.narrative, dialogue.instruction, *dialogue.turns, *(rots or ())]
+        asked = await _aside(self.model.asked, dialogue, rots, size=sum(map(len, texts)))
         return await self._respond([asked], wanted, shape, deadline)
 
     async def completion(self, request: Request) -> Response:

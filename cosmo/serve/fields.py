@@ -20,6 +20,7 @@ MAX_TEMPERATURE = 2.0  # OpenAI's limit
 MIN_TEMPERATURE = 1e-3  # below it a temperature counts as 0: divided logits would overflow
 MAX_CHARS = 200_000  # of a request's texts: tokenizing them takes a tenth of a second
 MAX_PROMPTS = 64
+MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
 
 # They describe the caller or the bill, and change no answer.
 IGNORED = frozenset(
@@ -106,7 +107,7 @@ def check_names(body: Mapping[str, Any], known: set[str]) -> None:
             if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
                 raise wrong(name, "this server does not support it", "unsupported_parameter")
             continue
-        near = difflib.get_close_matches(name, known, 1)
+        near = difflib.get_close_matches(name[:100], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ApiError(
             400,
@@ -200,6 +201,7 @@ def _rots(value: Any) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(rot, str) for rot in value):
         raise wrong("rots", "expected a list of texts")
+    check_size("rots", value)
     return tuple(rot.strip() for rot in value if rot.strip())
 
 
@@ -276,20 +278,22 @@ def dialogue(body: Mapping[str, Any]) -> Dialogue:
     and "assistant" are the turns. Neighbours of one role are one turn, joined by a space, because
     the model's turns alternate. The last message is the user's. Raises ApiError.
     """
-    system, turns, last = [], [], ""
+    system: list[str] = []
+    runs: list[list[str]] = []  # the texts of each turn
+    last = ""
     for number, message in enumerate(_messages(body)):
         place = f"messages[{number}]"
         role, text = _role(message, place), content(message, place)
         if role == "system":
-            if turns:
+            if runs:
                 raise wrong(f"{place}.role", "a system message must come before all others")
             system.append(text)
         elif not text.strip():
             raise wrong(f"{place}.content", "is empty")
         elif role == last:
-            turns[-1] = f"{turns[-1]} {text}"
+            runs[-1].append(text)
         else:
-            turns.append(text)
+            runs.append([text])
             last = role
     if last != "user":
         raise wrong("messages", "the last message must be the user's: the model answers it")
@@ -303,9 +307,9 @@ def dialogue(body: Mapping[str, Any]) -> Dialogue:
             if not isinstance(given, str):
                 raise wrong(name, f"got {shown(given)}, expected a text", "invalid_type")
             parts[name] = given
-    found = Dialogue(*(" ".join(part.split()) for part in parts.values()), tuple(turns))
-    check_size("messages", [found.narrative, found.instruction, *turns])
-    return found
+    turns = tuple(" ".join(texts) for texts in runs)
+    check_size("messages", [*parts.values(), *turns])
+    return Dialogue(*(" ".join(part.split()) for part in parts.values()), turns)
 
 
 def dialogues(body: Mapping[str, Any], most: int) -> list[tuple[str, ...]]:
@@ -339,6 +343,9 @@ def _messages(body: Mapping[str, Any]) -> list[Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", "expected a list of at least one message")
+    if len(messages) > MAX_MESSAGES:
+        got = f"got {len(messages):,}, at most {MAX_MESSAGES:,} are allowed"
+        raise wrong("messages", got, "array_above_max_length")
     return messages
 
 

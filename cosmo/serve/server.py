@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -19,7 +18,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import counted
 from cosmo.engine.infer import any_checkpoint
 from cosmo.engine.infer.continuous import Scheduler
-from cosmo.engine.web import app, run
+from cosmo.engine.web import app, errors, run
 from cosmo.serve import api
 from cosmo.serve.model import Asked, Served
 from cosmo.tasks import formatting, vocabularies
@@ -69,16 +68,7 @@ class ServeConfig:
 
     def api_key(self) -> str | None:
         """Return the key that clients must send; None if they need none. Raises UserError."""
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise UserError(
-                f"the environment variable {self.api_key_env} is empty or not set: it must hold "
-                "the key that clients send",
-                setting="api_key_env",
-            )
-        return key
+        return errors.key_from(self.api_key_env, "api_key_env")
 
 
 def open_model(config: ServeConfig) -> Served:

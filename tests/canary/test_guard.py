@@ -1,8 +1,10 @@
 """The guard between a client and a model server, in one process and without sockets."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 
 import httpx2
 import pytest
@@ -13,6 +15,7 @@ from starlette.routing import Route
 from canary.guard import audit, judging, people, policy, upstream
 from canary.guard.routes import CutError
 from canary.guard.upstream import UpstreamError
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks import safety
 from tests.canary import guard_doubles as doubles
@@ -187,6 +190,9 @@ def test_a_long_turn_is_judged_in_pieces():
         (chat("Hi", audio={"voice": "x"}), "audio"),
         (chat("Hi", modalities=["text", "audio"]), "modalities"),
         (chat("Hi", prompt="x"), "prompt"),
+        # Servers in Go read a field in any case, by Unicode's rules: the last one counts.
+        (chat("Hi", Messages=[{"role": "user", "content": "nasty"}]), "Messages"),
+        (chat("Hi", **{"me\u017f\u017fages": []}), "me\u017f\u017fages"),
         (chat(""), "messages"),
     ],
 )
@@ -337,6 +343,29 @@ def test_lines_are_on_the_disk_and_torn_ones_end(tmp_path):
     assert path.stat().st_mode & 0o777 in (0o600, 0o644)
 
 
+def test_half_a_line_of_a_full_disk_spoils_no_later_one(tmp_path, monkeypatch):
+    """Oracle: the decisions that were acted on; the disk takes half of one that was not."""
+    path, write = tmp_path / "a.jsonl", os.write
+    log = audit.LineLog(path)
+
+    def full(file, data):
+        if len(data) <= 5:
+            raise OSError(errno.ENOSPC, "no space")
+        return write(file, data[:5])
+
+    async def work():
+        await log.write({"n": 0})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OSError, match="no space"):
+                await log.write({"n": 1})
+        await log.write({"n": 2})
+        await log.close()
+
+    asyncio.run(work())
+    assert [record["n"] for record in audit.read_lines(path)] == [0, 2]
+
+
 def test_a_log_that_cannot_be_opened_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         audit.LineLog(tmp_path / "none" / "a.jsonl")
@@ -402,6 +431,11 @@ def test_errors_are_handed_on_as_they_are():
     [
         (302, b"", "upstream_redirect"),
         (500, doubles.body("nasty"), "garbage"),
+        (500, doubles.body("nasty").decode().encode("utf-16"), "garbage"),
+        (500, b"data: " + doubles.body("nasty"), "garbage"),
+        (500, rb'{"error": {"\u0063hoices": ["nasty"]}}', "garbage"),
+        (200, b'{"error": {"choices": ["nasty"]}}', "garbage"),
+        (600, b"{}", "garbage"),
         (200, b"<html>", "garbage"),
         (200, b"{}", "garbage"),
         (200, b'{"choices": 3}', "garbage"),
@@ -476,13 +510,15 @@ def test_a_stream_of_garbage_is_bounded(pieces):
     assert doubles.events(data)[-1]["error"]["code"] == "garbage" and up.closed and not up.finished
 
 
-def test_an_error_in_a_stream_is_handed_on():
-    stream = sse(
-        delta(content="It is fine here. So"), {"error": {"message": "boom", "code": 5}}, done=False
-    )
+@pytest.mark.parametrize("framed", [True, False])
+def test_an_error_in_a_stream_is_handed_on(framed):
+    """Oracle: the error that was sent; older servers (vLLM) send it without a frame."""
+    error = {"message": "boom", "type": "x", "param": None, "code": 5}
+    chunk = {"error": error} if framed else {"object": "error", **error}
+    stream = sse(delta(content="It is fine here. So"), chunk, done=False)
     _, _, data, _ = ask(Script(lambda asked: (200, EVENTS, stream)), stream=True)
     values = doubles.events(data)
-    assert values[-1] == {"error": {"message": "boom", "code": 5}}
+    assert values[-1] == {"error": error}
     assert delivered(values)[0] == {(0, "content"): "It is fine here. So"}
 
 
@@ -581,6 +617,16 @@ def test_calls_that_a_kill_left_are_made_at_the_next_start(tmp_path):
     assert [name for name, _ in got] == ["b"]
 
 
+def test_no_call_is_given_up_because_a_kill_left_many(tmp_path, monkeypatch):
+    """Oracle: the interventions of the queue file, more than may wait at a time."""
+    monkeypatch.setattr(people, "MAX_WAITING", 1)
+    records = [{"kind": "intervention", "request": f"r{n}"} for n in range(3)]
+    (tmp_path / "q").write_bytes(json_lines.lines(records))
+    queue, got = called(tmp_path, [])
+    assert sorted(name for name, _ in got) == ["r0", "r1", "r2"]
+    assert all(record["delivered"] for record in queue if record["kind"] == "webhook")
+
+
 def test_a_full_disk_does_not_silence_the_set_text(tmp_path, caplog):
     class Broken:
         async def call(self, record):
@@ -616,6 +662,28 @@ def test_an_upstream_may_be_given_with_v1_or_without(url, wanted):
 def test_an_upstream_that_is_no_address_is_a_users_error(url):
     with pytest.raises(UserError, match="upstream"):
         upstream.base_url(url)
+
+
+def test_an_application_that_is_ahead_of_its_reader_can_be_ended():
+    """Oracle: the application's own `finally`; its messages waited for a reader for ever."""
+    ended = []
+
+    async def ahead(scope, receive, send):
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            ended.append(True)
+
+    async def leave():
+        answer = await upstream.AsgiUpstream(ahead).send("POST", "/x", [], b"")
+        await anext(answer.chunks)
+        async with asyncio.timeout(10):
+            await answer.chunks.aclose()
+
+    asyncio.run(leave())
+    assert ended == [True]
 
 
 def test_an_application_in_this_process_is_guarded():

@@ -86,6 +86,7 @@ def test_text_parts_are_joined():
         {"type": "file"},
         {"type": "text"},
         {"type": "text", "text": 3},
+        {"type": "text", "text": "x", "more": "y"},
         "a text",
         None,
     ],
@@ -108,6 +109,7 @@ def test_what_cannot_be_read_is_refused_wherever_it_stands(part, place):
         (None, "at least one message"),
         ([], "at least one message"),
         ([3], "expected an object"),
+        ([user("x")] * 10_001, "at most 10,000"),
         ([{"content": "x"}], "role = None"),
         ([{"role": "User", "content": "x"}], "role = 'User'"),
         ([{"role": ["user"], "content": "x"}], "role ="),
@@ -254,6 +256,24 @@ def test_a_turn_of_too_many_pieces_is_refused():
         dialogue.windows(["y" * 10_000], len, 100, max_turns=4, max_pieces=16)
     with pytest.raises(dialogue.RefusedError):
         dialogue.windows(["y" * 10**7], lambda text: 1 / 0, 10, max_turns=4, max_pieces=16)
+
+
+def test_old_turns_that_cannot_fit_are_not_tokenized():
+    """Oracle: what Canary would leave out; characters that are no tokens hide nothing."""
+    read = []
+
+    def words(text):
+        read.append(len(text))
+        return len(text.split())
+
+    old, big = "an old line", "word " * 200_000
+    seen = dialogue.recent([old, big, "Hi!", "", "No."], words, 10, 16)
+    assert seen == ("Hi!", "No.") and max(read) <= 11 * 64
+    assert dialogue.recent([old, "Hi!", "No."], words, 10, 2) == ("Hi!", "No.")
+    # One token of many characters, before which an attack would be left out.
+    for turns in ([old + " x" + "y" * 1000], [old, *["y" * 400] * 2]):
+        with pytest.raises(dialogue.RefusedError, match="no words"):
+            dialogue.recent(turns, words, 10, 16)
 
 
 def test_arguments_are_read_without_their_escapes():

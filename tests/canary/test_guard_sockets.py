@@ -197,6 +197,40 @@ def test_a_misbehaving_teacher_is_handed_on(kind):
         assert [one or None for one in guarded] == [one or None for one in direct]
 
 
+@pytest.mark.parametrize("length", [0, 70_000])
+def test_headers_and_queries_of_any_bytes_are_handed_on(length):
+    """Oracle: the bytes that each side sent; a query too long for a URL is an error of status 502.
+
+    The client's own name of the body is not: the guard has read it as JSON.
+    """
+    seen = []
+
+    async def chat(request):
+        seen.append(dict(request.scope["headers"]))
+        answer = JSONResponse(json.loads(doubles.body("It is fine here.")))
+        answer.raw_headers.append((b"x-note", "naïve →".encode()))
+        return answer
+
+    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    with run.background(app) as url, guarding(url) as (address, _):
+        host = address.removeprefix("http://").removesuffix("/v1")
+        connection = http.client.HTTPConnection(host, timeout=20)
+        data = json.dumps(words("Hi")).encode()
+        kind = "application/json; charset=utf-7"
+        headers = {"x-odd": b"\xe9\xff", "content-type": kind}
+        path = f"/v1/chat/completions?{'q' * length}"
+        connection.request("POST", path, data, headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+    if length:
+        assert answer.status == 502 and not seen
+        return
+    assert answer.status == 200
+    assert answer.getheader("x-note").encode("latin-1").decode() == "naïve →"
+    assert (seen[0][b"x-odd"], seen[0][b"content-type"]) == (b"\xe9\xff", b"application/json")
+
+
 def test_an_upstream_that_is_down_or_slow_is_an_error():
     with guarding("http://127.0.0.1:1") as (url, _), client(url) as api:
         status, text, _ = outcome(api, words("Hi"))

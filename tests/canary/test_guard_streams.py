@@ -219,3 +219,19 @@ def test_log_probabilities_leave_with_their_text():
         found = json.loads(body)["choices"][0]["logprobs"]["content"]
         assert [one["token"] for one in found] == words[:5]
         assert (b"awful" in body) == (alternatives == "pass") and b"nasty" not in body
+
+
+def test_bytes_of_a_token_are_those_of_its_text():
+    """Oracle: the text that was judged; a token's bytes spell another one, and NaN is no JSON."""
+    token = {"token": "Hello", "logprob": float("nan"), "bytes": list(b"a nasty secret")}
+    choice = {"index": 0, "message": {"content": "Hello there."}, "finish_reason": "stop"}
+    choice["logprobs"] = {"content": [token]}
+    data = json.dumps({"choices": [choice], "usage": {"total_tokens": float("inf")}}).encode()
+    _, _, body, _ = ask(Script(lambda _: (200, JSON, [data])))
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads(body, parse_constant=refuse)["choices"][0]["logprobs"]["content"]
+    shown = {"token": "Hello", "logprob": None, "bytes": list(b"Hello"), "top_logprobs": []}
+    assert found == [shown]

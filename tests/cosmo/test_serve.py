@@ -173,7 +173,8 @@ def test_settings_are_checked(settings, fault):
 def test_a_key_that_is_not_set_is_an_error(monkeypatch):
     """Oracle: the variable's name; a server without a key must not start by mistake."""
     monkeypatch.setenv("EMPTY", " ")
-    for name in ("EMPTY", "NO_SUCH_VARIABLE"):
+    monkeypatch.setenv("BYTES", "key\udcff")  # the byte 0xff, which no text of a header is
+    for name in ("EMPTY", "NO_SUCH_VARIABLE", "BYTES"):
         with pytest.raises(UserError, match=name):
             server.ServeConfig("m", api_key_env=name).api_key()
     monkeypatch.setenv("KEY", "secret\n")

@@ -216,6 +216,9 @@ def test_errors_end_requests_and_not_the_thread(session, scheduler, monkeypatch)
         failed = submit(scheduler, [3, 1], "e", dict(max_new_tokens=4)).wait()
         (end,) = failed.ends
         assert end.reason == "error" and "device lost" in end.error
+        patch.setitem(scheduler._programs._compiled, ("empty",), broken)
+        failed = submit(scheduler, [3, 1], "e", dict(max_new_tokens=4)).wait()
+        assert failed.ends[0].reason == "error"
         for name in names:
             if name[0] == "encode":
                 patch.setitem(scheduler._programs._compiled, name, broken)
@@ -223,6 +226,40 @@ def test_errors_end_requests_and_not_the_thread(session, scheduler, monkeypatch)
         scheduler.run_exclusive(lambda: 1 / 0).result(60)
     ids = inputs(1, seed=5)[0]
     check_alike(session, "5", ids, LONG, submit(scheduler, ids, "5", LONG).wait())
+
+
+class Lost:
+    """Results of a step that failed on the device after it was started."""
+
+    def __array__(self, *args, **named):
+        raise RuntimeError("device lost")
+
+
+@pytest.mark.parametrize("kind", ["insert", "choose"])
+def test_an_error_ends_every_sample_of_its_request(session, scheduler, monkeypatch, kind):
+    """Property: each sample gets its end, also one that has no row yet, or none any more."""
+    compiled, calls = scheduler._programs._compiled, []
+
+    def breaks(program):
+        def second(*args):
+            calls.append(1)
+            if kind == "insert" and len(calls) == 2:
+                raise RuntimeError("device lost")
+            found = program(*args)
+            return (found[0], Lost()) if kind == "choose" else found
+
+        return second
+
+    with monkeypatch.context() as patch:
+        for name in scheduler._programs.names():
+            if name[0] == kind:
+                patch.setitem(compiled, name, breaks(scheduler._programs.program(name, None)))
+        # As many samples as rows, and as short as the steps whose results are lost.
+        receiver = Receiver(scheduler.slots)
+        scheduler.submit([3, 1], [Sampling(max_new_tokens=1)] * scheduler.slots, receiver)
+        assert {end.reason for end in receiver.wait().ends} == {"error"}
+    ids = inputs(1, seed=6)[0]
+    check_alike(session, "6", ids, LONG, submit(scheduler, ids, "6", LONG).wait())
 
 
 def test_a_receiver_that_fails_ends_its_request_alone(session, scheduler):

@@ -207,6 +207,7 @@ class _Programs:
         if missing:
             # The first one here: no thread of ours imports anything, and compiling does at first.
             self.program(missing[0], params)
+            done += 1
         with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
             begun: dict[concurrent.futures.Future, tuple[Any, ...]] = {}
             shown = time.monotonic()
@@ -215,7 +216,7 @@ class _Programs:
                 begun[pool.submit(self._lowered(name, params).compile)] = name
                 if time.monotonic() - shown > PROGRESS_SECONDS:
                     shown = time.monotonic()
-                    on_progress(total - len(begun) + sum(f.done() for f in begun), total)
+                    on_progress(done + sum(f.done() for f in begun), total)
             left = set(begun)
             while left:
                 _, left = concurrent.futures.wait(left, PROGRESS_SECONDS)
@@ -518,7 +519,7 @@ class Scheduler:
                 self._turn()
             except Exception as error:
                 log.exception("a step failed; its requests end")
-                self._fail(f"{type(error).__name__}: {error}")
+                self._fail(_described_error(error))
         for _function, future in self._exclusive:
             future.cancel()
 
@@ -548,8 +549,15 @@ class Scheduler:
         started = self._start_step()
         # The devices work on the new step while the last one's tokens are sent out.
         pending, self._pending = self._pending, started
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             self._read(*pending)
+        except Exception as error:
+            # Samples whose last step this was are in no row any more.
+            for _, sample in pending[1]:
+                self._finish(sample, "error", _described_error(error))
+            raise
 
     def _run_one_exclusive(self) -> None:
         with self._wake:
@@ -605,14 +613,16 @@ class Scheduler:
             return
         try:
             self._insert(taken, free)
-        except Exception:
-            # The pool was given to the program that failed: all its rows are lost.
+        except Exception as error:
+            # The pool was given to the program that failed: `_fail` ends what is in its rows.
             for request in taken:
                 for sample in request.samples:
-                    self._rows[free.pop()] = sample if sample.row is None else None
+                    self._finish(sample, "error", _described_error(error))
             raise
 
     def _insert(self, taken: list[_Request], free: list[int]) -> None:
+        if self._pool is None:
+            self._pool = self._run("empty")
         programs = self._programs
         length = _fitting(programs.lengths, max(len(r.input_ids) for r in taken))
         rows = _fitting(programs.encoder_rows(length), len(taken))
@@ -712,19 +722,24 @@ class Scheduler:
                 each.cancelled = True
 
     def _fail(self, error: str) -> None:
-        """End all requests that were in the pool, and make another one."""
+        """End all requests that were in the pool, and drop it."""
         pending, self._pending = self._pending, None
         samples = [s for s in self._rows if s is not None]
         samples += [s for _, s in pending[1]] if pending else []
         for sample in samples:
             self._finish(sample, "error", error)
         self._rows = [None] * self.slots
-        self._pool = self._run("empty")
+        # Made anew for the next request: if that fails too, that request ends and not the thread.
+        self._pool = None
 
     def _run(self, kind: str, *args: Any) -> Any:
         """Call a program by its kind, the numbers of its shape and its arguments."""
         shape = [arg for arg in args if isinstance(arg, int)]
         return self._programs.program((kind, *shape), self.session.params)(*args[len(shape) :])
+
+
+def _described_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _wanted(requests: Sequence[_Request]) -> int:

@@ -60,7 +60,7 @@ def application(
     Requests of pages of other origins get status 403. No CORS header is sent.
     """
     paths = frozenset(path for route in routes if (path := getattr(route, "path", None)))
-    return Starlette(
+    made = Starlette(
         routes=list(routes),
         middleware=[
             Middleware(_Outermost, metrics=metrics or Metrics(), paths=paths),
@@ -70,6 +70,9 @@ def application(
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
     )
+    # A path with a slash too many is an unknown one: an answer names no address of a client's.
+    made.router.redirect_slashes = False
+    return made
 
 
 def allowed_hosts(host: str) -> frozenset[str] | None:
@@ -120,7 +123,8 @@ class _Outermost:
             self.metrics.request(route, scope["method"], status, seconds)
             # The path alone: queries and bodies may hold what people wrote.
             path = shortened(scope["path"].encode("unicode_escape").decode())
-            log.info("%s %s %d %.0f ms", scope["method"], path, status, seconds * 1000)
+            method = shortened(scope["method"])  # a client may invent one
+            log.info("%s %s %d %.0f ms", method, path, status, seconds * 1000)
 
 
 def _as_api_error(error: Exception, scope: Scope) -> ApiError:
@@ -181,7 +185,7 @@ class _Gate:
             )
         origin = headers.get(b"origin")
         # A page of another site could otherwise spend this machine's time.
-        if origin is not None and urlsplit(origin.decode("latin-1").lower()).netloc != host:
+        if origin is not None and _netloc(origin.decode("latin-1").lower()) != host:
             raise ApiError(403, "pages of other origins may not call", code="foreign_origin")
         if self.key is None or scope["path"] in self.open_paths:
             return
@@ -200,6 +204,13 @@ def _hostname(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
     except ValueError:  # such as half an IPv6 address
+        return None
+
+
+def _netloc(url: str) -> str | None:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
         return None
 
 
@@ -322,27 +333,44 @@ def _finite(text: str) -> float:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {shown(twice)} is given twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the field {shown(name)} is given twice")
+            seen.add(name)
     return found
 
 
-def _half_character(value: Any, place: str = "") -> str | None:
+def _half_character(value: Any) -> str | None:
     """Return the place of the first text that holds half a surrogate pair; None if none does."""
+    steps = _steps_to_half(value)
+    if steps is None:
+        return None
+    # A place is written once it is found: names and lists of a hostile body are long.
+    place = ""
+    for step in steps:
+        name = f"[{step}]" if isinstance(step, int) else shortened(step)
+        place += name if isinstance(step, int) or not place else f".{name}"
+    return place or "a field's name"
+
+
+def _steps_to_half(value: Any) -> list[str | int] | None:
+    """Return the names and numbers that lead to the first such text."""
     if isinstance(value, str):
-        return None if json_lines.is_whole(value) else place
+        return None if json_lines.is_whole(value) else []
     if isinstance(value, dict):
-        parts = [(f"{place}.{name}" if place else name, item) for name, item in value.items()]
-        for name in value:
-            if not json_lines.is_whole(name):
-                return place or "a field's name"
+        if not all(map(json_lines.is_whole, value)):
+            return []
+        parts: Any = value.items()
     elif isinstance(value, list):
-        parts = [(f"{place}[{number}]", item) for number, item in enumerate(value)]
+        parts = enumerate(value)
     else:
         return None
-    places = (_half_character(item, name) for name, item in parts)
-    return next((found for found in places if found is not None), None)
+    for name, item in parts:
+        steps = _steps_to_half(item)
+        if steps is not None:
+            return [name, *steps]
+    return None
 
 
 async def left(receive: Receive) -> None:

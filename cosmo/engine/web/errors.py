@@ -1,6 +1,7 @@
 """Define the error of an HTTP API, in OpenAI's shape; loads no server library."""
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,22 @@ def unavailable(message: str, retry_seconds: int = 5) -> ApiError:
     """Return the error of status 503, for a server that is starting or stopping."""
     retry = {"retry-after": str(retry_seconds)}
     return ApiError(503, message, "server_error", code="unavailable", headers=retry)
+
+
+def key_from(name: str | None, setting: str) -> str | None:
+    """Return the key in an environment variable, None without a name. Raises UserError."""
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    # A header holds no other characters for every client.
+    if not (key and key.isascii() and key.isprintable()):
+        # The value is a secret: the error does not show it.
+        raise UserError(
+            f"the environment variable {name} holds no key: it must be set, to printable ASCII "
+            "characters",
+            setting=setting,
+        )
+    return key
 
 
 def check_extra(verb: str) -> None:
