@@ -112,4 +112,4 @@ def test_guard_before_a_real_model(client_python, canary_run, tmp_path):
     assert text.strip()
     assert whole.guard["label"] == chunks[0].guard["label"]
     decisions = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert len({d["request_id"] for d in decisions}) == 2
+    assert len({d["request"] for d in decisions}) == 2
