@@ -207,6 +207,7 @@ class _Programs:
         if missing:
             # The first one here: no thread of ours imports anything, and compiling does at first.
             self.program(missing[0], params)
+            done += 1
         with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
             begun: dict[concurrent.futures.Future, tuple[Any, ...]] = {}
             shown = time.monotonic()
@@ -215,7 +216,7 @@ class _Programs:
                 begun[pool.submit(self._lowered(name, params).compile)] = name
                 if time.monotonic() - shown > PROGRESS_SECONDS:
                     shown = time.monotonic()
-                    on_progress(total - len(begun) + sum(f.done() for f in begun), total)
+                    on_progress(done + sum(f.done() for f in begun), total)
             left = set(begun)
             while left:
                 _, left = concurrent.futures.wait(left, PROGRESS_SECONDS)
