@@ -326,6 +326,12 @@ class Service:
             raise unavailable("the server is stopping")
         return JSONResponse({"status": "ok"})
 
+    async def unguarded(self, request: Request) -> Response:
+        """Refuse a request to the guarded API of a server that has none."""
+        raise ApiError(
+            404, "this server guards nothing: it was started without --canary", code="unknown_url"
+        )
+
     def close(self, drain: bool = True) -> None:
         """End the threads."""
         if self.labeller is not None:
@@ -380,8 +386,10 @@ def application(
             # Requests in flight have ended, or were cut.
             await asyncio.to_thread(service.close, False)
 
+    # After `further`: a guard has this path too.
+    unguarded = Route("/guard/v1/{rest:path}", service.unguarded, methods=["GET", "POST"])
     return app.application(
-        [*routes(service), *further],
+        [*routes(service), *further, unguarded],
         api_key=api_key,
         hosts=hosts,
         # The page asks for the key itself.

@@ -75,6 +75,14 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
+def test_without_canary_its_routes_name_the_flag():
+    with served() as (client, _):
+        for path in ("/v1/moderations", "/guard/v1/chat/completions", "/guard/v1/models"):
+            answer = ask(client, path)
+            assert answer.status_code == 404
+            assert "it was started without --canary" in answer.json()["error"]["message"]
+
+
 # --- bad input ---
 
 
