@@ -354,11 +354,11 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 def inner(service: Service) -> Starlette:
-    """Return the service's routes as an application without key, host names, counts or an end.
+    """Return the service's routes as an application without key, host names, counts, log or end.
 
-    For callers in this process, such as a guard in front of it.
+    For callers in this process, such as a guard in front of it, which counts and logs its requests.
     """
-    return app.application(routes(service), api_key=None)
+    return app.application(routes(service), api_key=None, log_requests=False)
 
 
 def application(
