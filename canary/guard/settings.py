@@ -4,8 +4,8 @@ import dataclasses
 import logging
 from typing import Any
 
-# Not the module `policy`: a field of the class below has its name.
-from canary.guard import audit, people
+from canary.guard.audit import LineLog, NoLog
+from canary.guard.people import People
 from canary.guard.policy import Policy, check_webhook, load
 
 log = logging.getLogger("canary.guard")
@@ -43,7 +43,7 @@ class GuardConfig:
         if not (self.queue or rules.intervention.webhook):
             log.warning("no --queue and no webhook: only answers and --audit show interventions")
         return {
-            "log_file": audit.LineLog(self.audit) if self.audit else audit.NoLog(),
-            "people": people.People(rules.intervention, self.queue),
+            "log_file": LineLog(self.audit) if self.audit else NoLog(),
+            "people": People(rules.intervention, self.queue),
             "audit_text": self.audit_text,
         }
