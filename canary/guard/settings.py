@@ -16,7 +16,7 @@ class GuardConfig:
     """Settings of a guard. All but `audit_text` are paths, or the webhook's URL; None is none.
 
     `policy` is a TOML file of the keys that differ from the default. `audit` gets each decision,
-    with `audit_text` also what was said. `queue` gets each intervention, and `webhook`, if given,
+    with `audit_text` also the texts. `queue` gets each intervention, and `webhook`, if given,
     is called for it in place of the policy's.
     """
 
