@@ -24,7 +24,7 @@ the model:
                     bfloat16 is more than twice as fast
 --num_partitions N=1  devices a model copy
 """
-# Flags that `canary guard` and `cosmo serve`, which guards itself, share.
+# Both `canary guard` and `cosmo serve`, which guards itself, have these flags.
 GUARD = """\
 --policy FILE       what follows from labels (TOML): only the keys that differ from the default,
                     canary/guard/policy.toml

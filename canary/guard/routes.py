@@ -574,7 +574,10 @@ class Guard:
             yield item.chunk
         elif action == "replace":
             field = "text" if call.form == "completion" else "content"
-            yield gate.text_chunk(choice, field, self.policy.texts.replacement)
+            # A sentence begins with the space before it, which is replaced with it.
+            before = item.before if item.field == field else ""
+            space = " " if before and not before[-1].isspace() else ""
+            yield gate.text_chunk(choice, field, space + self.policy.texts.replacement)
         label = {**about, "label": verdict.label, "action": action}
         label["probabilities"] = _rounded(verdict.probabilities)
         yield {**gate.label_chunk(choice), "guard": {"answer_labels": [label]}}

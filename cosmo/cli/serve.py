@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-from canary.cli import flags
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
+from cosmo.serve import guard_flags
 
 
 def run(args: argparse.Namespace) -> None:
@@ -15,15 +15,14 @@ def run(args: argparse.Namespace) -> None:
     errors.check_extra("serve")
     import dataclasses
 
-    from canary.guard.settings import GuardConfig
     from cosmo.serve import server
 
     def given(config: type, **further: Any) -> Any:
         names = [f.name for f in dataclasses.fields(config) if f.name not in further]
         return config(**{name: getattr(args, name) for name in names}, **further)
 
-    guard = given(GuardConfig)
-    if args.canary is None and guard != GuardConfig():
+    guard = given(server.GuardConfig)
+    if args.canary is None and guard != server.GuardConfig():
         raise UserError("flags of the guard need --canary=PATH, the model that judges")
     server.serve(given(server.ServeConfig, guard=guard))
 
@@ -53,7 +52,7 @@ the model:
 --num_partitions N=1  devices a model copy
 --beams N=1         compile a beam search with so many beams, for requests that ask for it
 the guarded API at /guard/v1 (with --canary):
-{flags.GUARD}where it listens, and who may call:
+{guard_flags.GUARD}where it listens, and who may call:
 --host HOST=127.0.0.1  0.0.0.0 is every address of this machine
 --port N=8000       0 takes a free one, which is printed
 --api_key_env NAME  environment variable with the key that clients must send (default: no key)

@@ -327,6 +327,12 @@ class Service:
             raise unavailable("the server is stopping")
         return JSONResponse({"status": "ok"})
 
+    async def unguarded(self, request: Request) -> Response:
+        """Refuse a request to the guarded API of a server that has none."""
+        raise ApiError(
+            404, "this server guards nothing: it was started without --canary", code="unknown_url"
+        )
+
     def close(self, drain: bool = True) -> None:
         """End the threads."""
         if self.labeller is not None:
@@ -349,11 +355,11 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 def inner(service: Service) -> Starlette:
-    """Return the service's routes as an application without key, host names, counts or an end.
+    """Return the service's routes as an application without key, host names, counts, log or end.
 
-    For callers in this process, such as a guard in front of it.
+    For callers in this process, such as a guard in front of it, which counts and logs its requests.
     """
-    return app.application(routes(service), api_key=None)
+    return app.application(routes(service), api_key=None, log_requests=False)
 
 
 def application(
@@ -381,8 +387,10 @@ def application(
             # Requests in flight have ended, or were cut.
             await asyncio.to_thread(service.close, False)
 
+    # After `further`: a guard has this path too.
+    unguarded = Route("/guard/v1/{rest:path}", service.unguarded, methods=["GET", "POST"])
     return app.application(
-        [*routes(service), *further],
+        [*routes(service), *further, unguarded],
         api_key=api_key,
         hosts=hosts,
         # The page asks for the key itself.

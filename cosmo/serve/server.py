@@ -129,12 +129,14 @@ def open_service(config: ServeConfig) -> api.Service:
     )
 
 
-def guard_of(config: ServeConfig, rules: Policy, service: api.Service) -> routes.Guard:
-    """Return a guard in front of the service itself, which needs a Canary. Raises UserError."""
+def guard_of(rules: Policy, parts: dict[str, Any], service: api.Service) -> routes.Guard:
+    """Return a guard in front of the service itself, which needs a Canary.
+
+    `parts` are those of `GuardConfig.parts`.
+    """
     assert service.labeller is not None
     judge = judging.Judge(service.labeller, rules, *judging.of_model(service.labeller.canary))
     itself = upstream.AsgiUpstream(api.inner(service))
-    parts = config.guard.parts(rules)
     return routes.Guard(itself, judge, rules, metrics=service.metrics, **parts)
 
 
@@ -144,13 +146,15 @@ def serve(config: ServeConfig) -> None:
     Prints the URL once the model answers; until then every answer has status 503. Raises UserError.
     """
     key = config.api_key()
-    rules = config.guard.rules()  # before the model is loaded
+    # All that can be wrong, before the model is loaded.
+    rules = config.guard.rules()
     listener = run.listen(config.host, config.port)
     run.warn_if_open(config.host, key)
     try:
+        parts = None if config.canary is None else config.guard.parts(rules)
         with run.starting(listener):
             service = open_service(config)
-        guard = None if config.canary is None else guard_of(config, rules, service)
+        guard = None if parts is None else guard_of(rules, parts, service)
         made = api.application(
             service,
             api_key=key,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canary.guard import policy
+from canary.guard import policy, settings
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks import safety
 
@@ -95,3 +95,12 @@ def test_the_most_severe_label_over_its_threshold_holds(values, thresholds):
     else:
         assert held not in thresholds
         assert found[held] == max(found[label] for label in found if label not in thresholds)
+
+
+def test_settings_read_the_file_and_put_a_webhook_in_its_place(tmp_path):
+    (tmp_path / "p.toml").write_text('[turn]\ncasual = "guide"\n')
+    webhook = "https://example.org/call"
+    rules = settings.GuardConfig(policy=str(tmp_path / "p.toml"), webhook=webhook).rules()
+    assert rules.turn["__casual__"] == "guide" and rules.intervention.webhook == webhook
+    with pytest.raises(UserError, match="expected https"):
+        settings.GuardConfig(webhook="http://example.org/call").rules()

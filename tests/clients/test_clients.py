@@ -29,16 +29,31 @@ def talk():
 """
 
 
+# The Canary is untrained: its labels mean nothing.
+POLICY = """
+[turn]
+possibly_needs_caution = "pass"
+probably_needs_caution = "pass"
+needs_caution = "pass"
+needs_intervention = "pass"
+[answer]
+needs_caution = "pass"
+needs_intervention = "pass"
+"""
+
+
 @pytest.fixture(scope="module")
-def cosmo(tmp_path_factory):
-    """Serve a Cosmo that was trained for two steps; yield its address."""
+def cosmo(tmp_path_factory, canary_run):
+    """Serve a Cosmo that was trained for two steps, guarded by a Canary; yield its address."""
     from tests.cosmo.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("cosmo")
     run = ["train", *SMALL, f"--gin.MODEL_DIR={folder / 'run'}", "--gin.TRAIN_STEPS=2", "--quiet"]
     assert cosmo_main(run) == 0
+    (folder / "policy.toml").write_text(POLICY)
     command = ("cosmo", "serve", f"--model={folder / 'run'}", "--port=0", "--slots=4")
-    with serving(*command, log=folder / "log") as address:
+    guard = (f"--canary={canary_run}", f"--policy={folder / 'policy.toml'}")
+    with serving(*command, *guard, log=folder / "log") as address:
         yield address
 
 
@@ -89,6 +104,23 @@ def test_inspect_ai_runs_a_task(cosmo, client_python, tmp_path):
     assert found["stats"]["model_usage"]["openai-api/ours/run"]["input_tokens"] > 0
 
 
+def test_the_guarded_api_answers_as_the_other_where_all_passes(cosmo):
+    """Oracle: the answer at /v1, to the same request."""
+    import openai
+
+    asked = {"model": "run", "messages": [{"role": "user", "content": "Hi Ann!"}], "temperature": 0}
+    plain = openai.OpenAI(base_url=f"{cosmo}/v1", api_key="none", max_retries=0)
+    guarded = openai.OpenAI(base_url=f"{cosmo}/guard/v1", api_key="none", max_retries=0)
+    wanted = plain.chat.completions.create(**asked).choices[0].message.content
+    whole = guarded.chat.completions.create(**asked)
+    chunks = list(guarded.chat.completions.create(**asked, stream=True))
+    assert whole.choices[0].message.content == wanted
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == wanted
+    assert whole.guard["action"] == chunks[0].guard["action"] == "pass"
+    label = plain.moderations.create(input="Hi Ann!").results[0].label
+    assert whole.guard["label"] == label
+
+
 def test_guard_before_a_real_model(client_python, canary_run, tmp_path):
     """llama.cpp's own server answers; the guard's fields and the whole text arrive."""
     import openai
@@ -112,4 +144,4 @@ def test_guard_before_a_real_model(client_python, canary_run, tmp_path):
     assert text.strip()
     assert whole.guard["label"] == chunks[0].guard["label"]
     decisions = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert len({d["request_id"] for d in decisions}) == 2
+    assert len({d["request"] for d in decisions}) == 2

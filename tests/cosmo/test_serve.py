@@ -11,6 +11,7 @@ import openai
 import pytest
 
 import cosmo
+from canary.guard.settings import GuardConfig
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.web import app, run
@@ -210,6 +211,17 @@ def test_the_command_serves_until_sigterm(folder):
         assert caught.value.settings == ("port",)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_wrong_setting_of_the_guard_is_found_before_the_model_is_loaded(tmp_path):
+    """Oracle: the error is the setting's, although no model is there either."""
+    for guard, wanted in (
+        (GuardConfig(audit=str(tmp_path / "none" / "a.jsonl")), "cannot write"),
+        (GuardConfig(policy=str(tmp_path / "none.toml")), "cannot read the policy"),
+    ):
+        config = server.ServeConfig("/no/model", canary="/no/canary", port=0, guard=guard)
+        with pytest.raises(UserError, match=wanted):
+            server.serve(config)
 
 
 # --- Prost ---

@@ -14,6 +14,7 @@ from cosmo.engine.base.errors import QueueFull
 from cosmo.engine.web import app, run, sse
 from cosmo.serve import api
 from cosmo.tasks import safety
+from tests.canary import guard_doubles as doubles
 from tests.cosmo.serve_parts import ScriptedScheduler, scripted_model
 
 HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "Hello!"}]}
@@ -73,6 +74,24 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_guard_in_the_same_process_adds_no_line_to_the_log(caplog):
+    caplog.set_level("INFO")
+    service = api.Service(scripted_model(), ScriptedScheduler())
+    for made, lines in ((api.inner(service), 0), (api.application(service), 1)):
+        caplog.clear()
+        work = doubles.request(made, "/v1/models", {}, method="GET")
+        assert asyncio.run(work)[0] == 200
+        assert len([r for r in caplog.records if r.name == "cosmo.web"]) == lines
+
+
+def test_without_canary_its_routes_name_the_flag():
+    with served() as (client, _):
+        for path in ("/v1/moderations", "/guard/v1/chat/completions", "/guard/v1/models"):
+            answer = ask(client, path)
+            assert answer.status_code == 404
+            assert "it was started without --canary" in answer.json()["error"]["message"]
 
 
 # --- bad input ---

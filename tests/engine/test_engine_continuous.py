@@ -42,10 +42,18 @@ def session(tiny_config, make_params):
 
 
 @pytest.fixture(scope="module")
-def scheduler(session):
+def warming():
+    """The calls of `on_progress` while `scheduler` warms up."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def scheduler(session, warming):
     """Three rows, warmed up."""
     made = continuous.Scheduler(session, slots=3, max_queue=20)
-    made.warm_up()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuous, "PROGRESS_SECONDS", 0.01)  # report often
+        made.warm_up(lambda done, total: warming.append((done, total)))
     yield made
     made.close(drain=False)
 
@@ -82,6 +90,12 @@ class Receiver:
     def wait(self):
         assert self.ended.wait(60), "no end within a minute"
         return self
+
+
+def test_programs_are_counted_up(scheduler, warming):
+    done = [count for count, _ in warming]
+    (total,) = {total for _, total in warming}
+    assert done == sorted(done) and done[0] == 0 and done[-1] == total
 
 
 def inputs(count, seed=0):

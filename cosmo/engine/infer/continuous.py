@@ -220,7 +220,8 @@ class _Programs:
             left = set(begun)
             while left:
                 _, left = concurrent.futures.wait(left, PROGRESS_SECONDS)
-                on_progress(total - len(left), total)
+                if left:
+                    on_progress(total - len(left), total)
         for future, name in begun.items():
             self._compiled[name] = future.result()
         on_progress(total, total)

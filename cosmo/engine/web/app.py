@@ -43,6 +43,7 @@ def application(
     body_seconds: float = BODY_SECONDS,
     open_paths: Collection[str] = ("/health",),
     metrics: Metrics | None = None,
+    log_requests: bool = True,
     lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[Any]] | None = None,
 ) -> Starlette:
     """Return an application that serves `routes`.
@@ -55,6 +56,7 @@ def application(
         body_seconds: a client that takes longer to send its body gets status 408.
         open_paths: paths that need no key.
         metrics: counts the requests by route and status.
+        log_requests: log a line for each request.
         lifespan: Starlette's, entered before the first request and left after the last.
 
     Requests of pages of other origins get status 403. No CORS header is sent.
@@ -63,7 +65,9 @@ def application(
     made = Starlette(
         routes=list(routes),
         middleware=[
-            Middleware(_Outermost, metrics=metrics or Metrics(), paths=paths),
+            Middleware(
+                _Outermost, metrics=metrics or Metrics(), paths=paths, log_requests=log_requests
+            ),
             Middleware(_Gate, api_key=api_key, hosts=hosts, open_paths=frozenset(open_paths)),
             Middleware(_BodyLimits, most=max_body_bytes, seconds=body_seconds),
         ],
@@ -92,8 +96,11 @@ def is_loopback(host: str) -> bool:
 class _Outermost:
     """Turn exceptions into answers, count and log requests."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]):
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], log_requests: bool = True
+    ):
         self.app, self.metrics, self.paths = app, metrics, paths
+        self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,8 +130,9 @@ class _Outermost:
             self.metrics.request(route, scope["method"], status, seconds)
             # The path alone: queries and bodies may hold what people wrote.
             path = shortened(scope["path"].encode("unicode_escape").decode())
-            method = shortened(scope["method"])  # a client may invent one
-            log.info("%s %s %d %.0f ms", method, path, status, seconds * 1000)
+            if self.log_requests:
+                method = shortened(scope["method"])  # a client may invent one
+                log.info("%s %s %d %.0f ms", method, path, status, seconds * 1000)
 
 
 def _as_api_error(error: Exception, scope: Scope) -> ApiError:
