@@ -24,7 +24,12 @@ ALLOWED = {
     "cosmo.tasks": {"cosmo.engine.base"},
     "data_pipeline.calls": {"cosmo.engine.base"},
     "data_pipeline.co3": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
-    "data_pipeline.annotation": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
+    "data_pipeline.annotation": {
+        "cosmo.engine.base",
+        "cosmo.engine.web",
+        "cosmo.tasks",
+        "data_pipeline.calls",
+    },
     "data_pipeline": {"cosmo.engine.base"},  # names its rooms' verbs without importing them
     "canary": {*_ENGINE_ROOMS, "cosmo.tasks"},
     "cosmo": {*_ENGINE_ROOMS, "cosmo.tasks", "cosmo.serve"},
