@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from urllib.parse import quote, urlencode, urlsplit
 
 from cosmo.engine.web import app, run
@@ -113,10 +112,11 @@ import data_pipeline.annotation.commands.serve
 for _ in sys.stdin:
     child = os.fork()
     if not child:
-        null = os.open(os.devnull, os.O_RDONLY); os.dup2(null, 0)
+        sys.stdin = open(os.devnull)
         os._exit(command.main(sys.argv[1:]))
     print("process", child, flush=True)
     os.waitpid(child, 0)
+    print("ended", child, flush=True)
 """
 
 
@@ -128,22 +128,24 @@ class Server:
             [sys.executable, "-c", _FORKS, "annotate", "serve", *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self.lock, self.process = threading.Lock(), None
+        self.process = None
 
     def start(self):
         """Start it; return its address."""
+        self.process = None
         self.forks.stdin.write("start\n")
         self.forks.stdin.flush()
         for line in self.forks.stdout:
             if line.startswith("process "):
                 self.process = int(line.split()[1])
+            if line == f"ended {self.process}\n":
+                raise AssertionError("the server did not start")
             if line.startswith("listening on "):
                 return line.split()[-1]
         raise AssertionError("the server did not start")
 
     def kill(self):
         """Kill it, so that nothing of it can run on."""
-
         os.kill(self.process, signal.SIGKILL)
 
     def end(self):

@@ -455,7 +455,8 @@ def test_killed_while_judges_answer(tmp_path, kills):
         f"--task={tmp_path / 't.jsonl'}", f"--answers={tmp_path / 'a.jsonl'}",
         f"--judges={','.join(names)}", "--port=0",
     )  # fmt: skip
-    address, confirmed, problems, source = {}, {}, [], random.Random(kills)
+    address, confirmed, problems, threads = {}, {}, [], []
+    source = random.Random(kills)
     wanted, ended = 2 * len(made.items), threading.Event()
 
     def work(name):
@@ -491,7 +492,7 @@ def test_killed_while_judges_answer(tmp_path, kills):
     try:
         start()
         address |= tokens.read_tokens(tmp_path / "a.jsonl.judges.csv")
-        threads = [threading.Thread(target=work, args=(name,)) for name in names]
+        threads += [threading.Thread(target=work, args=(name,), daemon=True) for name in names]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30 + 3 * kills
@@ -506,7 +507,7 @@ def test_killed_while_judges_answer(tmp_path, kills):
     finally:
         ended.set()
         for thread in threads:
-            thread.join()
+            thread.join(10)
         server.end()
     assert not problems and len(confirmed) == wanted
     found = read_answers(made, [tmp_path / "a.jsonl"])
