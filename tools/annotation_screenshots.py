@@ -93,7 +93,8 @@ def _fill(page: Page, name: str) -> None:
     else:
         page.fill("[name=response]", "Would it not feel better to go with his blessing? Ask early.")
         page.check("[name=rule][value=previous]")
-        page.locator("[name=response]").evaluate("node => node.scrollIntoView({block: 'start'})")
+        first = page.locator("fieldset").first
+        first.evaluate("node => scrollTo(0, node.getBoundingClientRect().top + scrollY - 12)")
 
 
 def take(browser: Browser, folder: pathlib.Path) -> list[pathlib.Path]:

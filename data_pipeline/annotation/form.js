@@ -15,11 +15,15 @@ function followForm(form) {
         return open && values.split("|").includes(value(key));
       });
     }
+    form.querySelectorAll("fieldset:not(:disabled) > legend > .number").forEach((number, at) => {
+      number.textContent = at + 1;
+    });
     for (const box of form.querySelectorAll("textarea[data-least]")) {
       const least = Number(box.dataset.least), length = box.value.trim().length;
       const sentences = box.value.split(/[.!?]+(?:\s|$)/).filter((part) => part.trim()).length;
       box.setCustomValidity(length < least ? "Please write at least " + least + " characters." : "");
-      box.nextElementSibling.textContent = sentences + " sentences, " + length + " characters";
+      const counted = (number, name) => number + " " + name + (number === 1 ? "" : "s");
+      box.nextElementSibling.textContent = counted(sentences, "sentence") + ", " + counted(length, "character");
     }
     for (const group of form.querySelectorAll("[data-numbered]")) {
       const [least, most] = group.dataset.numbered.split(" ").map(Number);

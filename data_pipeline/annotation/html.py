@@ -47,7 +47,7 @@ def questions(view: Mapping[str, Any], values: Mapping[str, str] = {}) -> str:
             for key, values in field["when"].items()
         )
         when = f' data-when="{attribute(conditions)}"' if conditions else ""
-        legend = f"{number}. {escaped(field['text'])}"
+        legend = f'<span class="number">{number}</span>. {escaped(field["text"])}'
         note = f'<p class="help">{escaped(field["help"])}</p>' if field["help"] else ""
         if field["utterance"]:
             about = f"{field['utterance']}. {field['about']}"
@@ -122,13 +122,21 @@ def instructions(view: Mapping[str, Any], folded: bool = False) -> str:
 
 def introduction(view: Mapping[str, Any]) -> str:
     """Return the words before an item: warning, purpose, guidelines, examples, consent."""
-    made = []
-    if view["warning"]:
-        made.append(f'<p class="warning" role="note">{escaped(view["warning"])}</p>')
-    made.append(f"<p>{escaped(view['intro'])}</p>{instructions(view)}")
-    if view["consent"]:
-        made.append(
-            '<label class="choice consent"><input type="checkbox" name="consent" required> '
-            f"{escaped(view['consent'])}</label>"
-        )
-    return "".join(made)
+    return purpose(view) + consent(view)
+
+
+def purpose(view: Mapping[str, Any]) -> str:
+    """Return warning, purpose, guidelines and examples."""
+    warning = escaped(view["warning"])
+    note = f'<p class="warning" role="note">{warning}</p>' if warning else ""
+    return f"{note}<p>{escaped(view['intro'])}</p>{instructions(view)}"
+
+
+def consent(view: Mapping[str, Any]) -> str:
+    """Return the box of consent, if the page asks for it."""
+    if not view["consent"]:
+        return ""
+    return (
+        '<label class="choice consent"><input type="checkbox" name="consent" required> '
+        f"{escaped(view['consent'])}</label>"
+    )

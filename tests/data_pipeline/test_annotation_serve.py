@@ -237,8 +237,8 @@ def test_bad_forms(tmp_path):
         good = {"action": "answer", "item": name, **form_of(TIE)}
         kind = {"content-type": "application/x-www-form-urlencoded"}
         for status, text, reply in (
-            (422, "Question 5 needs an answer", ann.send(name, most)),
-            (422, "Question 1 needs one of", ann.send(name, {**TIE, "prosocial": "c"})),
+            (422, "This needs an answer: Which response suits", ann.send(name, most)),
+            (422, "This needs one of", ann.send(name, {**TIE, "prosocial": "c"})),
             (400, "unknown field", ann.send(name, {**TIE, "more": "x"})),
             (400, "none of this study", ann.send("i99", TIE)),
             (400, "action", ann.post({**good, "action": "drop"})),

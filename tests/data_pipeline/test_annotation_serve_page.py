@@ -130,6 +130,7 @@ def test_a_judge_finishes_a_batch_by_keys(name, opened, tmp_path):
     assert "All was clear." in (tmp_path / "a.jsonl.events.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_boxes_open_only_where_they_are_asked(opened, tmp_path):
     """Oracle: the conditions of the page `rots`; the counters of a text."""
     with served(task("rots"), tmp_path / "a.jsonl") as (_, judges, url):
@@ -143,6 +144,8 @@ def test_boxes_open_only_where_they_are_asked(opened, tmp_path):
         page.check("[name=rule][value=previous]")
         page.check("[name=rule_wrong]")
         assert better.is_visible()
+        numbers = page.locator("legend .number:visible").all_inner_texts()
+        assert numbers == [*"123456"]  # without a gap
         page.fill("[name=response]", "Hello. Hello there.")
         expect(page.locator(".count").first).to_have_text("2 sentences, 19 characters")
         page.click("#send")  # too short: the browser holds it back
@@ -180,6 +183,7 @@ def test_tabs_back_and_reload_lose_and_double_nothing(opened, tmp_path):
     assert all(line["answers"] == GOOD["prosocial"] for line in lines)
 
 
+@pytest.mark.slow
 def test_the_minimum_time_is_told(opened, tmp_path):
     """Oracle: nothing is sent before it is over; then it is."""
     with served(task(min_seconds=2), tmp_path / "a.jsonl") as (_, judges, url):
@@ -193,6 +197,7 @@ def test_the_minimum_time_is_told(opened, tmp_path):
         expect(page.locator(".progress label")).to_have_text("2 of 4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_contrast_and_phone_width(colours, opened, tmp_path):
     """Oracle: WCAG 2.2's ratio (4.5 for text); no element reaches beyond 360 points."""
@@ -214,6 +219,7 @@ def test_contrast_and_phone_width(colours, opened, tmp_path):
             assert len(found) > 60 and [one for one in found if one[0] < one[1]] == []
 
 
+@pytest.mark.slow
 def test_labels(opened, tmp_path):
     """Oracle: the accessible names that Chromium computes."""
     made = task("proofreading")
@@ -226,6 +232,7 @@ def test_labels(opened, tmp_path):
         expect(page.get_by_role("progressbar", name="1 of 4")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_docs(browser, tmp_path):
     """Oracle: PNGs; those in docs/images have at most 150 kB."""
     files = annotation_screenshots.take(browser, tmp_path)

@@ -1,4 +1,8 @@
-"""Draw the pages of a study as HTML. Each works without a script, which adds keys and drafts."""
+"""Draw the pages of a study as HTML. A script adds keys and drafts.
+
+The script also hides the questions that were not asked: without it, a page that has such questions
+cannot be sent.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ def consent(task: Task, token: str, hold_seconds: float, problem: str = "") -> s
         f'<main class="message"><h1>{html.escaped(task.page.title)}</h1>{_alert(problem)}'
         f'<form method="post" action="/judge" id="form">'
         f"{_hidden(token=token, action='consent')}"
-        f'{html.introduction(view)}{_wage(task)}<ul class="rules">{listed}</ul>'
+        f'{html.purpose(view)}{_wage(task)}<ul class="rules">{listed}</ul>{html.consent(view)}'
         '<button class="primary" id="send">Start</button></form></main>'
     )
     return document(task.page.title, body)
@@ -136,7 +140,8 @@ def item(
     }
     options = "".join(text for name, text in parts.items() if name.startswith("dialog"))
     content = "".join(text for name, text in parts.items() if not name.startswith("dialog"))
-    if "rots" in task.page.shows and one.rots:
+    # The rules are of use before the question about them opens.
+    if one.rots and any(question.kind == "several" for question in task.page.questions):
         content += _rules_of_thumb(one)
     layout = "compared" if options else "single"
     options = f'<div class="options">{options}</div>' if options else ""
@@ -157,7 +162,8 @@ def item(
         f"<h1>{html.escaped(task.page.title)}</h1>{_progress(progress)}</header>"
         f'<main class="{layout} {html.attribute(task.page.name)}">{_alert(problem)}'
         f'<div class="instructions"><p>{html.escaped(task.page.intro)}</p>'
-        f"{html.instructions(view, folded=True)}</div>"
+        f"{html.instructions(view, folded=True)}"
+        '<noscript><p class="alert">Please switch on JavaScript for this page.</p></noscript></div>'
         f'<div class="content">{content}{options}</div>'
         f'<form method="post" action="/judge" id="form" data-item="{html.attribute(one.id)}" '
         f'data-wait="{wait:.3f}">{_hidden(token=token, item=one.id)}'

@@ -1,4 +1,4 @@
-// Keys, drafts and the minimum time of a study's pages. Every page works without this script.
+// Keys, drafts and the minimum time of a study's pages. The server checks everything again.
 function start() {
   const form = document.getElementById("form");
   if (!form) return;

@@ -213,14 +213,14 @@ class Pages:
         self, judge: str, token: str, one: Item, form: Mapping[str, str], sent: study.Sent
     ) -> Response:
         """Return the page with all that was filled in, and what is wrong."""
-        keys = [field.key for field in fields(self.task.page, one)]
+        asked = {field.key: field.text for field in fields(self.task.page, one)}
         if sent.outcome == study.TOO_FAST:
             problem = (
                 f"Please take at least {self.task.min_seconds:g} seconds for each page: send it "
                 f"again in {math.ceil(sent.wait)} seconds. Your answers are still here."
             )
         else:
-            problem = f"Question {keys.index(sent.key) + 1} needs {sent.fault}."
+            problem = f"This needs {sent.fault}: {asked[sent.key]}"
         text = drawing.item(
             self.task, token, one, assignment.shown_order(self.task, one, judge),
             self.study.progress(judge), sent.wait, form, problem,
