@@ -7,6 +7,7 @@ share a browser. The log has paths alone, so it holds no token.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Collection, Mapping
 from urllib.parse import parse_qsl, quote
@@ -27,6 +28,8 @@ from data_pipeline.annotation.answers import utterance_numbers
 from data_pipeline.annotation.assignment import DONE, NOT_QUALIFIED
 from data_pipeline.annotation.serving import drawing, study
 from data_pipeline.annotation.task_files import Item, Task, fields
+
+log = logging.getLogger("data_pipeline")
 
 MAX_BODY_BYTES = 2**20
 MAX_FIELDS = 1000
@@ -67,7 +70,7 @@ class Pages:
 
     def __init__(self, made: study.Study, tokens: Mapping[str, str]):
         self.study, self.task, self.names = made, made.task, tuple(tokens)
-        # A lookup of digests: how long it takes says nothing about the tokens.
+        # A lookup of digests: its time reveals nothing about the tokens.
         self.judges = {_digest(token): judge for judge, token in tokens.items()}
         self.wrong_tokens = 0
 
@@ -125,7 +128,8 @@ class Pages:
         try:
             return await run_in_threadpool(getattr(self, f"_{action}"), judge, token, form)
         except UserError as error:  # the disk: nothing is confirmed
-            raise ApiError(503, f"Your answer could not be stored ({error})") from error
+            log.error("%s", error)  # it names files, which are not the judge's business
+            raise ApiError(503, "Your answer could not be stored. Please send it again") from error
 
     def _judge(self, token: str) -> str | None:
         return self.judges.get(_digest(token)) if len(token) <= 500 else None
