@@ -37,6 +37,7 @@ VERBS |= _group(
         "pairs": "two systems' responses or dialogues, sampled by seed: a task file",
         "make": "a task file of dialogues to annotate: safety, rules of thumb, proofreading ...",
         "show": "contexts with the responses of several systems below each other",
+        "serve": "pages for people who judge a task, on a server of your own",
         "judge": "let a language model judge a task, in both orders",
         "report": "votes, agreement, tests and plots of a task's answers",
         "power": "how many votes or items a study needs",

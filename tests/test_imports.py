@@ -24,7 +24,12 @@ ALLOWED = {
     "cosmo.tasks": {"cosmo.engine.base"},
     "data_pipeline.calls": {"cosmo.engine.base"},
     "data_pipeline.co3": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
-    "data_pipeline.annotation": {"cosmo.engine.base", "cosmo.tasks", "data_pipeline.calls"},
+    "data_pipeline.annotation": {
+        "cosmo.engine.base",
+        "cosmo.engine.web",
+        "cosmo.tasks",
+        "data_pipeline.calls",
+    },
     # ProsocialDialog is made by CO3's engine, and by people on the pages of annotation.
     "data_pipeline.prosocial": {
         "cosmo.engine.base",

@@ -8,6 +8,8 @@ import re
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from cosmo.engine.web import page_headers
+
 HTML = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
@@ -18,29 +20,11 @@ def _hash(tag: str) -> str:
     return f"'sha256-{digest}'"
 
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        f"script-src {_hash('script')}",
-        f"style-src {_hash('style')}",
-        "img-src data:",  # the icon
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        # The browser refuses innerHTML and its kin, so that no text can become markup.
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
-)
+POLICY = page_headers.policy(_hash("script"), _hash("style"), ["connect-src 'self'"])
 HEADERS = {
+    **page_headers.ALWAYS,
     "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",  # browsers that do not know frame-ancestors
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-cache",  # a new version of the server has a new page
 }
 

@@ -50,6 +50,14 @@ class Answer:
         return json_lines.line(plain(self))
 
 
+class FieldError(ValueError):
+    """A fault of one field's answer: `key` names the field, `expected` is the rule in words."""
+
+    def __init__(self, key: str, problem: str, expected: str):
+        super().__init__(f"question {key!r}: {problem}")
+        self.key, self.expected = key, expected
+
+
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
     """A line that cannot be used: file, line, reason, and the line itself."""
@@ -83,7 +91,7 @@ class Answers:
 
 
 def check_answers(page: Page, item: Item, answers: Any, texts_required: bool = True) -> None:
-    """Raise ValueError, with the fault in words, for answers that the page does not allow.
+    """Raise ValueError for answers that the page does not allow; FieldError names a field.
 
     Models need not write texts: `texts_required` False.
     """
@@ -95,7 +103,7 @@ def check_answers(page: Page, item: Item, answers: Any, texts_required: bool = T
     for field in asked.values():
         wanted, given = is_asked(field, answers), answers.get(field.key)
         if field.key in answers and not wanted:
-            raise ValueError(f"question {field.key!r}: answered, although it was not asked")
+            raise FieldError(field.key, "answered, although it was not asked", "no answer")
         if field.key in answers:
             _check_value(field, item, given)
             continue
@@ -103,7 +111,7 @@ def check_answers(page: Page, item: Item, answers: Any, texts_required: bool = T
         if not texts_required and field.question.kind != "choice":
             may_lack = True  # a model need not write texts
         if wanted and not may_lack:
-            raise ValueError(f"question {field.key!r}: not answered")
+            raise FieldError(field.key, "not answered", "an answer")
 
 
 def is_asked(field: Field, answers: Mapping[str, Any]) -> bool:
@@ -120,7 +128,7 @@ def _check_value(field: Field, item: Item, value: Any) -> None:
 
     def check(good: bool, expected: str) -> None:
         if not good:
-            raise ValueError(f"question {key!r}: got {shown(value)}, expected {expected}")
+            raise FieldError(key, f"got {shown(value)}, expected {expected}", expected)
 
     if question.kind == "choice":
         ids = [choice.id for choice in question.choices]
@@ -258,6 +266,11 @@ def append_answers(path: Any, answers: Iterable[Answer]) -> None:
 
     A line that an earlier write left without its end is ended first.
     """
+    append_lines(path, b"".join(answer.line() for answer in answers))
+
+
+def append_lines(path: Any, lines: bytes) -> None:
+    """Append whole lines to a file, as `append_answers` does."""
     path = Path(path)
     try:
         with open(path, "ab+") as file:
@@ -266,7 +279,7 @@ def append_answers(path: Any, answers: Iterable[Answer]) -> None:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
             # One write, so that a kill cuts at most the end.
-            file.write(b"".join(answer.line() for answer in answers))
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
         durable.sync(path.parent)  # the name of a new file

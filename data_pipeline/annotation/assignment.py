@@ -77,16 +77,20 @@ def assign(
     answers: Sequence[Answer],
     judge: str,
     held: Mapping[str, Collection[str]] = {},
+    skipped: Collection[str] = (),
 ) -> Next:
     """Return what `judge` gets next. `held` {item: judges} are pages open now, unanswered.
 
-    Qualification comes first. An item goes to as many people as the task wants, to nobody twice.
-    Gold items stand at seeded places among the others. A page that the judge holds is given again.
+    `skipped` are items that the judge does not want: they are not given.
+
+    Qualification comes first. An item goes to as many people as the task wants, to nobody
+    twice. Gold items stand at seeded places among the others. A page that the judge holds is
+    given again.
     """
     own = [answer for answer in answers if answer.judge == judge]
     seen = {answer.item for answer in own}
     for item in task.items:
-        if item.id not in seen and judge in held.get(item.id, ()):
+        if item.id not in seen and item.id not in skipped and judge in held.get(item.id, ()):
             return _given(task, item, judge)
     tests = task.of_role("qualification")
     left = [item for item in tests if item.id not in seen]
@@ -95,39 +99,88 @@ def assign(
     right, total = right_share(task, own, "qualification")
     if tests and right < task.qualification_pass * total:
         return Next(None, reason=NOT_QUALIFIED)
-    if gold := _gold(task, own, seen, judge):
+    if gold := _gold(task, own, {*seen, *skipped}, judge):
         return _given(task, gold, judge)
+    open_, taken = _open_items(task, answers, judge, held, {*seen, *skipped})
+    if not open_:
+        return Next(None, reason=TAKEN if taken else DONE)
+
+    # Begun items first, so that a study that ends early has whole items. Then a seeded order of the
+    # judge's own, so that no item is always judged last.
+    def rank(one: tuple[int, Item]) -> tuple[int, int]:
+        return -one[0], fraction_bits(task.seed, "assign", f"{judge}/{one[1].id}")
+
+    return _given(task, min(open_, key=rank)[1], judge)
+
+
+def remaining(
+    task: Task,
+    answers: Sequence[Answer],
+    judge: str,
+    held: Mapping[str, Collection[str]] = {},
+    skipped: Collection[str] = (),
+    most: int | None = None,
+) -> int:
+    """Return how many items `judge` would get from now on, if nobody else answered.
+
+    `most` limits the answers of a judge to items that are neither gold nor qualification.
+    """
+    own = [answer for answer in answers if answer.judge == judge]
+    seen = {answer.item for answer in own}
+    tests = sum(item.id not in seen for item in task.of_role("qualification"))
+    items = len(_open_items(task, answers, judge, held, {*seen, *skipped})[0])
+    done = sum(task.by_id[answer.item].role == "item" for answer in own)
+    if most is not None:
+        items = min(items, max(most - done, 0))
+    golds = task.of_role("gold") if task.gold_every else []
+    answered = sum(item.id in seen for item in golds)
+    usable = answered + sum(item.id not in seen and item.id not in skipped for item in golds)
+    due = answered
+    while due < usable and done + items >= _gold_place(task, due, judge):
+        due += 1
+    return tests + items + due - answered
+
+
+def _open_items(
+    task: Task,
+    answers: Sequence[Answer],
+    judge: str,
+    held: Mapping[str, Collection[str]],
+    without: Collection[str],
+) -> tuple[list[tuple[int, Item]], bool]:
+    """Return (votes and pages of others, item) for each item with room; whether others hold one."""
     votes = Counter(answer.item for answer in answers if not answer.by_model)
     open_, taken = [], False
     for item in task.of_role("item"):
         holding = len([name for name in held.get(item.id, ()) if name != judge])
-        if item.id in seen or votes[item.id] >= task.judges_per_item:
+        if item.id in without or votes[item.id] >= task.judges_per_item:
             continue
         if votes[item.id] + holding >= task.judges_per_item:
             taken = True
             continue
-        # Begun items first, so that a study that ends early has whole items. Then a seeded order of
-        # the judge's own, so that no item is always judged last.
-        bits = fraction_bits(task.seed, "assign", f"{judge}/{item.id}")
-        open_.append((-votes[item.id] - holding, bits, item))
-    if not open_:
-        return Next(None, reason=TAKEN if taken else DONE)
-    return _given(task, min(open_, key=lambda one: one[:2])[2], judge)
+        open_.append((votes[item.id] + holding, item))
+    return open_, taken
 
 
 def _given(task: Task, item: Item, judge: str) -> Next:
     return Next(item, shown_order(task, item, judge))
 
 
-def _gold(task: Task, own: Sequence[Answer], seen: set[str], judge: str) -> Item | None:
+def _gold(task: Task, own: Sequence[Answer], without: set[str], judge: str) -> Item | None:
     """Return the gold item that is due, if any: one at a seeded place of each block of items."""
     if not task.gold_every:
         return None
+    answered = {answer.item for answer in own}
     golds = task.of_role("gold")
-    done = sum(item.id in seen for item in golds)
-    left = [item for item in golds if item.id not in seen]
+    done = sum(item.id in answered for item in golds)
+    left = [item for item in golds if item.id not in without]
     items = sum(task.by_id[answer.item].role == "item" for answer in own)
-    place = fraction_bits(task.seed, f"gold {done}", judge) % task.gold_every
-    if not left or items < done * task.gold_every + place:
+    if not left or items < _gold_place(task, done, judge):
         return None
     return min(left, key=lambda item: fraction_bits(task.seed, "gold", f"{judge}/{item.id}"))
+
+
+def _gold_place(task: Task, number: int, judge: str) -> int:
+    """Return after how many items the judge's gold item `number` (from 0) is due."""
+    place = fraction_bits(task.seed, f"gold {number}", judge) % task.gold_every
+    return number * task.gold_every + place

@@ -108,7 +108,7 @@ class Task:
 
     `systems` names the two that are compared. `qualification_pass` is the share of right answers to
     qualification items that lets a judge in. One gold item comes in every `gold_every` items, 0 for
-    none. `made_by` is no part of the fingerprint.
+    none. `wage` is what judges read about their pay. `made_by` is no part of the fingerprint.
     """
 
     page: Page
@@ -120,6 +120,7 @@ class Task:
     qualification_pass: float = 0.0
     gold_every: int = 0
     preset: str = ""
+    wage: str = ""
     made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     NESTED = {"items": Item}  # noqa: RUF012
@@ -270,6 +271,7 @@ class _Head:
     qualification_pass: float = 0.0
     gold_every: int = 0
     preset: str = ""
+    wage: str = ""
     made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

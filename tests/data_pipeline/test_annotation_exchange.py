@@ -20,24 +20,10 @@ from data_pipeline.annotation.answers import Answer, check_answer, read_answers
 from data_pipeline.annotation.assignment import shown_order
 from data_pipeline.annotation.exchange import label_studio, mturk, potato
 from data_pipeline.annotation.task_files import read_task, write_task
+from tests.data_pipeline.annotation_judges import form_of
 from tests.data_pipeline.annotation_samples import GOOD, answer, item, task
 
 PAGES = pages.names()
-
-
-def form_of(answers):
-    """The fields of a form in which a browser sends these answers."""
-    form = {}
-    for key, value in answers.items():
-        if isinstance(value, bool):
-            form |= {key: "on"} if value else {}
-        elif isinstance(value, list):
-            form |= {f"{key}-{n}": "on" for n in value}
-        elif isinstance(value, dict):
-            form |= {f"{key}-{n}": text for n, text in value.items()}
-        else:
-            form[key] = value
-    return form
 
 
 def run(*arguments):

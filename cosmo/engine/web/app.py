@@ -44,6 +44,7 @@ def application(
     open_paths: Collection[str] = ("/health",),
     metrics: Metrics | None = None,
     log_requests: bool = True,
+    error_page: Callable[[ApiError], Response] | None = None,
     lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[Any]] | None = None,
 ) -> Starlette:
     """Return an application that serves `routes`.
@@ -57,21 +58,31 @@ def application(
         open_paths: paths that need no key.
         metrics: counts the requests by route and status.
         log_requests: log a line for each request.
+        error_page: makes the answer for an error; by default `error_response`.
         lifespan: Starlette's, entered before the first request and left after the last.
 
     Requests of pages of other origins get status 403. No CORS header is sent.
     """
     paths = frozenset(path for route in routes if (path := getattr(route, "path", None)))
+    respond = error_page or error_response
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        return respond(_http_error(request, error))
+
     made = Starlette(
         routes=list(routes),
         middleware=[
             Middleware(
-                _Outermost, metrics=metrics or Metrics(), paths=paths, log_requests=log_requests
+                _Outermost,
+                metrics=metrics or Metrics(),
+                paths=paths,
+                respond=respond,
+                log_requests=log_requests,
             ),
             Middleware(_Gate, api_key=api_key, hosts=hosts, open_paths=frozenset(open_paths)),
             Middleware(_BodyLimits, most=max_body_bytes, seconds=body_seconds),
         ],
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     # A path with a slash too many is an unknown one: an answer names no address of a client's.
@@ -97,9 +108,14 @@ class _Outermost:
     """Turn exceptions into answers, count and log requests."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], log_requests: bool = True
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        paths: frozenset[str],
+        respond: Callable[[ApiError], Response],
+        log_requests: bool = True,
     ):
-        self.app, self.metrics, self.paths = app, metrics, paths
+        self.app, self.metrics, self.paths, self.respond = app, metrics, paths, respond
         self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,7 +138,7 @@ class _Outermost:
                     if not isinstance(error, ClientDisconnect):
                         log.exception("%s %s failed", scope["method"], shown(scope["path"]))
                     raise
-                await error_response(_as_api_error(error, scope))(scope, receive, noting)
+                await self.respond(_as_api_error(error, scope))(scope, receive, noting)
         finally:
             # A client that left before its answer began has 499, as in nginx's logs.
             seconds, status = time.monotonic() - began, status or 499
@@ -150,14 +166,14 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer for a path or method that no route has."""
+def _http_error(request: Request, error: Exception) -> ApiError:
+    """Return the error for a path or method that no route has."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {shortened(request.url.path)}"
     texts = {404: f"Unknown request URL: {where}", 405: f"Method not allowed: {where}"}
     message = texts.get(error.status_code, str(error.detail))
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-    return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+    return ApiError(error.status_code, message, code=code, headers=error.headers)
 
 
 class _Gate:
@@ -184,7 +200,7 @@ class _Gate:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         # Only HTTP/1.0 has none, and no browser speaks it.
-        if host and self.hosts is not None and _hostname(f"//{host}") not in self.hosts:
+        if host and self.hosts is not None and hostname(f"//{host}") not in self.hosts:
             raise ApiError(
                 403,
                 f"the host {shown(host)} is not this server's: call it by a name of this machine, "
@@ -208,7 +224,8 @@ class _Gate:
             )
 
 
-def _hostname(url: str) -> str | None:
+def hostname(url: str) -> str | None:
+    """Return the name of the host in a URL, None if it has none or is broken."""
     try:
         return urlsplit(url).hostname
     except ValueError:  # such as half an IPv6 address

@@ -30,6 +30,7 @@ the study:
 --qualification FILE  the same, which a judge has to pass first
 --qualification_pass SHARE=0.8  of right answers to these
 --consent TEXT  in place of the page's own sentence
+--wage TEXT  what judges read about their pay, as "12 euros an hour, paid each Friday"
 """
 
 
@@ -51,6 +52,7 @@ def study(args: argparse.Namespace, page: pages.Page, items: Sequence[Item], **k
             min_seconds=args.min_seconds,
             gold_every=args.gold_every if gold else 0,
             qualification_pass=args.qualification_pass if tests else 0.0,
+            wage=args.wage or "",
             **known,
         )
     except ValueError as error:

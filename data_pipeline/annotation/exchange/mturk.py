@@ -43,7 +43,8 @@ def page_html(task: Task) -> str:
         sections += f'<div class="options">{both}</div>'
     here = Path(__file__).parent
     style = (here / "page.css").read_text(encoding="utf-8")
-    script = (here / "page.js").read_text(encoding="utf-8")
+    scripts = (here.parent / "form.js", here / "page.js")
+    script = "".join(path.read_text(encoding="utf-8") for path in scripts)
     hidden = "".join(
         f'<input type="hidden" name="{name}" value="{value}">'
         for name, value in (

@@ -25,39 +25,10 @@ function start() {
     if (exchanged) [contents[0].innerHTML, contents[1].innerHTML] = [contents[1].innerHTML, contents[0].innerHTML];
     form.elements.order.value = exchanged ? "1,0" : "0,1";
   }
-  const value = (key) => {
-    const control = form.elements[key];
-    if (!control) return "";
-    return control.type === "checkbox" ? String(control.checked) : control.value;
-  };
-  function update() {
-    for (const set of form.querySelectorAll("[data-when]")) {
-      set.hidden = set.disabled = !set.dataset.when.split(";").every((condition) => {
-        const [key, values] = condition.split("=");
-        const control = form.elements[key];
-        const open = control && !(control.closest ? control : control[0]).closest("fieldset").disabled;
-        return open && values.split("|").includes(value(key));
-      });
-    }
-    for (const box of form.querySelectorAll("textarea[data-least]")) {
-      const least = Number(box.dataset.least), length = box.value.trim().length;
-      const sentences = box.value.split(/[.!?]+(?:\s|$)/).filter((part) => part.trim()).length;
-      box.setCustomValidity(length < least ? "Please write at least " + least + " characters." : "");
-      box.nextElementSibling.textContent = sentences + " sentences, " + length + " characters";
-    }
-    for (const group of form.querySelectorAll("[data-numbered]")) {
-      const [least, most] = group.dataset.numbered.split(" ").map(Number);
-      const controls = [...group.querySelectorAll("input, textarea")];
-      const count = controls.filter((c) => (c.type === "checkbox" ? c.checked : c.value.trim())).length;
-      const wrong = count < least || (most && count > most);
-      if (controls[0]) controls[0].setCustomValidity(wrong ? "Please choose or change at least " + least + (most ? ", at most " + most : "") + "." : "");
-    }
-  }
-  form.addEventListener("input", update);
+  followForm(form);
   form.addEventListener("submit", () => {
     form.elements.seconds.value = ((Date.now() - began) / 1000).toFixed(1);
   });
-  update();
 }
 if (typeof document !== "undefined") document.addEventListener("DOMContentLoaded", start);
 if (typeof module !== "undefined") module.exports = { coin };
