@@ -3,6 +3,7 @@
 # make prost-demo   train and compare two small Prosts, offline after installation
 # make co3-demo     make a small corpus from triples and train on it, offline after installation
 # make test         lint and tests
+# make test-all     the same with the tests that take longer (tests/thorough.txt)
 # make test-slow    the proofs that take minutes: kills, cold starts under load, full disks
 # make test-avx2    the tests as a processor without AVX-512 and AMX runs them
 # make test-newest  train, plan, infer and the engine's tests on the newest JAX (needs Python 3.13)
@@ -29,7 +30,7 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # the order of tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart canary-demo prost-demo co3-demo test test-slow test-avx2 test-newest test-clients lock lock-newest clean
+.PHONY: quickstart canary-demo prost-demo co3-demo test test-all test-slow test-avx2 test-newest test-clients lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -48,13 +49,16 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python $(PYTEST)
 
+test-all: $(VENV)/.installed
+	$(BIN)/python $(PYTEST) -m "not slow"
+
 # One process: these tests measure, kill and fill disks.
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 test-avx2: $(VENV)/.installed
 	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 \
-	  MKL_ENABLE_INSTRUCTIONS=AVX2 CT2_FORCE_CPU_ISA=AVX2 $(BIN)/python $(PYTEST)
+	  MKL_ENABLE_INSTRUCTIONS=AVX2 CT2_FORCE_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) -m "not slow"
 
 test-newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m tests.newest

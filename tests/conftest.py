@@ -74,8 +74,19 @@ SLOWEST_FILES = (
 )
 
 
+def thorough_tests() -> set[str]:
+    """Return the ids of the tests that `make test` leaves out for their time."""
+    lines = (ROOT / "tests" / "thorough.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest drops the tests that -m excludes
 def pytest_collection_modifyitems(items):
-    """Sort tests by file: SLOWEST_FILES first, the others as they were."""
+    """Mark the tests of thorough.txt. Sort by file: SLOWEST_FILES first, others as they were."""
+    thorough = thorough_tests()
+    for item in items:
+        if item.nodeid in thorough:
+            item.add_marker(pytest.mark.thorough)
     order = {name: number for number, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

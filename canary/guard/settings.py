@@ -4,7 +4,9 @@ import dataclasses
 import logging
 from typing import Any
 
-from canary.guard import audit, people, policy
+from canary.guard.audit import LineLog, NoLog
+from canary.guard.people import People
+from canary.guard.policy import Policy, check_webhook, load
 
 log = logging.getLogger("canary.guard")
 
@@ -24,16 +26,16 @@ class GuardConfig:
     queue: str | None = None
     webhook: str | None = None
 
-    def rules(self) -> policy.Policy:
+    def rules(self) -> Policy:
         """Return the policy. Raises UserError."""
-        rules = policy.load(self.policy)
+        rules = load(self.policy)
         if self.webhook is None:
             return rules
-        policy.check_webhook(self.webhook, "--webhook")
+        check_webhook(self.webhook, "--webhook")
         intervention = dataclasses.replace(rules.intervention, webhook=self.webhook)
         return dataclasses.replace(rules, intervention=intervention)
 
-    def parts(self, rules: policy.Policy) -> dict[str, Any]:
+    def parts(self, rules: Policy) -> dict[str, Any]:
         """Open the audit log and the queue; return the arguments of `routes.Guard` that they are.
 
         Raises UserError.
@@ -41,7 +43,7 @@ class GuardConfig:
         if not (self.queue or rules.intervention.webhook):
             log.warning("no --queue and no webhook: only answers and --audit show interventions")
         return {
-            "log_file": audit.LineLog(self.audit) if self.audit else audit.NoLog(),
-            "people": people.People(rules.intervention, self.queue),
+            "log_file": LineLog(self.audit) if self.audit else NoLog(),
+            "people": People(rules.intervention, self.queue),
             "audit_text": self.audit_text,
         }
