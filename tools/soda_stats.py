@@ -1,4 +1,4 @@
-"""Count what the SODA paper says of triples: `python -m tools.soda_stats PATH`.
+"""Count the triples of SODA as its paper does: `python -m tools.soda_stats PATH`.
 
 PATH is SODA (a file, or a folder of splits), or soda.jsonl of `data_pipeline co3`. Printed beside
 the paper's numbers:
