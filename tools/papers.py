@@ -1,7 +1,8 @@
 """List every table and figure of both papers: `python -m tools.papers`.
 
 For each it prints the command that computes it here, the input, and its state. States: computed
-(from what comes with the repository), needs data, needs people, not done, drawing (no results).
+(from what comes with the repository, maybe a sample), needs data, needs people, not done, drawing
+(no results).
 
 --table=soda.2, --figure=prosocial.5 and --text=soda.filters print one, with the paper's numbers.
 --markdown prints docs/papers.md, which a test compares. `tools/papers.toml` has the rows.
@@ -30,7 +31,8 @@ PAPERS = {
 }
 KINDS = ("table", "figure", "text")
 STATES = {
-    "computed": "the command runs on what comes with the repository",
+    "computed": "the command runs on what comes with the repository: a sample, if the paper has a "
+    "corpus",
     "needs data": "the command exists; a corpus, a trained model or a paid model is missing here",
     "needs people": "the command exists; people, or a model in their place, must judge",
     "not done": "nothing here computes it",
