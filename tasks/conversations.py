@@ -1,7 +1,7 @@
-"""Read six corpora of conversations as their publishers ship them: the one reader of each.
+"""Read seven corpora of conversations as their publishers ship them: the one reader of each.
 
-DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat, PersonaChat (ConvAI2) and Wizard
-of Wikipedia. The lines that stand before the first utterance, personas and topics, are kept.
+DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat, PersonaChat (ConvAI2), Wizard of
+Wikipedia and Holl-E. The lines before the first utterance, personas and topics, are kept.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cosmo.engine.base.errors import shown
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import Place, utterances
 from cosmo.tasks.files import (
     TABLES,
     TEXTS,
     files_for_split,
+    resolve,
     split_file,
 )
 from cosmo.tasks.recognize import naming_other_corpus
@@ -145,6 +146,60 @@ def read_wizard(path: Any, split: str = "train") -> Iterator[Conversation]:
     """
     files = wizard_files(path, split)
     yield from _conversations("wizard", path, split, files, "Wizard of Wikipedia", _wizard)
+
+
+def read_holle(path: Any, split: str = "train") -> Iterator[Conversation]:
+    """Yield the Holl-E dialogues of `split` under `path`. Moghe et al. 2018.
+
+    A record (`train_data.json`, `raw_train_data.json` ...) is a query and its response; those of
+    one `chat_id` in a row are a dialogue. Documents are left out. Ids are `holle-SPLIT-N`. The
+    corpus was not at hand: the form is that which ParlAI's reader takes. Raises DataError for a
+    missing path and for the first bad record.
+    """
+    stems = ("{split}_data", "raw_{split}_data")
+    files = split_file(path, split, stems) or files_for_split(path, split)
+    yield from _conversations("holle", path, split, files, "Holl-E", _holle)
+
+
+def read_dailydialog_emotions(
+    path: Any, split: str = "train"
+) -> Iterator[tuple[Conversation, tuple[int, ...]]]:
+    """Yield each DailyDialog dialogue of `split` with the emotion of each utterance, 0 to 6.
+
+    0 is none; then anger, disgust, fear, happiness, sadness, surprise. They stand in
+    `dialogues_emotion.txt`, or `dialogues_emotion_SPLIT.txt` beside the split's dialogues. Raises
+    DataError for a missing file, and where emotions and utterances do not match.
+    """
+    dialogues = dailydialog_files(path, split)
+    for file in dialogues:
+        place = resolve(file)
+        name = place.name.replace("dialogues_", "dialogues_emotion_", 1)
+        beside = place.with_name(name.replace("emotion_text.", "emotion.", 1))
+        if name == place.name or not beside.exists():
+            raise DataError.at(
+                file, None, "no file of emotions beside it", got=place.name,
+                expected="dialogues_emotion.txt, or dialogues_emotion_SPLIT.txt beside "
+                "dialogues_SPLIT.txt", remedy="Unpack the publisher's archive.",
+            )  # fmt: skip
+        lines = ((number, line) for number, line in read_lines(beside) if line.strip())
+        emotions = (_emotions(line, Place(str(beside), number)) for number, line in lines)
+        found = read_dailydialog(file, split)
+        for one, given in itertools.zip_longest(found, emotions):
+            if one is None or given is None or len(one.turns) != len(given):
+                raise DataError.at(
+                    beside, None, "emotions that do not match the utterances",
+                    got=f"{given} for {one.id if one else 'no dialogue'}",
+                    expected="a line for each dialogue, a number for each utterance",
+                    remedy="Take both files from one archive.",
+                )  # fmt: skip
+            yield one, given
+
+
+def _emotions(line: str, place: Place) -> tuple[int, ...]:
+    numbers = line.split()
+    if not all(re.fullmatch("[0-6]", number) for number in numbers):
+        raise place.error("not a line of emotions", shown(line.strip()), "numbers from 0 to 6")
+    return tuple(map(int, numbers))
 
 
 def dailydialog_files(path: Any, split: str) -> list[Any]:
@@ -349,6 +404,32 @@ def topical_conversation(entry: Any, place: Place) -> Conversation:
     Raises DataError.
     """
     return Conversation("", _texts_of(entry, "content", "message", place))
+
+
+def _holle(file: Any) -> Iterator[Conversation]:
+    parsed = (holle_exchange(row, place) for place, row in read_records(file))
+    for _, group in itertools.groupby(parsed, key=lambda one: one[0]):
+        yield Conversation("", holle_turns([(query, said) for _, query, said in group]))
+
+
+def holle_exchange(row: Any, place: Place) -> tuple[str, str, str]:
+    """Return (chat_id, query, response) of a record of Holl-E; raise DataError."""
+    _check_fields(row, ("chat_id", "query", "response"), place)
+    query, response = utterances([row["query"], row["response"]], place)
+    return str(row["chat_id"]), query, response
+
+
+def holle_turns(exchanges: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the utterances of a dialogue's (query, response) pairs.
+
+    A query that repeats the response before it is one utterance.
+    """
+    turns: list[str] = []
+    for query, response in exchanges:
+        if not turns or turns[-1] != query:
+            turns.append(query)
+        turns.append(response)
+    return tuple(turns)
 
 
 def _wizard(file: Any) -> Iterator[Conversation]:

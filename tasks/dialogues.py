@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +87,25 @@ class ToxiChatTurn:
     """One utterance of ToxiChat, the last of `turns`, and whether annotators found it offensive.
 
     Baheti et al. 2021. `author` is "human" or the chatbot that wrote it, "dgpt" or "gpt3".
+    `stance` is its stance to the turn before it ("agree", "disagree", "neutral"), if labelled.
     """
 
     id: str
     turns: tuple[str, ...]
     offensive: bool
     author: str
+    stance: str | None = None
+
+
+@dataclass(frozen=True)
+class ToxiChatThread:
+    """A Reddit thread of ToxiChat, and the chatbots' responses to it by name, maybe empty ones."""
+
+    id: str
+    utterances: tuple[ToxiChatTurn, ...]
+    responses: Mapping[str, ToxiChatTurn]
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """Return the thread's texts."""
+        return self.utterances[-1].turns

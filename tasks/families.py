@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks import casual, conversations, metrics, norms
+from cosmo.tasks import casual, conversations, metrics, norms, toxichat
 from cosmo.tasks import prost_corpora as prost
 from cosmo.tasks.files import (
     RECORDS,
@@ -76,6 +76,7 @@ _RESPONSE = (metrics.f1, metrics.bleu4, metrics.distinct, metrics.response_lengt
 _TEXT = (metrics.f1, metrics.bleu4)
 # The target is a label alone.
 _LABEL = (metrics.label_accuracy,)
+_WORD = (metrics.word_accuracy,)
 
 # Family: task -> the metrics of its texts.
 COSMO: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -92,6 +93,8 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
     "social_chemistry": _TEXT,
     "mic": _TEXT,
     **{f"norm_bank_{task}": _TEXT for task in NORM_BANK},
+    toxichat.STANCE: _WORD,
+    toxichat.OFFENSE: _WORD,
 }
 PROST: dict[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(MIXTURES["prost"], _RESPONSE)
 COSMO_NAMES = (*COSMO, "cosmo")
@@ -194,6 +197,7 @@ class CanaryData:
     social_chemistry_path: Any = "data/social_chemistry"
     mic_path: Any = "data/mic"
     norm_bank_path: Any = "data/norm_bank"
+    toxichat_path: Any = "data/toxichat"
     label_style: LabelStyle = "text"
     missing_rots: str = "skip"
 
@@ -270,6 +274,8 @@ def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
             )
             for task in NORM_BANK
         },
+        toxichat.STANCE: _by_split(toxichat.stance_examples, data.toxichat_path),
+        toxichat.OFFENSE: _by_split(toxichat.offense_examples, data.toxichat_path),
     }
 
 

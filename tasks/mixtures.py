@@ -48,7 +48,8 @@ def use(
     `canary_rot` (rules of thumb), `canary_dailydialog`, `canary_empathetic`, `canary_blended` (all
     casual). `canary` is the mixture of the first and the last three. For pre-training there are
     `social_chemistry`, `mic`, `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative`, and
-    `norm_bank`, the mixture of the last three.
+    `norm_bank`, the mixture of the last three. `toxichat_stance` and `toxichat_offense` judge the
+    last turn of a dialogue in a word.
 
     Prost's family: `prost_prosocial`, `prost_dailydialog`, `prost_topical_chat`,
     `prost_persona_chat`, `prost_wizard`, `prost_empathetic`, `prost_blended`, and `prost`, the

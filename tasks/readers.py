@@ -20,6 +20,7 @@ from cosmo.tasks.dialogues import (
     ProsocialDialogue,
     ProsocialTurn,
     SodaDialogue,
+    ToxiChatThread,
     ToxiChatTurn,
 )
 from cosmo.tasks.files import files_for_split
@@ -52,6 +53,8 @@ _PROSOCIAL_OPTIONAL = {
     "etc": str,
     "episode_done": bool,
 }
+TOXICHAT_BOTS = ("dgpt", "gpt3")
+TOXICHAT_STANCES = ("agree", "disagree", "neutral")
 _TYPE_NAMES = {str: "a string", int: "an integer", list: "a list", bool: "true or false"}
 
 
@@ -86,42 +89,63 @@ def read_toxichat(path: Any, split: str = "test") -> Iterator[ToxiChatTurn]:
     Ids are `toxichat-SPLIT-ROW-TURN`, with the chatbot's name for TURN. Raises DataError for a
     missing path and for the first bad record.
     """
+    for thread in read_toxichat_threads(path, split):
+        yield from thread.utterances
+        # A few answers of GPT-3 are empty, and labelled safe: there is nothing to judge.
+        yield from (one for one in thread.responses.values() if one.turns[-1])
+
+
+def read_toxichat_threads(path: Any, split: str = "test") -> Iterator[ToxiChatThread]:
+    """Yield every thread of ToxiChat's `split` with the responses to it, empty ones too.
+
+    Ids are `toxichat-SPLIT-ROW`. Raises DataError for a missing path and for the first bad record.
+    """
     count = 0
     for file in files_for_split(path, split):
         with naming_other_corpus(file, "ToxiChat"):
             for place, row in read_records(file):
-                yield from _toxichat_row(row, place, f"toxichat-{split}-{count}")
+                yield _toxichat_thread(row, place, f"toxichat-{split}-{count}")
                 count += 1
     refuse_empty(path, split, count)
 
 
-def _toxichat_row(row: Any, place: Place, name: str) -> Iterator[ToxiChatTurn]:
+def _toxichat_thread(row: Any, place: Place, name: str) -> ToxiChatThread:
     row = _mapping(row, place)
+    found: list[ToxiChatTurn] = []
     turns: tuple[str, ...] = ()
     for number, one in enumerate(_field(row, "reddit_thread", list, place), start=1):
-        text, offensive = _offence(one, Place(place.file, place.line, f"turn {number}"))
+        where = Place(place.file, place.line, f"turn {number}")
+        text, offensive, stance = _toxichat_labels(one, len(turns), where)
         turns += (text,)
-        yield ToxiChatTurn(f"{name}-{number}", turns, offensive, "human")
-    for bot in ("dgpt", "gpt3"):
+        found.append(ToxiChatTurn(f"{name}-{number}", turns, offensive, "human", stance))
+    if not found:
+        raise place.error("field 'reddit_thread' is empty", "no turn", "at least one")
+    responses = {}
+    for bot in TOXICHAT_BOTS:
         # Each answers the thread; neither has seen the other's answer.
         field = f"final_{bot}_response"
-        answer = row.get(field)
-        # A few answers of GPT-3 are empty, and labelled safe: there is nothing to judge.
-        if isinstance(answer, Mapping) and answer.get("text") == "":
-            continue
-        if answer is not None:
-            text, offensive = _offence(answer, Place(place.file, place.line, field))
-            yield ToxiChatTurn(f"{name}-{bot}", (*turns, text), offensive, bot)
+        if row.get(field) is not None:
+            where = Place(place.file, place.line, field)
+            text, offensive, stance = _toxichat_labels(row[field], len(turns), where, empty=True)
+            responses[bot] = ToxiChatTurn(f"{name}-{bot}", (*turns, text), offensive, bot, stance)
+    return ToxiChatThread(name, tuple(found), responses)
 
 
-def _offence(turn: Any, place: Place) -> tuple[str, bool]:
-    """Return an utterance's text and whether its label is "Offensive"."""
+def _toxichat_labels(
+    turn: Any, before: int, place: Place, empty: bool = False
+) -> tuple[str, bool, str | None]:
+    """Return (text, whether offensive, stance to the turn before); `before` counts the turns."""
     turn = _mapping(turn, place)
     label = _field(turn, "offense_label", str, place)
     if label not in ("Safe", "Offensive"):
         problem = "field 'offense_label' has an unknown value"
         raise place.error(problem, shown(label), "'Safe' or 'Offensive'")
-    return _text(turn, "text", place), label == "Offensive"
+    stance = turn.get(f"stance_label_towards_turn_{before}")
+    if stance is not None and str(stance).lower() not in TOXICHAT_STANCES:
+        problem = f"field 'stance_label_towards_turn_{before}' has an unknown value"
+        raise place.error(problem, shown(stance), "'Agree', 'Disagree' or 'Neutral'")
+    text = "" if empty and turn.get("text") == "" else _text(turn, "text", place)
+    return text, label == "Offensive", stance and stance.lower()
 
 
 def read_prosocial(path: Any, split: str = "train") -> Iterator[ProsocialDialogue]:

@@ -32,6 +32,7 @@ _FIELDS = (
     ("BlendedSkillTalk as the Hugging Face hub has it", "free_messages guided_messages"),
     ("Wizard of Wikipedia", "chosen_topic dialog"),
     ("Topical-Chat", "content message agent"),
+    ("Holl-E", "chat_id query response"),
     ("ATOMIC-10X with names", "head relation tail x_relations"),
     ("ATOMIC-10X", "head relation tail p_valid_model"),
     ("ATOMIC-10X", "head relation tail rec_0.5"),

@@ -188,6 +188,21 @@ def test_canarys_pretraining_recipes(name):
     assert isinstance(config.call(step.StepConfig).optimizer, optimizer.AdamW)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs"), [("toxichat_stance", 5e-5, 16), ("toxichat_offense", 2e-5, 3)]
+)
+def test_toxichats_recipes(name, rate, epochs):
+    """Oracle: the numbers of Baheti et al. 2021: batches of 32, 512 tokens, rates and epochs."""
+    further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
+    config.load("gin/runs/train.gin", [f"gin/canary/{name}.gin"], further)
+    assert config.query("MIXTURE_OR_TASK_NAME") == name
+    assert config.query("BATCH_SIZE") == 32
+    assert config.query("TASK_FEATURE_LENGTHS")["inputs"] == 512
+    assert config.query("BASE_LEARNING_RATE") == rate
+    assert config.query("TRAIN_STEPS") == epochs * config.query("EVAL_PERIOD")
+    assert config.query("EARLY_STOPPING_METRIC").split("/")[1] == name
+
+
 def test_another_architecture_overrides_the_network(tmp_path):
     """Property: a later file may bind MODEL, or the network alone; the sizes are still macros."""
     path = tmp_path / "other.gin"

@@ -24,7 +24,13 @@ from cosmo.tasks.readers import (
     row_position,
     soda_dialogue,
 )
-from cosmo.tasks.record_files import is_columnar, read_entries, read_lines, read_records
+from cosmo.tasks.record_files import (
+    is_columnar,
+    read_entries,
+    read_lines,
+    read_records,
+    read_table,
+)
 
 T = TypeVar("T")
 Item = tuple[Place, Any]  # a record, or a line of a text file, and where it stands
@@ -34,6 +40,7 @@ COLUMNS = (
     *("narrative", "dialogue", "speakers"),
     *("context", "response", "rots", "safety_label", "safety_annotations", "source"),
     *("dialogue_id", "response_id", "episode_done", "turns"),
+    *("chat_id", "query"),
 )
 
 
@@ -205,6 +212,39 @@ def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]
     yield from errors
 
 
+def _holle(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Join the exchanges of a chat_id to dialogues."""
+    errors: list[DataError] = []
+    parsed = _parsed(items, conversations.holle_exchange, errors)
+    for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
+        yield Read(conversations.holle_turns([(query, said) for _, query, said in group]))
+        yield from errors
+        errors.clear()
+    yield from errors
+
+
+def _mic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
+    """Yield each question with its answer once: a row of MIC is one of its rules of thumb."""
+    seen: set[int] = set()
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        place, row = item
+        key = hash((row["Q"], row["A"]))
+        if key not in seen:
+            seen.add(key)
+            try:
+                yield Read(utterances([row["Q"], row["A"]], place))
+            except DataError as error:
+                yield error
+
+
+@_whole_file
+def _mic_rows(file: Any) -> Iterator[Item | DataError]:
+    yield from read_table(file, ",", ("Q", "A"))
+
+
 def _persona_chat(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
     """Join numbered lines to dialogues; a bad or missing line leaves its dialogue incomplete."""
     errors: list[DataError] = []
@@ -251,5 +291,7 @@ READERS = {
     "Topical-Chat": (_whole_file(read_entries), _conversation(conversations.topical_conversation)),
     "PersonaChat": (lines, _persona_chat),
     "Wizard of Wikipedia": (records, _conversation(conversations.wizard_conversation)),
+    "Holl-E": (records, _holle),
+    "MIC": (_mic_rows, _mic),
     'records {"turns": [...]}': (records, _turns(lambda row, place: row["turns"])),
 }

@@ -115,6 +115,9 @@ class Corpus:
     rots: int = 0
     rot_words: int = 0
     different_rots: set[str] = field(default_factory=set)
+    rot_dialogues: int = 0  # dialogues or parts of some that have rows
+    rot_trigrams: int = 0
+    different_trigrams: set[int] = field(default_factory=set)  # their hashes
     labels: Labels = field(default_factory=Labels)
 
     def add(self, read: Read | DataError) -> None:
@@ -127,7 +130,9 @@ class Corpus:
         if read.rows:
             for problem in self.labels.add(read.rows):
                 self.add(problem)
+            self.rot_dialogues += 1
             for row in read.rows:
+                self._add_trigrams(row.exchange.rots)
                 self.rots += len(row.exchange.rots)
                 self.rot_words += sum(len(rot.split()) for rot in row.exchange.rots)
                 # Their texts: 160,296 of the whole corpus fit in memory.
@@ -143,6 +148,14 @@ class Corpus:
         if diversity is not None:
             self.mtld += diversity
             self.mtld_dialogues += 1
+
+    def _add_trigrams(self, rots: Sequence[str]) -> None:
+        for rot in rots:
+            said = words(rot)
+            found = list(zip(said, said[1:], said[2:], strict=False))
+            self.rot_trigrams += len(found)
+            # Hashes: 64 bits each, where the texts would take ten times as much memory.
+            self.different_trigrams.update(map(hash, found))
 
     def result(self) -> dict[str, Any]:
         """Return everything as JSON values; a mean of nothing is None."""
@@ -161,6 +174,8 @@ class Corpus:
                 "total": self.rots,
                 "unique": len(self.different_rots),
                 "average_words": _mean(self.rot_words, self.rots),
+                "per_dialogue": _mean(self.rots, self.rot_dialogues),
+                "unique_3grams": _mean(len(self.different_trigrams), self.rot_trigrams),
             }
             if labelled
             else None,

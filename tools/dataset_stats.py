@@ -2,10 +2,10 @@
 
 A PATH is a file, a folder or a glob of one corpus. Known are SODA, ProsocialDialog (the hub's rows
 or the direct download), DailyDialog, EmpatheticDialogues, BlendedSkillTalk, Topical-Chat,
-PersonaChat, Wizard of Wikipedia, and lines {"turns": [...]}. Each PATH is a row of one table, with
-the papers' row below it (of the whole corpus, or its training set). For ProsocialDialog it also
-prints safety labels by turn, transitions, the annotators' agreement and sources. `--plot` or
-`--output` draws them.
+PersonaChat, Wizard of Wikipedia, Holl-E, MIC, and lines {"turns": [...]}. Each PATH is a row of one
+table, with the papers' row below it (of the whole corpus, or its training set). For ProsocialDialog
+it also prints rules of thumb (RoTs) a dialogue and their 3-grams, safety labels by turn,
+transitions, the annotators' agreement and sources. `--plot` or `--output` draws them.
 
 Turns are utterances. Words stand between spaces; DailyDialog's punctuation stands apart, and counts
 as words. MTLD is the mean over the dialogues in which a word occurs twice, of their words in lower
@@ -31,7 +31,7 @@ from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.tables import text_table
-from cosmo.tasks.paper_tables import STATISTICS
+from cosmo.tasks.paper_tables import PROSOCIAL, STATISTICS
 from cosmo.tasks.recognize import looks_like
 from tools.corpus_files import READERS, read
 from tools.corpus_stats import Corpus, all_transitions
@@ -247,7 +247,14 @@ def safety_tables(one: dict[str, Any]) -> str:
         rows.append([label, *shares, f"{counts[i].sum():,}"])
     parts.append(text_table(rows))
     votes = safety["votes"]
+    per, unique = (one["rots"][name] for name in ("per_dialogue", "unique_3grams"))
+    paper = dict(
+        zip(PROSOCIAL["rots"]["columns"], PROSOCIAL["rots"]["ProsocialDialog"], strict=True)
+    )
     lines = [
+        f"RoTs: {_one(per)} a dialogue (paper: {paper['RoTs a dialogue']}); of their 3-grams "
+        f"{_one(None if unique is None else 100 * unique)}% are different (paper: "
+        f"{paper['unique 3-grams']}%)",
         f"votes: {votes['rows']:,} rows with three; Krippendorff's alpha "
         f"{_two(votes['alpha_nominal'])} nominal, {_two(votes['alpha_ordinal'])} ordinal "
         "(paper: 0.49)",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,11 @@ def run(args: argparse.Namespace) -> None:
     from cosmo.engine.base.progress import Progress
     from cosmo.engine.checkpoints import any_format
 
+    if args.predictions is not None or args.contexts is not None:
+        return _from_file(args)
     if args.against is None and args.checkpoint is None:
-        raise UserError("give a model or another guard", setting=("checkpoint", "against"))
+        known = ("checkpoint", "against", "predictions")
+        raise UserError("give a model, its predictions or another guard", setting=known)
     if against.is_asked(args):
         return against.run(args)
     # Read before the model is loaded: a wrong path costs no loading.
@@ -70,6 +74,35 @@ def run(args: argparse.Namespace) -> None:
     print(f"{folder}: metrics.json, predictions.jsonl")
 
 
+def _from_file(args: argparse.Namespace) -> None:
+    """Print the table of a file of predictions; or write the contexts that such a file answers."""
+    from canary import evaluation, predictions, report
+    from cosmo.engine.base.atomic import write_atomic
+    from cosmo.engine.base.folders import prepare_folder
+
+    if args.against is not None or args.checkpoint is not None:
+        raise UserError(
+            "a file of predictions stands for a model: give no other",
+            setting=("predictions", "contexts", "checkpoint", "against"),
+        )
+    cases = list(evaluation.cases(args.input, args.split))
+    used = flags.first_examples(cases, args)
+    if not used:
+        raise UserError(f"{args.input}, split {args.split}: nothing to measure", setting="input")
+    if args.contexts is not None:
+        write_atomic(args.contexts, json_lines.lines(predictions.contexts(used)))
+        print(f"{args.contexts}: {len(used):,} contexts")
+    if args.predictions is None:
+        return
+    founds = predictions.read(args.predictions, cases, len(used))
+    made = report.report([case.gold for case in used], founds, _baseline(args))
+    if args.output is not None:
+        about = {"predictions": args.predictions, "input": args.input, "split": args.split}
+        folder = prepare_folder(args.output, "output")
+        write_atomic(folder / "metrics.json", json.dumps({**about, **made}, indent=1))
+    print(report.table(made, args.name or pathlib.PurePath(args.predictions).stem))
+
+
 def _baseline(args: argparse.Namespace) -> "Gold | None":
     """Return the most frequent answer of the training split; None if --input has no such split."""
     from canary import evaluation, report
@@ -88,13 +121,18 @@ VERB = Verb(
     description="Measure labels and rules of thumb on every row of ProsocialDialog, with the "
     "paper's rows beside: prints a table, writes metrics.json and predictions.jsonl. With "
     "--against, or on a corpus of two classes, compare guards: ROC-AUC, accuracy, false positives, "
-    "latency. Each command adds its guards to --output; one that was stopped continues.",
+    "latency. Each command adds its guards to --output; one that was stopped continues. With "
+    "--predictions, measure anybody's answers: lines of JSON {id, label, probabilities, rots, "
+    "rot_log_likelihood, rot_tokens}, of which an id and a label or rots must be there; "
+    "--contexts writes the ids and what is to be answered.",
     examples="""\
   python -m canary eval --checkpoint=/tmp/canary --input=data/prosocial_dialog --split=test
   python -m canary eval --checkpoint=/tmp/canary --input=test.jsonl --num_examples=100
   python -m canary eval --checkpoint=/tmp/canary --input=data/prosocial_dialog \\
     --against=http://127.0.0.1:8000/v1 --model=llama-guard-3-1b --style=llama_guard \\
     --output=/tmp/guards
+  python -m canary eval --input=data/prosocial_dialog --contexts=/tmp/contexts.jsonl
+  python -m canary eval --input=data/prosocial_dialog --predictions=bert.jsonl --name=BERT
 """,
     run=run,
     flags=f"""
@@ -106,6 +144,9 @@ VERB = Verb(
                       (default: canary_eval/ or canary_against/ in the run's folder)
 --num_examples N:int  only so many (all)
 --batch_size N=32     at a time
+measuring another model's answers:
+--contexts FILE       gets the contexts to answer, {{id, turns}}
+--predictions FILE    the answers, a line for each context (--name: of its row)
 comparing guards:
 --against URL         a guard's API, such as http://127.0.0.1:8000/v1 (extra: guards)
 --model NAME          of the guard at its server

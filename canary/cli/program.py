@@ -1,6 +1,6 @@
 """List all verbs of `python -m canary`."""
 
-from canary.cli import ask, demo, evaluate, guard, label
+from canary.cli import ask, demo, evaluate, guard, label, toxichat
 from cosmo.engine.base.command_line import Program
 
 PROGRAM = Program(
@@ -11,6 +11,7 @@ PROGRAM = Program(
         "ask": ask.VERB,
         "eval": evaluate.VERB,
         "guard": guard.VERB,
+        "toxichat": toxichat.VERB,
         "demo": demo.VERB,
     },
     loggers=("canary", "cosmo", "tasks"),

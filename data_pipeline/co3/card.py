@@ -23,6 +23,7 @@ _SETTINGS = {
     "lists": "version of the lists of words and names",
     "retries": "retries of a narrative or dialogue",
     "as_published": "asked as the published code asks",
+    "no_context": "dialogues without triple and narrative",
     "seed": "seed of names and samples",
     "ask_human": "model asked which speakers are human",
     "ask_commonsense": "model asked whether the triple is in the narrative",

@@ -12,6 +12,8 @@ from data_pipeline.co3.postprocess import Settings, check, postprocess, rejected
 from data_pipeline.co3.schema import Record
 from data_pipeline.co3.triples import Triple
 
+STRANGERS = ("Person 1", "Person 2")  # the speakers of a dialogue without context
+
 
 def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Rejected]:
     """Make one triple's record: yield requests, return the record or why there is none.
@@ -81,6 +83,39 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     return rejected or postprocess(record, settings)
 
 
+def without_context(triple: Triple, settings: Settings) -> Stage[Record | Rejected]:
+    """Make a dialogue without narrative or names: the baseline of section 3.3.
+
+    The basic filters judge it: patterns, turns, speakers, humans. Its speakers keep the names
+    Person 1 and Person 2 of the prompt.
+    """
+    record = Record(
+        id=triple.id, head="", relation="", tail="", literal="", x=STRANGERS[0], y=STRANGERS[1],
+        original_index=triple.index, interlocutor=STRANGERS[1], prompts=settings.prompts.version,
+        renamed=True,
+    )  # fmt: skip
+    conversation = yield from dialogue.converse(
+        record.id, "", *STRANGERS, settings.prompts, settings.retries, settings.wanted_turns
+    )
+    if isinstance(conversation, Rejected):
+        return rejected_with(conversation, record)
+    record = _noted(
+        record,
+        "dialogue",
+        conversation.attempts,
+        conversation.fault,
+        dialogue=conversation.turns.dialogue,
+        speakers=conversation.turns.speakers,
+    )
+    attempts = {**record.attempts, "continuation": conversation.continuations}
+    record = dataclasses.replace(record, attempts=attempts)
+    rejected = check(record, settings)
+    if rejected is None and settings.ask_human:
+        record = yield from filters.ask_human(record, settings.names, settings.prompts)
+        rejected = check(record, settings)
+    return rejected or record
+
+
 def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:
     """Return the record with a stage's result, its attempts, and the fault it was kept with."""
     marks = (*record.marks, f"{stage}: {fault}") if fault else record.marks
@@ -97,7 +132,8 @@ def works(rows: Iterable[tuple[int, Triple | Rejected]], settings: Settings) -> 
             # `row=row` keeps this loop's row, since the function is called later.
             yield Work(row.id, position, lambda row=row: _at_once(row), result_of)
         else:
-            yield Work(row.id, position, lambda row=row: distil(row, settings), result_of)
+            make = without_context if settings.no_context else distil
+            yield Work(row.id, position, lambda row=row, make=make: make(row, settings), result_of)
 
 
 def _at_once(rejected: Rejected) -> Stage[Rejected]:

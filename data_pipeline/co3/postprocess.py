@@ -39,6 +39,7 @@ class Settings:
     names: namebook.Namebook = dataclasses.field(default_factory=namebook.load)
     retries: int = 2
     as_published: bool = False  # `dialogue` and `narrative` list what it changes
+    no_context: bool = False  # `distil.without_context` makes all dialogues
     wanted_turns: int = 6
     least_turns: int = 4
     most_turns: int = 20

@@ -28,6 +28,7 @@ from data_pipeline.calls.requests import Request, Sampling
 
 DEFAULT = Path(__file__).with_name("prompts.toml")
 PUBLISHED = Path(__file__).with_name("prompts_published.toml")
+NO_CONTEXT = Path(__file__).with_name("prompts_no_context.toml")
 # ATOMIC-10X's relations about PersonX. Its seventh, HinderedBy, is not used by the paper.
 RELATIONS = ("xReact", "xIntent", "xAttr", "xEffect", "xWant", "xNeed")
 # The fields of each stage's prompt.

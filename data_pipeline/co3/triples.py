@@ -338,6 +338,41 @@ class Source:
         return total, dict(dropped.most_common())
 
 
+@dataclasses.dataclass(frozen=True)
+class NoTriples:
+    """The source of a run without context: `limit` empty triples, the same in every run."""
+
+    limit: int
+    shard: tuple[int, int] = (0, 1)
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the dialogues, but for the limit."""
+        index, count = self.shard
+        return {
+            "triples": "none",
+            "no_context": True,
+            "critic": None,
+            "sample": None,
+            "shard": f"{index}/{count}",
+            "seed": self.seed,
+            "lists": lists_version(),
+        }
+
+    def read(self) -> Iterator[tuple[int, Triple]]:
+        """Yield (position, empty triple) of this shard."""
+        for number in range(self.limit):
+            # A hash, as of a triple's content: shards go by it.
+            name = hashlib.sha256(f"no context/{self.seed}/{number}".encode()).hexdigest()[:16]
+            one = Triple(name, "", "", "", number)
+            if shard(one, *self.shard):
+                yield number, one
+
+    def count(self) -> tuple[int, dict[str, int]]:
+        """Return the number of triples that `read` yields, and no drops."""
+        return sum(1 for _ in self.read()), {}
+
+
 def _usable(rows: Iterable[Triple | Rejected], dropped: Counter) -> Iterator[Triple]:
     for row in rows:
         if isinstance(row, Triple):

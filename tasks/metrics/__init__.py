@@ -2,7 +2,7 @@
 
 The functions have the signatures of SeqIO's metric functions and return {name: float}. `f1`,
 `bleu4`, `distinct` and `response_length` measure texts, `perplexity` and `token_accuracy` scores,
-`label_accuracy` and `rot_overlap` Canary's texts.
+`label_accuracy` and `rot_overlap` Canary's texts, `word_accuracy` targets of one word.
 """
 
 from cosmo.tasks.metrics.likelihood import perplexity, token_accuracy
@@ -15,6 +15,7 @@ from cosmo.tasks.metrics.responses import (
     response_length,
 )
 from cosmo.tasks.metrics.safety import label_accuracy, rot_overlap
+from cosmo.tasks.metrics.words import word_accuracy
 
 __all__ = [
     "bleu4",
@@ -27,4 +28,5 @@ __all__ = [
     "response_length",
     "rot_overlap",
     "token_accuracy",
+    "word_accuracy",
 ]

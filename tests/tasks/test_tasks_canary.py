@@ -38,6 +38,7 @@ def corpora(tmp_path_factory):
         (folder / f"ed/{split}.csv").write_text(header + lines)
         (folder / "bst").mkdir(exist_ok=True)
         (folder / f"bst/{split}.json").write_text(json.dumps([{**openers, "dialog": []}] * 3))
+        write_lines(folder / f"toxichat/{split}.jsonl", [_toxichat_row()] * 3)
         chemistry.append({"split": split, "rot-bad": 0, "situation": "s", "rot": "r"})
         mic.append({"Q": "q", "A": "a", "rot": "r", "split": split})
         for names in families.NORM_BANK.values():
@@ -52,8 +53,15 @@ def corpora(tmp_path_factory):
         social_chemistry_path=folder / "social.tsv",
         mic_path=folder / "MIC.csv",
         norm_bank_path=folder / "bank",
+        toxichat_path=folder / "toxichat",
     )
     return {"prosocial_path": folder / "prosocial", "canary": data}
+
+
+def _toxichat_row():
+    first = {"turn_id": 1, "text": "hello", "offense_label": "Safe"}
+    second = {**first, "turn_id": 2, "stance_label_towards_turn_1": "Agree"}
+    return {"reddit_thread": [first, second]}
 
 
 def _table(path, rows, delimiter):
@@ -132,6 +140,8 @@ def test_every_task_reads_every_split(corpora):
         "norm_bank_free_form": 1,
         "norm_bank_yes_no": 1,
         "norm_bank_relative": 1,
+        "toxichat_stance": 3,
+        "toxichat_offense": 6,
     }
     assert set(counts) == set(families.CANARY)
     read = families.canary_corpora(**_renamed(corpora))
@@ -142,6 +152,7 @@ def test_every_task_reads_every_split(corpora):
     for name in ("canary_empathetic", "social_chemistry", "norm_bank_relative"):
         assert len(_rows(name, None)) == counts[name]
     assert _rows("canary_empathetic", None)[0]["targets_pretokenized"] == b"__casual__"
+    assert _rows("toxichat_stance", None)[0]["targets_pretokenized"] == b"agree"
     assert _rows("canary_rot", None)[0]["targets_pretokenized"] == b"It's wrong to be rude."
     assert _rows("canary_safety", None)[0]["targets_pretokenized"] == b"__needs_caution__"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cosmo.tasks.metrics import safety
+from cosmo.tasks.metrics import safety, word_accuracy
 
 ABC = ("a", "b", "c")
 
@@ -65,3 +65,10 @@ def test_what_cannot_be_measured_is_said(call, words):
     """Oracle: got, expected."""
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_word_accuracy():
+    """Oracle: by hand: "a" is right once of 2 named 3 times (F1 2/3), "b" 1 of 2 (2/3)."""
+    found = word_accuracy(["a", "a", "b"], ["a", "b ", "b"])
+    assert found == {"word_accuracy": pytest.approx(2 / 3), "word_macro_f1": pytest.approx(2 / 3)}
+    assert word_accuracy(["a"], ["no word"]) == {"word_accuracy": 0.0, "word_macro_f1": 0.0}

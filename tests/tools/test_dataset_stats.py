@@ -65,7 +65,9 @@ def test_prosocial_by_hand(tmp_path):
     made = count(prosocial(tmp_path))
     assert (made["corpus"], made["dialogues"], made["utterances"]) == ("ProsocialDialog", 2, 8)
     assert (made["average_turns"], made["average_utterance_words"]) == (4.0, 3.5)
-    assert made["rots"] == {"total": 4, "unique": 2, "average_words": 2.5}
+    # "It's wrong." has the 3-gram (it, s, wrong), three times; the other RoT has two.
+    trigrams = {"per_dialogue": 2.0, "unique_3grams": 3 / 5}
+    assert made["rots"] == {"total": 4, "unique": 2, "average_words": 2.5, **trigrams}
     safety = made["safety"]
     assert safety["overall"] == [1, 1, 0, 2, 0]
     assert safety["by_turn"] == [
@@ -209,6 +211,8 @@ OTHERS = {
     "tags\n"
     "hit:0_conv:1,1,sad,p_comma_ q,1,one two_comma_ three,5|5|5,\n"
     "hit:0_conv:1,2,sad,p_comma_ q,0,four five,5|5|5,\n",
+    "Holl-E": [{"chat_id": 1, "query": SAY[0], "response": SAY[1]}],
+    "MIC": "Q,A,rot\none two three,four five,r\n",
     "PersonaChat": "1 your persona: i ski.\n2 one two three\tfour five\t\ta|b|four five\n",
 }
 
@@ -216,7 +220,8 @@ OTHERS = {
 @pytest.mark.parametrize("corpus", OTHERS)
 def test_other_corpora_by_hand(tmp_path, corpus):
     """Oracle: one dialogue of two utterances and five words in its publisher's format."""
-    name = {"DailyDialog": "d.txt", "PersonaChat": "p.txt", "EmpatheticDialogues": "e.csv"}
+    name = {"DailyDialog": "d.txt", "PersonaChat": "p.txt", "EmpatheticDialogues": "e.csv",
+            "MIC": "m.csv"}  # fmt: skip
     made = count(write(tmp_path / name.get(corpus, "x.json"), [OTHERS[corpus]]))
     assert made["corpus"] == corpus
     assert (made["dialogues"], made["utterances"]) == (1, 2)
@@ -414,3 +419,21 @@ def test_a_folder_of_the_data_pipeline_is_counted_once(tmp_path, capsys):
     for name in ("rejected.jsonl", "soda.parquet"):
         made = count(str(tmp_path / name))
         assert (made["dialogues"], made["left_out"]) == (1, [])
+
+
+def test_holle_and_mic(tmp_path):
+    """Oracle: by hand: exchanges of a chat share utterances; rules of thumb share an answer."""
+    pairs = [("a", "Hi you", "Oh hi"), ("a", "Oh hi", "Seen it"), ("b", "Well", "No")]
+    holle = [{"chat_id": c, "query": q, "response": r, "full": "x"} for c, q, r in pairs]
+    path = tmp_path / "train_data.json"
+    path.write_text(json.dumps(holle))
+    made = count(str(path))
+    assert (made["corpus"], made["dialogues"], made["utterances"]) == ("Holl-E", 2, 5)
+    assert "papers: Holl-E" in dataset_stats.table([made])
+    mic = tmp_path / "MIC.csv"
+    mic.write_text('Q,A,rot,split\nWhy?,"So, so",r1,train\nWhy?,"So, so",r2,train\nWho?,Me,r,dev\n')
+    made = count(str(mic))
+    assert (made["corpus"], made["dialogues"], made["utterances"]) == ("MIC", 2, 4)
+    assert "38k" in dataset_stats.table([made])
+    path.write_text(json.dumps([*holle, {**holle[2], "query": ""}]))
+    assert count(str(path))["bad_records"] == 1

@@ -37,7 +37,7 @@ from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.limits import Limits
 from data_pipeline.calls.outputs import Outputs
 from data_pipeline.co3 import distil, inflection, labels, postprocess, prompts, report, schema
-from data_pipeline.co3.triples import CRITICS, Source
+from data_pipeline.co3.triples import CRITICS, NoTriples, Source
 
 log = logging.getLogger("data_pipeline")
 
@@ -47,7 +47,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     made.description = __doc__
     group = made.add_argument_group("input and output")
     group.add_argument(
-        "--triples", type=Path, required=True, help="ATOMIC as .jsonl, .tsv or .parquet"
+        "--triples", type=Path, help="ATOMIC as .jsonl, .tsv or .parquet (or --no_context)"
     )
     group.add_argument("--output", type=Path, required=True, help="the folder of this run")
     group.add_argument("--critic", choices=CRITICS, help="ATOMIC-10X: what the critic keeps")
@@ -71,6 +71,11 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--as_published", action="store_true", help="ask as the published code: prompts, 1 retry"
     )
+    group.add_argument(
+        "--no_context",
+        action="store_true",
+        help="in place of --triples: --limit dialogues without narrative, the paper's baseline",
+    )
     group.add_argument("--canary_labels", type=Path, help="JSON lines of id and label")
     group.add_argument("--no_commonsense", action="store_true", help="ask no questions on triples")
     group.add_argument("--no_human", action="store_true", help="do not ask who is human")
@@ -87,9 +92,7 @@ def run_co3(args: argparse.Namespace) -> int:
 
 
 async def _main(args: argparse.Namespace) -> int:
-    source = Source(
-        args.triples, args.critic, args.sample, args.limit, _shard(args.shard), args.seed
-    )
+    source = _source(args)
     _check_earlier(args)
     settings = _settings(args)
     server, allowance = flags.server(args), flags.allowance(args)
@@ -231,6 +234,7 @@ def _note(gateway: Gateway, seconds: float) -> str:
 
 def _settings(args: argparse.Namespace) -> postprocess.Settings:
     default = prompts.PUBLISHED if args.as_published else prompts.DEFAULT
+    default = prompts.NO_CONTEXT if args.no_context else default
     try:
         texts = prompts.load(args.prompts or default)
     except (OSError, ValueError) as error:
@@ -242,10 +246,12 @@ def _settings(args: argparse.Namespace) -> postprocess.Settings:
         prompts=texts,
         retries=usual if args.retries is None else args.retries,
         as_published=args.as_published,
+        no_context=args.no_context,
         canary=labels.of_run(args.canary_labels, args.output) if args.canary_labels else None,
         ask_human=not args.no_human,
         ask_moderation=bool(args.moderation_url),
-        ask_commonsense=not args.no_commonsense,
+        # Without a triple there is nothing to ask about.
+        ask_commonsense=not (args.no_commonsense or args.no_context),
     )
 
 
@@ -275,7 +281,7 @@ def _about(
 
 
 def _check_earlier(args: argparse.Namespace) -> None:
-    """Raise UserError if --output has a run with the other value of --as_published, or both flags.
+    """Raise UserError for --as_published or --no_context where --output has a run of other ones.
 
     Its answers are of other prompts, so a second start in that folder would pay for all anew.
     """
@@ -283,12 +289,14 @@ def _check_earlier(args: argparse.Namespace) -> None:
         if args.as_published and getattr(args, name) is not None:
             raise UserError(f"--as_published sets --{name}: give one of the two")
     with contextlib.suppress(OSError, ValueError):
-        earlier = json.loads((args.output / "run.json").read_text()).get("as_published", False)
-        if earlier != args.as_published:
-            raise UserError(
-                f"--output={args.output} has a run {'with' if earlier else 'without'} "
-                "--as_published: start as that run did, or give another folder"
-            )
+        earlier = json.loads((args.output / "run.json").read_text())
+        for name in ("as_published", "no_context"):
+            if earlier.get(name, False) != getattr(args, name):
+                raise UserError(
+                    f"--output={args.output} has a run "
+                    f"{'with' if earlier.get(name, False) else 'without'} --{name}: start as that "
+                    "run did, or give another folder"
+                )
 
 
 def _known_form(args: argparse.Namespace) -> str | None:
@@ -299,6 +307,21 @@ def _known_form(args: argparse.Namespace) -> str | None:
         if (about["base_url"], about["model"]) == (secrets.address(args.base_url), args.model):
             return about["form"] if args.form == "auto" else None
     return None
+
+
+def _source(args: argparse.Namespace) -> Source | NoTriples:
+    """Return the source that the flags name. Raises UserError for flags that exclude each other."""
+    shard = _shard(args.shard)
+    if not args.no_context:
+        if args.triples is None:
+            raise UserError("give --triples, or --no_context")
+        return Source(args.triples, args.critic, args.sample, args.limit, shard, args.seed)
+    for name in ("triples", "critic", "sample", "as_published", "moderation_url", "canary_labels"):
+        if getattr(args, name):
+            raise UserError(f"--no_context goes without --{name}")
+    if args.limit is None:
+        raise UserError("--no_context needs --limit: how many dialogues (the paper's are 100)")
+    return NoTriples(args.limit, shard, args.seed)
 
 
 def _shard(text: str) -> tuple[int, int]:
