@@ -19,6 +19,8 @@ METAPHORS = re.compile(
 )
 # A sentence that begins so names no actor and no verb.
 RIDDLES = re.compile(r"(What|Of|Whoever|That|To be|From here|By which)\b")
+# Sentences end with a mark or a paragraph; a row of a table or a list stands for itself.
+ENDS = re.compile(r"(?<=[.!?])\s+|\n\n|\n(?=[ ]*(?:\||- |[^\n]*\S[ ]{3,}\S))")
 MAX_WORDS = 25
 MAX_METAPHORS, MAX_RIDDLES, MAX_LONG = 0, 1, 6
 
@@ -44,7 +46,7 @@ def sentences():
             if name.parts[:2] == ("cosmo", "tasks"):  # a link to tasks
                 continue
             for line, text in texts(path):
-                for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text):
+                for sentence in ENDS.split(text):
                     yield f"{name}:{line}", sentence.strip()
 
 

@@ -1,7 +1,7 @@
 """Draft dialogues by self-chat: the model plays the problematic and the inquisitive speaker.
 
 Kim et al. 2022, section 3.2 and appendix A.2. A dialogue is a dictionary of JSON values, so that
-each stage can store it: `turns` are its utterances, `candidates` rules of thumb to choose from. The
+each stage can store it. `turns` are its utterances, `candidates` rules of thumb to choose from. The
 functions are generators of requests, which open no socket.
 
 Choices that the paper does not give: an answer that cannot be used is asked for twice more.

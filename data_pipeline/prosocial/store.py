@@ -1,7 +1,7 @@
 """Store the outcome of each step of a run in one file, and find it again at the next start.
 
 `steps/NN-name.jsonl` has a line for each dialogue that continues, and for each that does not. The
-file is written once and atomically: a start either finds the whole outcome of a step, or makes it
+file is written once and atomically. A start either finds the whole outcome of a step, or makes it
 anew from the journal and the answers. An outcome that exists is never changed.
 """
 

@@ -1,7 +1,7 @@
 """Play the two speakers of a ProsocialDialog's draft, and write its rules of thumb, by a script.
 
-A prompt is recognised by its end, as prompts of other words have it too: "Q:" and "A:" after a
-dialogue of lines A and Q, "Utterance:" and "Rule of thumb:" after a line "Situation: ...".
+A prompt is recognised by its end, so that prompts of other words are recognised too. "Q:" and "A:"
+follow a dialogue of lines A and Q. "Utterance:" and "Rule of thumb:" follow "Situation: ...".
 """
 
 from __future__ import annotations
