@@ -69,7 +69,7 @@ def report(
     F1 are ParlAI's, as means over the examples whose gold has RoTs; None where there is none. The
     perplexity of those is exp(-sum of log likelihoods / tokens); None where no float holds it.
     `baseline` is an answer given to every example, for comparison: `most_frequent` of the training
-    examples. What `founds` have None for is None in the report.
+    examples. A number that `founds` lack is None in the report.
 
     Raises ValueError, with the example's number from 0, for lists that do not match, an unknown
     label, and probabilities that do not sum to 1.

@@ -31,7 +31,7 @@ from cosmo.tasks.paper_tables import PROSOCIAL
 from cosmo.tasks.record_files import read_lines, read_records
 
 LENGTHS = {"inputs": 512, "targets": 8}  # of a classifier without settings of its own
-# Of Zhou et al. 2021's list (word_based_bias_list.csv), the categories that count as bad.
+# Categories that count as bad in the list of Zhou et al. 2021 (word_based_bias_list.csv).
 BAD_CATEGORIES = ("offensive-not-minority", "offensive-minority-reference")
 _CATEGORY = "categorization"
 NEGATION = re.compile(

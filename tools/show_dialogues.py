@@ -1,7 +1,7 @@
 """Print dialogues of SODA or ProsocialDialog, drawn by seed: `python -m tools.show_dialogues PATH`.
 
-Of SODA it prints the narrative and the speakers, as table 1 of Kim et al. 2023. Of ProsocialDialog
-it prints each context's label and rules of thumb, as tables 6 and 7 of Kim et al. 2022.
+SODA's come with narrative and speakers, as in table 1 of Kim et al. 2023. ProsocialDialog's come
+with the label and rules of thumb of each context, as in tables 6 and 7 of Kim et al. 2022.
 """
 
 from __future__ import annotations

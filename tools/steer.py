@@ -1,7 +1,7 @@
 """Ask a language model with and without rules of thumb (RoTs): `python -m tools.steer`.
 
-The study of figures 5 and 6 of Kim et al. 2022 (section 6.2). Of contexts that Canary labels as not
-casual, it draws --items by seed. A model behind OpenAI's API answers each with the paper's prompt
+The study of figures 5 and 6 of Kim et al. 2022 (section 6.2). Contexts that Canary labels as not
+casual are drawn by seed, --items of them. A model behind OpenAI's API answers each with the paper's prompt
 alone, with the RoTs of Canary, and with those of another drawn context. It writes to --output:
   contexts.jsonl          {id, turns, label, rots, random_rots, random_from}
   without.jsonl, canary.jsonl, random.jsonl   {id, prediction}, for `annotate pairs` and `show`
@@ -11,8 +11,8 @@ alone, with the RoTs of Canary, and with those of another drawn context. It writ
 
 Figure 6 compares two models: run this for each, then `annotate pairs --preset=PD-steer`.
 
-Choices of ours, which the paper leaves open: of a dialogue the last context is taken; a chat model
-gets the prompt as a message; answers have at most 120 tokens, at temperature 0.9 and top-p 0.95.
+Choices of ours, which the paper leaves open: the last context of a dialogue is taken. A chat model
+gets the prompt as a message. Answers have at most 120 tokens, at temperature 0.9 and top-p 0.95.
 """
 
 from __future__ import annotations

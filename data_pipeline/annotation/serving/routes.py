@@ -171,7 +171,7 @@ class Pages:
         return _to_next(token)
 
     def _skip(self, judge: str, token: str, form: Mapping[str, str]) -> Response:
-        # What was filled in is dropped, but for the remark.
+        # Answers that were filled in are dropped; the remark is kept.
         self.study.feedback(judge, form.get("_feedback", ""), form.get("item", ""))
         self.study.skip(judge, form.get("item", ""))
         return _to_next(token)
