@@ -5,8 +5,8 @@ into OUTPUT/answers, under the task's name (several files: NAME-1.jsonl, NAME-2.
 command then continues. Every answer of the model is journaled before it is used.
 
 In --output: tasks/, answers/, answers_quarantined/, steps/ (what each step made), journal/,
-rejected.jsonl. At the end also data/ (train, validation, test in the hub's format), provenance.jsonl,
-report.json and README.md (numbers beside the paper's, data statement).
+rejected.jsonl. At the end also data/ (train, validation, test in the hub's format),
+provenance.jsonl, report.json and README.md (numbers beside the paper's, data statement).
 
 Exit codes: 0 done; 1 an error; 3 a cap is reached; 4 people have to answer; 130 stopped by Ctrl-C,
 143 by SIGTERM.
