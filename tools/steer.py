@@ -2,7 +2,8 @@
 
 The study of figures 5 and 6 of Kim et al. 2022 (section 6.2). Contexts that Canary labels as not
 casual are drawn by seed, --items of them. A model behind OpenAI's API answers each with the paper's
-prompt alone, with the RoTs of Canary, and with those of another drawn context. It writes to --output:
+prompt alone, with the RoTs of Canary, and with those of another drawn context. It writes to
+--output:
   contexts.jsonl          {id, turns, label, rots, random_rots, random_from}
   without.jsonl, canary.jsonl, random.jsonl   {id, prediction}, for `annotate pairs` and `show`
   task_canary.jsonl       without against canary, for `annotate judge`, `export` and `report`
