@@ -18,7 +18,7 @@ from canary.prost import Prost, agent, evaluation
 from canary.prost.__main__ import main
 from canary.prost.cli import chat
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import generate, models
+from cosmo.engine.model import generate, held_params
 from cosmo.engine.model.decoding import DecodingConfig
 from cosmo.tasks import prost_text
 from cosmo.tasks.prost_text import ProstExample
@@ -76,7 +76,8 @@ def test_whose_rots_an_answer_follows(prost):
 
 def test_an_answer_without_rots_has_no_marks(prost):
     """Property: however likely a mark is, an answer without RoTs holds none."""
-    params = jax.tree.map(jnp.asarray, prost.session.params)
+    params = held_params.plain(prost.session.model, prost.session.params)
+    params = jax.tree.map(jnp.asarray, params)
     marks = np.array(list(prost.session.vocabulary.marks.values()))
     # The network that likes marks best: their embeddings are the final norm's bias, scaled up.
     bias = params["decoder"]["decoder_norm"]["bias"]
@@ -177,7 +178,7 @@ def test_the_likelihood_is_of_the_response_alone(prost, rots):
     """Oracle: `models.score` of prefix and response, less that of the prefix."""
     found = evaluation.measure(prost, EXAMPLES, prost.decoding(), rots)
     vocabulary, session = prost.session.vocabulary, prost.session
-    score_of = jax.jit(models.score, static_argnums=0)
+    score_of = jax.jit(generate.score, static_argnums=0)
 
     def score(example, targets):
         inputs = prost_text.history_ids(example.turns, vocabulary, 64).ids

@@ -77,7 +77,7 @@ def wait_for(condition):
 
 
 def test_a_guard_in_the_same_process_adds_no_line_to_the_log(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="cosmo.web")
     service = api.Service(scripted_model(), ScriptedScheduler())
     for made, lines in ((api.inner(service), 0), (api.application(service), 1)):
         caplog.clear()
