@@ -175,7 +175,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("rots", ["own", "gold"])
 def test_the_likelihood_is_of_the_response_alone(prost, rots):
-    """Oracle: `models.score` of prefix and response, less that of the prefix."""
+    """Oracle: `generate.score` of prefix and response, less that of the prefix."""
     found = evaluation.measure(prost, EXAMPLES, prost.decoding(), rots)
     vocabulary, session = prost.session.vocabulary, prost.session
     score_of = jax.jit(generate.score, static_argnums=0)
