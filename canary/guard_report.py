@@ -14,6 +14,7 @@ import numpy as np
 
 from cosmo.engine.base.tables import text_table
 from cosmo.tasks.metrics import detection, safety
+from cosmo.tasks.metrics.intervals import wilson
 from cosmo.tasks.paper_tables import GUARDS
 from cosmo.tasks.safety import LABELS
 
@@ -85,12 +86,12 @@ def _two(unsafe: Sequence[bool], scores: Sequence[float], flags: Sequence[bool])
         "pr_auc": detection.average_precision(unsafe, scores),
         # The guard's own decisions, at its own threshold.
         "accuracy": right / total,
-        "accuracy_interval": detection.wilson(right, total),
+        "accuracy_interval": wilson(right, total),
         "precision": row["precision"],
         "recall": row["recall"],
         "f1": row["f1"],
         "false_positive_rate": alarms / safe if safe else None,
-        "false_positive_rate_interval": detection.wilson(alarms, safe),
+        "false_positive_rate_interval": wilson(alarms, safe),
         "false_positive_rate_at_recall": {
             str(r): detection.false_positive_rate_at(r, unsafe, scores) for r in RECALLS
         },
@@ -110,7 +111,7 @@ def _five(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {
         "dialogues": len(both),
         "accuracy": safety.accuracy(counts),
-        "accuracy_interval": detection.wilson(int(np.trace(counts)), len(both)),
+        "accuracy_interval": wilson(int(np.trace(counts)), len(both)),
         "macro_f1": safety.macro_f1(counts),
         "confusion": counts.tolist(),
     }

@@ -26,7 +26,7 @@ from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
 from cosmo.tasks import readers, safety, toxichat, vocabularies
 from cosmo.tasks.files import resolve
-from cosmo.tasks.metrics.detection import wilson
+from cosmo.tasks.metrics.intervals import wilson
 from cosmo.tasks.paper_tables import PROSOCIAL
 from cosmo.tasks.record_files import read_lines, read_records
 

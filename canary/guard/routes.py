@@ -77,7 +77,7 @@ class Call:
     turns: tuple[str, ...]
     seen: tuple[str, ...]  # what Canary reads of the turns with a sentence of the answer
     gate: Gate
-    told: dict[str, Any]  # the field `guard` of the answer
+    mark: dict[str, Any]  # the field `guard` of the answer
     began: float
     sent: float = 0.0  # when the upstream was asked
     first: float | None = None  # when its first chunk came
@@ -143,12 +143,12 @@ class Guard:
             await self._record(name, "turn", action="fail", problem=str(error))
             raise _unjudged() from None
         action = "pass" if verdict.label is None else self.policy.turn[verdict.label]
-        told = _told(verdict, action)
+        mark = _mark(verdict, action)
         shown_turns = {"turns": list(judged.turns)} if self.audit_text else {}
         sizes = {"turns": len(judged.turns), "chars": sum(map(len, judged.turns))}
         await self._record(name, "turn", verdict, action, sizes=sizes, **shown_turns)
         gate = self._gate(form, judged.begun)
-        call = Call(name, form, body, judged.turns, seen, gate, told, began)
+        call = Call(name, form, body, judged.turns, seen, gate, mark, began)
         if action == "intervene":
             return await self._intervene(call)
         if action == "guide":
@@ -238,8 +238,8 @@ class Guard:
 
     async def _intervene(self, call: Call) -> Response:
         """Call a person, and answer with the set text."""
-        told = call.told
-        record = {"time": _now(), "request": call.id, **told}
+        mark = call.mark
+        record = {"time": _now(), "request": call.id, **mark}
         del record["answer_labels"], record["action"]
         if self.policy.intervention.include_text:
             record["turns"] = list(call.turns)
@@ -262,9 +262,9 @@ class Guard:
             chunks.append(gate.end_chunk(number, "stop"))
         headers = [(ID_HEADER, call.id)]
         if call.body.get("stream"):
-            return _streamed(_events(_marked(chunks, told)), headers)
+            return _streamed(_events(_marked(chunks, mark)), headers)
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        whole = {**answers.body(gate, chunks), "usage": usage, "guard": told}
+        whole = {**answers.body(gate, chunks), "usage": usage, "guard": mark}
         return _json(200, whole, headers)
 
     # The upstream
@@ -331,7 +331,7 @@ class Guard:
     ) -> Response:
         """Return an answer without a stream, made of what has passed."""
         released = self._released(call, items)
-        chunks, labels, failure = [], call.told["answer_labels"], None
+        chunks, labels, failure = [], call.mark["answer_labels"], None
         try:
             async with asyncio.timeout(self.policy.limits.total_seconds):
                 async for chunk in released:
@@ -357,20 +357,20 @@ class Guard:
             await self._end(call, call.outcome)
         if failure is not None:
             return _json(200, failure, headers)
-        return _json(200, {**answers.body(call.gate, chunks), "guard": call.told}, headers)
+        return _json(200, {**answers.body(call.gate, chunks), "guard": call.mark}, headers)
 
     async def _stream(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:
         """Yield the events of a guarded stream."""
         released = self._released(call, self._events(call, answer))
-        told: dict[str, Any] | None = call.told
+        mark: dict[str, Any] | None = call.mark
         try:
             async with contextlib.aclosing(released):
                 async for chunk in released:
                     if chunk is None:
                         yield sse.DONE
                         continue
-                    if told is not None and "error" not in chunk:
-                        chunk, told = {**chunk, "guard": told | chunk.get("guard", {})}, None
+                    if mark is not None and "error" not in chunk:
+                        chunk, mark = {**chunk, "guard": mark | chunk.get("guard", {})}, None
                     yield sse.event(chunk)
         except UpstreamError as error:
             call.outcome = error.code
@@ -770,7 +770,7 @@ def _unjudged() -> ApiError:
     )
 
 
-def _told(verdict: Verdict, action: str) -> dict[str, Any]:
+def _mark(verdict: Verdict, action: str) -> dict[str, Any]:
     """Return the field `guard` of an answer."""
     return {
         "label": verdict.label,
@@ -802,8 +802,8 @@ def _without(headers: Iterable[tuple[str, str]], *names: str) -> Headers:
     return [(name, value) for name, value in headers if name.lower() not in names]
 
 
-def _marked(chunks: list[dict[str, Any]], told: dict[str, Any]) -> list[dict[str, Any] | None]:
-    return [{**chunks[0], "guard": told}, *chunks[1:], None]
+def _marked(chunks: list[dict[str, Any]], mark: dict[str, Any]) -> list[dict[str, Any] | None]:
+    return [{**chunks[0], "guard": mark}, *chunks[1:], None]
 
 
 async def _events(chunks: Iterable[dict[str, Any] | None]) -> AsyncIterator[bytes]:

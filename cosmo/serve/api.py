@@ -104,12 +104,17 @@ class Service:
 
     # Generation
 
-    async def chat(self, request: Request) -> Response:
-        """Answer POST /v1/chat/completions."""
+    async def _body(self, request: Request, known: Any) -> dict[str, Any]:
+        """Return a request's body, of which the names are checked. Raises ApiError."""
         body = await app.json_object(request)
         self.check_open()
-        fields.check_names(body, fields.CHAT)
+        fields.check_names(body, known)
         fields.check_model(body, self.names)
+        return body
+
+    async def chat(self, request: Request) -> Response:
+        """Answer POST /v1/chat/completions."""
+        body = await self._body(request, fields.CHAT)
         wanted = fields.wanted(body, self.limits, chat=True)
         dialogue = fields.dialogue(body)
         shape = shapes.Chat(self.model.name, self.created)
@@ -136,10 +141,7 @@ class Service:
 
     async def completion(self, request: Request) -> Response:
         """Answer POST /v1/completions."""
-        body = await app.json_object(request)
-        self.check_open()
-        fields.check_names(body, fields.COMPLETION)
-        fields.check_model(body, self.names)
+        body = await self._body(request, fields.COMPLETION)
         wanted = fields.wanted(body, self.limits, chat=False)
         if wanted.rots is not None:
             raise wrong("rots", "only allowed in /v1/chat/completions", "unsupported_parameter")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cosmo.engine.base.errors import DataError
 from cosmo.tasks import safety
 from cosmo.tasks.metrics.agreement import alpha
+from cosmo.tasks.metrics.intervals import wilson
 from data_pipeline.annotation import statistics
 from data_pipeline.annotation.answers import Answer, Answers, utterance_numbers
 from data_pipeline.annotation.assignment import right_share
@@ -162,7 +163,7 @@ def _question(task: Task, answers: Sequence[Answer], question: Question, seed: i
         "votes": total,
         "counts": {str(name): counts[name] for name in names},
         "shares": {str(name): _share(counts[name], total) for name in names},
-        "wilson": {str(name): statistics.wilson(counts[name], total) for name in names},
+        "wilson": {str(name): wilson(counts[name], total) for name in names},
         "majority": {str(name): best[name] for name in names} | {"none": best[None]},
         "alpha": _alphas(question, votes),
     }
@@ -193,14 +194,14 @@ def _comparison(question: Question, votes: Votes, seed: int) -> dict[str, Any]:
         "votes": total,
         "counts": {name: counts[name] for name in SIDES},
         "shares": {name: _share(counts[name], total) for name in SIDES},
-        "wilson": {name: statistics.wilson(counts[name], total) for name in SIDES},
+        "wilson": {name: wilson(counts[name], total) for name in SIDES},
         "choices": _choice_counts(question, votes),
         # The second system's, against the first.
         "win_rate": {
             "ties_out": _share(second, first + second),
-            "ties_out_wilson": statistics.wilson(second, first + second),
+            "ties_out_wilson": wilson(second, first + second),
             "ties_halved": _share(second + ties / 2, total),
-            "ties_halved_wilson": statistics.wilson(second + ties / 2, total),
+            "ties_halved_wilson": wilson(second + ties / 2, total),
         },
         "majority": {**{name: best[name] for name in SIDES}, "none": best[None]},
         "alpha": _alphas(question, votes),
@@ -281,7 +282,7 @@ def _shown(votes: Any) -> dict[str, Any]:
     """Return how often A and B, as shown, were preferred: even without a position bias."""
     counts = Counter(side(vote.shown) for vote in votes)
     a, b = counts["first"], counts["second"]
-    return {"a": a, "b": b, "share_a": _share(a, a + b), "wilson": statistics.wilson(a, a + b),
+    return {"a": a, "b": b, "share_a": _share(a, a + b), "wilson": wilson(a, a + b),
             "p": statistics.sign_test(a, b)}  # fmt: skip
 
 
@@ -377,7 +378,7 @@ def _agreement(task: Task, model: Sequence[Answer], people: Sequence[Answer]) ->
         made[question.id] = {
             "units": len(pairs),
             "share": _share(same, len(pairs)),
-            "wilson": statistics.wilson(same, len(pairs)),
+            "wilson": wilson(same, len(pairs)),
             "kappa": statistics.kappa(pairs),
         }
         labels = [choice.id for choice in question.choices]

@@ -21,17 +21,6 @@ _NORMAL = NormalDist()
 RESAMPLES = 10_000
 
 
-def wilson(count: float, total: float, level: float = 0.95) -> tuple[float, float] | None:
-    """Return Wilson's interval of a share, None of nothing. Wilson 1927, without correction."""
-    if total <= 0:
-        return None
-    z = _NORMAL.inv_cdf((1 + level) / 2)
-    share, add = count / total, z * z / total
-    half = z * math.sqrt(share * (1 - share) / total + add / (4 * total))
-    low, high = ((share + add / 2 + s * half) / (1 + add) for s in (-1, 1))
-    return max(0.0, low), min(1.0, high)
-
-
 def p_of_z(z: float) -> float:
     """Return the two-sided p of a standard normal value."""
     # erfc keeps its digits far out, where 1 - cdf is 0.

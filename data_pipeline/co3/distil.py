@@ -58,17 +58,7 @@ def distil(triple: Triple, settings: Settings = Settings()) -> Stage[Record | Re
     )
     if isinstance(conversation, Rejected):
         return rejected_with(conversation, record)
-    record = _noted(
-        record,
-        "dialogue",
-        conversation.attempts,
-        conversation.fault,
-        dialogue=conversation.turns.dialogue,
-        speakers=conversation.turns.speakers,
-    )
-    # Counted apart, because one attempt may have a continuation or none.
-    attempts = {**record.attempts, "continuation": conversation.continuations}
-    record = dataclasses.replace(record, attempts=attempts)
+    record = _conversed(record, conversation)
     rejected = check(record, settings)
     # The paper's order, which is also that of cost: a short question, one text, up to four texts.
     if rejected is None and settings.ask_human:
@@ -99,6 +89,16 @@ def without_context(triple: Triple, settings: Settings) -> Stage[Record | Reject
     )
     if isinstance(conversation, Rejected):
         return rejected_with(conversation, record)
+    record = _conversed(record, conversation)
+    rejected = check(record, settings)
+    if rejected is None and settings.ask_human:
+        record = yield from filters.ask_human(record, settings.names, settings.prompts)
+        rejected = check(record, settings)
+    return rejected or record
+
+
+def _conversed(record: Record, conversation: dialogue.Conversation) -> Record:
+    """Return the record with its dialogue."""
     record = _noted(
         record,
         "dialogue",
@@ -107,13 +107,9 @@ def without_context(triple: Triple, settings: Settings) -> Stage[Record | Reject
         dialogue=conversation.turns.dialogue,
         speakers=conversation.turns.speakers,
     )
+    # Counted apart, because one attempt may have a continuation or none.
     attempts = {**record.attempts, "continuation": conversation.continuations}
-    record = dataclasses.replace(record, attempts=attempts)
-    rejected = check(record, settings)
-    if rejected is None and settings.ask_human:
-        record = yield from filters.ask_human(record, settings.names, settings.prompts)
-        rejected = check(record, settings)
-    return rejected or record
+    return dataclasses.replace(record, attempts=attempts)
 
 
 def _noted(record: Record, stage: str, attempts: int, fault: str, **fields: object) -> Record:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cosmo.tasks.metrics.checks import same_length
+from cosmo.tasks.metrics.intervals import NORMAL_95
 
-NORMAL_95 = 1.959963984540054  # standard errors to each side of a 95% interval
 _ROUNDING = 1e-9  # of a share times a count, so that 0.95 of 20 are 19
 
 
@@ -68,18 +68,6 @@ def recall_at(rate: float, unsafe: Sequence[bool], scores: Sequence[float]) -> f
     if not (hits[-1] and alarms[-1]):
         return None
     return float(np.max(hits[alarms <= rate * alarms[-1] + _ROUNDING]) / hits[-1])
-
-
-def wilson(successes: int, total: int) -> tuple[float, float] | None:
-    """Return Wilson's (1927) 95% interval of a share; None of no trials."""
-    if not total:
-        return None
-    z, share = NORMAL_95, successes / total
-    middle = share + z * z / (2 * total)
-    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # Rounding must not leave the interval of shares.
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
 def _sides(unsafe: Sequence[bool], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

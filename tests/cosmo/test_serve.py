@@ -16,7 +16,8 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.web import app, run
 from cosmo.serve import api, server
-from tests.cosmo.serve_parts import write_model, write_prost
+from tests.cosmo.serve_parts import write_model
+from tests.tiny_models import write_prost
 
 TALK = [
     {"role": "system", "content": "Two friends talk.\n\nYou are Bo."},

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmo.tasks.metrics import agreement
+from cosmo.tasks.metrics import agreement, intervals
 from cosmo.tasks.paper_tables import SODA
 from data_pipeline.annotation import statistics as s
 
@@ -26,8 +26,8 @@ def test_the_sign_test_is_scipys_exact_binomial_test(first, second):
 def test_wilson_is_scipys(count, total):
     """Oracle: scipy; statsmodels gives (0.57039, 0.64821) for 366 of 600."""
     interval = scipy.stats.binomtest(count, total).proportion_ci(method="wilson")
-    assert s.wilson(count, total) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    assert s.wilson(0, 0) is None
+    assert intervals.wilson(count, total) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert intervals.wilson(0, 0) is None
 
 
 def test_z_of_the_papers_form_and_the_right_one():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cosmo.tasks.metrics import detection
+from cosmo.tasks.metrics import detection, intervals
 
 # By hand: four thresholds. Flagged (unsafe, safe): .9 (1, 0), .7 (1, 1), .5 (2, 2), .2 (3, 3).
 GOLD = [True, False, True, False, True, False]
@@ -56,7 +56,7 @@ def test_the_interval_of_roc_auc_covers_its_mean():
 def test_wilsons_interval(hits, total):
     """Oracle: scipy."""
     wanted = stats.binomtest(hits, total).proportion_ci(method="wilson")
-    assert detection.wilson(hits, total) == pytest.approx((wanted.low, wanted.high))
+    assert intervals.wilson(hits, total) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_what_is_not_defined_is_none():
@@ -67,7 +67,7 @@ def test_what_is_not_defined_is_none():
         assert detection.false_positive_rate_at(0.9, gold, [0.1, 0.2]) is None
         assert detection.recall_at(0.1, gold, [0.1, 0.2]) is None
     assert detection.average_precision([False], [0.5]) is None
-    assert detection.wilson(0, 0) is None
+    assert intervals.wilson(0, 0) is None
     with pytest.raises(ValueError, match="scores"):
         detection.roc_auc([True], [0.1, 0.2])
 

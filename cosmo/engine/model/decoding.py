@@ -518,14 +518,8 @@ def truncate(logits_RV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     left. Tokens that tie with the last one kept are kept too.
     """
     if 0 < top_k < logits_RV.shape[-1]:
-        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
-        at_least_R1 = _threshold(probs_RV, jnp.ones_like(probs_RV), float(top_k))
-        logits_RV = jnp.where(probs_RV >= at_least_R1, logits_RV, -jnp.inf)
-    if top_p < 1.0:
-        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
-        at_least_R1 = _threshold(probs_RV, probs_RV, top_p)
-        logits_RV = jnp.where(probs_RV >= at_least_R1, logits_RV, -jnp.inf)
-    return logits_RV
+        logits_RV = _top_k(logits_RV, top_k)
+    return _nucleus(logits_RV, top_p) if top_p < 1.0 else logits_RV
 
 
 def truncate_rows(logits_RV: jax.Array, top_k_R: jax.Array, top_p_R: jax.Array) -> jax.Array:
@@ -535,19 +529,25 @@ def truncate_rows(logits_RV: jax.Array, top_k_R: jax.Array, top_p_R: jax.Array) 
     """
     by_k_R, by_p_R = (top_k_R > 0) & (top_k_R < logits_RV.shape[-1]), top_p_R < 1.0
 
-    def top_k(logits_RV):
-        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
-        goal_R1 = top_k_R.astype(jnp.float32)[:, None]
-        at_least_R1 = _threshold(probs_RV, jnp.ones_like(probs_RV), goal_R1)
-        return jnp.where((probs_RV >= at_least_R1) | ~by_k_R[:, None], logits_RV, -jnp.inf)
+    for cut, by_R, goal_R in ((_top_k, by_k_R, top_k_R), (_nucleus, by_p_R, top_p_R)):
 
-    def nucleus(logits_RV):
-        probs_RV = jax.nn.softmax(logits_RV, axis=-1)
-        at_least_R1 = _threshold(probs_RV, probs_RV, top_p_R[:, None])
-        return jnp.where((probs_RV >= at_least_R1) | ~by_p_R[:, None], logits_RV, -jnp.inf)
+        def cut_rows(logits_RV, cut=cut, by_R=by_R, goal_R=goal_R):
+            return jnp.where(by_R[:, None], cut(logits_RV, goal_R[:, None]), logits_RV)
 
-    logits_RV = jax.lax.cond(jnp.any(by_k_R), top_k, lambda logits: logits, logits_RV)
-    return jax.lax.cond(jnp.any(by_p_R), nucleus, lambda logits: logits, logits_RV)
+        logits_RV = jax.lax.cond(jnp.any(by_R), cut_rows, lambda logits: logits, logits_RV)
+    return logits_RV
+
+
+def _top_k(logits_RV: jax.Array, top_k: int | jax.Array) -> jax.Array:
+    probs_RV = jax.nn.softmax(logits_RV, axis=-1)
+    return jnp.where(
+        probs_RV >= _threshold(probs_RV, jnp.ones_like(probs_RV), top_k), logits_RV, -jnp.inf
+    )
+
+
+def _nucleus(logits_RV: jax.Array, top_p: float | jax.Array) -> jax.Array:
+    probs_RV = jax.nn.softmax(logits_RV, axis=-1)
+    return jnp.where(probs_RV >= _threshold(probs_RV, probs_RV, top_p), logits_RV, -jnp.inf)
 
 
 def _threshold(probs_RV: jax.Array, weights_RV: jax.Array, goal: float | jax.Array) -> jax.Array:
