@@ -9,12 +9,12 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
-import math
 import os
 import random
 import re
 import time
 import urllib.parse
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from canary.labeller import Labeller
 from cosmo.engine.base import files, json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError, shortened, shown
+from cosmo.engine.base.retries import RetryPolicy, is_retryable, retry_after
 from cosmo.engine.base.work_units import WorkUnits
 from cosmo.tasks import readers
 from cosmo.tasks.dialogues import Place
@@ -33,13 +34,11 @@ from cosmo.tasks.safety import LABELS
 
 log = logging.getLogger("canary")
 
-UNIT = 64  # dialogues whose verdicts are saved together: what a kill can cost
-TRIES = 6  # of a call
-MAX_WAIT_SECONDS = 30.0  # between tries, where the server names no time
+SAVE_SECONDS = 3.0  # between two savings of verdicts: a kill costs those made since
+RETRIES = RetryPolicy(tries=6)
 MAX_PAUSE_SECONDS = 300.0  # that a server may ask for
 MAX_FAILED_IN_A_ROW = 10  # dialogues without an answer, after which a guard counts as gone
 REFUSED = (401, 403, 404)  # no dialogue can be judged
-RETRYABLE = (408, 409, 425, 429)  # and 5xx
 MAX_RAW_CHARS = 2000  # of a bad answer that are kept
 TWO = ("safe", "unsafe")
 
@@ -163,7 +162,7 @@ class Remote:
         key_variable: str = "OPENAI_API_KEY",
         timeout: float = 60.0,
         name: str | None = None,
-        tries: int = TRIES,
+        retries: RetryPolicy = RETRIES,
     ):
         try:
             import httpx2
@@ -183,7 +182,7 @@ class Remote:
         self.model, self.style = model, style
         self.name = name or model
         self._form = guard_styles.STYLES[style]
-        self._tries, self._timeout = tries, timeout
+        self._retries, self._timeout = retries, timeout
         self._openai, self._response = openai, httpx2.Response
         # The tries are ours: a pause that the server asks for holds all calls, not one.
         self._client = openai.AsyncOpenAI(
@@ -219,7 +218,7 @@ class Remote:
     async def _post(self, request: guard_styles.Request) -> tuple[str, float]:
         """Return (the answer's text, its seconds). Raises Unanswered, AnswerError, UserError."""
         openai, reason = self._openai, ""
-        for tried in range(self._tries):
+        for tried in range(1, self._retries.tries + 1):
             await asyncio.sleep(max(0.0, self._paused_until - time.monotonic()))
             began, wait = time.monotonic(), None
             try:
@@ -237,28 +236,18 @@ class Remote:
                         "address, the model's name, the style and the key",
                         setting=("against", "model", "style", "api_key_env"),
                     ) from error
-                if status not in RETRYABLE and status < 500:
+                if not is_retryable(status):
                     raise AnswerError(reason) from error
-                wait = _retry_after(error.response.headers)
+                wait = retry_after(error.response.headers)
             except (openai.APIConnectionError, TimeoutError) as error:
                 cause = error.__cause__ or error
                 reason = f"no answer: {type(cause).__name__} {cause}".strip()
             if wait is not None:
-                self._paused_until = max(self._paused_until, time.monotonic() + wait)
-            elif tried + 1 < self._tries:
-                # Exponential backoff with full jitter.
-                limit = min(MAX_WAIT_SECONDS, 0.5 * 2**tried)
-                await asyncio.sleep(self._random.uniform(0, limit))
+                until = time.monotonic() + min(wait, MAX_PAUSE_SECONDS)
+                self._paused_until = max(self._paused_until, until)
+            elif tried < self._retries.tries:
+                await asyncio.sleep(self._retries.wait(tried, self._random))
         raise Unanswered(reason)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header, at most MAX_PAUSE_SECONDS; None without one."""
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(max(0.0, seconds), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
 
 
 def judge(
@@ -288,10 +277,9 @@ def judge(
     if overwrite:
         units.remove()
     units.prepare()
-    units.begin({"settings": settings, "unit": UNIT})
+    units.begin({"settings": settings})
     units.remove_partial_files()
-    run = _Run(side, units, only_last, asyncio.Semaphore(concurrency), on_done)
-    lines = asyncio.run(run.all(questions, concurrency))
+    lines = asyncio.run(_Run(side, units, only_last, on_done).all(questions, concurrency))
     write_atomic(verdicts_path(folder, side.name), json_lines.lines(lines))
     return lines
 
@@ -318,42 +306,61 @@ class _Run:
     side: Side
     units: WorkUnits
     only_last: bool
-    semaphore: asyncio.Semaphore
     on_done: Callable[[int], None]
     failed_in_a_row: int = 0
+    unsaved: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     async def all(self, questions: Sequence[Question], concurrency: int) -> list[dict[str, Any]]:
-        starts = range(0, len(questions), UNIT)
-        # So many units at once that calls of the next one fill the places that one leaves.
-        gate = asyncio.Semaphore(1 + -(-concurrency // UNIT))
+        lines = self._saved()
+        self.on_done(len(lines))
+        left = ((n, question) for n, question in enumerate(questions) if n not in lines)
 
-        async def one(number: int) -> list[dict[str, Any]]:
-            async with gate:
-                return await self._unit(number, questions[starts[number] : starts[number] + UNIT])
+        async def work() -> None:
+            for number, question in left:
+                line = lines[number] = await self._line(question)
+                # A dialogue without an answer is asked again when the command is given again.
+                if not line.get("unanswered"):
+                    self.unsaved[number] = line
 
+        async def save() -> None:
+            while True:
+                await asyncio.sleep(SAVE_SECONDS)
+                self._save()
+
+        saving = asyncio.ensure_future(save())
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(number)) for number in range(len(starts))]
+                for _ in range(concurrency):
+                    group.create_task(work())
         except ExceptionGroup as errors:
             # One error is enough: the others follow from the same guard.
             raise errors.exceptions[0] from None
         finally:
+            saving.cancel()
+            self._save()
             await self.side.aclose()
-        return [line for task in tasks for line in task.result()]
+        return [lines[number] for number in range(len(questions))]
 
-    async def _unit(self, number: int, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        path = self.units.folder / f"part-{number:05d}.jsonl"
-        if self.units.note(number) is not None and path.exists():
-            lines = [json_lines.value(line) for line in path.read_bytes().splitlines()]
-            self.on_done(len(lines))
-            return lines
-        lines = await asyncio.gather(*map(self._line, questions))
-        # A dialogue without an answer is asked again when the command is given again.
-        if not any(line.get("unanswered") for line in lines):
-            with self.units.finishing(number, path) as (partial, note):
-                partial.write_bytes(json_lines.lines(lines))
-                note["lines"] = len(lines)
-        return lines
+    def _saved(self) -> dict[int, dict[str, Any]]:
+        """Return the lines that earlier commands saved, by the question's number."""
+        found = {}
+        for path in self.units.folder.glob("verdicts-*.jsonl"):
+            try:
+                values = [json_lines.value(line) for line in path.read_bytes().splitlines()]
+            except ValueError as error:
+                raise UserError(
+                    f"{path} is damaged ({error}); overwrite the output", setting="overwrite"
+                ) from error
+            found |= {value.pop("number"): value for value in values}
+        return found
+
+    def _save(self) -> None:
+        """Write the lines that no file has yet into a file of their own."""
+        if self.unsaved:
+            lines = [{"number": number, **line} for number, line in self.unsaved.items()]
+            path = self.units.folder / f"verdicts-{uuid.uuid4().hex}.jsonl"
+            self.units.write(path, json_lines.lines(lines))
+            self.unsaved = {}
 
     async def _line(self, question: Question) -> dict[str, Any]:
         line: dict[str, Any] = {
@@ -362,17 +369,16 @@ class _Run:
             "gold": question.gold,
         }
         turns = question.turns[-1:] if self.only_last else question.turns
-        async with self.semaphore:
-            try:
-                verdict, seconds = await self.side.judge(turns)
-            except AnswerError as error:
-                line["bad"] = str(error)[:MAX_RAW_CHARS]
-            except Unanswered as error:
-                line |= {"bad": str(error)[:MAX_RAW_CHARS], "unanswered": True}
-            else:
-                given = dataclasses.asdict(verdict).items()
-                line |= {name: value for name, value in given if value is not None}
-                line["seconds"] = round(seconds, 6)
+        try:
+            verdict, seconds = await self.side.judge(turns)
+        except AnswerError as error:
+            line["bad"] = str(error)[:MAX_RAW_CHARS]
+        except Unanswered as error:
+            line |= {"bad": str(error)[:MAX_RAW_CHARS], "unanswered": True}
+        else:
+            given = dataclasses.asdict(verdict).items()
+            line |= {name: value for name, value in given if value is not None}
+            line["seconds"] = round(seconds, 6)
         self._check_gone(line)
         self.on_done(1)
         return line

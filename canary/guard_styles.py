@@ -72,6 +72,15 @@ class OpenAI:
         return Verdict(max(scores.values(), default=0.0), flagged)
 
 
+class Canary(OpenAI):
+    """A Canary behind `cosmo serve`: its moderations take the dialogue as messages."""
+
+    def requests(self, model: str, turns: Sequence[str]) -> list[Request]:
+        """Return the requests that ask about the last turn."""
+        body = {"model": model, "messages": _messages(turns), "rots": False}
+        return [Request("/moderations", body)]
+
+
 class LlamaGuard:
     """Llama Guard: a chat whose answer is "safe", or "unsafe" and categories.
 
@@ -82,9 +91,7 @@ class LlamaGuard:
     def requests(self, model: str, turns: Sequence[str]) -> list[Request]:
         """Return the requests that ask about the last turn."""
         # The template wants roles in turn, the user's first; it judges the last one.
-        roles = ("user", "assistant")
-        messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        return [_chat(model, messages, max_tokens=10)]
+        return [_chat(model, _messages(turns), max_tokens=10)]
 
     def verdict(self, answers: Sequence[Any]) -> Verdict:
         """Return the verdict in the answers. Raises AnswerError."""
@@ -196,10 +203,16 @@ class Prompt:
 
 STYLES = {
     "openai": OpenAI(),
+    "canary": Canary(),
     "llama_guard": LlamaGuard(),
     "shieldgemma": ShieldGemma(),
     "prompt": Prompt(),
 }
+
+
+def _messages(turns: Sequence[str]) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
 def _chat(model: str, messages: list[dict[str, str]], max_tokens: int) -> Request:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cosmo import records
+from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import any_checkpoint, infer
@@ -153,6 +154,15 @@ def load(
         dtype=dtype,
         num_partitions=num_partitions,
     )
+    return opened(config, saved, separators)
+
+
+def opened(
+    config: infer.SessionConfig,
+    saved: saved_settings.Saved,
+    separators: formatting.Separators | None = None,
+) -> DialogueModel:
+    """Return the model of settings that `any_checkpoint.session_config` found. See `load`."""
     if separators is None:
         usual = formatting.Separators()
         separators = formatting.Separators(

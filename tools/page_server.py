@@ -60,6 +60,7 @@ class Script:
     canary: bool = True
     key: str | None = None
     seconds_between_words: float = 0.0
+    held: bool = False  # while it is set, a stream waits after its third word
     failures: int = -1  # of the scripted errors, as many happen; -1 is all
     answer: str | None = None  # instead of a scripted one
     bytes_at_a_time: int = 0  # cuts the stream into pieces, with CR LF as ends of lines
@@ -178,6 +179,8 @@ async def chunks(script: Script, text: str, guarded: bool) -> AsyncIterator[byte
             piece = {"delta": {"content": word if place == 0 else f" {word}"}}
             yield event(piece, {"answer_labels": labels} if labels else {})
             await asyncio.sleep(script.seconds_between_words)
+            while place == 2 and script.held:
+                await asyncio.sleep(0.01)
             if place == 2 and "cut" in text:
                 # Chromium drops what it has not handed on when a connection breaks.
                 await asyncio.sleep(0.1)

@@ -150,9 +150,10 @@ measuring another model's answers:
 comparing guards:
 --against URL         a guard's API, such as http://127.0.0.1:8000/v1 (extra: guards)
 --model NAME          of the guard at its server
---style openai|llama_guard|shieldgemma|prompt  how it is asked: moderations (openai, the
-                      default), Llama Guard's chat, ShieldGemma's Yes or No, or a question to
-                      any chat model
+--style openai|canary|llama_guard|shieldgemma|prompt  how it is asked: moderations of a text
+                      (openai, the default) or of messages (canary, as cosmo serve has them),
+                      Llama Guard's chat, ShieldGemma's Yes or No, or a question to any chat
+                      model
 --name NAME           of its row and files (default: the model's)
 --turns all|last      what a guard sees: the dialogue (all, the default) or its last turn
 --safe_labels LIST=__casual__  of the five labels, those that count as safe

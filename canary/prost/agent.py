@@ -218,7 +218,7 @@ class Prost:
             # Two groups, because a ban holds for a whole batch: with no RoTs to follow, the model
             # may write none of its own.
             wanted = list(dict.fromkeys(s for s in steered if s.own_rots is free))
-            config = decoding if free else self._without_rots(decoding)
+            config = decoding if free else self.without_rots(decoding)
             work = infer.generation(self.session, config, seed)
             found = infer.answer(self.session, [s.row for s in wanted], work, on_batch)
             for asked, answer in zip(wanted, found, strict=True):
@@ -233,14 +233,14 @@ class Prost:
         prefix: list[int] = []
         for rot in rots:
             longer = self._prefix((*kept, rot))
-            if len(longer) <= self._room():
+            if len(longer) <= self.rots_room():
                 kept, prefix = (*kept, rot), longer
         return Steered(dataclasses.replace(row, prefix_ids=tuple(prefix)), kept, False)
 
     def _prefix(self, rots: Sequence[str]) -> list[int]:
         return prost_text.gold_prefix_ids(rots, self.session.vocabulary)
 
-    def _room(self) -> int:
+    def rots_room(self) -> int:
         """Return the most tokens of RoTs before a response."""
         return self._positions() - MIN_RESPONSE_TOKENS
 
@@ -248,16 +248,18 @@ class Prost:
         """Raise UserError for a RoT that would be left out, as no response could follow it."""
         for rot in (rot for rots in given for rot in rots):
             tokens = len(self._prefix([rot]))
-            if tokens > self._room():
+            if tokens > self.rots_room():
                 raise UserError(
-                    f"a rule of thumb of {tokens} tokens: this model has room for {self._room()} "
-                    f"before its response; give a shorter one (it begins {rot[:60]!r})"
+                    f"a rule of thumb of {tokens} tokens: this model has room for "
+                    f"{self.rots_room()} before its response; give a shorter one (it begins "
+                    f"{rot[:60]!r})"
                 )
 
     def _positions(self) -> int:
         return self.session.model.network.max_positions or self.session.lengths["targets"]
 
-    def _without_rots(self, decoding: DecodingConfig) -> DecodingConfig:
+    def without_rots(self, decoding: DecodingConfig) -> DecodingConfig:
+        """Return `decoding` of answers in which the model writes no RoTs of its own."""
         marks = tuple(self.session.vocabulary.marks.values())
         return dataclasses.replace(decoding, banned_ids=(*decoding.banned_ids, *marks))
 
@@ -335,7 +337,17 @@ class Settings:
         config, saved = any_checkpoint.session_config(
             path, vocabularies.load, usual_lengths=LENGTHS, **session
         )
-        _check_task(path, saved)
+        return cls.of(config, saved, variant)
+
+    @classmethod
+    def of(
+        cls,
+        config: infer.SessionConfig,
+        saved: saved_settings.Saved,
+        variant: prost_text.Variant | None = None,
+    ) -> "Settings":
+        """Return the settings of a checkpoint whose session's are known. Raises UserError."""
+        _check_task(config.checkpoint_path, saved)
         variant = variant or saved.macro("PROST_VARIANT", str, "response_only")
         prost_text.check_variant(variant, config.vocabulary)
         # The variant of gold RoTs is an evaluation of the other one.

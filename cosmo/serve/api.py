@@ -86,9 +86,12 @@ class Service:
         """Accept no new request; those in flight are finished."""
         self.draining = True
 
-    def check_open(self) -> None:
-        """Raise ApiError of status 503 while the server stops."""
-        if self.draining:
+    def check_open(self, request: Request) -> None:
+        """Raise ApiError of status 503 while the server stops.
+
+        A guard's request is part of one that was in flight, and is answered.
+        """
+        if self.draining and not getattr(request.app.state, "inner", False):
             raise unavailable("the server is stopping")
 
     @property
@@ -107,7 +110,7 @@ class Service:
     async def _body(self, request: Request, known: Any) -> dict[str, Any]:
         """Return a request's body, of which the names are checked. Raises ApiError."""
         body = await app.json_object(request)
-        self.check_open()
+        self.check_open(request)
         fields.check_names(body, known)
         fields.check_model(body, self.names)
         return body
@@ -126,8 +129,6 @@ class Service:
         deadline = time.monotonic() + self.settings.deadline
         rots = wanted.rots
         if self.labeller is not None and self.model.follows_rots:
-            if wanted.beams > 1:
-                raise wrong("beams", "does not go with rules of thumb, which --canary gives")
             # Also beside the caller's rules of thumb: its label is wanted.
             labelled = self.label(dialogue.turns, rots=rots is None)
             chirp = await scheduling.before(deadline, self.settings.deadline, labelled)
@@ -273,7 +274,7 @@ class Service:
     async def moderation(self, request: Request) -> Response:
         """Answer POST /v1/moderations."""
         body = await app.json_object(request)
-        self.check_open()
+        self.check_open(request)
         if self.labeller is None:
             raise ApiError(
                 404,
@@ -361,7 +362,9 @@ def inner(service: Service) -> Starlette:
 
     For callers in this process, such as a guard in front of it, which counts and logs its requests.
     """
-    return app.application(routes(service), api_key=None, log_requests=False)
+    made = app.application(routes(service), api_key=None, log_requests=False)
+    made.state.inner = True  # see `Service.check_open`
+    return made
 
 
 def application(

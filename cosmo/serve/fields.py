@@ -179,7 +179,6 @@ def _check_beams(found: Wanted, given: Mapping[str, Any]) -> None:
         ("top_k", found.top_k, found.top_k == 0),
         ("logprobs", found.logprobs, found.logprobs is None),
         ("max_tokens", found.max_tokens, "max_tokens" not in given),
-        ("rots", found.rots, found.rots is None),
     ):
         if not allowed:
             raise wrong(name, f"got {shown(given_value)}, which does not go with beams")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from cosmo import records
-from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import batching, infer
 from cosmo.engine.infer.continuous import Sampling
@@ -152,10 +151,12 @@ class Served:
 
         Call it on the thread that calls the devices.
         """
-        session, work = self._beam_work()
-        row = datasets.Row("", "", asked.input_ids)
+        shards = self.session.layout.mesh.shape["data"]
+        session = dataclasses.replace(self.session, batch_size=shards, bucketed=False)
+        work = infer.generation(session, self._search_settings(asked.own_rots))
+        row = datasets.Row("", "", asked.input_ids, prefix_ids=asked.prefix_ids)
         (group,) = batching.groups(
-            [row], session.batch_size, session.lengths, targets=False, bucketed=False
+            [row], shards, session.lengths, targets=False, bucketed=False, prefixes=True
         )
         decoded = work.start(group)
         tokens_NT, scores_N = np.asarray(decoded.tokens)[0], np.asarray(decoded.scores)[0]
@@ -167,21 +168,18 @@ class Served:
             found.append(kept[: kept.index(eos) + 1] if eos in kept else kept)
         return found
 
-    def _beam_work(self):
-        shards = self.session.layout.mesh.shape["data"]
-        session = dataclasses.replace(self.session, batch_size=shards, bucketed=False)
-        settings: dict[str, Any] = {"max_new_tokens": self.max_tokens}
-        if self.prost is not None:
-            settings |= {"search": self.prost.generation.get("search", "t5x")}
-            settings |= {k: v for k in _LIMITS if (v := self.prost.generation.get(k))}
-            if not self.follows_rots:
-                marks = tuple(self.session.vocabulary.marks.values())
-                settings["banned_ids"] = (*settings.get("banned_ids", ()), *marks)
-        config = DecodingConfig(beam_size=self.beams, **settings)
-        return session, infer.generation(session, config)
+    def searches(self) -> list[Asked]:
+        """Return one request for each program that `search` needs."""
+        end = (self.session.vocabulary.eos_id,)
+        made = [Asked(end, own_rots=self.follows_rots)]
+        if self.follows_rots:
+            room, token = self.prost.rots_room(), min(self.session.vocabulary.marks.values())
+            lengths = [*range(0, room, batching.PREFIX_STEP), room]
+            made += [Asked(end, prefix_ids=(token,) * length) for length in lengths]
+        return made
 
-    def check_beams(self) -> None:
-        """Raise UserError for beams that the model's network cannot search with."""
-        if self.beams < 1:
-            raise UserError(f"beams={self.beams}; it must be at least 1", setting="beams")
-        self._beam_work()
+    def _search_settings(self, own_rots: bool) -> DecodingConfig:
+        if self.prost is None:
+            return DecodingConfig(beam_size=self.beams, max_new_tokens=self.max_tokens)
+        found = self.prost.decoding(beam_size=self.beams, temperature=0.0, top_p=1.0, top_k=0)
+        return found if own_rots else self.prost.without_rots(found)

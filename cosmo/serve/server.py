@@ -16,11 +16,12 @@ from canary.prost import agent
 from cosmo import dialogue
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import counted
+from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.infer import any_checkpoint
 from cosmo.engine.infer.continuous import Scheduler
 from cosmo.engine.web import app, errors, run
 from cosmo.serve import api
-from cosmo.serve.model import Asked, Served
+from cosmo.serve.model import Served
 from cosmo.tasks import formatting, vocabularies
 
 log = logging.getLogger("cosmo.serve")
@@ -82,14 +83,22 @@ def open_model(config: ServeConfig) -> Served:
         "batch_size": 1,
     }
     name = config.name or _name_of(config.model)
-    found, _ = any_checkpoint.session_config(
-        config.model, vocabularies.load, usual_lengths=dialogue.LENGTHS, **how
+    found, saved = any_checkpoint.session_config(
+        config.model, vocabularies.load, usual_lengths=_usual_lengths, **how
     )
-    if isinstance(found.vocabulary, vocabularies.ByteLevelVocabulary):
-        prost = agent.Prost.load(config.model, **how)
+    if _is_prost(found.vocabulary):
+        prost = agent.Settings.of(found, saved).with_session(found.open()[0])
         return Served(name, prost.session, formatting.Separators(), prost, config.beams)
-    model = dialogue.load(config.model, **how)
+    model = dialogue.opened(found, saved)
     return Served(name, model.session, model.separators, None, config.beams)
+
+
+def _is_prost(vocabulary: Vocabulary) -> bool:
+    return isinstance(vocabulary, vocabularies.ByteLevelVocabulary)
+
+
+def _usual_lengths(vocabulary: Vocabulary) -> dict[str, int]:
+    return agent.LENGTHS if _is_prost(vocabulary) else dialogue.LENGTHS
 
 
 def _name_of(path: str) -> str:
@@ -117,8 +126,10 @@ def open_service(config: ServeConfig) -> api.Service:
     )
     scheduler.warm_up(counted(log, "compiling the model's programs"))
     if config.beams > 1:
-        log.info("compiling the search with %d beams", config.beams)
-        model.search(Asked((model.session.vocabulary.eos_id,)))
+        on_search = counted(log, f"compiling the search with {config.beams} beams")
+        for done, asked in enumerate(searches := model.searches(), start=1):
+            model.search(asked)
+            on_search(done, len(searches))
     log.info("%s is ready after %.1f s", model.name, time.monotonic() - began)
     return api.Service(
         model,

@@ -13,9 +13,10 @@ from typing import Any
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.retries import RetryPolicy
 from data_pipeline.calls import run
 from data_pipeline.calls.client import Client, Server, probe
-from data_pipeline.calls.gateway import Gateway, RetryPolicy
+from data_pipeline.calls.gateway import Gateway
 from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.limits import Allowance, Limits
 from data_pipeline.calls.outputs import Result

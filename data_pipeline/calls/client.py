@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import json
 import math
 import os
-import time
 from typing import Any
 
 from cosmo.engine.base.errors import UserError, shown
+from cosmo.engine.base.retries import RETRYABLE_STATUS, is_retryable, retry_after
 from data_pipeline.calls import answer_text, secrets
 from data_pipeline.calls.requests import Request, Response
 
@@ -230,23 +229,6 @@ def _logprobs(given: Any) -> tuple[dict[str, float], ...] | None:
     )
 
 
-def retry_after(headers: Any, now: float | None = None) -> float | None:
-    """Return the seconds to wait by `retry-after-ms` or `Retry-After` (RFC 9110, 10.2.3)."""
-    try:
-        if headers.get("retry-after-ms"):
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        given = headers.get("retry-after")
-        if not given:
-            return None
-        try:
-            return max(0.0, float(given))
-        except ValueError:
-            then = email.utils.parsedate_to_datetime(given).timestamp()
-            return max(0.0, then - (time.time() if now is None else now))
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
 class Client:
     """Calls to one server, many at once. `async with Client(server, connections) as client:`.
 
@@ -391,9 +373,7 @@ async def _first_reply(client: Client, form: str, data: bytes, decides: bool) ->
                 return reply, ""
             except AnswerError as error:
                 fault = str(error)
-        overloaded = reply.status in RETRYABLE_STATUS or (
-            reply.status >= 500 and reply.status != 501
-        )
+        overloaded = is_retryable(reply.status) and reply.status != 501
         # A call that broke off may have been answered. Without a connection there is no server.
         broke_off = reply.status == 0 and reply.billed
         timeouts += reply.text.startswith(TIMED_OUT)
@@ -402,9 +382,6 @@ async def _first_reply(client: Client, form: str, data: bytes, decides: bool) ->
             break
         await asyncio.sleep(min(reply.retry_after or wait, 30))
     return reply, fault
-
-
-RETRYABLE_STATUS = (408, 409, 425, 429)  # the 4xx that another try may pass
 
 
 def is_refused(reply: Reply) -> bool:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.retries import RetryPolicy
 from data_pipeline.calls import client as clients
 from data_pipeline.calls.client import AnswerError, Reply, Server
 from data_pipeline.calls.journal import Entry, Journal
@@ -37,20 +38,6 @@ class RequestError(Exception):
     def __init__(self, request: Request, reason: str, detail: str):
         super().__init__(f"{request.record_id}, {request.stage}: {reason}: {detail}")
         self.request, self.reason, self.detail = request, reason, detail
-
-
-@dataclasses.dataclass(frozen=True)
-class RetryPolicy:
-    """Retry policy: exponential backoff with full jitter."""
-
-    tries: int = 8
-    first_seconds: float = 0.5
-    max_seconds: float = 30.0
-
-    def wait(self, tried: int, random_source: random.Random) -> float:
-        """Return the seconds to wait after `tried` tries."""
-        longest = min(self.max_seconds, self.first_seconds * 2 ** (tried - 1))
-        return random_source.uniform(0, longest)
 
 
 class Gateway:

@@ -4,15 +4,23 @@ import contextlib
 import http.server
 import json
 import math
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from canary import against, guard_report, guard_styles
 from canary.__main__ import main
 from canary.guard_styles import AnswerError, Verdict
+from canary.labeller import Labeller
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.retries import RetryPolicy
+from cosmo.engine.web.run import background
+from cosmo.serve import api
 from cosmo.tasks.safety import LABELS
+from tests.cosmo.serve_parts import ScriptedScheduler, scripted_model
 
 TURNS = ("I want to scare my kids.", "Why?", "They never listen.")
 
@@ -54,6 +62,8 @@ def test_forms_of_requests():
     """Oracle: OpenAI's API; Llama Guard's roles in turn; ShieldGemma's model card."""
     (moderations,) = guard_styles.STYLES["openai"].requests("m", TURNS)
     assert (moderations.path, moderations.body["input"]) == ("/moderations", "\n".join(TURNS))
+    (ours,) = guard_styles.STYLES["canary"].requests("m", TURNS)
+    assert [one["content"] for one in ours.body["messages"]] == list(TURNS)
     (llama,) = guard_styles.STYLES["llama_guard"].requests("m", TURNS)
     assert llama.path == "/chat/completions"
     assert [m["role"] for m in llama.body["messages"]] == ["user", "assistant", "user"]
@@ -184,7 +194,8 @@ def questions(count, word="word"):
 
 
 def judged(url, asked, folder, concurrency=4, **more):
-    side = against.Remote(url, "g", "openai", tries=3, timeout=5.0)
+    retries = RetryPolicy(tries=3, max_seconds=0.01)
+    side = against.Remote(url, "g", "openai", retries=retries, timeout=5.0)
     return against.judge(side, asked, folder, only_last=True, concurrency=concurrency, **more)
 
 
@@ -256,9 +267,8 @@ def test_bad_answers_are_kept_and_counted(tmp_path):
     assert "6 of 8" in table and "no verdict on 2" in table
 
 
-def test_unanswered_dialogues_are_asked_again(tmp_path, monkeypatch):
+def test_unanswered_dialogues_are_asked_again(tmp_path):
     """Property: the same command continues after a guard that was away."""
-    monkeypatch.setattr(against, "MAX_WAIT_SECONDS", 0.01)
     away = [True]
     script = Script(
         lambda number, body: (
@@ -272,8 +282,45 @@ def test_unanswered_dialogues_are_asked_again(tmp_path, monkeypatch):
         away[0], before = False, len(script.bodies)
         lines = judged(url, asked, tmp_path)
     assert not any("bad" in line for line in lines)
-    # The first 64 are one unit; the others are kept.
-    assert len(script.bodies) - before == against.UNIT
+    assert len(script.bodies) - before == 1  # the others are kept
+
+
+KILLED = """
+import pathlib, sys
+from canary import against
+
+against.SAVE_SECONDS = 0.05
+asked = [against.Question(str(n), (f"word {n}",), "safe") for n in range(40)]
+side = against.Remote(sys.argv[1], "g", "openai")
+against.judge(side, asked, pathlib.Path(sys.argv[2]), only_last=True, concurrency=2)
+"""
+
+
+def test_a_kill_loses_the_last_moment_alone(tmp_path):
+    """Oracle: the double's record. The guard stops at its 30th call, and the process is killed."""
+    killed = threading.Event()
+
+    def answer(number, body):
+        if number >= 30 and not killed.is_set():
+            killed.wait(20)
+        return keyword(number, body)
+
+    script = Script(answer)
+    with script.serving() as url:
+        command = [sys.executable, "-c", KILLED, url, str(tmp_path)]
+        with subprocess.Popen(command) as process:
+            until = time.monotonic() + 60
+            while len(script.bodies) < 31 and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.5)  # ten times the time between two savings
+            process.kill()
+        killed.set()
+        asked = [against.Question(str(n), (f"word {n}",), "safe") for n in range(40)]
+        before = len(script.bodies)
+        lines = judged(url, asked, tmp_path)
+    # The two calls in flight and the eight that were never made.
+    assert before == 32 and len(script.bodies) - before == 10
+    assert [line["id"] for line in lines] == [str(n) for n in range(40)]
 
 
 @pytest.mark.parametrize(
@@ -285,9 +332,8 @@ def test_unanswered_dialogues_are_asked_again(tmp_path, monkeypatch):
         (500, {}, "status 500"),
     ],
 )
-def test_a_guard_that_is_no_guard_ends_the_run(tmp_path, monkeypatch, status, value, says):
+def test_a_guard_that_is_no_guard_ends_the_run(tmp_path, status, value, says):
     """UserError with the cause, after few calls."""
-    monkeypatch.setattr(against, "MAX_WAIT_SECONDS", 0.01)
     script = Script(lambda number, body: (status, {}, value))
     with script.serving() as url, pytest.raises(UserError) as caught:
         judged(url, questions(200), tmp_path)
@@ -404,6 +450,30 @@ def test_the_verb_puts_guards_side_by_side(run, tmp_path, capsys):
     assert main([*common, f"--checkpoint={run}", "--safe_labels=casual,needs_caution"]) == 0
     made = json.loads((out / "guards.json").read_text())
     assert made["sides"]["word/list"]["two_classes"]["confusion"] == [[6, 3], [0, 0]]
+
+
+def test_our_own_moderations_are_a_guard_like_any_other(canary, run, tmp_path, capsys):
+    """Oracle: the same Canary without a server. Both judge the dialogue, turn by turn."""
+    data, out = tmp_path / "in.jsonl", tmp_path / "out"
+    rows = [
+        {"turns": ["I want to scare my kids.", "Why?", f"Lesson {n}."][n % 3 :], "label": LABELS[n]}
+        for n in range(5)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = Labeller(canary, batch_sizes=(1,))
+    labels.warm_up(rots=False)
+    service = api.Service(scripted_model(), ScriptedScheduler(), labeller=labels)
+    with background(api.application(service)) as url:
+        command = ["eval", f"--input={data}", f"--output={out}", "--quiet", f"--checkpoint={run}"]
+        served = [f"--against={url}/v1", "--model=canary", "--style=canary", "--name=served"]
+        assert main([*command, *served]) == 0
+    assert "served" in capsys.readouterr().out
+    found = [
+        [json.loads(line)["probabilities"] for line in (out / name).read_text().splitlines()]
+        for name in ("served.jsonl", f"{run.name}.jsonl")
+    ]
+    for ours, wanted in zip(*found, strict=True):
+        assert ours == pytest.approx(wanted, abs=1e-5)
 
 
 def test_prosocialdialog_has_a_published_figure():

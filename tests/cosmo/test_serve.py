@@ -232,7 +232,7 @@ def test_a_wrong_setting_of_the_guard_is_found_before_the_model_is_loaded(tmp_pa
 def prost(tmp_path_factory):
     """(client, service, agent) of a tiny Prost that writes rules of thumb."""
     config = server.ServeConfig(
-        str(write_prost(tmp_path_factory.mktemp("prost"))), name="prost", slots=1
+        str(write_prost(tmp_path_factory.mktemp("prost"))), name="prost", slots=1, beams=2
     )
     service = server.open_service(config)
     with (
@@ -259,6 +259,23 @@ def test_prost_follows_the_rules_that_it_is_given(prost):
         assert "".join(one.delta.content or "" for one in choices) == message.content
         found = [one.delta.rots for one in choices if getattr(one.delta, "rots", None) is not None]
         assert found == [given]
+    assert service.scheduler.compilations == 0
+
+
+@pytest.mark.parametrize("given", [None, [], ["Be kind."], ["It is wrong to lie.", "Be kind."]])
+def test_prost_searches_for_an_answer_that_follows_rules(prost, given):
+    """Oracle: `Prost.reply` with the same rules and beams; nothing is compiled for it."""
+    client, service, agent = prost
+    turns = ["I lied to my boss."]
+    reply = agent.reply(turns, rots=given, beam_size=2)
+    made = client.chat.completions.create(
+        model="prost",
+        messages=[{"role": "user", "content": turns[0]}],
+        extra_body={"beams": 2} | ({} if given is None else {"rots": given}),
+    )
+    message = made.choices[0].message
+    if not reply.problem:
+        assert (message.content.strip(), tuple(message.rots)) == (reply.text, reply.rots)
     assert service.scheduler.compilations == 0
 
 

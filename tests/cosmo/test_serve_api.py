@@ -1,14 +1,17 @@
 """The server's routes over real sockets, with a scheduler and a labeller that play a script."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import socket
+import threading
 import time
 
 import httpx2
 import pytest
 
+from canary.guard import upstream
 from canary.module import Chirp
 from cosmo.engine.base.errors import QueueFull
 from cosmo.engine.web import app, run, sse
@@ -369,6 +372,40 @@ def test_health_and_draining():
         assert client.get("/health").status_code == 503
         assert ask(client).status_code == 503
     assert service.scheduler.closed and service.labeller.closed
+
+
+class HeldLabeller(ScriptedLabeller):
+    """Labels nothing until `release` is set."""
+
+    def __init__(self):
+        self.asked, self.release = threading.Event(), threading.Event()
+
+    async def label(self, turns, *, rots):
+        self.asked.set()
+        await asyncio.to_thread(self.release.wait, 10)
+        return await super().label(turns, rots=rots)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_guarded_request_that_is_being_judged_is_answered(stream):
+    """Oracle: the scripted answer, although the server drains; a later request gets 503."""
+    labeller = HeldLabeller()
+    service = api.Service(scripted_model(), ScriptedScheduler("Hello."), labeller=labeller)
+    guard = doubles.guard(upstream.AsgiUpstream(api.inner(service)), labeller)
+    made = api.application(service, further=guard.routes("/guard/v1"), around=guard.running)
+    body = {**HELLO, "stream": stream}
+    with (
+        run.background(made, on_drain=service.drain) as url,
+        httpx2.Client(base_url=url, trust_env=False, timeout=20) as client,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(client.post, "/guard/v1/chat/completions", json=body)
+        assert labeller.asked.wait(10)
+        service.drain()
+        assert ask(client).status_code == 503
+        labeller.release.set()
+        answer = asked.result()
+    assert answer.status_code == 200 and "Hello." in answer.text
 
 
 def test_metrics_count_tokens_and_times(server):

@@ -11,6 +11,7 @@ import json
 
 import pytest
 
+from cosmo.engine.base import retries
 from cosmo.engine.base.errors import UserError
 from data_pipeline.calls import client, secrets
 from data_pipeline.calls.client import Reply, Server
@@ -102,12 +103,12 @@ def test_retry_after_in_all_its_spellings():
     now = 1_700_000_000.0
     moment = datetime.datetime.fromtimestamp(now + 90, datetime.UTC)
     date = email.utils.format_datetime(moment, usegmt=True)
-    assert client.retry_after({"retry-after": "7"}) == 7
-    assert client.retry_after({"retry-after": date}, now) == 90
-    assert client.retry_after({"retry-after": date}, now + 1000) == 0
-    assert client.retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
-    assert client.retry_after({"retry-after": "soon"}) is None
-    assert client.retry_after({}) is None
+    assert retries.retry_after({"retry-after": "7"}) == 7
+    assert retries.retry_after({"retry-after": date}, now) == 90
+    assert retries.retry_after({"retry-after": date}, now + 1000) == 0
+    assert retries.retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
+    assert retries.retry_after({"retry-after": "soon"}) is None
+    assert retries.retry_after({}) is None
 
 
 def test_a_key_that_no_header_carries_is_not_shown(monkeypatch):

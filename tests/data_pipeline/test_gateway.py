@@ -8,8 +8,9 @@ import json
 import pytest
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.retries import RetryPolicy
 from data_pipeline.calls.client import Reply, Server
-from data_pipeline.calls.gateway import Gateway, RequestError, RetryPolicy
+from data_pipeline.calls.gateway import Gateway, RequestError
 from data_pipeline.calls.journal import Journal, read_entries
 from data_pipeline.calls.limits import Allowance, ClosedError, Concurrency, Limits
 from data_pipeline.calls.requests import Request, Sampling

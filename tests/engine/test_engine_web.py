@@ -411,6 +411,57 @@ def test_while_a_model_is_loaded_the_answer_is_503():
     listener.close()
 
 
+STARTING = """
+import hashlib
+from cosmo.engine.web import run
+
+listener = run.listen("127.0.0.1", 0)
+with run.starting(listener):
+    print(run.address(listener), flush=True)
+    # A minute of one call that holds the main thread, as compiling does.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_is_starting(number):
+    """Oracle: exit code 0 within seconds, and the line that names the signal."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(number)
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+        assert f"{number.name}: stopped before the model was loaded" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "sent,status,says",
+    [
+        (b"hello\r\n\r\n", 400, "this is no HTTP request"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "Host"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\na b: c\r\n\r\n", 400, "this is no HTTP request"),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", 400, "Content-Length"),
+        (b"GET /" + b"a" * 300_000, 431, "more than 65,536 bytes"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\na: " + b"b" * 300_000, 431, "more than 65,536 bytes"),
+    ],
+    ids=["words", "no host", "header", "length", "long line", "large headers"],
+)
+def test_what_is_no_http_gets_an_error_in_openais_shape(url, sent, status, says):
+    """Oracle: the status of RFC 9110 and 6585, and the fields of OpenAI's errors."""
+    with connect(url) as made:
+        made.sendall(sent)
+        top, _, body = read_all(made).partition(b"\r\n\r\n")
+    assert top.startswith(f"HTTP/1.1 {status} ".encode())
+    error = json.loads(body)["error"]
+    assert says in error["message"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "bad_http")
+
+
 SCRIPT = """
 import asyncio, sys
 from starlette.responses import PlainTextResponse

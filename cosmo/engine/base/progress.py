@@ -135,13 +135,21 @@ def heartbeat(doing: str) -> Iterator[None]:
 def counted(
     to: logging.Logger, text: str, every_seconds: float = 5.0
 ) -> Callable[[int, int], None]:
-    """Return a function of (done, total) that logs `text: done of total`, now and then."""
+    """Return a function of (done, total) that logs both and the time left, now and then."""
     latest = -every_seconds
+    first: tuple[int, float] | None = None
 
     def note(done: int, total: int) -> None:
-        nonlocal latest
-        if done == total or time.monotonic() - latest >= every_seconds:
-            latest = time.monotonic()
-            to.info("%s: %d of %d", text, done, total)
+        nonlocal latest, first
+        now = time.monotonic()
+        first = first or (done, now)
+        if done != total and now - latest < every_seconds:
+            return
+        latest = now
+        left = ""
+        if first[0] < done < total:
+            seconds = (now - first[1]) / (done - first[0]) * (total - done)
+            left = f", about {seconds:.0f} s left"
+        to.info("%s: %d of %d%s", text, done, total, left)
 
     return note

@@ -22,7 +22,7 @@ def session_config(
     *,
     vocabulary: str | None = None,
     lengths: Mapping[str, int] | None = None,
-    usual_lengths: Mapping[str, int],
+    usual_lengths: Mapping[str, int] | Callable[[Vocabulary], Mapping[str, int]],
     batch_size: int = 32,
     dtype: str | None = None,
     num_partitions: int = 1,
@@ -35,7 +35,8 @@ def session_config(
         load_vocabulary: function that reads a vocabulary.
         vocabulary: path of the vocabulary, if none is kept with the checkpoint.
         lengths: the most tokens of "inputs" and "targets"; None is the run's own.
-        usual_lengths: the same for a checkpoint that no run of ours made.
+        usual_lengths: the same for a checkpoint that no run of ours made, or a function of its
+            vocabulary that returns them.
         batch_size: rows at a time; rounded up to the number of devices.
         dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
             bfloat16 is for products with weights alone.
@@ -78,17 +79,19 @@ def session_config(
         dropout_rate=0.0,
         scan_layers=not on_cpu,  # a CPU is faster with unrolled layers
     )
+    known = load_vocabulary(vocabulary)
+    usual = usual_lengths(known) if callable(usual_lengths) else usual_lengths
     partitioner = partitioning.Partitioner(num_partitions)
     shards = partitioner.mesh().shape["data"]
     found = infer.SessionConfig(
         model=models.EncoderDecoderModel(network),
-        vocabulary=load_vocabulary(vocabulary),
+        vocabulary=known,
         checkpoint_path=str(path),
         # Later ones win: the run's own over the usual ones, the caller's over both.
         task_feature_lengths={
             **{
                 side: min(length, network.max_positions or length)
-                for side, length in {**usual_lengths, **_lengths_of(options)}.items()
+                for side, length in {**usual, **_lengths_of(options)}.items()
             },
             **saved.macro("TASK_FEATURE_LENGTHS", Mapping[str, int], {}),
             **(lengths or {}),

@@ -20,7 +20,7 @@ import numpy as np
 
 from cosmo.engine.base.errors import QueueFull, UserError
 from cosmo.engine.infer import infer
-from cosmo.engine.model import partitioning, slots
+from cosmo.engine.model import decoding, partitioning, slots
 from cosmo.engine.model.slots import MAX_TOP_LOGPROBS
 
 log = logging.getLogger(__name__)
@@ -87,12 +87,12 @@ class Sampling:
                 f"0 (off) or above, and below max_new_tokens={self.max_new_tokens}",
             ),
             "block_ngram": (
-                0 <= self.block_ngram <= slots.MAX_NGRAM,
-                f"0 (off) to {slots.MAX_NGRAM}",
+                0 <= self.block_ngram <= decoding.MAX_NGRAM,
+                f"0 (off) to {decoding.MAX_NGRAM}",
             ),
             "context_block_ngram": (
-                0 <= self.context_block_ngram <= slots.MAX_NGRAM,
-                f"0 (off) to {slots.MAX_NGRAM}",
+                0 <= self.context_block_ngram <= decoding.MAX_NGRAM,
+                f"0 (off) to {decoding.MAX_NGRAM}",
             ),
             "banned_ids": (
                 len(self.banned_ids) <= slots.MAX_BANNED_IDS,

@@ -22,6 +22,7 @@ from cosmo.engine.base.vocabulary import SpecialIds
 
 IMPOSSIBLE = -1.0e7  # a log-probability that no real hypothesis reaches; T5X's NEG_INF
 SEARCHES = ("t5x", "parlai", "huggingface")
+MAX_NGRAM = 8  # of blocked n-grams whose size is an array, in tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,13 +349,25 @@ class _Constraints:
         Where the next token is given, it has 0 and all others -inf. `tokens` [R, T] or [B, N, T]
         are those written before `index`.
         """
-        vocab = scores_RV.shape[-1]
+        c, vocab = self.config, scores_RV.shape[-1]
         if self._bans:
-            banned_RK = self._banned(tokens.reshape(-1, self.positions), index, vocab)
-            allowed_RV = jax.vmap(without)(scores_RV, banned_RK)
-            stuck_R1 = jnp.max(allowed_RV, axis=-1, keepdims=True) <= IMPOSSIBLE
-            ends_V = jnp.arange(vocab) == self.eos
-            scores_RV = jnp.where(stuck_R1 & ends_V, scores_RV, allowed_RV)
+            tokens_RT = tokens.reshape(-1, self.positions)
+            ids = jnp.array(c.banned_ids, jnp.int32)
+            scores_RV = without_banned(
+                scores_RV,
+                Bans(
+                    jnp.broadcast_to(ids, (tokens_RT.shape[0], ids.size)),
+                    c.min_length,
+                    c.block_ngram,
+                    c.context_block_ngram,
+                ),
+                tokens_RT,
+                self.first_R,
+                jnp.broadcast_to(index, self.first_R.shape),
+                self._new(index),
+                self._context_RS,
+                self.eos,
+            )
         if self._forces:
             given_R = jnp.full_like(self.first_R, self.eos)
             if self._prefix_lengths_R is not None:
@@ -371,29 +384,58 @@ class _Constraints:
             return jnp.broadcast_to(index, self.first_R.shape)
         return index - self._prefix_lengths_R
 
-    def _banned(self, tokens_RT: jax.Array, index: jax.Array, vocab: int) -> jax.Array:
-        """Return the ids that may not follow, int32 [R, K]; `vocab` stands for none."""
-        c = self.config
-        rows = tokens_RT.shape[0]
-        banned = [jnp.broadcast_to(jnp.array(c.banned_ids, jnp.int32), (rows, len(c.banned_ids)))]
-        if c.min_length:
-            banned.append(jnp.where(self._new(index) < c.min_length, self.eos, vocab)[:, None])
-        # The answer with its start token, as ParlAI and HuggingFace look at it.
-        answer_RT = jnp.concatenate([self.first_R[:, None], tokens_RT], axis=1)
-        if c.block_ngram:
-            written_T = jnp.arange(answer_RT.shape[1]) <= index
-            banned.append(
-                _completing(answer_RT, index, c.block_ngram, answer_RT, written_T[None], vocab)
-            )
-        if c.context_block_ngram:
-            # Without padding, which may be longer in another batch.
-            real_RS = self._context_RS != 0
-            banned.append(
-                _completing(
-                    answer_RT, index, c.context_block_ngram, self._context_RS, real_RS, vocab
-                )
-            )
-        return jnp.concatenate(banned, axis=1)
+
+class Bans(NamedTuple):
+    """Limits of `DecodingConfig` on the next token: numbers for all rows, or arrays [R].
+
+    The number 0 traces nothing. In an array it means no limit too.
+    """
+
+    ids_RK: jax.Array  # never taken; an id of V or above is none
+    min_length: int | jax.Array
+    block_ngram: int | jax.Array
+    context_block_ngram: int | jax.Array
+
+
+def without_banned(
+    scores_RV: jax.Array,
+    bans: Bans,
+    tokens_RT: jax.Array,
+    first_R: jax.Array,
+    index_R: jax.Array,
+    new_R: jax.Array,
+    context_RS: jax.Array | None,
+    eos: int,
+) -> jax.Array:
+    """Return the scores with tokens that may not follow at -inf; EOS stays where none is left.
+
+    Rows have `index_R` `tokens_RT` after their start tokens `first_R`, and `new_R` of them are
+    after the forced prefix. `context_RS` are the inputs, 0 where they are padded.
+    """
+    vocab = scores_RV.shape[-1]
+    banned = [bans.ids_RK]
+    if _is_limit(bans.min_length):
+        banned.append(jnp.where(new_R < bans.min_length, eos, vocab)[:, None])
+    # The answer with its start token, as ParlAI and HuggingFace look at it.
+    answer_RT = jnp.concatenate([first_R[:, None], tokens_RT], axis=1)
+    if _is_limit(bans.block_ngram):
+        written_RT = jnp.arange(answer_RT.shape[1]) <= index_R[:, None]
+        banned.append(
+            _completing(answer_RT, index_R, bans.block_ngram, answer_RT, written_RT, vocab)
+        )
+    if _is_limit(bans.context_block_ngram):
+        # Without padding, which may be longer in another batch.
+        real_RS = context_RS != 0
+        banned.append(
+            _completing(answer_RT, index_R, bans.context_block_ngram, context_RS, real_RS, vocab)
+        )
+    allowed_RV = jax.vmap(without)(scores_RV, jnp.concatenate(banned, axis=1))
+    stuck_R1 = jnp.max(allowed_RV, axis=-1, keepdims=True) <= IMPOSSIBLE
+    return jnp.where(stuck_R1 & (jnp.arange(vocab) == eos), scores_RV, allowed_RV)
+
+
+def _is_limit(number: int | jax.Array) -> bool:
+    return not isinstance(number, int) or number > 0
 
 
 def without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
@@ -401,22 +443,24 @@ def without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
     return scores_V.at[ids_K].set(-jnp.inf, mode="drop")  # an id of V or above is none
 
 
-def _completing(answer_RT, index, size: int, source_RS, real_RS, vocab: int) -> jax.Array:
-    """Return the last tokens of the source's n-grams that begin as the answer ends, int32 [R, K].
+def _completing(answer_RT, index_R, size, source_RS, real_RS, vocab: int) -> jax.Array:
+    """Return the last tokens of the source's n-grams that begin as the answer ends: int32 [R, S].
 
-    `size` is n. Answers are written up to position `index`, and sources where `real_RS`. `vocab`
-    stands for n-grams that begin otherwise.
+    `size` is n, one for all rows or an array [R], 0 for none. Answers are written up to `index_R`,
+    sources where `real_RS`. `vocab` stands for n-grams that begin otherwise.
     """
-    begin = size - 1
-    if source_RS.shape[1] < size or answer_RT.shape[1] < size:
-        return jnp.zeros((answer_RT.shape[0], 0), jnp.int32)
-    # If the answer is shorter than that, no n-gram can end here.
-    same_RK = real_RS[:, begin:] & (index + 1 >= begin)
-    end_RK = jax.lax.dynamic_slice_in_dim(answer_RT, index + 1 - begin, begin, axis=1)
-    count = source_RS.shape[1] - begin
-    for place in range(begin):
-        same_RK &= source_RS[:, place : place + count] == end_RK[:, place, None]
-    return jnp.where(same_RK, source_RS[:, begin:], vocab)
+    longest = size if isinstance(size, int) else MAX_NGRAM
+    size_R1 = jnp.broadcast_to(size, index_R.shape)[:, None]
+    before_R1 = size_R1 - 1  # tokens of an n-gram before its last
+    # If the source or the answer is shorter than that, no n-gram can end here.
+    same_RS = real_RS & (jnp.arange(source_RS.shape[1]) >= before_R1)
+    same_RS &= index_R[:, None] + 1 >= before_R1
+    for back in range(1, longest):
+        shifted_RS = jnp.pad(source_RS, ((0, 0), (back, 0)))[:, : source_RS.shape[1]]
+        place_R1 = jnp.maximum(index_R + 1 - back, 0)[:, None]
+        end_R1 = jnp.take_along_axis(answer_RT, place_R1, axis=1)
+        same_RS &= (shifted_RS == end_R1) | (back > before_R1)
+    return jnp.where(same_RS & (size_R1 > 0), source_RS, vocab)
 
 
 class _Samples(NamedTuple):

@@ -25,7 +25,6 @@ from cosmo.engine.model.transformer import LayerCache, attend_beside
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 MAX_BANNED_IDS = 64
-MAX_NGRAM = 8  # of blocked n-grams, in tokens
 
 
 class RowSettings(NamedTuple):
@@ -332,41 +331,18 @@ def _key(seed: jax.Array, number: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _without_banned(logits_RV, state: Rows, index_R, special) -> jax.Array:
-    """Return the logits with tokens that may not follow at -inf, as `decoding` removes them."""
     s, vocab = state.settings, logits_RV.shape[-1]
-    banned = [jnp.where(s.banned_K < 0, vocab, s.banned_K)]
-    new_R = index_R - s.prefix_length
-    banned.append(jnp.where(new_R < s.min_length, special.eos, vocab)[:, None])
-    # The answer with its start token; the token read last is at `index`.
-    first_R1 = jnp.full((index_R.size, 1), special.start, jnp.int32)
-    answer_RT = jnp.concatenate([first_R1, state.written_RT], axis=1)
-    written_RT = jnp.arange(answer_RT.shape[1]) <= index_R[:, None]
-    banned.append(_completing(answer_RT, index_R, s.block_ngram, answer_RT, written_RT, vocab))
-    inputs_RS = state.tokens_RS
-    banned.append(
-        _completing(answer_RT, index_R, s.context_block_ngram, inputs_RS, inputs_RS != 0, vocab)
+    ids_RK = jnp.where(s.banned_K < 0, vocab, s.banned_K)
+    return decoding.without_banned(
+        logits_RV,
+        decoding.Bans(ids_RK, s.min_length, s.block_ngram, s.context_block_ngram),
+        state.written_RT,
+        jnp.full_like(index_R, special.start),
+        index_R,
+        index_R - s.prefix_length,
+        state.tokens_RS,
+        special.eos,
     )
-    allowed_RV = jax.vmap(decoding.without)(logits_RV, jnp.concatenate(banned, axis=1))
-    stuck_R1 = jnp.max(allowed_RV, axis=-1, keepdims=True) <= decoding.IMPOSSIBLE
-    ends_V = jnp.arange(vocab) == special.eos
-    return jnp.where(stuck_R1 & ends_V, logits_RV, allowed_RV)
-
-
-def _completing(answer_RT, index_R, size_R, source_RS, real_RS, vocab: int) -> jax.Array:
-    """Return the last tokens of the source's n-grams that begin as the answer ends: [R, S].
-
-    `size_R` is n, 0 for none. Answers are written up to `index_R`, sources where `real_RS`. `vocab`
-    stands for n-grams that begin otherwise.
-    """
-    before_R = size_R - 1  # tokens of an n-gram before its last
-    places_S = jnp.arange(source_RS.shape[1])
-    same_RS = real_RS & (places_S >= before_R[:, None]) & (index_R + 1 >= before_R)[:, None]
-    for back in range(1, MAX_NGRAM):
-        shifted_RS = jnp.pad(source_RS, ((0, 0), (back, 0)))[:, : source_RS.shape[1]]
-        place_R1 = jnp.maximum(index_R + 1 - back, 0)[:, None]
-        end_R1 = jnp.take_along_axis(answer_RT, place_R1, axis=1)
-        same_RS &= (shifted_RS == end_R1) | (back > before_R)[:, None]
-    return jnp.where(same_RS & (size_R > 0)[:, None], source_RS, vocab)
 
 
 def _results(logits_RV, chosen_R, top_R, active_R) -> jax.Array:

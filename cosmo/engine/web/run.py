@@ -5,10 +5,12 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import resource
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +30,7 @@ HEAD_SECONDS = 10.0  # in which a connection must have sent the head of its next
 KEEP_ALIVE_SECONDS = 30.0  # of a connection between two requests
 BACKLOG = 2048
 _MAX_HEAD_BYTES = 64 * 1024
+_REFUSED_SECONDS = 2.0  # in which a client reads why its bytes are no request
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -87,7 +90,8 @@ _STARTING = errors.unavailable("the server is starting: its model is being loade
 def starting(listener: socket.socket) -> Iterator[None]:
     """Answer every request with status 503 from a thread, while a model is loaded and compiled.
 
-    A question for /health gets this answer too. The thread imports nothing.
+    A question for /health gets this answer too. SIGTERM and SIGINT end the process with exit code
+    0, as they do once it serves. The thread imports nothing.
     """
     body = json.dumps(_STARTING.body()).encode()
     head = (
@@ -97,20 +101,57 @@ def starting(listener: socket.socket) -> Iterator[None]:
     answer = f"{head}connection: close\r\n\r\n".encode() + body
     ended = threading.Event()
 
-    def run() -> None:
+    def run(signals: socket.socket) -> None:
         while not ended.is_set():
-            ready, _, _ = select.select([listener], [], [], 0.05)
-            if ready:
+            ready, _, _ = select.select([listener, signals], [], [], 0.05)
+            if signals in ready:
+                _leave_at_once(signals.recv(1)[0])
+            if listener in ready:
                 with contextlib.suppress(OSError):
                     _refuse(listener.accept()[0], answer)
 
-    thread = threading.Thread(target=run, name="starting", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with _signals_as_bytes() as signals:
+        thread = threading.Thread(target=run, args=(signals,), name="starting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def _signals_as_bytes() -> Iterator[socket.socket]:
+    """Yield a socket that gets the number of each SIGTERM and SIGINT as a byte.
+
+    Python calls a handler only between two steps of the main thread, and compiling is one long
+    step. Outside the main thread, which alone may set handlers, the socket gets nothing.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        if threading.current_thread() is not threading.main_thread():
+            yield reader
+            return
+        writer.setblocking(False)
+        before = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        wakeup = signal.set_wakeup_fd(writer.fileno())
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _leave_at_once(number: int) -> None:
+    """End the process: nothing is in flight, and a compilation cannot be interrupted."""
+    log.warning("%s: stopped before the model was loaded", signal.Signals(number).name)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _refuse(connection: socket.socket, answer: bytes) -> None:
@@ -272,6 +313,7 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._refused = False  # what still comes is dropped
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request; uvicorn would wait for ever."""
@@ -285,10 +327,41 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on. A head that comes byte by byte must end in time too."""
+        if self._refused:
+            return
         self._await_head()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._cancel_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP request with an error in OpenAI's shape."""
+        self._refused = True
+        self._cancel_head()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+            self.transport.abort()
+            return
+        # uvicorn calls this while it handles h11's error, which has the status.
+        caught = sys.exception()
+        status = getattr(caught, "error_status_hint", 400)
+        problem = f"the request's line and headers have more than {_MAX_HEAD_BYTES:,} bytes"
+        if status != 431:
+            problem = f"this is no HTTP request: {caught or msg}"
+        body = json.dumps(errors.ApiError(status, problem, code="bad_http").body()).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        for event in (
+            h11.Response(status_code=status, headers=list(headers.items())),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        # Closing with bytes unread would reset the connection before the answer is read.
+        self.transport.write_eof()
+        self.loop.call_later(_REFUSED_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""

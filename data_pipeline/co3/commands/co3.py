@@ -30,9 +30,10 @@ from typing import Any
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.retries import RetryPolicy
 from data_pipeline.calls import answer_text, flags, run, secrets
 from data_pipeline.calls.client import Client, Server, probe
-from data_pipeline.calls.gateway import Gateway, RetryPolicy
+from data_pipeline.calls.gateway import Gateway
 from data_pipeline.calls.journal import Journal
 from data_pipeline.calls.limits import Limits
 from data_pipeline.calls.outputs import Outputs
