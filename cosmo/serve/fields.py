@@ -107,7 +107,7 @@ def check_names(body: Mapping[str, Any], known: set[str]) -> None:
             if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
                 raise wrong(name, "this server does not support it", "unsupported_parameter")
             continue
-        near = difflib.get_close_matches(name[:100], known, 1)
+        near = difflib.get_close_matches(name[:100], known, 1, cutoff=0.7)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ApiError(
             400,
@@ -154,7 +154,7 @@ def wanted(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> Wanted:
         max_tokens=min(given.get("max_tokens", limits.max_tokens), limits.max_tokens),
         temperature=number(body, "temperature", 0.0 if beams > 1 else 1.0, 0.0, MAX_TEMPERATURE),
         top_p=number(body, "top_p", 1.0, 0.0, 1.0),
-        top_k=integer(body, "top_k", 0, 0, None),
+        top_k=integer(body, "top_k", 0, 0, 2**31 - 1),
         seed=(secrets.randbits(32) if seed is None else seed) & 0xFFFFFFFF,
         stops=_stops(body.get("stop")),
         stream=stream,
@@ -314,8 +314,8 @@ def dialogue(body: Mapping[str, Any]) -> Dialogue:
 def dialogues(body: Mapping[str, Any], most: int) -> list[tuple[str, ...]]:
     """Return the dialogues of a moderation, each as its turns.
 
-    `input` is a text or a list of texts, each a dialogue of one turn. `messages`, a field of ours,
-    is one dialogue, whose latest turn is labelled. Raises ApiError.
+    `input` is a text, a list of text parts, or a list of texts, each a dialogue of one turn.
+    `messages`, a field of ours, is one dialogue, whose latest turn is labelled. Raises ApiError.
     """
     value = body.get("input")
     if (value is None) == (body.get("messages") is None):
@@ -326,6 +326,8 @@ def dialogues(body: Mapping[str, Any], most: int) -> list[tuple[str, ...]]:
         found, name = [tuple(content(one, place) for place, one in spoken)], "messages"
     else:
         texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and any(isinstance(one, dict) for one in texts):
+            texts = [_joined(texts, "input")]  # parts of one text, as OpenAI's newer models take it
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
             raise wrong("input", "expected a text or a list of texts", "invalid_type")
         if len(texts) > most:
@@ -382,12 +384,17 @@ def content(message: Mapping[str, Any], place: str) -> str:
         return value
     if not isinstance(value, list):
         raise wrong(f"{place}.content", "expected a text or a list of text parts", "invalid_type")
+    return _joined(value, f"{place}.content")
+
+
+def _joined(parts: Sequence[Any], place: str) -> str:
     texts = []
-    for number, part in enumerate(value):
+    for number, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            what = f"{place}.content[{number}]"
-            raise wrong(what, f"got {shown(kind)}, only text parts are supported")
+        if kind != "text":
+            raise wrong(f"{place}[{number}]", f"got {shown(kind)}, only text parts are supported")
+        if not isinstance(part.get("text"), str):
+            raise wrong(f"{place}[{number}].text", "expected a text", "invalid_type")
         texts.append(part["text"])
     return "".join(texts)
 

@@ -263,6 +263,8 @@ def test_moderations_are_canarys_labels(server):
     talk.append({"role": "user", "content": "Never mind."})
     body = {"messages": talk, "model": "omni-moderation-latest"}
     assert client.post("/v1/moderations", json=body).json()["results"][0]["flagged"] is False
+    parts = {"input": [{"type": "text", "text": texts[1]}]}  # as OpenAI's newer models take it
+    assert client.post("/v1/moderations", json=parts).json()["results"][0]["flagged"] is True
     assert client.post("/v1/moderations", json={"input": 3}).json()["error"]["param"] == "input"
     wrong = client.post("/v1/moderations", json={"input": "a", "model": "gpt"})
     assert wrong.status_code == 404

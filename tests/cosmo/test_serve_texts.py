@@ -167,6 +167,7 @@ def chat(**body):
         ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"temprature": 1}, "temprature"),
+        ({"top_k": 2**31}, "top_k"),
         ({"beams": 2}, "beams"),
         ({"beams": 3, "temperature": 1.0}, "temperature"),
         ({"beams": 3, "n": 4}, "n"),

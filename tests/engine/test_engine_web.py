@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import signal
 import socket
@@ -251,6 +252,9 @@ def test_every_error_has_openais_shape(client):
         assert error.keys() == {"message", "type", "param", "code"}
         assert "secret" not in answer.text and "Traceback" not in answer.text
     assert client.get("/full").headers["retry-after"] == "3"
+    packed = {"content": gzip.compress(b"{}"), "headers": {"content-encoding": "gzip"}}
+    answer = client.post("/echo", **packed)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
 def test_the_key_is_asked_for_but_for_health(client, url):

@@ -186,8 +186,8 @@ class _Programs:
         return [
             ("empty",),
             ("move",),
+            ("insert",),
             *[("encode", *shape) for shape in encoders],
-            *[("insert", rows) for rows in self.encoder_rows(self.lengths[0])],
             *[("choose", rows) for rows in self.row_counts],
             *[("step", rows, length) for length in self.lengths for rows in self.row_counts],
         ]
@@ -238,15 +238,15 @@ class _Programs:
             return jitted.lower(self.pool, scalar, scalar)
         if kind == "encode":
             function = functools.partial(slots.encode, model, inputs=self.inputs)
-            jitted = self._jit(function, self._encoded(shape[0])[1])
+            jitted = self._jit(function, [self._encoded()[1]] * shape[0])
             return jitted.lower(_of(params), jax.ShapeDtypeStruct(shape, np.int32))
         if kind == "insert":
-            encoded = _described(*self._encoded(*shape))
+            encoded = _described(*self._encoded())
             jitted = self._jit(functools.partial(slots.insert, model), self.pool_shardings, 0)
             one = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), slots.settings(self.answers)
             )
-            return jitted.lower(self.pool, encoded, scalar, scalar, one)
+            return jitted.lower(self.pool, encoded, scalar, one)
         whole = partitioning.replicated(self.layout.mesh)
         written, written_shardings = self._written(shape[0])
         if kind == "step":
@@ -270,13 +270,13 @@ class _Programs:
         layers = c.num_decoder_layers
         return [(one, one)] * layers, [(sharding, sharding)] * layers
 
-    def _encoded(self, rows: int):
+    def _encoded(self):
         """Return (abstract Encoded, its shardings)."""
         c, length = self.model.network, self.inputs
-        heads = (rows, c.num_heads)
+        heads = (1, c.num_heads)
         key = jax.ShapeDtypeStruct((*heads, c.head_dim, length), c.dtype)
         value = jax.ShapeDtypeStruct((*heads, length, c.head_dim), c.dtype)
-        tokens = jax.ShapeDtypeStruct((rows, length), np.int32)
+        tokens = jax.ShapeDtypeStruct((1, length), np.int32)
         abstract = slots.Encoded([(key, value)] * c.num_decoder_layers, tokens)
         return abstract, slots.pool_shardings(self.layout, abstract)
 
@@ -642,13 +642,7 @@ class Scheduler:
                 del chosen["max_new_tokens"]
                 settings = slots.settings(self.longest_answer, number=sample.number, **chosen)
                 self._pool = self._run(
-                    "insert",
-                    rows,
-                    self._pool,
-                    encoded,
-                    np.int32(place),
-                    np.int32(row),
-                    settings,
+                    "insert", self._pool, encoded[place], np.int32(row), settings
                 )
                 self._rows[row], sample.row = sample, row
         self._counted["requests"] += len(taken)

@@ -50,10 +50,10 @@ class RowSettings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Inputs after the encoder: each decoder layer's keys [B, H, K, S] and values [B, H, S, K]."""
+    """An input after the encoder: each decoder layer's keys [1, H, K, S], values [1, H, S, K]."""
 
     layers: list[tuple[jax.Array, jax.Array]]
-    tokens_BS: jax.Array
+    tokens_1S: jax.Array
 
 
 class Rows(NamedTuple):
@@ -145,8 +145,8 @@ def pool_shardings(layout: partitioning.Layout, pool: Pool) -> Pool:
 
 def encode(
     model: models.EncoderDecoderModel, params: AnyParams, tokens_BN: jax.Array, *, inputs: int
-) -> Encoded:
-    """Return inputs [B, N] after the encoder, padded to a pool's S `inputs` tokens for `insert`."""
+) -> list[Encoded]:
+    """Return each input of [B, N] after the encoder, padded to a pool's S `inputs` tokens."""
     module, _ = decoding_module(model, params)
     # Zeros up to the pool's length: a NaN that an earlier input left would pass any mask.
     more = (0, inputs - tokens_BN.shape[1])
@@ -155,38 +155,39 @@ def encode(
         (jnp.pad(key, (none, none, none, more)), jnp.pad(value, (none, none, more, none)))
         for key, value in module.encode_keys_values(tokens_BN)
     ]
-    return Encoded(layers, jnp.pad(tokens_BN, (none, more)))
+    whole = layers, jnp.pad(tokens_BN, (none, more))
+    # Apart, so that one program inserts an input, however many were encoded together.
+    return [
+        Encoded(*jax.tree.map(lambda x, row=row: x[row : row + 1], whole))
+        for row in range(tokens_BN.shape[0])
+    ]
 
 
 def insert(
     model: models.EncoderDecoderModel,
     pool: Pool,
     encoded: Encoded,
-    source: jax.Array,
     row: jax.Array,
     row_settings: RowSettings,
 ) -> Pool:
-    """Return the pool with input `source` of `encoded` in row `row`, before its first token."""
+    """Return the pool with an encoded input in row `row`, before its first token."""
 
     def put(many, one):
         return jax.lax.dynamic_update_index_in_dim(many, one.astype(many.dtype), row, 0)
-
-    def taken(many):
-        return jax.lax.dynamic_index_in_dim(many, source, 0, keepdims=False)
 
     # Zeros for the answer too: see `encode`.
     layers = [
         LayerCache(
             put(own.self_key_BHTK, jnp.zeros(own.self_key_BHTK.shape[1:])),
             put(own.self_value_BHTK, jnp.zeros(own.self_value_BHTK.shape[1:])),
-            put(own.cross_key_BHKS, taken(key)),
-            put(own.cross_value_BHSK, taken(value)),
+            put(own.cross_key_BHKS, key[0]),
+            put(own.cross_value_BHSK, value[0]),
         )
         for own, (key, value) in zip(pool.layers, encoded.layers, strict=True)
     ]
     state = pool.rows
     state = Rows(
-        put(state.tokens_RS, taken(encoded.tokens_BS)),
+        put(state.tokens_RS, encoded.tokens_1S[0]),
         jax.tree.map(put, state.settings, jax.tree.map(jnp.asarray, row_settings)),
         put(state.written_RT, jnp.zeros(state.written_RT.shape[1:])),
         put(state.last_R, jnp.int32(model.network.special_ids.start)),

@@ -305,8 +305,16 @@ async def json_object(request: Request) -> dict[str, Any]:
     """Return the JSON object in a request's body.
 
     Raises ApiError of status 400 for broken JSON, a value that is no object, or a field given
-    twice. Numbers that are not finite, deep nesting and half a character are refused too.
+    twice. Numbers that are not finite, deep nesting and half a character are refused too. A
+    compressed body gets status 415.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"content-encoding {shown(coding)}: send the body uncompressed",
+            code="unsupported_encoding",
+        )
     return parse_object(await request.body())
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import http
 import json
 import logging
 import os
@@ -354,7 +355,11 @@ class _Protocol(H11Protocol):
             "connection": "close",
         }
         for event in (
-            h11.Response(status_code=status, headers=list(headers.items())),
+            h11.Response(
+                status_code=status,
+                headers=list(headers.items()),
+                reason=http.HTTPStatus(status).phrase,
+            ),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ):
