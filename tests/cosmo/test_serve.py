@@ -262,7 +262,7 @@ def test_prost_follows_the_rules_that_it_is_given(prost):
     assert service.scheduler.compilations == 0
 
 
-@pytest.mark.parametrize("given", [None, [], ["Be kind."], ["It is wrong to lie.", "Be kind."]])
+@pytest.mark.parametrize("given", [None, [], ["It is wrong to lie.", "Be kind."]])
 def test_prost_searches_for_an_answer_that_follows_rules(prost, given):
     """Oracle: `Prost.reply` with the same rules and beams; nothing is compiled for it."""
     client, service, agent = prost
