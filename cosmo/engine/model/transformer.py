@@ -829,11 +829,13 @@ class EncoderDecoder(nnx.Module):
                 self.config, layer, x_MB, place, attend, *keys_values, cross_bias_B1S
             )
             caches.append(cache)
-        x_MB = self._scaled(normalize(x_MB, weights.norm, axis=0)).astype(weights.logits_VM.dtype)
-        # Sums in float32: rounded ones would tie, and change which token is taken.
-        logits_VB = jnp.matmul(weights.logits_VM, x_MB, preferred_element_type=jnp.float32)
         # The barrier keeps the transpose out of the product: see `decode_layer`.
-        logits_BV = jax.lax.optimization_barrier(logits_VB).T
+        x_BM = jax.lax.optimization_barrier(self._scaled(normalize(x_MB.T, weights.norm)))
+        x_BM = x_BM.astype(weights.logits_VM.dtype)
+        # Sums in float32: rounded ones would tie, and change which token is taken.
+        logits_BV = jnp.einsum(
+            "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
+        )
         return self._allowed(logits_BV), caches
 
     def biases_of_ages(self, ages_T: jax.Array) -> list[jax.Array]:
