@@ -32,6 +32,15 @@ log = logging.getLogger("canary")
 MIN_GAIN = 0.1
 # SentencePiece takes 10 ms for so many characters, in which an event loop would do nothing else.
 MAX_INLINE_CHARS = 10_000
+# On a CPU a batch takes as long as its rows one after the other, and the first waits for the last.
+CPU_BATCH_SIZES, BATCH_SIZES = (1,), (1, 4, 8)
+# Padded lengths differ by so many tokens; longer ones by a share of themselves.
+LENGTH_STEP, LENGTH_GROWTH = 16, 1.2
+# Rules of thumb are written after inputs padded to these lengths, or to the longest of all.
+WRITE_LENGTHS = (128,)
+# A Canary answers anything with one of the five labels. Another model hardly ever does.
+PROBE = ("Hi! How are you?",)
+MIN_LABEL_SHARE = 0.5
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,7 +61,8 @@ class Labeller:
     written where they are asked for and the label needs them, after the batch's other callers have
     their labels. Answers are those of `Canary.chirp`.
 
-    `batch_sizes` are the batch shapes that `warm_up` compiles. `decoding` is of the rules of thumb,
+    `batch_sizes` are the batch shapes that `warm_up` compiles: by default CPU_BATCH_SIZES on a CPU,
+    else BATCH_SIZES. `decoding` is of the rules of thumb,
     greedy by default. `counts` has how often what happened, for metrics.
     """
 
@@ -63,7 +73,7 @@ class Labeller:
         self,
         canary: Canary,
         *,
-        batch_sizes: Sequence[int] = (1, 4, 8),
+        batch_sizes: Sequence[int] | None = None,
         max_queue: int = 256,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
@@ -71,14 +81,21 @@ class Labeller:
         session = canary.session
         self.canary, self.max_queue = canary, max_queue
         decoding = decoding or canary.decoding()
+        if batch_sizes is None:
+            batch_sizes = CPU_BATCH_SIZES if jax.default_backend() == "cpu" else BATCH_SIZES
         # Each device gets as many rows.
         shards = math.lcm(session.layout.mesh.shape["data"], jax.process_count())
         self.batch_sizes = tuple(sorted({-(-size // shards) * shards for size in batch_sizes}))
-        self.lengths = batching.buckets(session.lengths["inputs"])
+        longest = session.lengths["inputs"]
+        self.lengths = padded_lengths(longest)
+        how = {
+            "choices": canary.choices,
+            "decoding": decoding,
+            "seed": seed,
+            "write_lengths": [*(n for n in WRITE_LENGTHS if n < longest), longest],
+        }
         self._works = {
-            size: infer.ChoiceAndText(
-                dataclasses.replace(session, batch_size=size), canary.choices, decoding, seed
-            )
+            size: infer.ChoiceAndText(dataclasses.replace(session, batch_size=size), **how)
             for size in self.batch_sizes
         }
         self._seconds: dict[tuple[int, int], float] = {}  # of a label, by batch size and length
@@ -98,6 +115,7 @@ class Labeller:
 
         `on_progress` gets the number of shapes that are done and of all. With `rots` False the
         generation of rules of thumb is left out: the first caller that wants some compiles it.
+        The log warns of a model that writes no labels.
         """
         # In the caller's thread, because JAX imports modules when it first compiles.
         shapes = [(size, length) for size in self.batch_sizes for length in self.lengths]
@@ -106,15 +124,35 @@ class Labeller:
             group, work = batching.Group([0], [row], length, None), self._works[size]
             for _ in range(2):  # the first call compiles
                 began = time.monotonic()
-                sent = work.read(group)
-                work.choices(group, sent)
+                read = work.read(group)
+                work.choices(group, read)
                 self._seconds[size, length] = time.monotonic() - began
             if rots:
                 # A row without a text: the loop over tokens is compiled, and takes no step.
-                work.texts(group, work.write(group, sent, [None]))
+                work.texts(group, work.write(group, read, [None]))
             on_progress(done, len(shapes))
+        self._check_labels()
         self._thread = threading.Thread(target=self._run, name="canary-labeller", daemon=True)
         self._thread.start()
+
+    def _check_labels(self) -> None:
+        """Warn if the model answers a greeting with none of the labels."""
+        row = self.canary.context(PROBE)
+        group = batching.Group([0], [row], self._padded(row), None)
+        work = self._works[self.batch_sizes[0]]
+        (answer,) = work.choices(group, work.read(group))
+        share = sum(map(math.exp, answer.scores))
+        if share < MIN_LABEL_SHARE:
+            log.warning(
+                "the model answers %r with a safety label at a probability of only %.2g: it has "
+                "not learnt to label, or was given another --label_style or vocabulary than its "
+                "own. Its labels mean nothing; give a checkpoint that Canary's recipes trained",
+                PROBE[0],
+                share,
+            )
+
+    def _padded(self, row: datasets.Row) -> int:
+        return next(n for n in self.lengths if n >= len(row.input_ids))
 
     async def label(self, turns: Sequence[str], *, rots: bool) -> Chirp:
         """Return the Chirp of one dialogue, given as its turns, oldest first.
@@ -164,8 +202,7 @@ class Labeller:
             raise QueueFull(f"{self.max_queue} dialogues wait for a label")
 
     def _add(self, row: datasets.Row, rots: bool) -> _Asked:
-        length = next(n for n in self.lengths if n >= len(row.input_ids))
-        asked = _Asked(row, length, rots)
+        asked = _Asked(row, self._padded(row), rots)
         with self._changed:
             self._check_room()
             self._waiting.append(asked)
@@ -218,8 +255,8 @@ class Labeller:
         size = next(size for size in self.batch_sizes if size >= len(batch))
         rows, work = [asked.row for asked in batch], self._works[size]
         group = batching.Group(list(range(len(rows))), rows, batch[0].length, None)
-        sent = work.read(group)
-        answers = work.choices(group, sent)
+        read = work.read(group)
+        answers = work.choices(group, read)
         self.counts.update(batches=1, labels=len(rows), padding=size - len(rows))
         taken: list[int | None] = [None] * len(rows)
         for place, (asked, answer) in enumerate(zip(batch, answers, strict=True)):
@@ -230,12 +267,23 @@ class Labeller:
                 asked.future.set_result(chirp)
         if taken.count(None) == len(taken):
             return
-        texts = work.texts(group, work.write(group, sent, taken))
+        texts = work.texts(group, work.write(group, read, taken))
         self.counts.update(rots=len(taken) - taken.count(None))
         for asked, answer, text, choice in zip(batch, answers, texts, taken, strict=True):
             if choice is not None:
                 whole = dataclasses.replace(text, choice=choice, choice_scores=answer.scores)
                 asked.future.set_result(module.chirp(whole))
+
+
+def padded_lengths(longest: int) -> tuple[int, ...]:
+    """Return the lengths in tokens to which dialogues are padded: steps, then a growing share."""
+    # Finer than `batching.buckets`: a single label waits for the padding, and each length is one
+    # program.
+    sizes, size = [], 2 * LENGTH_STEP
+    while size * 1.125 < longest:  # a length hardly below the last would save nothing
+        sizes.append(size)
+        size = LENGTH_STEP * max(size // LENGTH_STEP + 1, round(size * LENGTH_GROWTH / LENGTH_STEP))
+    return (*sizes, longest)
 
 
 def _closed() -> RuntimeError:

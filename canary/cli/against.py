@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from canary.against import Side
 
 SUMMARY = "guards.json"
-# No table is made of them, so a local Canary needs no other batch sizes.
-BATCH_SIZES = (1, 8)
 
 
 def is_asked(args: argparse.Namespace) -> bool:
@@ -123,7 +121,7 @@ def _sides(args: argparse.Namespace) -> "list[Side]":
     if args.checkpoint is not None:
         settings = flags.model_settings(args, batch_size=1)
         canary = settings.open()
-        labeller = Labeller(canary, batch_sizes=BATCH_SIZES, max_queue=args.concurrency)
+        labeller = Labeller(canary, max_queue=args.concurrency)
         labeller.warm_up(rots=False)
         name = pathlib.PurePath(args.checkpoint).name or "canary"
         sides.append(

@@ -9,8 +9,6 @@ from cosmo.engine.base.command_line import Verb
 
 log = logging.getLogger("canary.guard")
 
-BATCH_SIZE = 8  # of the largest batch of labels
-
 
 def run(args: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     running.warn_if_open(args.host, own_key)
     args.checkpoint = args.canary
     with running.starting(listener):
-        canary = flags.model_settings(args, BATCH_SIZE).open()
+        canary = flags.model_settings(args, batch_size=1).open()
         longest = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
         labels = labeller.Labeller(
             canary, max_queue=args.max_queue, decoding=canary.decoding(**longest)

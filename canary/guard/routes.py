@@ -52,7 +52,7 @@ READ: dict[Form, frozenset[str]] = {
     "chat": frozenset({"messages", "n", "stream", "modalities", *UNREAD["chat"]}),
     "completion": frozenset({"prompt", "suffix", "n", "stream", *UNREAD["completion"]}),
 }
-LABELS_AHEAD = 8  # sentences of one answer that are judged while an earlier one waits
+ITEMS_AHEAD = 8  # of one answer that are read while an earlier one waits
 MAX_ERROR_BYTES = 1 << 20
 ID_HEADER = "x-guard-request-id"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -491,11 +491,11 @@ class Guard:
     ) -> AsyncIterator[dict[str, Any] | None]:
         """Yield the chunks that may leave, in order, and None for [DONE].
 
-        Sentences are judged while earlier ones wait. A choice whose sentence does not pass ends
-        with the set text. Once all have ended so, the upstream's call ends.
+        A sentence is judged while the one before it is recorded and sent. A choice whose sentence
+        does not pass ends with the set text. Once all have ended so, the upstream's call ends.
         """
         waiting: asyncio.Queue[tuple[Item | None, asyncio.Task[Verdict] | None]]
-        waiting = asyncio.Queue(LABELS_AHEAD)
+        waiting = asyncio.Queue(ITEMS_AHEAD)
         tasks: set[asyncio.Task[Verdict]] = set()
 
         def forget(task: asyncio.Task[Verdict]) -> None:
@@ -513,6 +513,10 @@ class Guard:
                         tasks.add(task)
                         task.add_done_callback(forget)
                     await waiting.put((item, task))
+                    if task is not None:
+                        # One label at a time: the first sentences of other answers come before the
+                        # later ones of this one.
+                        await asyncio.wait({task})
 
         reader = asyncio.ensure_future(read())
         stopped: set[int] = set()

@@ -116,7 +116,7 @@ def open_service(config: ServeConfig) -> api.Service:
     labeller = None
     if config.canary is not None:
         how = {"dtype": config.dtype, "num_partitions": config.num_partitions}
-        labeller = Labeller(module.Settings.find(config.canary, batch_size=8, **how).open())
+        labeller = Labeller(module.Settings.find(config.canary, batch_size=1, **how).open())
         labeller.warm_up(counted(log, "compiling Canary's programs"))
     scheduler = Scheduler(
         model.session,

@@ -1,13 +1,17 @@
 """The labeller: many callers, one thread, the same answers as `Canary.chirp`."""
 
 import asyncio
+import itertools
+import logging
+import math
 import threading
 
 import jax
 import pytest
 
-from canary.labeller import Labeller
+from canary.labeller import Labeller, padded_lengths
 from cosmo.engine.base.errors import QueueFull, UserError
+from cosmo.engine.infer.infer import Answer
 from tests.canary.test_canary_module import DIALOGUES, close
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -221,3 +225,35 @@ def test_a_closed_labeller_answers_nobody(canary, monkeypatch):
 
     asyncio.run(run())
     assert not made._thread.is_alive()
+
+
+def test_padded_lengths():
+    """Oracle: by hand. Property: a dialogue of 64 tokens or more is padded by less than a third."""
+    assert padded_lengths(20) == (20,)
+    assert padded_lengths(48) == (32, 48)
+    lengths = padded_lengths(512)
+    assert lengths[:8] == (32, 48, 64, 80, 96, 112, 128, 160) and lengths[-1] == 512
+    steps = itertools.pairwise(lengths)
+    assert all(low < high <= 1.334 * low for low, high in steps if low >= 64)
+
+
+@pytest.mark.parametrize(
+    ("score", "warned"), [(math.log(0.19), False), (math.log(0.05), True), (-90.0, True)]
+)
+def test_a_model_that_writes_no_labels_is_told(labeller, monkeypatch, caplog, score, warned):
+    """Oracle: the sum of the five probabilities, by hand: 0.95, 0.25 and nearly 0."""
+    work = labeller._works[1]
+    answer = Answer(None, scores=(score,) * 5)
+    monkeypatch.setattr(work, "choices", lambda group, read: [answer])
+    with caplog.at_level(logging.WARNING, "canary"):
+        labeller._check_labels()
+    assert ("Its labels mean nothing" in caplog.text) == warned
+
+
+def test_random_weights_are_told_at_the_start(canary, caplog):
+    """Property: random weights write no labels, and `warm_up` says so."""
+    made = Labeller(canary, batch_sizes=(1,))
+    with caplog.at_level(logging.WARNING, "canary"):
+        made.warm_up(rots=False)
+    made.close()
+    assert "Its labels mean nothing" in caplog.text

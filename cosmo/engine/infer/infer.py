@@ -279,6 +279,9 @@ class ChoiceAndText:
 
     `read` sends a batch to the devices and `choices` waits for its scores. `write` then sends the
     generation after each row's choice, from the same encoder pass, and `texts` waits for it.
+
+    Inputs are padded for `write` to the next of `write_lengths`, if any is as long: generation
+    then is a program for each of these, not for each length that is read.
     """
 
     def __init__(
@@ -287,29 +290,38 @@ class ChoiceAndText:
         choices: Sequence[Sequence[int]],
         decoding: DecodingConfig,
         seed: int = 0,
+        write_lengths: Sequence[int] = (),
     ):
         check_decoding(session.model, decoding)
         options = check_choices(choices, session.model.network.vocab_size)
         model, layout = session.model, session.layout
         self._session, self._seed = session, seed
-        self._read = _compiled(generate.read_choices, model, layout, choices=options)
+        self._write_lengths = sorted(write_lengths)
+        read = functools.partial(_compiled, generate.read_choices, model, layout, choices=options)
+        self._reader = functools.cache(lambda length: read(kept_length=length))
         fixed = {"choices": options, "config": decoding}
         self._write = _compiled(generate.continue_choice, model, layout, **fixed)
 
-    def read(self, group: batching.Group) -> Any:
-        """Send the inputs of a batch; return what the other calls need of it."""
-        inputs = _inputs(self._session, group)
-        return inputs, self._read(self._session.params, inputs)
+    def write_length(self, length: int) -> int:
+        """Return the length to which inputs of `length` tokens are padded for `write`."""
+        return next((n for n in self._write_lengths if n >= length), length)
 
-    def choices(self, group: batching.Group, sent: Any) -> list[Answer]:
+    def read(self, group: batching.Group) -> generate.Read:
+        """Send the inputs of a batch; return what the other calls need of it."""
+        run = self._reader(self.write_length(group.inputs_length))
+        return run(self._session.params, _inputs(self._session, group))
+
+    def choices(self, group: batching.Group, read: generate.Read) -> list[Answer]:
         """Return each row's answer with the scores of the choices."""
-        _, read = sent
         rows = zip(group.rows, np.asarray(read.scores).tolist(), strict=False)
         return [Answer(row, scores=tuple(scores)) for row, scores in rows]
 
-    def write(self, group: batching.Group, sent: Any, taken: Sequence[int | None]) -> Any:
+    def write(
+        self, group: batching.Group, read: generate.Read, taken: Sequence[int | None]
+    ) -> Decoded:
         """Send the generation after each row's choice, given by its number; None: no text."""
-        inputs, read = sent
+        length = self.write_length(group.inputs_length)
+        inputs = _inputs(self._session, group._replace(inputs_length=length))
         missing = [None] * (self._session.batch_size - len(group.rows))
         rows = [*taken, *missing]
         arrays = {
@@ -322,7 +334,7 @@ class ChoiceAndText:
             self._session.params, inputs, read.layers, put["choice"], put["ended"], row_keys=keys
         )
 
-    def texts(self, group: batching.Group, written: Any) -> list[Answer]:
+    def texts(self, group: batching.Group, written: Decoded) -> list[Answer]:
         """Return each row's answer with the text and its score."""
         return _texts(self._session, group, written)
 

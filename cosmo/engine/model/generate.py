@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cosmo.engine.model import decoding, held_params, models
 from cosmo.engine.model.choice_tree import ChoiceTree, build_tree, check_choices
@@ -72,16 +71,11 @@ def score_choices(
     Raises UserError as `check_choices` does.
     """
     # An input is encoded once, and beginnings that choices share are decoded once.
-    start = model.network.special_ids.start
-    tree = build_tree(check_choices(choices, model.network.vocab_size), start)
-    module = models.bind(model, held_params.plain(model, params))
-    hidden_BNM, _ = module.read_tree(encoder_input_tokens, tree)
-    return _choice_scores(module, hidden_BNM, tree)
+    return read_choices(model, params, encoder_input_tokens, choices).scores
 
 
-def _choice_scores(module: nnx.Module, hidden_BNM: jax.Array, tree: ChoiceTree) -> jax.Array:
+def _choice_scores(logits_BNV: jax.Array, tree: ChoiceTree) -> jax.Array:
     # A choice's score is a sum over its edges; an edge is scored once for all choices that have it.
-    logits_BNV = module.logits(hidden_BNM)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     edges_BE = logits_BNV[:, tree.parents_E, tree.tokens_E] - log_z_BN[:, tree.parents_E]
     return jnp.sum(edges_BE[:, :, None] * tree.on_path_EC.astype(np.float32), axis=1)
@@ -154,12 +148,18 @@ def read_choices(
     params: held_params.AnyParams,
     encoder_input_tokens: jax.Array,
     choices: Sequence[Sequence[int]],
+    kept_length: int | None = None,
 ) -> Read:
-    """Score the choices as `score_choices` does, and keep what generating after one needs."""
+    """Score the choices as `score_choices` does, and keep what generating after one needs.
+
+    What is kept of the inputs is padded to `kept_length` tokens, by default to their own length.
+    """
     tree = _tree(model, choices)
-    module, _ = held_params.decoding_module(model, params)
-    hidden_BNM, layers = module.read_tree(encoder_input_tokens, tree)
-    return Read(_choice_scores(module, hidden_BNM, tree), layers)
+    module, weights = held_params.decoding_module(model, params)
+    logits_BNV, layers = module.read_tree(weights, encoder_input_tokens, tree)
+    length = encoder_input_tokens.shape[1]
+    more = (kept_length or length) - length
+    return Read(_choice_scores(logits_BNV, tree), [layer.pad_inputs(more) for layer in layers])
 
 
 def continue_choice(

@@ -283,15 +283,30 @@ class Attention(nnx.Module):
         Both are float32, as is the softmax. `rate` is dropout's, on the attention's weights.
         """
         q_BHTK = scale_query(self.heads(q_BTM, "query"), self.use_bias)
-        logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
-        if relative_bias is not None:
-            logits_BHTS = add_over_batch(logits_BHTS, relative_bias)
-        weights_BHTS = jax.nn.softmax(logits_BHTS + mask_bias, axis=-1).astype(q_BTM.dtype)
-        weights_BHTS = dropout(weights_BHTS, rate, key)
-        mixed_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+        biases = relative_bias, mask_bias
+        mixed_BHTK = attend_all(q_BHTK, k_BHSK, v_BHSK, *biases, rate=rate, key=key)
         mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
         out_BTM = product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
         return add_bias(out_BTM, self, "out")
+
+
+def attend_all(
+    q_BHTK: jax.Array,
+    k_BHSK: jax.Array,
+    v_BHSK: jax.Array,
+    relative_bias: jax.Array | None,
+    mask_bias: jax.Array,
+    *,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Return the values mixed for each query [B, H, T, K]; see `Attention`."""
+    logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
+    if relative_bias is not None:
+        logits_BHTS = add_over_batch(logits_BHTS, relative_bias)
+    weights_BHTS = jax.nn.softmax(logits_BHTS + mask_bias, axis=-1).astype(q_BHTK.dtype)
+    weights_BHTS = dropout(weights_BHTS, rate, key)
+    return jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
 
 
 @jax.custom_vjp
