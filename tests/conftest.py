@@ -1,5 +1,6 @@
 """Settings of all tests: the processor, a compiler that is fast, one compilation cache."""
 
+import fcntl
 import gc
 import importlib.metadata
 import os
@@ -74,6 +75,14 @@ SLOWEST_FILES = (
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of worker processes for `-n auto`: one more than there are cores.
+
+    Two workers on two cores used 83% of them: tests wait for disks, sockets and other processes.
+    """
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def thorough_tests() -> set[str]:
     """Return the ids of the tests that `make test` leaves out for their time."""
     lines = (ROOT / "tests" / "thorough.txt").read_text().splitlines()
@@ -100,6 +109,29 @@ def pytest_make_parametrize_id(val, argname):
 def _from_the_root(monkeypatch):
     """Run every test from the repository's root, as commands are."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: a folder that `make(folder)` fills once for all worker processes.
+
+    Tests only read it, since those of another process read it too.
+    """
+
+    def folder(name, make) -> pathlib.Path:
+        base = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's folder lies in that of its session
+            base = base.parent
+        with (base / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = base / name
+            if not (base / f"{name}.made").exists():
+                made.mkdir()
+                make(made)
+                (base / f"{name}.made").touch()
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="session")

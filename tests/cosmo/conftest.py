@@ -1,5 +1,7 @@
 """One small training run, made by the command line, that the tests of all verbs share."""
 
+import shutil
+
 import pytest
 
 from cosmo.__main__ import main
@@ -30,12 +32,14 @@ def small():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(made_once, tmp_path_factory):
     """A MODEL_DIR trained for 4 steps, then resumed to 8."""
-    folder = tmp_path_factory.mktemp("run")
-    for steps in (4, 8):
-        code = main(
-            ["train", *SMALL, f"--gin.MODEL_DIR={folder}", f"--gin.TRAIN_STEPS={steps}", "--quiet"]
-        )
-        assert code == 0
-    return folder
+
+    def train(folder):
+        run = f"--gin.MODEL_DIR={folder}"
+        for steps in (4, 8):
+            assert main(["train", *SMALL, run, f"--gin.TRAIN_STEPS={steps}", "--quiet"]) == 0
+
+    # A copy for each worker process: some tests add metrics to it.
+    made = made_once("trained", train)
+    return shutil.copytree(made, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)
