@@ -24,11 +24,11 @@ CLIENTS := .venv-clients
 UV := $(shell command -v uv 2>/dev/null)
 EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra dev
 # The engine's tests of the network, losses, optimizer, generation and data. Not those of recorded
-# numbers: training amplifies the rounding of another compiler beyond their bounds.
-NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer rows reader sizing \
-  decoding)
-# One worker process a core; the tests of one file share its fixtures in one of them. Files start in
-# the order of tests/conftest.py, the slowest first.
+# numbers: training amplifies the rounding of another compiler beyond their bounds. tests/newest.py
+# reads by SeqIO.
+NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer rows sizing decoding)
+# The tests of one file share its fixtures in one worker process. Files start in the order of
+# tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 test-newest test-clients lock lock-newest clean

@@ -1,5 +1,6 @@
 """Settings of all tests: the processor, a compiler that is fast, one compilation cache."""
 
+import fcntl
 import gc
 import importlib.metadata
 import os
@@ -51,27 +52,40 @@ SLOWEST_FILES = (
     "test_cosmo_cli",
     "test_engine_step",
     "test_cosmo_cache",
-    "test_engine_faults",
-    "test_interop_t5x",
-    "test_engine_reader",
-    "test_engine_blenderbot",
-    "test_tasks_mixtures",
-    "test_engine_bad_steps",
-    "test_run",
     "test_engine_partitioning",
+    "test_engine_continuous",
+    "test_serve_page",
+    "test_run",
+    "test_engine_golden",
     "test_engine_t5",
-    "test_engine_choices",
-    "test_engine_jobs_network",
-    "test_engine_cache",
-    "test_wheel",
-    "test_cosmo_plan",
-    "test_tasks_canary",
+    "test_engine_optimizer",
     "test_engine_integrity",
+    "test_engine_decoding_limits",
+    "test_engine_decoding",
+    "test_interop_t5x",
+    "test_engine_blenderbot",
+    "test_gin_t5x",
+    "test_serve",
+    "test_tasks_mixtures",
+    "test_interop_blenderbot",
     "test_prost",
-    "test_file_faults",
-    "test_tasks_cache",
+    "test_interop_classes",
+    "test_engine_packing",
+    "test_cosmo_convert",
+    "test_annotation_serve",
+    "test_canary_cli",
+    "test_labeller",
     "test_cold_starts",
+    "test_wheel",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of worker processes for `-n auto`: one more than there are cores.
+
+    Two workers on two cores used 83% of them: tests wait for disks, sockets and other processes.
+    """
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def thorough_tests() -> set[str]:
@@ -100,6 +114,29 @@ def pytest_make_parametrize_id(val, argname):
 def _from_the_root(monkeypatch):
     """Run every test from the repository's root, as commands are."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: a folder that `make(folder)` fills once for all worker processes.
+
+    Tests only read it, since those of another process read it too.
+    """
+
+    def folder(name, make) -> pathlib.Path:
+        base = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's folder lies in that of its session
+            base = base.parent
+        with (base / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = base / name
+            if not (base / f"{name}.made").exists():
+                made.mkdir()
+                make(made)
+                (base / f"{name}.made").touch()
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="session")

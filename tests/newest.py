@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+# The import sets the environment of the commands: the tests' fast compiler and their one cache.
+import tests.conftest  # noqa: F401
 from tests.sizes import TINY
 
 

@@ -1,6 +1,7 @@
 """The list of tests that `make test` leaves out."""
 
 import ast
+import functools
 import pathlib
 
 from tests.conftest import ROOT, thorough_tests
@@ -18,5 +19,6 @@ def test_every_test_of_the_list_exists():
     assert gone == []
 
 
+@functools.cache
 def _functions(path: pathlib.Path) -> set[str]:
     return {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}

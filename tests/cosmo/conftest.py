@@ -1,5 +1,7 @@
 """One small training run, made by the command line, that the tests of all verbs share."""
 
+import shutil
+
 import pytest
 
 from cosmo.__main__ import main
@@ -8,6 +10,8 @@ SMALL = (
     "--gin_file=gin/cosmo/tiny.gin",
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 32}",
     "--gin.BATCH_SIZE=8",
+    "--gin.NUM_ENCODER_LAYERS=1",
+    "--gin.NUM_DECODER_LAYERS=1",
     "--gin.t5.T5Config.emb_dim=32",
     "--gin.t5.T5Config.mlp_dim=32",
     "--gin.t5.T5Config.num_heads=2",
@@ -30,12 +34,14 @@ def small():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(made_once, tmp_path_factory):
     """A MODEL_DIR trained for 4 steps, then resumed to 8."""
-    folder = tmp_path_factory.mktemp("run")
-    for steps in (4, 8):
-        code = main(
-            ["train", *SMALL, f"--gin.MODEL_DIR={folder}", f"--gin.TRAIN_STEPS={steps}", "--quiet"]
-        )
-        assert code == 0
-    return folder
+
+    def train(folder):
+        run = f"--gin.MODEL_DIR={folder}"
+        for steps in (4, 8):
+            assert main(["train", *SMALL, run, f"--gin.TRAIN_STEPS={steps}", "--quiet"]) == 0
+
+    # A copy for each worker process: some tests add metrics to it.
+    made = made_once("trained", train)
+    return shutil.copytree(made, tmp_path_factory.mktemp("run"), dirs_exist_ok=True)

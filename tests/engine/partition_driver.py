@@ -1,8 +1,9 @@
 """Runs and answers on meshes of CPU devices, for test_engine_partitioning.py.
 
-    python -m tests.engine.partition_driver OUT MESH,MESH,... [PORT PROCESS]
+    python -m tests.engine.partition_driver train|answer OUT MESH,MESH,...
+    python -m tests.engine.partition_driver two OUT MESH PORT PROCESS
 
-Writes OUT.json and OUT.npz; with PORT, as one of two processes. NETWORK=blenderbot in the
+Writes OUT.json and OUT.npz; `two` trains as one of two processes. NETWORK=blenderbot in the
 environment runs a BlenderBot with AMSGrad instead of a T5 with Adafactor.
 """
 
@@ -28,7 +29,7 @@ STEPS = 10
 # Compiling for a mesh takes 10 s of a core, and no cache keeps it: `make test` compiles these, the
 # slow tests all.
 FAST = ("1x1", "2x4")
-ANSWERING = ("1x1", "8x1", "2x4")  # meshes that generate and score too
+ANSWERING = ("1x1", "8x1", "2x4")  # meshes that generate and score
 TWO = ("2x2", "4x1")  # meshes of two processes with two devices each
 
 
@@ -170,8 +171,6 @@ def run_on_eight_devices(out: str, meshes: str) -> None:
             },
         }
         arrays.update({f"{name}:{k}": np.asarray(a) for k, a in paths(state.params).items()})
-        if name in ANSWERING:
-            report[name].update(answers(given, parts, jax.devices()[: data * parts]))
 
     report["cache"].append(jax.config.jax_enable_compilation_cache)
 
@@ -196,6 +195,23 @@ def run_on_eight_devices(out: str, meshes: str) -> None:
             k: [list(a.shape), list(s.spec)]
             for (k, a), s in zip(paths(abstract).items(), paths(shardings).values(), strict=True)
         }
+    write(out, report, arrays)
+
+
+def answer_on_eight_devices(out: str, meshes: str) -> None:
+    """Answer and score on each mesh. Writes what the tests compare."""
+    import jax
+
+    assert len(jax.devices()) == 8
+    given, report = setting(), {}
+    for name in meshes.split(","):
+        data, parts = MESHES[name]
+        report[name] = answers(given, parts, jax.devices()[: data * parts])
+    write(out, report, {})
+
+
+def write(out: str, report: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write OUT.json and OUT.npz."""
     np.savez(out + ".npz", **arrays)
     Path(out + ".json").write_text(json.dumps(report))
 
@@ -215,9 +231,13 @@ def run_as_one_of_two(out: str, meshes: str, port: str, process: str) -> None:
         whole = multihost_utils.process_allgather(state.params, tiled=True)
         arrays.update({f"{name}:{k}": np.asarray(a) for k, a in paths(whole).items()})
     if process == "0":
-        np.savez(out + ".npz", **arrays)
-        Path(out + ".json").write_text(json.dumps(report))
+        write(out, report, arrays)
 
 
 if __name__ == "__main__":
-    (run_as_one_of_two if len(sys.argv) > 3 else run_on_eight_devices)(*sys.argv[1:])
+    modes = {
+        "train": run_on_eight_devices,
+        "answer": answer_on_eight_devices,
+        "two": run_as_one_of_two,
+    }
+    modes[sys.argv[1]](*sys.argv[2:])

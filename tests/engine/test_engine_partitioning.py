@@ -58,7 +58,7 @@ def eight_devices(tmp_path_factory):
     @functools.cache
     def run(*meshes):
         out = str(tmp_path_factory.mktemp("eight") / "run")
-        return results(out, [start(8, out, ",".join(meshes))])
+        return results(out, [start(8, "train", out, ",".join(meshes))])
 
     rest = [mesh for mesh in MESHES if mesh not in FAST]
     return lambda mesh: run(*(FAST if mesh in FAST else ("1x1", *rest)))
@@ -71,6 +71,19 @@ def eight(eight_devices):
 
 
 @pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """`answers(mesh)`: results of `partition_driver.answer_on_eight_devices` with `mesh`."""
+
+    @functools.cache
+    def run(meshes):
+        out = str(tmp_path_factory.mktemp("answers") / "run")
+        return results(out, [start(8, "answer", out, ",".join(meshes))])[0]
+
+    fast = tuple(mesh for mesh in ANSWERING if mesh in FAST)
+    return lambda mesh: run(fast if mesh in FAST else ANSWERING)
+
+
+@pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """`two_processes(mesh)`: results of `partition_driver.run_as_one_of_two`."""
 
@@ -80,7 +93,7 @@ def two_processes(tmp_path_factory):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
-        return results(out, [start(2, out, mesh, port, str(process)) for process in range(2)])
+        return results(out, [start(2, "two", out, mesh, port, str(n)) for n in range(2)])
 
     return run
 
@@ -105,9 +118,9 @@ def test_engine_partitioning_computes_what_one_device_does(eight_devices, mesh):
 
 
 @each(mesh for mesh in ANSWERING if mesh != "1x1")
-def test_engine_partitioning_answers_as_one_device_does(eight_devices, mesh):
+def test_engine_partitioning_answers_as_one_device_does(answers, mesh):
     """Greedy tokens, scores, choices and what follows them. Oracle: the same on one device."""
-    report, _ = eight_devices(mesh)
+    report = answers(mesh)
     one, many = report["1x1"], report[mesh]
     assert many["said"] == one["said"]
     assert len({str(row) for row in one["said"]}) > 1
@@ -121,8 +134,8 @@ def test_engine_partitioning_answers_as_one_device_does(eight_devices, mesh):
 def test_engine_partitioning_blenderbot_computes_what_one_device_does(tmp_path, monkeypatch):
     """Ten steps of AMSGrad, tokens, scores and choices. Oracle: the same on one device."""
     monkeypatch.setenv("NETWORK", "blenderbot")
-    out = str(tmp_path / "run")
-    report, arrays = results(out, [start(8, out, "1x1,2x4")])
+    trained, answered = str(tmp_path / "train"), str(tmp_path / "answer")
+    report, arrays = results(trained, [start(8, "train", trained, "1x1,2x4")])
     one, many = report["1x1"], report["2x4"]
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
     assert len(set(one["losses"])) == STEPS
@@ -131,6 +144,8 @@ def test_engine_partitioning_blenderbot_computes_what_one_device_does(tmp_path, 
     for name in compared:
         wanted, found = arrays[name], arrays[name.replace("1x1:", "2x4:")]
         np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=name)
+    report, _ = results(answered, [start(8, "answer", answered, "1x1,2x4")])
+    one, many = report["1x1"], report["2x4"]
     assert many["said"] == one["said"] and many["continued"] == one["continued"]
     for name in ("scores", "choices"):
         np.testing.assert_allclose(many[name], one[name], rtol=1e-5)

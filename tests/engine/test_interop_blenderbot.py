@@ -41,29 +41,41 @@ def random_params(config) -> dict:
     return jax.tree.map(lambda a: random.standard_normal(a.shape).astype(np.float32), shapes)
 
 
+def write_run(folder: pathlib.Path, config) -> tuple[str, dict]:
+    """Write a checkpoint of ours with random parameters; return its folder and these."""
+    params = random_params(config)
+    state = {"params": jax.tree.map(lazy.from_array, params)}
+    description = describe(models.EncoderDecoderModel(config), None)
+    streaming.write_checkpoint(str(folder), 5, state, description)
+    return str(folder), params
+
+
 @pytest.fixture
 def ours(tmp_path):
     """`ours(config)`: (a checkpoint of ours with random parameters, these)."""
 
-    def make(config=TINY):
-        params = random_params(config)
-        state = {"params": jax.tree.map(lazy.from_array, params)}
-        description = describe(models.EncoderDecoderModel(config), None)
-        streaming.write_checkpoint(str(tmp_path / "run"), 5, state, description)
-        return str(tmp_path / "run"), params
+    return lambda config=TINY: write_run(tmp_path / "run", config)
 
-    return make
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> pathlib.Path:
+    """An exported HuggingFace folder. Tests copy it."""
+    base = tmp_path_factory.mktemp("exported")
+    run, _ = write_run(base / "run", TINY)
+    convert.export_checkpoint(run, str(base / "hf"), format="huggingface")
+    return base / "hf"
 
 
 @pytest.fixture
-def folder(ours, tmp_path):
+def folder(exported, ours, tmp_path):
     """`folder(config)`: an exported HuggingFace folder."""
 
     def make(config=TINY, **how) -> pathlib.Path:
-        convert.export_checkpoint(
-            ours(config)[0], str(tmp_path / "hf"), format="huggingface", **how
-        )
-        return tmp_path / "hf"
+        out = tmp_path / "hf"
+        if config == TINY and not how:
+            return shutil.copytree(exported, out)
+        convert.export_checkpoint(ours(config)[0], str(out), format="huggingface", **how)
+        return out
 
     return make
 

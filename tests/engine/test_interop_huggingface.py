@@ -1,8 +1,10 @@
 """HuggingFace folders in and out, against those that transformers wrote (../shared/golden/hf)."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -88,19 +90,30 @@ def test_round_trip(golden, name, tmp_path):
     }
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_config, make_params):
-    """`folder(dtype, max_shard_bytes)`: (an exported untied T5 1.1, its parameters by our path)."""
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_config, make_params):
+    """`exported(dtype, max_shard_bytes, **changes)`: what `folder` copies, made once."""
 
+    @functools.cache
     def make(dtype="float32", max_shard_bytes=10**9, **changes):
         config = tiny_config(**changes)
         params = make_params(models.EncoderDecoderModel(config))
         arrays = {k: np.asarray(a) for k, a in flat(params).items()}
         sources_ = {path: lazy.from_array(array) for path, array in arrays.items()}
-        out = epath.Path(tmp_path / "model")
-        out.mkdir()
+        out = epath.Path(tmp_path_factory.mktemp("exported"))
         huggingface.write_folder(out, sources_, config, dtype, max_shard_bytes, lambda count: None)
         return pathlib.Path(out), arrays
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, exported):
+    """`folder(dtype, max_shard_bytes)`: (an exported untied T5 1.1, its parameters by our path)."""
+
+    def make(*args, **changes):
+        out, arrays = exported(*args, **changes)
+        return shutil.copytree(out, tmp_path / "model"), dict(arrays)
 
     return make
 

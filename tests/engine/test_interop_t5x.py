@@ -4,6 +4,7 @@ import dataclasses
 import filecmp
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -221,17 +222,23 @@ def test_adafactor_of_the_scanned_network(golden):
             np.testing.assert_array_equal(array.whole(), np.broadcast_to(wanted, array.shape))
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, tiny_config, make_params) -> epath.Path:
+    """A T5X checkpoint of step 7. Tests copy it."""
+    config = tiny_config()
+    params = make_params(models.EncoderDecoderModel(config))
+    arrays = {k: lazy.from_array(np.asarray(a)) for k, a in flat(params).items()}
+    folder = epath.Path(tmp_path_factory.mktemp("untouched"))
+    t5x.write_checkpoint(folder, 7, arrays, config, None, lambda count: None)
+    return folder
+
+
 @pytest.fixture
-def written(tmp_path, tiny_config, make_params):
+def written(tmp_path, untouched):
     """`written(change)`: a T5X checkpoint whose msgpack index went through `change`."""
 
-    def make(change=lambda optimizer: None, version=3):
-        config = tiny_config()
-        params = make_params(models.EncoderDecoderModel(config))
-        arrays = {k: lazy.from_array(np.asarray(a)) for k, a in flat(params).items()}
-        folder = epath.Path(tmp_path / "checkpoint_7")
-        folder.mkdir()
-        t5x.write_checkpoint(folder, 7, arrays, config, None, lambda count: None)
+    def make(change=lambda optimizer: None):
+        folder = shutil.copytree(untouched, tmp_path / "checkpoint_7")
         index = serialization.msgpack_restore((folder / t5x.INDEX).read_bytes())
         change(index["optimizer"])
         (folder / t5x.INDEX).write_bytes(serialization.msgpack_serialize(index))
