@@ -34,6 +34,7 @@ class BlenderbotConfig:
     dtype: str = "bfloat16"
     product_dtype: str | None = None
     remat_policy: str | None = "none"
+    attention: str = "plain"
     scan_layers: bool = True
     # ParlAI gives its start token the probability 0, in training too; HuggingFace does not.
     forbidden_ids: tuple[int, ...] = (1,)

@@ -41,6 +41,7 @@ class NetworkConfig(Protocol):
     dtype: str
     product_dtype: str | None
     remat_policy: str
+    attention: str
     scan_layers: bool
     # Positions: relative biases, or a table of so many rows that is added to embeddings.
     max_positions: int | None

@@ -37,6 +37,9 @@ class Cost:
 
     matmul_flops: float = 0.0
     hbm_bytes: float = 0.0
+    # The parts of both that are kernels' own estimates.
+    kernel_flops: float = 0.0
+    kernel_bytes: float = 0.0
     collectives: collections.Counter[tuple[str, int]] = dataclasses.field(
         default_factory=collections.Counter
     )
@@ -54,6 +57,8 @@ class Cost:
         return Cost(
             self.matmul_flops + times * more.matmul_flops,
             self.hbm_bytes + times * more.hbm_bytes,
+            self.kernel_flops + times * more.kernel_flops,
+            self.kernel_bytes + times * more.kernel_bytes,
             self.collectives + collections.Counter(repeated),
         )
 
@@ -111,6 +116,13 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
         group = _group_size(instruction.attributes, program.num_partitions)
         moved = 2.0 * size  # read and written
         return Cost(hbm_bytes=moved, collectives=collections.Counter({(kind, group): size}))
+    # A kernel's instructions are not in the text, its `pl.CostEstimate` is.
+    kernel = re.search(
+        r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', instruction.attributes
+    )
+    if opcode == "custom-call" and kernel:
+        flops, moved = map(float, kernel.groups())
+        return Cost(flops, moved, flops, moved)
     flops = 0.0
     if opcode in ("dot", "convolution"):
         operands = [body[name].shape for name in instruction.operands[:2]]

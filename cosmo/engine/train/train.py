@@ -135,6 +135,7 @@ def train(
     check_vocabulary(model, vocabulary)
     check_positions(model, dataset.task_feature_lengths)
     batch_shapes = datasets.abstract_batch(dataset)
+    model = sizing.choose_attention(model, batch_shapes, jax.default_backend())
     chosen = sizing.choose_for_this_run(model, step, partitioner, batch_shapes)
     model, step, partitioner = sizing.apply_device_settings(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
