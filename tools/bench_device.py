@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> dict:
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
     # As `train` chooses, so that the figure is of what a user would run.
-    model = sizing.choose_attention(model, batch, jax.default_backend())
+    model = sizing.choose_attention(model, batch, chips.by_kind(jax.devices()[0].device_kind))
     choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
     model, settings, partitioner = sizing.apply_device_settings(
         model, settings, partitioner, choice

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
 
 ATTENDED = "attended"  # names the kernel's result for rematerialization policies
@@ -161,6 +162,14 @@ def _run(body, settings: _Settings, table_HN, query_B1T, key_B1S, q_BTJ, k_BSJ, 
         results += [k_BSJ, k_BSJ, sums]
         of_sums = (settings.num_heads, num_buckets, _BLOCK)
         specs += [of_keys, of_keys, pl.BlockSpec(of_sums, lambda heads, row: (heads, 0, 0))]
+    if not fits(
+        queries, keys, columns // settings.head_dim, settings.head_dim, q_BTJ.dtype.itemsize
+    ):
+        raise UserError(
+            f"fused attention has no room on the chip for {queries} queries and {keys} keys: give "
+            "'plain', or shorter lengths",
+            setting=("ATTENTION", "TASK_FEATURE_LENGTHS"),
+        )
     arrays = [table_HN, query_B1T, key_B1S, q_BTJ, k_BSJ, *others]
     scores = rows * queries * keys
     # Each set of heads reads the segments again.

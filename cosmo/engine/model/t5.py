@@ -19,7 +19,7 @@ class T5Config:
     float32. `remat_policy` is a key of `transformer.REMAT_POLICIES`; None means "none". With "auto"
     training chooses (`sizing.choose_device_settings`), and all other commands recompute nothing.
     `attention` is "plain", "fused" (a kernel for TPUs: `fused_attention`) or "cudnn" (NVIDIA's, for
-    GPUs). With "auto" training takes "fused" on TPUs; all else is plain.
+    GPUs). With "auto" training takes "fused" on TPUs v4 and later; all else is plain.
     """
 
     vocab_size: int

@@ -108,8 +108,7 @@ def plan_step(
     name, shape = chips.parse_topology(topology)
     chip = chips.CHIPS[name]
     batch = datasets.abstract_batch(job.dataset)
-    platform = "tpu" if name in chips.TPUS else "gpu" if name in chips.GPUS else "cpu"
-    job = dataclasses.replace(job, model=sizing.choose_attention(job.model, batch, platform))
+    job = dataclasses.replace(job, model=sizing.choose_attention(job.model, batch, chip))
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
     # CPU devices share the memory of their host.

@@ -237,11 +237,11 @@ def choose_device_settings(
 
 
 def choose_attention(
-    model: models.EncoderDecoderModel, batch: models.Batch, platform: str
+    model: models.EncoderDecoderModel, batch: models.Batch, chip: chips.Chip | None
 ) -> models.EncoderDecoderModel:
-    """Return the model; attention that is left open ("auto") is chosen for "tpu", "gpu" or "cpu".
+    """Return the model; attention that is left open ("auto") is chosen for a chip.
 
-    The choice is the kernel on TPUs, where it moves less memory, if it has room for the lengths.
+    The choice is the kernel where the chip runs it and has room for the lengths, else "plain".
     """
     network = model.network
     if getattr(network, "attention", "plain") != "auto":
@@ -252,7 +252,7 @@ def choose_attention(
         fused_attention.fits(queries, keys, *sizes)
         for queries, keys in itertools.product(lengths, lengths)
     )
-    return _with(model, attention="fused" if platform == "tpu" and room else "plain")
+    return _with(model, attention="fused" if chip and chip.fuses_attention and room else "plain")
 
 
 def choose_for_this_run(
