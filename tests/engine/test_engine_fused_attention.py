@@ -126,7 +126,7 @@ def network(model, **changes):
         pytest.param({"relative_attention_per_layer": True}, marks=pytest.mark.slow),
         pytest.param({"scan_layers": False, "remat_policy": "full"}, marks=pytest.mark.slow),
     ],
-    ids=str,
+    ids=["scanned with dropout", "a table a layer", "unrolled"],
 )
 def test_a_network_learns_the_same(model, packed, make_params, loss_and_grads, changes):
     """Loss and gradients on packed rows; dropout takes the same random numbers."""
@@ -186,7 +186,9 @@ def test_attention_of_another_device_is_an_error(
 
     with pytest.raises(UserError) as error:
         trace()
-    assert all(word in str(error.value) for word in words) and "ATTENTION" in error.value.setting
+    assert all(word in str(error.value) for word in words) and error.value.settings == (
+        "ATTENTION",
+    )
 
 
 def test_lengths_without_room_are_an_error():
@@ -217,6 +219,22 @@ def test_attention_is_chosen_by_chip_and_length(model, packed):
     ]
     assert chosen(left_open, long, "v4") == "plain"
     assert chosen(network(model, attention="cudnn"), packed, "v4") == "cudnn"
+
+
+def test_no_scores_are_kept(model, packed):
+    """With "none", which keeps all activations, the plain network keeps arrays [B, H, T, S].
+
+    Property: the fused network keeps none of them.
+    """
+    batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in packed.items()}
+    scores = {(2, 24, 24), (2, 16, 16), (2, 16, 24)}
+
+    def kept(attention):
+        arrays = sizing.kept_activations(network(model, attention=attention), batch, "none")
+        return scores & {array.shape[-3:] for array in arrays}
+
+    assert kept("plain") == scores
+    assert not kept("fused")
 
 
 def kernels(jaxpr):

@@ -79,6 +79,10 @@ class BlenderbotConfig:
         """The size of a head."""
         return self.emb_dim // self.num_heads
 
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
+        return transformer.attention_fits(self, queries, keys)
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return a network with fresh parameters."""
         return transformer.EncoderDecoder(self, rngs=rngs)

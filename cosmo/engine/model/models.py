@@ -54,6 +54,9 @@ class NetworkConfig(Protocol):
     special_ids: SpecialIds
     forbidden_ids: tuple[int, ...]  # tokens of probability 0, in training and generation
 
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return the network with fresh parameters."""
 

@@ -83,6 +83,10 @@ class T5Config:
             scaled = self.logits_via_embedding
         return self.emb_dim**-0.5 if scaled else 1.0
 
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
+        return transformer.attention_fits(self, queries, keys)
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return a network with fresh parameters."""
         return transformer.EncoderDecoder(self, rngs=rngs)

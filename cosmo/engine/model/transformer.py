@@ -19,9 +19,8 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import partitioning
+from cosmo.engine.model import fused_attention, partitioning
 from cosmo.engine.model.choice_tree import ChoiceTree
-from cosmo.engine.model.fused_attention import ATTENDED
 from cosmo.engine.model.layers import (
     KERNELS,
     MLP,
@@ -49,7 +48,7 @@ _GATHERED = (partitioning.GATHERED, partitioning.GATHERED_ATTENTION)
 # A kernel's result too: its products would be computed again to get it.
 _DOTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    jax.checkpoint_policies.save_only_these_names(fused_attention.ATTENDED),
 )
 REMAT_POLICIES: dict[str, Any] = {
     # Keep every activation, but no gathered weight: that would be the whole model on every device.
@@ -90,6 +89,12 @@ def check_config(config: NetworkConfig) -> None:
             f"{name}.dropout_rate={config.dropout_rate}; it is a probability under 1",
             setting="DROPOUT_RATE",
         )
+
+
+def attention_fits(config: NetworkConfig, queries: int, keys: int) -> bool:
+    """Return whether the kernel of attention has room for such lengths."""
+    itemsize = jnp.dtype(config.dtype).itemsize
+    return fused_attention.fits(queries, keys, config.num_heads, config.head_dim, itemsize)
 
 
 def relative_bias(

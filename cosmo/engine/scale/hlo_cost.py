@@ -217,6 +217,12 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
     # A slice of an array, or an update in place, touches only the slice.
     size = functools.partial(hlo.shape_bytes, main_memory=True)
     opcode = instruction.opcode
+    if opcode in ("copy-start", "slice-start"):
+        # A copy into on-chip memory beside other work. Its tuple names the source too.
+        place = 0 if opcode == "copy-start" else 1
+        target = hlo.shapes(instruction.shape)[place]
+        reads_memory = size(body[instruction.operands[0]].shape) > 0
+        return float(size(target) + (hlo.shape_bytes(target) if reads_memory else 0))
     result = size(instruction.shape)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2.0 * result  # read and written

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend import core
 
-from cosmo.engine.model import fused_attention, models, partitioning
+from cosmo.engine.model import models, partitioning
 from cosmo.engine.model.step import StepConfig
 from cosmo.engine.scale import chips
 
@@ -247,11 +247,7 @@ def choose_attention(
     if getattr(network, "attention", "plain") != "auto":
         return model
     lengths = [batch[f"{side}_input_tokens"].shape[1] for side in ("encoder", "decoder")]
-    sizes = network.num_heads, network.head_dim, jnp.dtype(network.dtype).itemsize
-    room = all(
-        fused_attention.fits(queries, keys, *sizes)
-        for queries, keys in itertools.product(lengths, lengths)
-    )
+    room = all(itertools.starmap(network.attention_fits, itertools.product(lengths, lengths)))
     return _with(model, attention="fused" if chip and chip.fuses_attention and room else "plain")
 
 
