@@ -39,6 +39,7 @@ NOT_USED = {
     "CACHE_PATH": "the cache of packed rows is this engine's format",
     "SCAN_LAYERS": "t5x.examples.t5 does not scan its layers",
     "REMAT_POLICY": "t5x.examples.t5 does not rematerialize",
+    "ATTENTION": "t5x.examples.t5 has plain attention alone",
     "MIXTURE_OR_TASK_MODULE": "deprecated there: import the module in a gin file",
     "NUM_SAMPLES": "T5X keeps one answer",
     "BEAM_SIZE": "decode_fn is bound to temperature_sample",

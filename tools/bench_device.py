@@ -29,6 +29,7 @@ def measure(args: argparse.Namespace) -> dict:
         dtype=args.dtype,
         dropout_rate=args.dropout_rate,
         remat_policy=args.remat_policy,
+        attention=args.attention,
     )
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     lengths = {"inputs": args.inputs, "targets": args.targets}
@@ -39,6 +40,7 @@ def measure(args: argparse.Namespace) -> dict:
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
     partitioner = partitioning.Partitioner(args.num_partitions)
     # As `train` chooses, so that the figure is of what a user would run.
+    model = sizing.choose_attention(model, batch, chips.by_kind(jax.devices()[0].device_kind))
     choice = sizing.choose_for_this_run(model, settings, partitioner, batch)
     model, settings, partitioner = sizing.apply_device_settings(
         model, settings, partitioner, choice
@@ -120,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--inputs", type=int, default=512, help="tokens (512)")
     one.add_argument("--targets", type=int, default=128, help="tokens (128)")
     one.add_argument("--dtype", default="bfloat16", help="of the computation (bfloat16)")
+    one.add_argument("--attention", default="auto", help="plain, fused, cudnn or auto (auto)")
     one.add_argument("--remat_policy", default="auto", help="none, minimal, full or auto (auto)")
     one.add_argument("--num_microbatches", type=int, help="(chosen)")
     one.add_argument("--num_partitions", type=int, help="(chosen)")

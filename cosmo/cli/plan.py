@@ -166,6 +166,12 @@ def _costs(made: Any) -> Iterator[tuple[str, str]]:
         f"{_si(made.matmul_flops, 'FLOP')} a device and step, {made.matmul_flops / least:.3f} of "
         f"the least possible {_si(least, 'FLOP')}",
     )
+    if made.kernel_flops:
+        yield (
+            "of these in kernels",
+            f"{_si(made.kernel_flops, 'FLOP')}, with {_si(made.kernel_traffic_bytes, 'B')} of the "
+            f"{_si(made.hbm_traffic_bytes, 'B')} of memory traffic: the kernels' own estimate",
+        )
     # Kinds below a thousandth of all bytes are noise, such as the sum of a loss.
     kinds = sorted(made.collective_bytes.items(), key=lambda item: -item[1])
     total = sum(made.collective_bytes.values())

@@ -4,7 +4,8 @@
     python -m tests.engine.partition_driver two OUT MESH PORT PROCESS
 
 Writes OUT.json and OUT.npz; `two` trains as one of two processes. NETWORK=blenderbot in the
-environment runs a BlenderBot with AMSGrad instead of a T5 with Adafactor.
+environment runs a BlenderBot with AMSGrad instead of a T5 with Adafactor; NETWORK=fused runs the T5
+with the kernel of attention.
 """
 
 import dataclasses
@@ -44,6 +45,8 @@ def setting():
 
     jax.config.update("jax_default_matmul_precision", "highest")
     network = tiny_network.config(num_decoder_layers=2, dropout_rate=0.1)
+    if os.environ.get("NETWORK") == "fused":
+        network = dataclasses.replace(network, attention="fused", remat_policy="minimal")
     config = step.StepConfig(optimizer=Adafactor(min_dim_size_to_factor=8))
     if os.environ.get("NETWORK") == "blenderbot":
         network = BlenderbotConfig(40, 16, 4, 2, 2, 32, 16, dropout_rate=0.1, dtype="float32")

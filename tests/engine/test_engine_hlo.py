@@ -171,6 +171,31 @@ def test_engine_hlo_memory_traffic_of_a_slice_is_the_slice():
     assert count(text).hbm_bytes == 64 * 4 + 64 * 4 + 4
 
 
+@pytest.mark.parametrize(
+    "line, size",
+    [
+        # A quarter of [16, 64] into on-chip memory: read alone.
+        ("((f32[16,64]{1,0}), f32[4,64]{1,0:S(3)}, s32[]{:S(2)}) slice-start(%a)", 4 * 64 * 4),
+        # All of it, into on-chip memory and into main memory.
+        ("(f32[16,64]{1,0:S(1)}, f32[16,64]{1,0}, u32[]{:S(2)}) copy-start(%a)", 16 * 64 * 4),
+        ("(f32[16,64]{1,0}, f32[16,64]{1,0}, u32[]{:S(2)}) copy-start(%a)", 2 * 16 * 64 * 4),
+    ],
+)
+def test_engine_hlo_an_asynchronous_copy_moves_its_target(line, size):
+    """The tuple of a start names the source too, which is not moved again."""
+    text = module("%a = f32[16,64]{1,0} parameter(0)", f"%s = {line}, slice={{[0:4], [0:64]}}")
+    assert count(text).hbm_bytes == size
+
+
+def test_engine_hlo_an_asynchronous_copy_out_of_the_chip_is_written_alone():
+    """From on-chip memory S(3) to main memory."""
+    text = module(
+        "%a = f32[16,64]{1,0:S(3)} parameter(0)",
+        "%s = (f32[16,64]{1,0}, f32[16,64]{1,0:S(3)}, u32[]{:S(2)}) copy-start(%a)",
+    )
+    assert count(text).hbm_bytes == 16 * 64 * 4
+
+
 def test_engine_hlo_counts_what_xla_really_compiles(jit):
     """A scan of 5 products of [7, 16] by [16, 16], compiled here. By hand."""
 

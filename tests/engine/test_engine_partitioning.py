@@ -151,6 +151,25 @@ def test_engine_partitioning_blenderbot_computes_what_one_device_does(tmp_path, 
         np.testing.assert_allclose(many[name], one[name], rtol=1e-5)
 
 
+def test_engine_partitioning_runs_the_kernel_of_attention(eight, tmp_path, monkeypatch):
+    """Ten steps, each device with its rows and heads. Oracle: plain attention on one device.
+
+    Two heads are split over two devices, and are whole on each of four.
+    """
+    monkeypatch.setenv("NETWORK", "fused")
+    out = str(tmp_path / "run")
+    report, arrays = results(out, [start(8, "train", out, "4x2,2x4")])
+    for mesh in ("4x2", "2x4"):
+        np.testing.assert_allclose(report[mesh]["losses"], eight[0]["1x1"]["losses"], rtol=1e-5)
+    names = [name.removeprefix("4x2:") for name in arrays if name.startswith("4x2:")]
+    assert len(names) == 29
+    for name in names:
+        expected = eight[1][f"1x1:{name}"]
+        limit = 2e-5 * np.max(np.abs(expected))
+        for mesh in ("4x2", "2x4"):
+            np.testing.assert_allclose(arrays[f"{mesh}:{name}"], expected, atol=limit, err_msg=name)
+
+
 def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight):
     """A program with collectives read back from it hangs. Oracle: JAX's own setting."""
     assert eight[0]["cache"] == [True, False]

@@ -37,6 +37,8 @@ def describe(model: models.EncoderDecoderModel, vocabulary: Vocabulary | None) -
         # The whole config: a checkpoint can be opened without the gin file of its run.
         "config": dataclasses.asdict(model.network),
     }
+    # Which kernel computes attention depends on the devices, and is no property of a checkpoint.
+    description["config"].pop("attention", None)
     if vocabulary is not None:
         description["vocabulary"] = identity(vocabulary)
     # Through JSON and back: tuples become lists, as they are in a description that was saved.

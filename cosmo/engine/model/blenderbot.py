@@ -34,6 +34,7 @@ class BlenderbotConfig:
     dtype: str = "bfloat16"
     product_dtype: str | None = None
     remat_policy: str | None = "none"
+    attention: str = "plain"
     scan_layers: bool = True
     # ParlAI gives its start token the probability 0, in training too; HuggingFace does not.
     forbidden_ids: tuple[int, ...] = (1,)
@@ -77,6 +78,10 @@ class BlenderbotConfig:
     def head_dim(self) -> int:
         """The size of a head."""
         return self.emb_dim // self.num_heads
+
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
+        return transformer.attention_fits(self, queries, keys)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return a network with fresh parameters."""

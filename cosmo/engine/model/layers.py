@@ -6,6 +6,7 @@ Shape suffixes: B batch, T and S query and key positions, M model, H heads, K he
 F feed-forward, J = H*K joined heads.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import partitioning
+from cosmo.engine.model.fused_attention import FAR, MASKED, Buckets, fused_attention
 
 # Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
 NORM_EPSILON = 1e-6  # T5's
 LAYER_NORM_EPSILON = 1e-5  # torch's, and so BlenderBot's
-MASKED = -1e10  # added to a masked attention logit; T5X's value, so fully masked rows agree too
+# The kernels that can compute attention, and their platforms: on a CPU, an interpreter for tests.
+KERNELS = {"fused": ("tpu", "cpu"), "cudnn": ("gpu",)}
 
 # T5X's initializer of kernels, so that a run from scratch starts alike.
 fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -202,6 +206,25 @@ class RelativePositionBias(nnx.Module):
         )
         return table_HN[:, buckets].astype(jnp.float32)
 
+    def buckets(self) -> Buckets:
+        """Return where each bucket begins, as `fused_attention` takes it."""
+        return _buckets(self.bidirectional, self.rel_embedding.shape[1], self.max_distance)
+
+
+@functools.lru_cache(maxsize=16)
+def _buckets(bidirectional: bool, num_buckets: int, max_distance: int) -> Buckets:
+    distances = np.arange(-max_distance, max_distance + 1)  # beyond them nothing changes
+    with jax.ensure_compile_time_eval():
+        found = relative_position_bucket(
+            distances,
+            bidirectional=bidirectional,
+            num_buckets=num_buckets,
+            max_distance=max_distance,
+        )
+        found = np.asarray(found)
+    begins = np.flatnonzero(found[1:] != found[:-1]) + 1
+    return (-FAR, int(found[0])), *((int(distances[i]), int(found[i])) for i in begins)
+
 
 def add_bias_param(module: nnx.Module, rngs: nnx.Rngs, name: str, size: int, axis: str) -> None:
     """Give the module a bias for its kernel `name`, of zeros."""
@@ -271,23 +294,77 @@ class Attention(nnx.Module):
         q_BTM: jax.Array,
         k_BHSK: jax.Array,
         v_BHSK: jax.Array,
-        relative_bias: jax.Array | None,
-        mask_bias: jax.Array,
+        relative_bias: "jax.Array | RelativePositionBias | None",
+        mask: "jax.Array | Segments",
         *,
         rate: float = 0.0,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Return the attention's output, projected back: [B, T, M].
 
-        `relative_bias` [1, H, T, S] is learned; `mask_bias` broadcasts to [B, H, T, S] and is not.
-        Both are float32, as is the softmax. `rate` is dropout's, on the attention's weights.
+        `relative_bias` [1, H, T, S] is learned; `mask` broadcasts to [B, H, T, S] and is not. Both
+        are float32 and added; the softmax is float32. With segments for a mask the relative bias is
+        its module. `rate` is dropout's, on the attention's weights.
         """
         q_BHTK = scale_query(self.heads(q_BTM, "query"), self.use_bias)
-        biases = relative_bias, mask_bias
-        mixed_BHTK = attend_all(q_BHTK, k_BHSK, v_BHSK, *biases, rate=rate, key=key)
-        mixed_BTJ = mixed_BHTK.swapaxes(1, 2).reshape(*q_BTM.shape[:-1], -1)
+        if isinstance(mask, Segments):
+            kept_BH1S = dropout(jnp.ones_like(v_BHSK[..., 0])[:, :, None], rate, key)
+            # All queries share the mask of dropout, so dropped weights are dropped values.
+            mixed_BTHK = mask.attend(
+                q_BHTK.swapaxes(1, 2),
+                k_BHSK.swapaxes(1, 2),
+                (v_BHSK * kept_BH1S.swapaxes(2, 3)).swapaxes(1, 2),
+                relative_bias,
+            )
+        else:
+            biases = relative_bias, mask
+            mixed_BHTK = attend_all(q_BHTK, k_BHSK, v_BHSK, *biases, rate=rate, key=key)
+            mixed_BTHK = mixed_BHTK.swapaxes(1, 2)
+        mixed_BTJ = mixed_BTHK.reshape(*q_BTM.shape[:-1], -1)
         out_BTM = product(mixed_BTJ, self.out, self.product_dtype, partitioning.GATHERED_ATTENTION)
         return add_bias(out_BTM, self, "out")
+
+
+class Segments(NamedTuple):
+    """Segment ids in place of a mask, and the kernel that computes attention with them."""
+
+    kernel: str  # a key of KERNELS
+    query_BT: jax.Array
+    key_BS: jax.Array
+    causal: bool = False
+
+    def attend(self, q_BTHK, k_BSHK, v_BSHK, relative: RelativePositionBias | None) -> jax.Array:
+        """Return the weighted values [B, T, H, K]."""
+        platform = partitioning.platform()
+        if platform and platform not in KERNELS[self.kernel]:
+            raise UserError(
+                f"attention={self.kernel!r} runs on {' and '.join(KERNELS[self.kernel])}, this is "
+                f"{platform}: give 'plain' or 'auto'",
+                setting="ATTENTION",
+            )
+        if self.kernel == "fused":
+            return fused_attention(
+                q_BTHK,
+                k_BSHK,
+                v_BSHK,
+                self.query_BT,
+                self.key_BS,
+                None if relative is None else relative.rel_embedding[...],
+                buckets=() if relative is None else relative.buckets(),
+                causal=self.causal,
+                interpret=platform == "cpu",
+            )
+        length = q_BTHK.shape[1]
+        bias = None if relative is None else relative(jnp.arange(length)).astype(q_BTHK.dtype)
+        return jax.nn.dot_product_attention(
+            q_BTHK,
+            k_BSHK,
+            v_BSHK,
+            bias,
+            visible(self.query_BT, self.key_BS, self.causal),
+            scale=1.0,  # `scale_query` has scaled
+            implementation="cudnn",
+        )
 
 
 def attend_all(
@@ -381,6 +458,12 @@ def segment_mask(query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
     """
     same = query_BT[:, :, None] == key_BS[:, None, :]
     return (same & (key_BS > 0)[:, None, :])[:, None]
+
+
+def visible(query_BT: jax.Array, key_BS: jax.Array, causal: bool) -> jax.Array:
+    """Return `segment_mask`; if `causal`, without the keys behind a query."""
+    mask = segment_mask(query_BT, key_BS)
+    return jnp.tril(mask) if causal else mask
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:

@@ -41,6 +41,7 @@ class NetworkConfig(Protocol):
     dtype: str
     product_dtype: str | None
     remat_policy: str
+    attention: str
     scan_layers: bool
     # Positions: relative biases, or a table of so many rows that is added to embeddings.
     max_positions: int | None
@@ -52,6 +53,9 @@ class NetworkConfig(Protocol):
     use_bias: bool
     special_ids: SpecialIds
     forbidden_ids: tuple[int, ...]  # tokens of probability 0, in training and generation
+
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return the network with fresh parameters."""

@@ -168,6 +168,36 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, names))
 
 
+def on_each_device(
+    function: Callable[..., jax.Array], names: list[tuple[str | None, ...]]
+) -> Callable[..., jax.Array]:
+    """Return `function`, called by each device with its part of arrays of these logical axes.
+
+    Its result is laid out as its first array. XLA cannot divide such a function by itself: a kernel
+    of our own.
+    """
+
+    def called(*arrays: jax.Array) -> jax.Array:
+        layout = _ACTIVE.get()
+        if layout is None or layout.mesh.size == 1:
+            return function(*arrays)
+        specs = [layout.sharding(a.shape, n).spec for a, n in zip(arrays, names, strict=True)]
+        return jax.shard_map(
+            function, mesh=layout.mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
+        )(*arrays)
+
+    return called
+
+
+def platform() -> str | None:
+    """Return the platform that the current program is traced for; None if devices are abstract."""
+    layout = _ACTIVE.get()
+    if layout is None:
+        return jax.default_backend()
+    # A plan traces programs for devices that this process has not.
+    return layout.mesh.devices.flat[0].platform if isinstance(layout.mesh, Mesh) else None
+
+
 def gathers() -> bool:
     """Return whether the active layout splits parameters over several devices along `data`."""
     layout = _ACTIVE.get()

@@ -18,6 +18,8 @@ class T5Config:
     `("relu",)` and `True`. `dtype` is the compute type; parameters, softmax, norms and logits stay
     float32. `remat_policy` is a key of `transformer.REMAT_POLICIES`; None means "none". With "auto"
     training chooses (`sizing.choose_device_settings`), and all other commands recompute nothing.
+    `attention` is "plain", "fused" (a kernel for TPUs: `fused_attention`) or "cudnn" (NVIDIA's, for
+    GPUs). With "auto" training takes "fused" on TPUs v4 and later; all else is plain.
     """
 
     vocab_size: int
@@ -36,6 +38,7 @@ class T5Config:
     # bfloat16 results.
     product_dtype: str | None = None
     remat_policy: str | None = "none"
+    attention: str = "plain"
     # Unrolled layers run faster on a CPU, and compile longer.
     scan_layers: bool = True
     relative_attention_num_buckets: int = 32
@@ -79,6 +82,10 @@ class T5Config:
         if scaled is None:
             scaled = self.logits_via_embedding
         return self.emb_dim**-0.5 if scaled else 1.0
+
+    def attention_fits(self, queries: int, keys: int) -> bool:
+        """Return whether the kernel of attention has room for such lengths."""
+        return transformer.attention_fits(self, queries, keys)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Return a network with fresh parameters."""

@@ -19,13 +19,15 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import partitioning
+from cosmo.engine.model import fused_attention, partitioning
 from cosmo.engine.model.choice_tree import ChoiceTree
 from cosmo.engine.model.layers import (
+    KERNELS,
     MLP,
     Attention,
     Norm,
     RelativePositionBias,
+    Segments,
     activate,
     attend_all,
     dropout,
@@ -35,8 +37,8 @@ from cosmo.engine.model.layers import (
     normalize,
     param,
     scale_query,
-    segment_mask,
     split_key,
+    visible,
     weight,
 )
 from cosmo.engine.model.models import NetworkConfig
@@ -44,7 +46,11 @@ from cosmo.engine.model.models import NetworkConfig
 FORBIDDEN = -1e20  # ParlAI's `neginf`; a finite number, so that no gradient is NaN
 
 _GATHERED = (partitioning.GATHERED, partitioning.GATHERED_ATTENTION)
-_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+# A kernel's result too: its products would be computed again to get it.
+_DOTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(fused_attention.ATTENDED),
+)
 REMAT_POLICIES: dict[str, Any] = {
     # Keep every activation, but no gathered weight: that would be the whole model on every device.
     "none": jax.checkpoint_policies.save_anything_except_these_names(*_GATHERED),
@@ -64,6 +70,11 @@ def check_config(config: NetworkConfig) -> None:
         raise UserError(
             f"{name}.remat_policy={config.remat_policy!r}; known are {['auto', *REMAT_POLICIES]}"
         )
+    if config.attention not in ("auto", "plain", *KERNELS):
+        raise UserError(
+            f"{name}.attention={config.attention!r}; known are {['auto', 'plain', *KERNELS]}",
+            setting="ATTENTION",
+        )
     # Activations of T5's feed-forward layers pass 65504, float16's largest number.
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(
@@ -79,6 +90,12 @@ def check_config(config: NetworkConfig) -> None:
             f"{name}.dropout_rate={config.dropout_rate}; it is a probability under 1",
             setting="DROPOUT_RATE",
         )
+
+
+def attention_fits(config: NetworkConfig, queries: int, keys: int) -> bool:
+    """Return whether the kernel of attention has room for such lengths."""
+    itemsize = jnp.dtype(config.dtype).itemsize
+    return fused_attention.fits(queries, keys, config.num_heads, config.head_dim, itemsize)
 
 
 def relative_bias(
@@ -126,15 +143,13 @@ class EncoderLayer(nnx.Module):
         self.pre_mlp_layer_norm = new_norm(c.emb_dim, c.use_bias, rngs)
         self.mlp = MLP(c.emb_dim, c.mlp_dim, c.mlp_activations, **how)
 
-    def __call__(self, x_BTM, relative_bias, mask_bias, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTM, relative_bias, mask, key: jax.Array | None) -> jax.Array:
         """Return the layer's output [B, T, M]; `key` turns dropout on."""
         inner = self.config.inner_dropout_rate
         k_attend, k_attended, k_mlp, k_out = split_key(key, 4)
         y_BTM = self.pre_attention_layer_norm(x_BTM)
         keys, values = self.attention.keys_values(y_BTM)
-        y_BTM = self.attention(
-            y_BTM, keys, values, relative_bias, mask_bias, rate=inner, key=k_attend
-        )
+        y_BTM = self.attention(y_BTM, keys, values, relative_bias, mask, rate=inner, key=k_attend)
         x_BTM = x_BTM + outer_dropout(self.config, y_BTM, k_attended)
         y_BTM = self.mlp(self.pre_mlp_layer_norm(x_BTM), rate=inner, key=k_mlp)
         return x_BTM + outer_dropout(self.config, y_BTM, k_out)
@@ -160,10 +175,10 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x_BTM: jax.Array,
-        relative_bias: jax.Array,
-        self_mask: jax.Array,
+        relative_bias: jax.Array | RelativePositionBias | None,
+        self_mask: jax.Array | Segments,
         cross_keys_values: tuple[jax.Array, jax.Array],
-        cross_mask: jax.Array,
+        cross_mask: jax.Array | Segments,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Return the layer's output [B, T, M]; `key` turns dropout on.
@@ -393,11 +408,30 @@ def one_relative_bias(config: NetworkConfig) -> bool:
     return config.max_positions is None and not config.relative_attention_per_layer
 
 
-def layer_bias(layer: nnx.Module, positions_T: jax.Array, shared: jax.Array | None):
-    """Return the relative bias of a layer [1, H, T, T]: `shared`, its own, or None without any."""
+def shared_bias(stack: nnx.Module, positions_T: jax.Array | None):
+    """Return the relative bias that all layers of a stack share, [1, H, T, T]; None without one.
+
+    Without positions it is for a kernel: the module of the table.
+    """
+    if not one_relative_bias(stack.config):
+        return None
+    return stack.relpos_bias if positions_T is None else stack.relpos_bias(positions_T)
+
+
+def layer_bias(layer: nnx.Module, positions_T: jax.Array | None, shared):
+    """Return the relative bias of a layer: `shared`, its own of the same kind, or None."""
     if shared is not None or not layer.config.relative_attention_per_layer:
         return shared
-    return layer.relpos_bias(positions_T)
+    return layer.relpos_bias if positions_T is None else layer.relpos_bias(positions_T)
+
+
+def attention_mask(
+    config: NetworkConfig, query_BT: jax.Array, key_BS: jax.Array, *, causal: bool = False
+) -> jax.Array | Segments:
+    """Return the mask of packed rows in the form that the config's attention takes."""
+    if config.attention in KERNELS:
+        return Segments(config.attention, query_BT, key_BS, causal)
+    return mask_bias(visible(query_BT, key_BS, causal))
 
 
 def position_table(config: NetworkConfig) -> nnx.Param:
@@ -511,10 +545,10 @@ class Encoder(nnx.Module):
         """Return the encoded inputs [B, T, M]."""
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
-        positions = jnp.arange(x_BTM.shape[1])
+        positions = None if c.attention in KERNELS else jnp.arange(x_BTM.shape[1])
         # A table for all layers is looked up once, here; tables of their own inside each layer.
-        relative = self.relpos_bias(positions) if one_relative_bias(c) else None
-        mask = mask_bias(segment_mask(segments_BT, segments_BT))
+        relative = shared_bias(self, positions)
+        mask = attention_mask(c, segments_BT, segments_BT)
         x_BTM = outer_dropout(c, x_BTM, k_in)
         x_BTM = scan_stack(
             self.layers,
@@ -550,13 +584,11 @@ class Decoder(nnx.Module):
         """Return the decoder's hidden states [B, T, M]."""
         c = self.config
         k_in, k_layers, k_out = split_key(key, 3)
-        length = x_BTM.shape[1]
-        positions = jnp.arange(length)
-        relative = self.relpos_bias(positions) if one_relative_bias(c) else None
-        causal_TT = jnp.tril(jnp.ones((length, length), bool))
+        positions = None if c.attention in KERNELS else jnp.arange(x_BTM.shape[1])
+        relative = shared_bias(self, positions)
         # Segments keep the examples of a packed row apart, here and across to the encoder.
-        self_mask = mask_bias(segment_mask(segments_BT, segments_BT) & causal_TT)
-        cross_mask = mask_bias(segment_mask(segments_BT, encoder_segments_BS))
+        self_mask = attention_mask(c, segments_BT, segments_BT, causal=True)
+        cross_mask = attention_mask(c, segments_BT, encoder_segments_BS)
         x_BTM = outer_dropout(c, x_BTM, k_in)
         x_BTM = scan_stack(
             self.layers,

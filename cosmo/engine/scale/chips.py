@@ -22,6 +22,7 @@ class Chip:
     link_bytes_per_second: float | None
     device_kind: str  # as JAX spells it
     chip_config: str | None = None  # of libtpu, where not the default
+    fuses_attention: bool = False  # whether it runs `fused_attention`
 
 
 # TPUs: cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e}, per chip; halved for v2 and v3, whose
@@ -30,15 +31,16 @@ class Chip:
 # direction (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural
 # networks"), v4, 6 links of 50 GB/s (Jouppi et al. 2023, "TPU v4"). HBM: libtpu 0.0.42,
 # as its compiler names it when a program needs more.
+# Kernels on v2 and v3 have no product of bfloat16 (Mosaic's error E2001).
 # GPUs: NVIDIA's data sheets of A100 SXM 80 GB, H100 SXM and H200 SXM; NVLink, one direction; of
 # their memory, a tenth is left to the driver, the runtime and fragmentation.
 CHIPS = {
     "v2": Chip("TPU v2", 22.5e12, int(7.48 * GIB), 350e9, 124e9, "TPU v2"),
     "v3": Chip("TPU v3", 61.5e12, int(15.48 * GIB), 450e9, 164e9, "TPU v3"),
-    "v4": Chip("TPU v4", 275e12, int(30.75 * GIB), 1200e9, 300e9, "TPU v4", "megacore"),
-    "v5e": Chip("TPU v5e", 197e12, int(15.75 * GIB), 819e9, 200e9, "TPU v5 lite"),
-    "v5p": Chip("TPU v5p", 459e12, int(95.74 * GIB), 2765e9, 600e9, "TPU v5"),
-    "v6e": Chip("TPU v6e", 918e12, int(31.25 * GIB), 1638e9, 400e9, "TPU v6 lite"),
+    "v4": Chip("TPU v4", 275e12, int(30.75 * GIB), 1200e9, 300e9, "TPU v4", "megacore", True),
+    "v5e": Chip("TPU v5e", 197e12, int(15.75 * GIB), 819e9, 200e9, "TPU v5 lite", None, True),
+    "v5p": Chip("TPU v5p", 459e12, int(95.74 * GIB), 2765e9, 600e9, "TPU v5", None, True),
+    "v6e": Chip("TPU v6e", 918e12, int(31.25 * GIB), 1638e9, 400e9, "TPU v6 lite", None, True),
     "a100": Chip("A100 80GB", 312e12, int(0.9 * 80e9), 2039e9, 300e9, "NVIDIA A100-SXM4-80GB"),
     "h100": Chip("H100", 989e12, int(0.9 * 80e9), 3350e9, 450e9, "NVIDIA H100 80GB HBM3"),
     "h200": Chip("H200", 989e12, int(0.9 * 141e9), 4800e9, 450e9, "NVIDIA H200"),

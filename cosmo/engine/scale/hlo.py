@@ -140,6 +140,11 @@ def shape_bytes(shape: str, *, main_memory: bool = False) -> int:
     )
 
 
+def shapes(shape: str) -> list[str]:
+    """Return the arrays of a shape: itself, or those of a tuple in order."""
+    return [match.group() for match in _SHAPE.finditer(shape)]
+
+
 def _instruction(line: str) -> Instruction:
     line = re.sub(r"/\*.*?\*/", "", line.strip())  # long tuples have comments: /*index=5*/
     name, rest = line.removeprefix("ROOT ").split(" = ", 1)

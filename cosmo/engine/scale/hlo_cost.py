@@ -37,6 +37,9 @@ class Cost:
 
     matmul_flops: float = 0.0
     hbm_bytes: float = 0.0
+    # The parts of both that are kernels' own estimates.
+    kernel_flops: float = 0.0
+    kernel_bytes: float = 0.0
     collectives: collections.Counter[tuple[str, int]] = dataclasses.field(
         default_factory=collections.Counter
     )
@@ -54,6 +57,8 @@ class Cost:
         return Cost(
             self.matmul_flops + times * more.matmul_flops,
             self.hbm_bytes + times * more.hbm_bytes,
+            self.kernel_flops + times * more.kernel_flops,
+            self.kernel_bytes + times * more.kernel_bytes,
             self.collectives + collections.Counter(repeated),
         )
 
@@ -111,6 +116,13 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
         group = _group_size(instruction.attributes, program.num_partitions)
         moved = 2.0 * size  # read and written
         return Cost(hbm_bytes=moved, collectives=collections.Counter({(kind, group): size}))
+    # A kernel's instructions are not in the text, its `pl.CostEstimate` is.
+    kernel = re.search(
+        r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', instruction.attributes
+    )
+    if opcode == "custom-call" and kernel:
+        flops, moved = map(float, kernel.groups())
+        return Cost(flops, moved, flops, moved)
     flops = 0.0
     if opcode in ("dot", "convolution"):
         operands = [body[name].shape for name in instruction.operands[:2]]
@@ -205,6 +217,12 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
     # A slice of an array, or an update in place, touches only the slice.
     size = functools.partial(hlo.shape_bytes, main_memory=True)
     opcode = instruction.opcode
+    if opcode in ("copy-start", "slice-start"):
+        # A copy into on-chip memory beside other work. Its tuple names the source too.
+        place = 0 if opcode == "copy-start" else 1
+        target = hlo.shapes(instruction.shape)[place]
+        reads_memory = size(body[instruction.operands[0]].shape) > 0
+        return float(size(target) + (hlo.shape_bytes(target) if reads_memory else 0))
     result = size(instruction.shape)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2.0 * result  # read and written

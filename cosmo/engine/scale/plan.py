@@ -60,6 +60,7 @@ class Plan:
     device: str
     estimated: bool
     mesh: dict[str, int]
+    attention: str
     remat_policy: str
     num_microbatches: int
     batch_size: int
@@ -73,6 +74,8 @@ class Plan:
     matmul_flops: float | None
     matmul_flops_minimum: float
     hbm_traffic_bytes: float | None
+    kernel_flops: float | None  # of both, the parts that kernels estimate themselves
+    kernel_traffic_bytes: float | None
     collective_bytes: dict[str, float] | None
     roofline_seconds: dict[str, float | None]
     step_seconds_bound: float | None
@@ -86,7 +89,7 @@ class Plan:
         """Return the flags that repeat this plan."""
         return (
             f"--gin.NUM_PARTITIONS={self.mesh['model']} --gin.REMAT_POLICY={self.remat_policy} "
-            f"--gin.NUM_MICROBATCHES={self.num_microbatches}"
+            f"--gin.NUM_MICROBATCHES={self.num_microbatches} --gin.ATTENTION={self.attention}"
         )
 
 
@@ -105,6 +108,7 @@ def plan_step(
     name, shape = chips.parse_topology(topology)
     chip = chips.CHIPS[name]
     batch = datasets.abstract_batch(job.dataset)
+    job = dataclasses.replace(job, model=sizing.choose_attention(job.model, batch, chip))
     devices = _devices(name, shape)
     count = int(shape) if devices is None else len(devices)
     # CPU devices share the memory of their host.
@@ -234,7 +238,7 @@ def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettin
     flops = sizing.matmul_flops(model, batch) / count
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
     moved = collections.Counter({(kind, sizes[kind]): size for kind, size in kinds.items()})
-    cost = hlo_cost.Cost(flops, 0.0, moved)
+    cost = hlo_cost.Cost(flops, collectives=moved)
     return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, estimated=True)
 
 
@@ -268,6 +272,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         device=chip.name,
         estimated=found.estimated,
         mesh=mesh,
+        attention=job.model.network.attention,
         remat_policy=choice.remat_policy,
         num_microbatches=choice.num_microbatches,
         batch_size=job.dataset.batch_size,
@@ -283,6 +288,8 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         # Without recomputation: the ratio of the two shows how much the settings recompute.
         matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
         hbm_traffic_bytes=traffic,
+        kernel_flops=cost and cost.kernel_flops,
+        kernel_traffic_bytes=cost and cost.kernel_bytes,
         collective_bytes=cost and cost.collective_bytes(),
         roofline_seconds=roofline,
         step_seconds_bound=bound,

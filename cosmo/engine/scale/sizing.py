@@ -43,12 +43,13 @@ def minimum_matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch)
     They are those of loss and gradients without recomputation; a multiply-add counts as two.
     `batch` is abstract.
     """
-    return matmul_flops(_with_policy(model, "none"), batch)
+    return matmul_flops(_with(model, remat_policy="none"), batch)
 
 
 def matmul_flops(model: models.EncoderDecoderModel, batch: models.Batch) -> float:
     """Return the same number, with the products that the model's remat_policy recomputes."""
-    return _matmul_flops(model, tuple(sorted(batch.items())))
+    # A kernel's products are not in the jaxpr, and plain attention's are the least.
+    return _matmul_flops(_with(model, attention="plain"), tuple(sorted(batch.items())))
 
 
 # A trace takes seconds, and every plan of a sweep needs the same two or three.
@@ -73,7 +74,7 @@ def kept_activations(
     model: models.EncoderDecoderModel, batch: models.Batch, remat_policy: str
 ) -> list[jax.ShapeDtypeStruct]:
     """Return the arrays that the forward pass of the whole batch keeps for the backward pass."""
-    return _kept(_with_policy(model, remat_policy), tuple(sorted(batch.items())))
+    return _kept(_with(model, remat_policy=remat_policy), tuple(sorted(batch.items())))
 
 
 @_traced_once
@@ -110,7 +111,7 @@ def memory_estimate(
     params = models.parameter_count(model)
     # Neither the policy nor the microbatches change the optimizer's state.
     one = dataclasses.replace(step, num_microbatches=1)
-    state = 4 * params + _optimizer_bytes(_with_policy(model, "none"), one)
+    state = 4 * params + _optimizer_bytes(_with(model, remat_policy="none"), one)
     network, rows = model.network, batch["encoder_input_tokens"].shape[0]
     split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
     split -= {0, _size(network, "emb_dim")}
@@ -235,6 +236,21 @@ def choose_device_settings(
     return options[-1]
 
 
+def choose_attention(
+    model: models.EncoderDecoderModel, batch: models.Batch, chip: chips.Chip | None
+) -> models.EncoderDecoderModel:
+    """Return the model; attention that is left open ("auto") is chosen for a chip.
+
+    The choice is the kernel where the chip runs it and has room for the lengths, else "plain".
+    """
+    network = model.network
+    if getattr(network, "attention", "plain") != "auto":
+        return model
+    lengths = [batch[f"{side}_input_tokens"].shape[1] for side in ("encoder", "decoder")]
+    room = all(itertools.starmap(network.attention_fits, itertools.product(lengths, lengths)))
+    return _with(model, attention="fused" if chip and chip.fuses_attention and room else "plain")
+
+
 def choose_for_this_run(
     model: models.EncoderDecoderModel,
     step: StepConfig,
@@ -274,7 +290,7 @@ def apply_device_settings(
 ) -> tuple[models.EncoderDecoderModel, StepConfig, partitioning.Partitioner]:
     """Return model, step and partitioner with the settings of `choice`."""
     return (
-        _with_policy(model, choice.remat_policy),
+        _with(model, remat_policy=choice.remat_policy),
         dataclasses.replace(step, num_microbatches=choice.num_microbatches),
         dataclasses.replace(partitioner, num_partitions=choice.num_partitions),
     )
@@ -311,12 +327,10 @@ def _policy(model: models.EncoderDecoderModel) -> str | None:
     return None if policy == "auto" else policy
 
 
-def _with_policy(model: models.EncoderDecoderModel, policy: str) -> models.EncoderDecoderModel:
-    """Return the model with another remat_policy, if its network has one."""
-    if not hasattr(model.network, "remat_policy"):
-        return model
-    network = dataclasses.replace(model.network, remat_policy=policy)
-    return dataclasses.replace(model, network=network)
+def _with(model: models.EncoderDecoderModel, **settings: str) -> models.EncoderDecoderModel:
+    """Return the model with other settings of its network, those that the network has."""
+    settings = {name: value for name, value in settings.items() if hasattr(model.network, name)}
+    return dataclasses.replace(model, network=dataclasses.replace(model.network, **settings))
 
 
 def _size(network: Any, name: str) -> int:

@@ -31,7 +31,7 @@ from cosmo.engine.model.step import (
     init_sharded_state,
     state_shardings,
 )
-from cosmo.engine.scale import sizing
+from cosmo.engine.scale import chips, sizing
 from cosmo.engine.train import early_stopping, metric_files, preemption
 from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 
@@ -136,6 +136,9 @@ def train(
     check_vocabulary(model, vocabulary)
     check_positions(model, dataset.task_feature_lengths)
     batch_shapes = datasets.abstract_batch(dataset)
+    model = sizing.choose_attention(
+        model, batch_shapes, chips.by_kind(jax.devices()[0].device_kind)
+    )
     chosen = sizing.choose_for_this_run(model, step, partitioner, batch_shapes)
     model, step, partitioner = sizing.apply_device_settings(model, step, partitioner, chosen)
     layout = partitioner.layout(partitioner.mesh())
