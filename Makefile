@@ -10,6 +10,7 @@
 # make test-newest  train, plan, infer and the engine's tests on the newest JAX (needs Python 3.13)
 # make test-clients real clients and a real model (llama.cpp) against the servers
 # make docs         the website of the documentation, into site/; a broken link is an error
+# make figures      the drawings of the documentation, from docs/figures/*.json
 # make types        mypy over the names that users import
 # make release      source archive and wheel into dist/, checked and tested; uploads nothing
 # make lock         resolve requirements.lock, .clients.lock and .publish.lock (needs uv)
@@ -37,7 +38,7 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
-  test-newest test-clients docs types release lock lock-newest clean
+  test-newest test-clients figures docs types release lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -77,8 +78,11 @@ test-newest: $(NEWEST)/.installed
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m slow tests/clients
 
+figures: $(VENV)/.installed
+	$(BIN)/python -m tools.figures
+
 docs: $(VENV)/.installed $(PUBLISH)/.installed
-	$(PUBLISH)/bin/mkdocs build --strict --quiet
+	PROJECT_PYTHON=$(BIN)/python NO_MKDOCS_2_WARNING=1 $(PUBLISH)/bin/mkdocs build --strict --quiet
 	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
 
 types: $(VENV)/.installed $(PUBLISH)/.installed
