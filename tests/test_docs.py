@@ -62,18 +62,20 @@ def check_command(words: list[str]) -> None:
             name = binding.partition(" = ")[0]
             assert "." in name or name in macros(), f"no macro {name}"
         arguments = command_line._joined(program, arguments)
-        if arguments[-1:] in (["--help"], ["--version"]):
-            assert set(arguments[:-1]) <= set(program.verbs)
-        elif arguments:
+        if set(arguments[1:]) <= {"--help", "--version"}:  # a verb or a group alone is a name
+            known = {word for verb in program.verbs for word in (verb, verb.split()[0])}
+            assert set(arguments[:1]) <= {*known, "--help", "--version"}
+        else:
             assert command_line.parse(program, arguments)
     elif module.split(".")[0] in ("cosmo", "canary", "data_pipeline", "tools", "tests"):
         source = importlib.util.find_spec(module)
         assert source is not None, f"no module {module}"
         known = set(re.findall(r"--\w+", (ROOT / source.origin).read_text()))
         given = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
-        if module.startswith("tools."):  # the parts of tools.bench are files of their own
-            parts = (ROOT / "tools").glob(f"{module.removeprefix('tools.')}_*.py")
-            known |= {flag for path in parts for flag in re.findall(r"--\w+", path.read_text())}
+        # The parts of tools.bench are files of their own; all that ask a model share flags.
+        parts = (ROOT / "tools").glob(f"{module.removeprefix('tools.')}_*.py")
+        for path in (*parts, ROOT / "data_pipeline" / "calls" / "flags.py"):
+            known |= set(re.findall(r"--\w+", path.read_text()))
         assert given <= known, f"no flag {given - known}"
 
 

@@ -87,7 +87,7 @@ def plan_roofline(axes: Any, numbers: dict, theme: dict) -> None:
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set(xlabel="seconds a step, at least")
-    axes.legend(loc="lower right", frameon=False, labelcolor=theme["ink"])
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, frameon=False, fontsize=8)
 
 
 def architecture(axes: Any, numbers: dict, theme: dict) -> None:
