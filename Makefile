@@ -28,7 +28,7 @@ NEWEST := .venv-newest
 CLIENTS := .venv-clients
 PUBLISH := .venv-publish
 UV := $(shell command -v uv 2>/dev/null)
-EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra dev
+EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra hub --extra dev
 # The engine's tests of the network, losses, optimizer, generation and data. Not those of recorded
 # numbers: training amplifies the rounding of another compiler beyond their bounds.
 NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer rows reader sizing \

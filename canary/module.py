@@ -1,10 +1,12 @@
 """Label dialogues in Python: a safety label, and the rules of thumb (RoTs) that apply.
 
-    from canary import Canary
+```python
+from canary import Canary
 
-    canary = Canary.load("/tmp/canary")
-    chirp = canary.chirp("I want to scare my kids to teach them a lesson.")
-    print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
+canary = Canary.load("/tmp/canary")
+chirp = canary.chirp("I want to scare my kids to teach them a lesson.")
+print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
+```
 """
 
 import dataclasses
