@@ -1,5 +1,6 @@
 """A stand-in for the HuggingFace hub: folders as repositories, over HTTP on localhost."""
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -15,13 +16,45 @@ _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
 @contextlib.contextmanager
-def serve(repositories: dict[str, pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve {"models/OWNER/NAME": folder}; yield (address, the requests so far)."""
+def serve(
+    repositories: dict[str, pathlib.Path],
+) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:
+    """Serve {"models/OWNER/NAME": folder}; yield (address, requests so far, uploaded files)."""
     asked: list[str] = []
+    uploaded: dict[str, bytes] = {}
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.answer(with_body=True)
+
+        def do_POST(self):
+            asked.append(f"POST {self.path}")
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            content: dict = {}
+            if "/preupload/" in self.path:
+                files = [{**f, "uploadMode": "regular"} for f in json.loads(body)["files"]]
+                content = {"files": [{**f, "shouldIgnore": False} for f in files]}
+            elif "/commit/" in self.path:
+                kind, owner, name = self.path.split("/")[2:5]
+                kind = "datasets/" if kind == "datasets" else ""
+                place = f"http://{self.headers['Host']}/{kind}{owner}/{name}"
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        value = line["value"]
+                        uploaded[value["path"]] = base64.b64decode(value["content"])
+                content = {
+                    "commitUrl": f"{place}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                    "success": True,
+                }
+            elif self.path == "/api/repos/create":
+                asked.append(body.decode())
+                made = json.loads(body)
+                kind = "datasets/" if made.get("type") == "dataset" else ""
+                place = f"{self.headers['Host']}/{kind}{made['organization']}/{made['name']}"
+                content = {"url": f"http://{place}"}
+            answer = json.dumps(content).encode()
+            self.send(200, answer, True, {"Content-Type": "application/json"})
 
         def do_HEAD(self):
             self.answer(with_body=False)
@@ -68,7 +101,7 @@ def serve(repositories: dict[str, pathlib.Path]) -> Iterator[tuple[str, list[str
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", asked, uploaded
     finally:
         server.shutdown()
         thread.join()

@@ -1,7 +1,8 @@
 """Describe a corpus as Croissant metadata: files with checksums, fields, responsible-AI facts.
 
 The form is MLCommons' Croissant 1.0 with its RAI vocabulary 1.0, in JSON-LD. `croissant.json`
-stands beside the corpus. Facts that only the user knows (license, creators, address) are left out, not guessed.
+stands beside the corpus. Facts that only the user knows (license, creators, address) are left out,
+not guessed.
 """
 
 from __future__ import annotations

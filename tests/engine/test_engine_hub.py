@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from cosmo.__main__ import main
 from cosmo.engine.base import files, hub
 from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks import families, vocabularies
@@ -13,8 +14,8 @@ SAMPLE = pathlib.Path("tasks/sample").resolve()
 
 
 @pytest.fixture(autouse=True)
-def requests(tmp_path, monkeypatch):
-    """Serve the sample corpus and its vocabulary; return the requests that the hub got."""
+def served(tmp_path, monkeypatch):
+    """Serve the sample corpus and its vocabulary; return (requests to the hub, uploads)."""
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     model = tmp_path / "model"
@@ -23,10 +24,16 @@ def requests(tmp_path, monkeypatch):
     (model / "pytorch_model.bin").write_bytes(b"weights")
     repositories = {"datasets/us/soda": SAMPLE / "soda", "models/us/cosmo": model}
     hub.download.cache_clear()
-    with hub_server.serve(repositories) as (address, asked):
+    with hub_server.serve(repositories) as (address, asked, uploaded):
         monkeypatch.setenv("HF_ENDPOINT", address)
-        yield asked
+        yield asked, uploaded
     hub.download.cache_clear()
+
+
+@pytest.fixture
+def requests(served):
+    """Return the requests that the hub got."""
+    return served[0]
 
 
 def test_a_corpus_is_read_as_from_its_folder(requests):
@@ -74,3 +81,21 @@ def test_a_missing_file_is_the_usual_error():
     """Oracle: the error for a path without data."""
     with pytest.raises(DataError, match="no data for split 'train'"):
         list(families.soda_file_examples("hf://datasets/us/soda/none.jsonl", "train"))
+
+
+def test_a_corpus_is_pushed_without_its_private_files(served, tmp_path, capsys):
+    """Oracle: the files that the hub received; a private repository."""
+    asked, uploaded = served
+    corpus = tmp_path / "corpus"
+    published = {"README.md", "soda.jsonl", "croissant.json", "data/train.jsonl"}
+    for name in (*published, "journal/calls.sqlite", "judges.csv", "answers/ann.jsonl"):
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_text(name)
+    push = ["push", f"--folder={corpus}", "--to=hf://datasets/us/new"]
+    assert main(push) == 0
+    assert set(uploaded) == published
+    assert any('"private":true' in line or '"visibility":"private"' in line for line in asked)
+    assert f"/datasets/us/new/commit/{hub_server.COMMIT}" in capsys.readouterr().out
+    (corpus / "README.md").unlink()
+    assert main(push) == 1
+    assert "has no README.md" in capsys.readouterr().err
