@@ -208,3 +208,26 @@ def test_a_task_is_found_in_two_clicks_or_one_search(task):
     assert len(TASKS) == 20
     assert f"]({page}.md)" in (ROOT / "docs" / "index.md").read_text()
     assert words in (ROOT / "docs" / f"{page}.md").read_text()
+
+
+IMAGE = re.compile(r'!\[([^\]]*)\]\(([^)#]+)[^)]*\)|<img(?=[^>]*alt="([^"]+)")[^>]*src="([^"]+)"')
+
+
+@pytest.mark.parametrize("page", docs_blocks.pages(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_image_exists_and_has_an_alternative_text(page):
+    """Oracle: the files; of a figure in light there is one in dark too."""
+    text = page.read_text()
+    found = [(m[1] or m[3], m[2] or m[4]) for m in IMAGE.finditer(text)]
+    assert len(found) == len(re.findall(r"!\[|<img", text))
+    for about, name in found:
+        assert len(about) > 5, f"{name} has no alternative text"
+        assert (page.parent / name).is_file(), name
+        if name.endswith("-light.svg"):
+            assert (page.parent / name.replace("-light", "-dark")).is_file()
+            figure = name.rsplit("/", 1)[1].removesuffix("-light.svg")
+            assert (ROOT / "docs" / "figures" / f"{figure}.json").is_file()
+
+
+def test_the_readme_is_short():
+    """Oracle: the limit of 900 words."""
+    assert len((ROOT / "README.md").read_text().split()) <= 900
