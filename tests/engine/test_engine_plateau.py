@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from cosmo.engine.base import progress
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model.optimizer import LearningRateSchedule
 from cosmo.engine.train import evaluate, metric_files, reduce_on_plateau
@@ -237,6 +238,28 @@ def test_a_run_says_when_the_rate_falls(tmp_path, caplog):
     )
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last[reduce_on_plateau.SCALE] == 0.5
+
+
+def test_an_evaluation_is_never_silent(tmp_path, monkeypatch, caplog):
+    """The one before training and the one after a step both log while they last.
+
+    Oracle: the lines' count, with a heartbeat every 50 ms and evaluations of 1 s.
+    """
+    caplog.set_level(logging.INFO, "cosmo")
+    monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.05)
+    options = {"total_steps": 2, "eval_period": 2, "slow_evaluation": 1.0}
+    heard = []
+    run = evaluate.Evaluator.run
+
+    def counted(evaluator, params, at):
+        before = caplog.text.count("evaluating: ")
+        results = run(evaluator, params, at)
+        heard.append((at, caplog.text.count("evaluating: ") - before > 0))
+        return results
+
+    monkeypatch.setattr(evaluate.Evaluator, "run", counted)
+    faults.run_here(options, tmp_path, run_before_training=True)
+    assert heard == [(0, True), (2, True)]
 
 
 @pytest.mark.parametrize("found", [None, PlateauState(4.1, 2, 0.3)])

@@ -213,10 +213,13 @@ def train(
                 skips=bad_steps.skips,
                 scales=plateau is not None,
             )
-        state = _start_state(
-            saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
-        )
-        batch = _on_device(next(batches), mesh)
+        with heartbeat("reading or making the parameters"):
+            state = _start_state(
+                *(saver, checkpoint.restore, model, step, abstract, shardings),
+                *(description, random_seed),
+            )
+        with heartbeat("waiting for the first batch"):
+            batch = _on_device(next(batches), mesh)
         # Only now are files written: every setting has been used, so none of them is wrong.
         if first_process:
             run_checkpoints.copy_vocabulary(model_dir, vocabulary.path)
@@ -247,7 +250,8 @@ def train(
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
-                results = evaluator.run(state.params, done)
+                with heartbeat("evaluating"):
+                    results = evaluator.run(state.params, done)
                 board.write(done, count_evaluation(results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
 
