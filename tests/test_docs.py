@@ -128,12 +128,15 @@ def models(tmp_path_factory):
     return folder
 
 
-# Training and caching of a page run on the smallest network, and are as long as the page says.
+# Training and caching of a page run on the smallest network, for two steps unless the page has a
+# number of its own.
 PRELUDE = f"""
 set -e
 python() {{
   case "$*" in
-    "-m cosmo train "* | "-m cosmo cache "*) command python "$@" {" ".join(TINY)} ;;
+    "-m cosmo train "*TRAIN_STEPS*) command python "$@" {" ".join(TINY)} ;;
+    "-m cosmo train "*) command python "$@" {" ".join(TINY)} --gin.TRAIN_STEPS=2 ;;
+    "-m cosmo cache "*) command python "$@" {" ".join(TINY)} ;;
     *) command python "$@" ;;
   esac
 }}
