@@ -9,11 +9,16 @@
 # make test-avx2    the tests as a processor without AVX-512 and AMX runs them
 # make test-newest  train, plan, infer and the engine's tests on the newest JAX (needs Python 3.13)
 # make test-clients real clients and a real model (llama.cpp) against the servers
-# make lock         resolve requirements.lock and .clients.lock from pyproject.toml (needs uv)
+# make docs         the website of the documentation, into site/; a broken link is an error
+# make figures      the drawings of the documentation, from docs/figures/*.json
+# make types        mypy over the names that users import
+# make release      source archive and wheel into dist/, checked and tested; uploads nothing
+# make lock         resolve requirements.lock, .clients.lock and .publish.lock (needs uv)
 # make lock-newest  resolve requirements.newest.lock: the newest version of everything (needs uv)
 #
-# All but the locks install first, with uv if it is there, else with pip: into .venv, and for
-# test-newest and test-clients into .venv-newest and .venv-clients. PYTHON=python3.12 make ... chooses the interpreter.
+# All but the locks install first, with uv if it is there, else with pip: into .venv; test-newest
+# into .venv-newest, test-clients into .venv-clients; docs, types and release into .venv-publish.
+# PYTHON=python3.12 make ... chooses the interpreter.
 
 PYTHON ?= python3
 PYTHON_NEWEST ?= python3.13
@@ -21,8 +26,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 CLIENTS := .venv-clients
+PUBLISH := .venv-publish
 UV := $(shell command -v uv 2>/dev/null)
-EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra dev
+EXTRAS := --extra seqio --extra plot --extra stats --extra co3 --extra blenderbot --extra serve --extra hub --extra dev
 # The engine's tests of the network, losses, optimizer, generation and data. Not those of recorded
 # numbers: training amplifies the rounding of another compiler beyond their bounds. tests/newest.py
 # reads by SeqIO.
@@ -31,7 +37,8 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 test-newest test-clients lock lock-newest clean
+.PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
+  test-newest test-clients figures docs types release lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -71,6 +78,23 @@ test-newest: $(NEWEST)/.installed
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m slow tests/clients
 
+figures: $(VENV)/.installed
+	$(BIN)/python -m tools.figures
+
+docs: $(VENV)/.installed $(PUBLISH)/.installed
+	PROJECT_PYTHON=$(BIN)/python NO_MKDOCS_2_WARNING=1 $(PUBLISH)/bin/mkdocs build --strict --quiet
+	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
+
+types: $(VENV)/.installed $(PUBLISH)/.installed
+	$(PUBLISH)/bin/mypy --python-executable $(BIN)/python
+
+# The wheel is built from the source archive, so that both are known to be whole.
+release: $(VENV)/.installed $(PUBLISH)/.installed
+	rm -rf dist
+	$(PUBLISH)/bin/python -m build --quiet
+	$(PUBLISH)/bin/twine check --strict dist/*
+	WHEEL=$$(ls $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest -n 0 -m "" tests/test_wheel.py
+
 # $(call install,FOLDER,PYTHON,LOCK). The project itself is run from its root, so only its
 # requirements are installed.
 define install
@@ -90,12 +114,17 @@ $(NEWEST)/.installed: requirements.newest.lock
 $(CLIENTS)/.installed: requirements.clients.lock
 	$(call install,$(CLIENTS),$(PYTHON),$<)
 
+$(PUBLISH)/.installed: requirements.publish.lock
+	$(call install,$(PUBLISH),$(PYTHON),$<)
+
 lock:
 	@test -n "$(UV)" || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --quiet --no-header \
 	  --no-annotate $(EXTRAS) --constraint requirements.constraints -o requirements.lock
 	$(UV) pip compile requirements.clients.in --universal --python-version 3.11 --quiet \
 	  --no-header --no-annotate -o requirements.clients.lock
+	$(UV) pip compile requirements.publish.in --universal --python-version 3.11 --quiet \
+	  --no-header --no-annotate -o requirements.publish.lock
 
 lock-newest:
 	@test -n "$(UV)" || { echo "make lock-newest needs uv: pip install uv"; exit 1; }
@@ -103,4 +132,4 @@ lock-newest:
 	  --no-annotate --upgrade $(EXTRAS) -o requirements.newest.lock
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(CLIENTS) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) $(CLIENTS) $(PUBLISH) runs site dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,10 +1,12 @@
 """Label dialogues in Python: a safety label, and the rules of thumb (RoTs) that apply.
 
+```python
 from canary import Canary
 
 canary = Canary.load("/tmp/canary")
 chirp = canary.chirp("I want to scare my kids to teach them a lesson.")
 print(chirp.label, chirp.probabilities, chirp.rots, chirp.needs_human)
+```
 """
 
 import dataclasses
@@ -109,7 +111,7 @@ class Canary:
     @overload
     def chirp(self, dialogues: Iterable[Sequence[str]], **settings: Any) -> list[Chirp]: ...
 
-    def chirp(self, dialogues, *, rots: bool = True, seed: int = 0, **decoding: Any):
+    def chirp(self, dialogues: Any, *, rots: bool = True, seed: int = 0, **decoding: Any) -> Any:
         r"""Return the label and RoTs of one dialogue, or of many.
 
         Args:
@@ -136,7 +138,12 @@ class Canary:
         return found[0] if one else found
 
     def chirp_per_turn(
-        self, dialogues: Iterable[Sequence[str]], *, rots: bool = True, seed: int = 0, **decoding
+        self,
+        dialogues: Iterable[Sequence[str]],
+        *,
+        rots: bool = True,
+        seed: int = 0,
+        **decoding: Any,
     ) -> list[list[Chirp]]:
         """Return for each dialogue of a batch the Chirp after its first turn, its second, ..."""
         # Each beginning is encoded anew, because T5's encoder reads in both directions. Shared are:

@@ -49,7 +49,7 @@ def chat(
     """Ask for situation and role unless given, then answer line by line. Return the last history.
 
     As in the demo, `[RESET]` clears the history and keeps situation and role. `[END]` or end of
-    file leaves, where the demo asks whether to begin with another situation.
+    file leaves, where the demo asks whether to begin with another situation. Small letters do too.
     """
     turns: list[str] = []
     count = 0
@@ -57,11 +57,11 @@ def chat(
         here = situation if situation is not None else _ask(read, "Situation", SITUATION)
         who = role if role is not None else _ask(read, "Role", ROLE)
         say(f"situation: {here}\nrole: {who}\n{HELP}\n")
-        while (line := read("You: ").strip()) != "[END]":
-            if line == "[RESET]":
+        while (line := read("You: ").strip()).upper() != "[END]":
+            if line.upper() == "[RESET]":
                 say("(history cleared)\n")
                 turns = []
-            if not line or line == "[RESET]":
+            if not line or line.upper() == "[RESET]":
                 continue
             turns.append(line)
             record = {

@@ -1,10 +1,12 @@
 """Load a model from any checkpoint, then generate and score in Python.
 
+```python
 import cosmo
 
 model = cosmo.load("/tmp/run")
 reply, = model.generate([["Hi, how was the exam?"]], temperature=1.0, top_p=0.95)
 print(reply.text)
+```
 """
 
 import dataclasses

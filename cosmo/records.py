@@ -62,8 +62,8 @@ def row(
             raise ValueError(f"field {name!r}: not valid text (half a character)")
 
     target_ids = None if response is None else (*vocabulary.encode(response), vocabulary.eos_id)
-    name = record.get("id")
-    name = default_id if name is None else str(name)
+    given = record.get("id")
+    name = default_id if given is None else str(given)
     if isinstance(vocabulary, ByteLevelVocabulary):
         first = "\n".join(filter(None, (*parts.values(), turns[0])))
         history = prost_text.history_ids([first, *turns[1:]], vocabulary, inputs_length)
@@ -80,7 +80,7 @@ def row(
     ids = vocabulary.encode(text)
     too_long = len(ids) >= inputs_length  # EOS needs a place
     # The front is cut, because the answer is to the newest words.
-    ids = (*(ids[-(inputs_length - 1) :] if too_long else ids), vocabulary.eos_id)
+    ids = [*(ids[-(inputs_length - 1) :] if too_long else ids), vocabulary.eos_id]
     cut = too_long or len(kept) < len(turns)
     return Row(name, text, tuple(ids), response, target_ids, cut)
 
@@ -107,7 +107,7 @@ def automatic_ids(given: Iterable[str]) -> str:
 class _Survey:
     """Facts about a whole file: the ids that it gives, those given twice, its unknown fields."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # 24 bytes a record, because files have any size: a hash of its id, its line, its start. Two
         # of a million 64-bit hashes are equal by chance in 1 of 37 million files.
         self.hashes, self.lines, self.starts = array("q"), array("q"), array("q")

@@ -50,6 +50,8 @@ NOT_USED = {
     "BLOCK_NGRAM": "T5X's decoding has no such limit",
     "CONTEXT_BLOCK_NGRAM": "T5X's decoding has no such limit",
     "BANNED_IDS": "T5X's decoding has no such limit",
+    "CHAT_TEMPERATURE": "T5X has no chat",
+    "CHAT_TOP_P": "T5X has no chat",
     "FORCED_EOS": "T5X's decoding has no such setting",
     "SAVE_TIMEOUT": "T5X has no such setting",
     "BAD_STEP_POLICY": "T5X has no such setting",

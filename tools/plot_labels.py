@@ -19,7 +19,7 @@ from tools.corpus_stats import all_transitions
 
 # From calm to alarm. They darken with severity, so that they differ in grey too.
 COLOURS = ("#a8d5ba", "#fbe7a1", "#f8bd6b", "#e8793a", "#a61e22")
-_NAMES = ("casual", "possibly\nneeds caution", "probably\nneeds caution", "needs\ncaution",
+NAMES = ("casual", "possibly\nneeds caution", "probably\nneeds caution", "needs\ncaution",
           "needs\nintervention")  # fmt: skip
 _BAR = 0.34  # width, in turns
 _LEGIBLE = 0.04  # of the bar's height: a smaller part has no room for its number
@@ -41,10 +41,10 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
         layout="constrained",
         width_ratios=[0.75, 1.7 * max(len(turns), 2), 4],
     )
-    _bars(overall, [safety["overall"]], [0])
+    bars(overall, [safety["overall"]], [0])
     overall.set_xticks([0], [f"all\n{sum(safety['overall']):,} contexts"])
-    _bars(flow, [x["counts"] for x in turns], range(len(turns)))
-    _flows(flow, turns, {x["turn"]: x["counts"] for x in safety["transitions"]})
+    bars(flow, [x["counts"] for x in turns], range(len(turns)))
+    flows(flow, turns, {x["turn"]: x["counts"] for x in safety["transitions"]})
     flow.set_xticks(
         range(len(turns)), [f"turn {x['turn']}\n{sum(x['counts']):,} contexts" for x in turns]
     )
@@ -57,7 +57,7 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS]
     figure.legend(
         handles[::-1],
-        [name.replace("\n", " ") for name in _NAMES][::-1],
+        [name.replace("\n", " ") for name in NAMES][::-1],
         loc="outside lower center",
         ncols=5,
         frameon=False,
@@ -69,7 +69,7 @@ def plot(safety: Mapping[str, Any], output: pathlib.Path, title: str) -> None:
     write_atomic(output, png.getvalue())
 
 
-def _bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
+def bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
     """Draw a bar of height 1 for each list of counts (by label), its parts with percentages."""
     for place, row in zip(places, counts, strict=True):
         bottom, total = 0.0, max(sum(row), 1)
@@ -83,7 +83,7 @@ def _bars(axes: Any, counts: Sequence[Sequence[int]], places: Sequence[int]) -> 
             bottom += height
 
 
-def _flows(axes: Any, turns: Sequence[Mapping[str, Any]], steps: Mapping[int, Any]) -> None:
+def flows(axes: Any, turns: Sequence[Mapping[str, Any]], steps: Mapping[int, Any]) -> None:
     """Draw bands from each bar's parts to the next one's, as wide as their share of either bar."""
     # Dialogues that end after a turn have no band on its right.
     smooth = np.linspace(0, 1, 40)
@@ -118,8 +118,8 @@ def _heat(axes: Any, counts: np.ndarray) -> None:
             said = f"{100 * shares[i, j]:.0f}%\n{counts[i, j]:,}" if totals[i] else "-"
             axes.text(j, i, said, ha="center", va="center", fontsize=9,
                       color="white" if shares[i, j] > 0.6 else "black")  # fmt: skip
-    axes.set_xticks(range(5), _NAMES, fontsize=8)
-    axes.set_yticks(range(5), _NAMES, fontsize=8)
+    axes.set_xticks(range(5), NAMES, fontsize=8)
+    axes.set_yticks(range(5), NAMES, fontsize=8)
     axes.set(title="From one turn's label to the next's, % of each row", xlabel="next turn",
              ylabel="a turn")  # fmt: skip
     for side, ticks in (("y", axes.get_yticklabels()), ("x", axes.get_xticklabels())):

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
 VERB = Verb(
     help="talk to a checkpoint in the terminal",
     description="Talk to a checkpoint. It asks for a situation and a role, then answers line "
-    "by line; [RESET] clears the history, [END] leaves.",
+    "by line; [RESET] clears the history, [END] leaves, in small letters too.",
     examples="""\
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run --role="Imagine you are Maya and speak to Ivan"
@@ -25,8 +25,9 @@ VERB = Verb(
     flags="""
 --situation TEXT  instead of being asked for it
 --role TEXT  instead of being asked for it
---temperature T:float -> CHAT_TEMPERATURE  0 takes the likeliest token (1.0)
---top_p P:float -> CHAT_TOP_P  sample from the likeliest tokens of mass P (0.95)
+--temperature T:float -> CHAT_TEMPERATURE  0 takes the likeliest token (the run's, or 1.0)
+--top_p P:float -> CHAT_TOP_P  sample from the likeliest tokens of mass P (the run's, or
+  0.95)
 --max_new_tokens N:int -> MAX_NEW_TOKENS  longest answer in tokens (128)
 --seed N:int -> RANDOM_SEED  same seed and same lines, same talk (0)
 """,

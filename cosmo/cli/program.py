@@ -11,6 +11,7 @@ from cosmo.cli import (
     evaluate,
     infer,
     plan,
+    push,
     quickstart,
     serve,
     settings,
@@ -32,6 +33,7 @@ PROGRAM = Program(
         "plan": plan.VERB,
         "import": convert.IMPORT,
         "export": convert.EXPORT,
+        "push": push.VERB,
     },
     loggers=("cosmo", "tasks"),
     # A model is a whole block of settings, which no single flag could set. `import` and `export`

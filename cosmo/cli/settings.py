@@ -30,7 +30,7 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
     """Return (the settings of the run in MODEL_DIR, bindings that follow from them)."""
     from etils import epath
 
-    from cosmo.engine.base import saved_settings
+    from cosmo.engine.base import hub, saved_settings
     from cosmo.engine.checkpoints import run_checkpoints
 
     if not verb.saved_settings:
@@ -42,7 +42,7 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
         )
     try:
         # The binding is gin's text of the path, in quotes.
-        folder = epath.Path(ast.literal_eval(values["MODEL_DIR"]))
+        folder = epath.Path(hub.local(ast.literal_eval(values["MODEL_DIR"])))
     except (ValueError, SyntaxError, TypeError) as error:
         raise UserError(f"MODEL_DIR={values['MODEL_DIR']}; give the path of a folder") from error
     saved = saved_settings.read(folder)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from data_pipeline.co3 import croissant
 from data_pipeline.co3.reasons import explained
+from data_pipeline.co3.schema import SODA_FIELDS
 
 # The settings of a run that the card shows. Not the server's address, which may be internal.
 _SETTINGS = {
@@ -124,6 +127,50 @@ Of {report["triples"]:,} {asked_of} {report["conversations"]:,} were whole conve
 
 {_table(("setting", ""), _settings(about))}
 """
+
+
+# Columns whose name alone does not explain them.
+_ABOUT_FIELDS = {
+    "literal": "the triple as a sentence",
+    "narrative": "the story that a model made of the triple",
+    "dialogue": "the utterances, in order",
+    "speakers": "the speaker of each utterance",
+    "original_index": "the triple's place in its file, from 0",
+}
+
+
+def write_croissant(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write the Croissant metadata of the soda.jsonl in `folder`."""
+    about = report["about"]
+    fields = {
+        name: (
+            croissant.NUMBER if name == "original_index" else croissant.TEXT,
+            _ABOUT_FIELDS.get(name, f"SODA's field {name}"),
+            name in ("dialogue", "speakers"),
+        )
+        for name in SODA_FIELDS
+    }
+    croissant.write(
+        folder,
+        name="co3_dialogues",
+        description="Social dialogues made by a language model from commonsense triples with CO3.",
+        cite_as="Kim et al. 2023, SODA: Million-scale Dialogue Distillation with Social "
+        "Commonsense Contextualization, EMNLP",
+        files={"soda": "soda.jsonl"},
+        fields=fields,
+        rai={
+            "dataCollection": f"Written by the model {about.get('model', 'of earlier records')} "
+            "from triples of a commonsense knowledge graph. No person wrote or said it.",
+            "dataCollectionType": ["Synthetic data generation"],
+            "dataManipulationProtocol": "Filters of patterns, turns, speakers and safety removed "
+            "dialogues; names were replaced. report.json counts each filter.",
+            "dataBiases": "Views and stereotypes of the model and of the triples, and names by "
+            "births in the US.",
+            "personalSensitiveInformation": "Names are drawn from statistics and mean nobody.",
+            "dataLimitations": f"English. The text may be wrong. {_safety(about)}".strip(),
+            "dataUseCases": "Training and studying models of social dialogue.",
+        },
+    )
 
 
 def _safety(about: Mapping[str, Any]) -> str:

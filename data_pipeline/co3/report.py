@@ -13,7 +13,7 @@ from cosmo.engine.base.tables import text_table
 from cosmo.tasks import paper_tables
 from data_pipeline.calls.limits import BYTES_PER_TOKEN
 from data_pipeline.co3 import postprocess, prompts, statistics
-from data_pipeline.co3.card import card
+from data_pipeline.co3.card import card, write_croissant
 from data_pipeline.co3.reasons import explained
 from data_pipeline.co3.triples import SODA_RATIOS
 
@@ -292,12 +292,13 @@ def plots(report: dict[str, Any], path: Path) -> bool:
 
 
 def write(folder: Path, report: dict[str, Any], *, plot: bool = True) -> None:
-    """Write report.json, report.txt, report.png (if `plot`) and README.md to `folder`."""
+    """Write report.json, .txt, .png (if `plot`), README.md and croissant.json to `folder`."""
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_atomic(folder / "report.txt", table(report) + "\n")
     with (folder / "soda.jsonl").open("rb") as lines:
         first = next((json.loads(line) for line in lines), None)
     write_atomic(folder / "README.md", card(report, first))
+    write_croissant(folder, report)
     (folder / "report.png").unlink(missing_ok=True)  # an older one would show other numbers
     if plot and not plots(report, folder / "report.png"):
         log.info("no report.png: matplotlib is not installed (extra plot)")

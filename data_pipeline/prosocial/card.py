@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cosmo.tasks.safety import LABELS
+from data_pipeline.co3 import croissant
 from data_pipeline.prosocial import statistics, survey
 
 _SOURCES = {
@@ -134,6 +136,53 @@ Cautions (sections 9 and 10 of the paper):
 
 {_table(["setting", ""], [[name, str(value)] for name, value in about.items()])}
 """
+
+
+# Column -> (type, meaning, whether it is a list), of Croissant's metadata.
+_COLUMNS = {
+    "context": (croissant.TEXT, "an utterance of the problematic speaker", False),
+    "response": (croissant.TEXT, "the guiding speaker's answer", False),
+    "rots": (croissant.TEXT, "the rules of thumb that the response was written from", True),
+    "safety_label": (croissant.TEXT, "the label that follows from three votes", False),
+    "safety_annotations": (croissant.TEXT, "the votes", True),
+    "safety_annotation_reasons": (croissant.TEXT, "the reasons of the votes", True),
+    "source": (croissant.TEXT, "the corpus of the situation", False),
+    "etc": (croissant.TEXT, "the situation's id there", False),
+    "dialogue_id": (croissant.NUMBER, "the dialogue", False),
+    "response_id": (croissant.NUMBER, "the place of the row in its dialogue, from 0", False),
+    "episode_done": (croissant.TRUTH, "whether the row is its dialogue's last", False),
+}
+
+
+def write_croissant(folder: Path, about: Mapping[str, Any], scripted: bool) -> None:
+    """Write the Croissant metadata of the splits in `folder`/data."""
+    people = "a script in place of people" if scripted else "people"
+    croissant.write(
+        folder,
+        name="prosocial_dialogues",
+        description="Dialogues between a problematic and a guiding speaker, with rules of thumb "
+        "and safety labels. Contains offensive, biased and upsetting text.",
+        cite_as="Kim et al. 2022, ProsocialDialog: A Prosocial Backbone for Conversational "
+        "Agents, EMNLP",
+        files={split: f"data/{split}.jsonl" for split in ("train", "validation", "test")},
+        fields=_COLUMNS,
+        rai={
+            "dataCollection": f"The model {about['model']} played the problematic speaker; "
+            f"{people} proofread, chose or wrote rules of thumb, and responded.",
+            "dataCollectionType": ["Synthetic data generation", "Manual Human Curator"],
+            "dataAnnotationProtocol": f"Three votes on the safety of each context, by {people}; "
+            "two rounds of validation.",
+            "annotationsPerItem": "3",
+            "dataBiases": "Norms differ between cultures and times. These are of the people who "
+            "wrote and labelled, and of the corpora of the situations.",
+            "personalSensitiveInformation": "Workers are pseudonyms. Situations come from public "
+            "corpora.",
+            "dataLimitations": "English. A model trained on this corpus alone becomes negative.",
+            "dataSocialImpact": "Problematic utterances must not be used to train a model to "
+            "produce them. No response here replaces help.",
+            "dataUseCases": "Training and studying models that respond to problematic content.",
+        },
+    )
 
 
 _SCRIPTED = """**A script stood in for the workers**, to try the pipeline: no person wrote or judged

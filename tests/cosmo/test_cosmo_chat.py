@@ -64,6 +64,13 @@ def test_reset_clears_the_history_and_keeps_situation_and_role(talk):
     assert sum(line.startswith("Situation") for line in spoken) == 1
 
 
+def test_small_letters_are_commands_too(talk):
+    """Property: [reset] and [end] are no turns of the dialogue."""
+    _, history = talk(["s", "r", "One.", "[reset]", "Two.", "[end]", "Three."])
+    assert history[0] == "Two."
+    assert len(history) == 2
+
+
 def test_the_defaults_are_the_demos():
     """Oracle: chat_with_cosmo.py of the released code, to the character."""
     assert chat.SITUATION == "Cosmo is having a friendly conversation with a friend."

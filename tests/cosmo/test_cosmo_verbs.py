@@ -39,7 +39,7 @@ def test_each_verb_has_a_page(capsys, name):
     code, text, _ = output(capsys, name, "--help")
     assert code == 0
     assert all(word in text for word in ("--quiet", "examples"))
-    converts = name in ("import", "export", "quickstart", "serve")  # no settings of gin's
+    converts = name in ("import", "export", "push", "quickstart", "serve")  # no settings of gin's
     assert all((flag in text) != converts for flag in ("--gin_file", "--gin.NAME=VALUE"))
     assert max(map(len, text.splitlines())) <= 100
     assert ("--num_shards" in text) == (name == "infer")

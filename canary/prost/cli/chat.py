@@ -43,7 +43,7 @@ def talk(
     turns: list[str] = []
     write(HELP)
     try:
-        while (line := read("You: ").strip()) != "[END]":
+        while (line := read("You: ").strip()).upper() != "[END]":
             if line == "[RESET]":
                 turns = []
                 write("(conversation forgotten)\n")

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+from cosmo.engine.base import hub
 from cosmo.engine.base.errors import DataError, UserError
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which Notepad and PowerShell write
@@ -61,9 +62,13 @@ def is_remote(path: Any) -> bool:
 
 
 def resolve(path: Any) -> Any:
-    """Return `path` as a path object: etils' for a remote one (gs://), else pathlib's."""
+    """Return `path` as a path object: etils' for a remote one (gs://), else pathlib's.
+
+    What hf:// names is downloaded, and its local copy returned.
+    """
     if hasattr(path, "open"):  # a path object already, or what stands for one
         return path
+    path = hub.local(path)
     if is_remote(path):
         from etils import epath  # remote file systems only: most runs never need it
 

@@ -25,11 +25,26 @@ class SpecialIds(NamedTuple):
 class Vocabulary(Protocol):
     """The attributes that the engine reads of a vocabulary; `cosmo.tasks.vocabularies` has one."""
 
-    path: str
-    size: int
-    fingerprint: str
-    eos_id: int
-    unk_id: int
+    # Properties: a frozen dataclass has attributes that can be read alone.
+    @property
+    def path(self) -> str:
+        """Return the path of its file."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of its pieces."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of its pieces."""
+
+    @property
+    def eos_id(self) -> int:
+        """Return the id that ends a text."""
+
+    @property
+    def unk_id(self) -> int:
+        """Return the id of text without a piece."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without EOS."""

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from cosmo.engine.base import byte_level_bpe
+from cosmo.engine.base import byte_level_bpe, hub
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity, run_checkpoints, streaming
@@ -72,11 +72,13 @@ def locate(path: str) -> Located:
     """Return the checkpoint at `path`, in whichever of the four formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; or a ParlAI model.
+    folder over several (the latest); a HuggingFace folder; or a ParlAI model. An hf:// path is
+    downloaded first.
     Raises UserError if there is none, or if it is damaged.
     """
     if not path:  # such as --checkpoint=$RUN where RUN is not set: it would be the working folder
         raise UserError("no checkpoint: its path is empty", setting=SETTINGS)
+    path = hub.local(path)
     folder = epath.Path(path)
     if not folder.exists():
         raise UserError(f"no checkpoint at {path}: it does not exist")

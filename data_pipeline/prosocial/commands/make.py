@@ -6,7 +6,8 @@ command then continues. Every answer of the model is journaled before it is used
 
 In --output: tasks/, answers/, answers_quarantined/, steps/ (what each step made), journal/,
 rejected.jsonl. At the end also data/ (train, validation, test in the hub's format),
-provenance.jsonl, report.json and README.md (numbers beside the paper's, data statement).
+provenance.jsonl, report.json, README.md (numbers beside the paper's, data statement) and
+croissant.json (the same for programs).
 
 Exit codes: 0 done; 1 an error; 3 a cap is reached; 4 people have to answer; 130 stopped by Ctrl-C,
 143 by SIGTERM.
@@ -187,11 +188,12 @@ def _finish(
     write_atomic(store.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     text = card.card(shown, numbers, counts, left_out, dialogues[0][1], asked)
     write_atomic(store.folder / "README.md", text)
+    card.write_croissant(store.folder, shown, scripted)
     if not args.quiet:
         print(text_table([["", "here", "paper"], *statistics.table(numbers)]))
         print(
             f"\n{store.folder}: data/, provenance.jsonl, rejected.jsonl ({len(lost)}), report.json,"
-            " README.md"
+            " README.md, croissant.json"
         )
 
 
