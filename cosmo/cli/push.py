@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def model_card(folder: str) -> str:
-    """Return a card of the model in `folder`: what its files tell, and blanks for the rest."""
+    """Return a card of the model in `folder`: what its files hold, and blanks for the rest."""
     from cosmo.engine.checkpoints import any_format
 
     source = any_format.open_source(folder)
