@@ -38,7 +38,9 @@ def ours(args: argparse.Namespace) -> dict:
                 for rots in (False, True):
                     kind = f"label and {ROT_TOKENS} tokens of RoTs" if rots else "label"
                     name = f"{dtype}, {tokens} tokens, {callers} at once, {kind}"
-                    calls = max(1, args.calls // (callers if tokens == 128 else 2 * callers))
+                    calls = max(
+                        1, args.calls // (callers if tokens == CONTEXTS[0] else 2 * callers)
+                    )
                     found[name] = asyncio.run(_times(labeller, turns, callers, calls, rots))
         labeller.close()
     return found
