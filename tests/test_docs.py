@@ -116,16 +116,27 @@ def test_every_import_of_a_python_block_exists(block):
 PYTHON_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
 
 
+RECIPES = {"run": "gin/cosmo/tiny.gin", "canary": "gin/canary/canary_tiny.gin"}
+WITHOUT_EVALUATION = ("--gin.EVAL_PERIOD=None", "--gin.EARLY_STOPPING_PATIENCE=None")
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Return a folder with a run of Cosmo, a Canary and a Prost: tiny, and hardly trained."""
+def model(tmp_path_factory):
+    """`model(name)` -> the folder of a run of Cosmo, a Canary or a Prost: tiny, hardly trained."""
     folder = tmp_path_factory.mktemp("models")
-    for name, recipe in (("run", "gin/cosmo/tiny.gin"), ("canary", "gin/canary/canary_tiny.gin")):
-        train = ["train", f"--gin_file={recipe}", f"--gin.MODEL_DIR={folder}/{name}", *TINY]
+
+    @functools.cache
+    def make(name):
+        place = folder / name
+        if name == "prost":
+            place.mkdir()
+            return tiny_models.write_prost(place)
+        train = ["train", f"--gin_file={RECIPES[name]}", f"--gin.MODEL_DIR={place}", *TINY]
         command = [sys.executable, "-m", "cosmo", *train, "--gin.TRAIN_STEPS=2"]
-        subprocess.run(command, cwd=ROOT, check=True)
-    tiny_models.write_prost(folder / "prost")
-    return folder
+        subprocess.run([*command, *WITHOUT_EVALUATION], cwd=ROOT, check=True)
+        return place
+
+    return make
 
 
 # Training and caching of a page run on the smallest network, for two steps unless the page has a
@@ -144,14 +155,14 @@ python() {{
 
 
 @pytest.mark.parametrize("page", RUN_PAGES)
-def test_the_blocks_of_a_page_run(page, models, tmp_path, monkeypatch):
+def test_the_blocks_of_a_page_run(page, model, tmp_path, monkeypatch):
     """Oracle: exit code 0 of each command, and the output that the page shows."""
     monkeypatch.setenv("PATH", f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}")
     namespace: dict[str, object] = {"__name__": "page"}
     for block in (block for block in BLOCKS if block.page == page and block.runs):
         for name in block.models:
             if not (tmp_path / name).exists():
-                shutil.copytree(models / name, tmp_path / name)
+                shutil.copytree(model(name), tmp_path / name)
         if block.language == "python":
             run_python(here(block.text, tmp_path), place(block), namespace)
             continue
