@@ -202,6 +202,25 @@ def test_cosmo_plan_two_at_once_do_not_disturb_each_other():
     assert plans[0]["matmul_flops"] == plans[1]["matmul_flops"] > 0
 
 
+@libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "topology, chosen", [("v4:2x2x1", True), ("v5e:2x2", True), ("v3:2x1", False)]
+)
+def test_cosmo_plan_counts_the_kernel_of_attention(topology, chosen):
+    """Tiny, compiled by libtpu; 256 inputs, 64 targets padded to 128, four rows a device.
+
+    Oracle: the products of 2 + 2 layers by hand, 2 forward and 5 backward, none of them twice.
+    """
+    words = ("--gin.DTYPE=bfloat16", "--gin.REMAT_POLICY=minimal", "--gin.NUM_PARTITIONS=1")
+    made = plan(*TINY, *words, f"--topology={topology}")
+    layers, heads, head_dim = 2, 4, 32
+    pairs = layers * (256 * 256 + 128 * 128 + 128 * 256)  # of queries and keys
+    assert made["attention"] == ("fused" if chosen else "plain")
+    assert made["kernel_flops"] == (7 * 2 * 4 * heads * head_dim * pairs if chosen else 0)
+    assert (made["kernel_traffic_bytes"] > 0) == chosen
+
+
 @pytest.mark.slow
 def test_cosmo_plan_compiles_dropout_for_v6e():
     """Two layers of cosmo_3b, which libtpu 0.0.42 dies of without deeper stacks. Oracle: the
