@@ -1,8 +1,8 @@
 r"""Measure responses to ToxiChat's threads: stance, offence, bad n-grams, negations.
 
 Table 5 of Kim et al. 2022, section 6.1. Each response is judged towards the thread's last turn. The
-judgements are those of T5 classifiers (tasks `toxichat_stance` and `toxichat_offense`), of a file,
-or, for the responses that ToxiChat ships, of its annotators.
+judgements are those of classifiers (`canary.classifier`), of a file, or, for the responses that
+ToxiChat ships, of its annotators.
 
 Choices of ours, where the paper and Baheti et al. 2021 leave it open:
 - An empty response is neutral and safe: no model is asked.
@@ -16,21 +16,18 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from canary.module import Canary
+from canary.classifier import Classifier, Pipeline
 from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.engine.base.tables import text_table
-from cosmo.engine.data import datasets
-from cosmo.engine.infer import any_checkpoint, infer
-from cosmo.tasks import readers, safety, toxichat, vocabularies
+from cosmo.tasks import readers, toxichat
 from cosmo.tasks.files import resolve
 from cosmo.tasks.metrics.intervals import wilson
 from cosmo.tasks.paper_tables import PROSOCIAL
 from cosmo.tasks.record_files import read_lines, read_records
 
-LENGTHS = {"inputs": 512, "targets": 8}  # of a classifier without settings of its own
 # Categories that count as bad in the list of Zhou et al. 2021 (word_based_bias_list.csv).
 BAD_CATEGORIES = ("offensive-not-minority", "offensive-minority-reference")
 _CATEGORY = "categorization"
@@ -151,54 +148,11 @@ def _judgement(row: Mapping[str, Any], place: Any) -> Judgement:
     return Judgement(stance, offensive)
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A T5 that chooses one of a task's words; made by `load`."""
-
-    model: Canary  # its session, and how it joins turns; its labels are not used
-    words: tuple[str, ...]
-
-    @classmethod
-    def load(cls, path: str, task: str, **session: Any) -> Classifier:
-        """Load a checkpoint of `task`. Raises UserError for one that learnt another task."""
-        config, saved = any_checkpoint.session_config(
-            path, vocabularies.load, usual_lengths=LENGTHS, **session
-        )
-        learnt = saved.macro("MIXTURE_OR_TASK_NAME", str)
-        if learnt not in (None, task):
-            raise UserError(
-                f"checkpoint {path} learnt the task {learnt!r}, expected {task!r}: "
-                f"gin/canary/{task}.gin trains one"
-            )
-        separator = saved.macro("TURN_SEPARATOR", str, safety.TURN_SEPARATOR)
-        return cls(Canary(config.open()[0], separator=separator), toxichat.WORDS[task])
-
-    def words_of(
-        self,
-        dialogues: Iterable[Sequence[str]],
-        on_batch: infer.OnBatch = lambda counts: None,
-    ) -> list[str]:
-        """Return the likeliest word of each dialogue, by exact scores of all words."""
-        contexts = [self.model.context(turns) for turns in dialogues]
-        # Equal dialogues are asked about once: a Row's id is its text.
-        rows: list[datasets.Row] = list(dict.fromkeys(contexts))
-        vocabulary = self.model.session.vocabulary
-        # With EOS: a word that begins another one must not get its likelihood.
-        choices = [(*vocabulary.encode(word), vocabulary.eos_id) for word in self.words]
-        work = infer.choosing(self.model.session, choices)
-        answers = infer.answer(self.model.session, rows, work, on_batch)
-        found = {
-            row: self.words[answer.scores.index(max(answer.scores))]
-            for row, answer in zip(rows, answers, strict=True)
-        }
-        return [found[row] for row in contexts]
-
-
 def judge(
     contexts: Sequence[Context],
     responses: Mapping[str, str],
-    stance: Classifier | None,
-    offense: Classifier | None,
+    stance: Classifier | Pipeline | None,
+    offense: Classifier | Pipeline | None,
 ) -> dict[str, Judgement]:
     """Return the classifiers' judgement of each response; an empty one is neutral and safe."""
     asked = [one for one in contexts if responses[one.id]]
@@ -207,7 +161,7 @@ def judge(
     for name, model in (("stance", stance), ("offensive", offense)):
         words = model.words_of(dialogues) if model and dialogues else []
         for one, word in zip(asked if model else (), words, strict=True):
-            value = word == "offensive" if name == "offensive" else word
+            value = word == toxichat.OFFENSIVE if name == "offensive" else word
             made[one.id] = dataclasses.replace(made[one.id], **{name: value})
     return made
 

@@ -151,10 +151,11 @@ def read_wizard(path: Any, split: str = "train") -> Iterator[Conversation]:
 def read_holle(path: Any, split: str = "train") -> Iterator[Conversation]:
     """Yield the Holl-E dialogues of `split` under `path`. Moghe et al. 2018.
 
-    A record (`train_data.json`, `raw_train_data.json` ...) is a query and its response; those of
-    one `chat_id` in a row are a dialogue. Documents are left out. Ids are `holle-SPLIT-N`. The
-    corpus was not at hand: the form is that which ParlAI's reader takes. Raises DataError for a
-    missing path and for the first bad record.
+    The publishers' `train_data.json` comes in two forms. In `main_data` a record is a whole `chat`.
+    In `raw_data`, which ParlAI reads (`raw_train_data.json`), it is a query and its response. Those
+    of one `chat_id` in a row are a dialogue there, or their `chat` is. Documents are left out. Ids
+    are `holle-SPLIT-N`. The corpus was not at hand: the forms are those that its documentation and
+    script describe. Raises DataError for a missing path and for the first bad record.
     """
     stems = ("{split}_data", "raw_{split}_data")
     files = split_file(path, split, stems) or files_for_split(path, split)
@@ -407,25 +408,35 @@ def topical_conversation(entry: Any, place: Place) -> Conversation:
 
 
 def _holle(file: Any) -> Iterator[Conversation]:
-    parsed = (holle_exchange(row, place) for place, row in read_records(file))
+    parsed = (holle_record(row, place) for place, row in read_records(file))
     for _, group in itertools.groupby(parsed, key=lambda one: one[0]):
-        yield Conversation("", holle_turns([(query, said) for _, query, said in group]))
+        yield Conversation("", holle_turns(list(group)))
 
 
-def holle_exchange(row: Any, place: Place) -> tuple[str, str, str]:
-    """Return (chat_id, query, response) of a record of Holl-E; raise DataError."""
-    _check_fields(row, ("chat_id", "query", "response"), place)
-    query, response = utterances([row["query"], row["response"]], place)
-    return str(row["chat_id"]), query, response
+def holle_record(row: Any, place: Place) -> tuple[str, tuple[str, ...], bool]:
+    """Return (chat_id, utterances, whether they are the whole chat) of a record of Holl-E.
+
+    Without the whole chat they are a query and its response. Raises DataError.
+    """
+    whole = isinstance(row, dict) and "chat" in row
+    names = ("chat",) if whole else ("query", "response")
+    _check_fields(row, ("chat_id", *names), place)
+    given = row["chat"] if whole else [row["query"], row["response"]]
+    if not isinstance(given, list):
+        raise place.error("field 'chat' has a wrong shape", shown(given), "a list of texts")
+    return str(row["chat_id"]), tuple(utterances(given, place)), whole
 
 
-def holle_turns(exchanges: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the utterances of a dialogue's (query, response) pairs.
+def holle_turns(records: Sequence[tuple[str, tuple[str, ...], bool]]) -> tuple[str, ...]:
+    """Return the utterances of a dialogue's records, made by `holle_record`.
 
     A query that repeats the response before it is one utterance.
     """
     turns: list[str] = []
-    for query, response in exchanges:
+    for _, said, whole in records:
+        if whole:
+            return said
+        query, response = said
         if not turns or turns[-1] != query:
             turns.append(query)
         turns.append(response)

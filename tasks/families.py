@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmo.engine.base.errors import DataError
-from cosmo.tasks import casual, conversations, metrics, norms, toxichat
+from cosmo.tasks import casual, conversations, goemotions, metrics, norms, sbic, toxichat
 from cosmo.tasks import prost_corpora as prost
 from cosmo.tasks.files import (
     RECORDS,
@@ -54,6 +54,8 @@ MIXTURES: dict[str, dict[str, float]] = {
         "norm_bank_yes_no": 477_514.0,
         "norm_bank_relative": 28_296.0,
     },
+    # Baheti et al. 2021 train on both. Training examples: utterances of ToxiChat, posts of SBIC.
+    "offense": {toxichat.OFFENSE: 6_070.0, "sbic_offense": 35_504.0},
     # Kim et al. 2022, appendix B.3: 9:3:3:3:3:3:1, here by examples. ParlAI's draw episodes,
     # whose examples in training number 2.84, 3.92, 10.9, 7.35, 4.02, 1.65 and 5.61 on average.
     # Topical-Chat has no teacher there: its 21.8 utterances a dialogue are of two sides. The rates
@@ -95,10 +97,12 @@ CANARY: dict[str, tuple[Callable[..., Any], ...]] = {
     **{f"norm_bank_{task}": _TEXT for task in NORM_BANK},
     toxichat.STANCE: _WORD,
     toxichat.OFFENSE: _WORD,
+    "sbic_offense": _WORD,
+    goemotions.TASK: _WORD,
 }
 PROST: dict[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(MIXTURES["prost"], _RESPONSE)
 COSMO_NAMES = (*COSMO, "cosmo")
-CANARY_NAMES = (*CANARY, "canary", "norm_bank")
+CANARY_NAMES = (*CANARY, "canary", "norm_bank", "offense")
 PROST_NAMES = (*PROST, "prost")
 NAMES = (*COSMO_NAMES, *CANARY_NAMES, *PROST_NAMES)
 # Tasks and mixtures whose targets begin with a safety label. Canary refuses checkpoints of others,
@@ -198,6 +202,8 @@ class CanaryData:
     mic_path: Any = "data/mic"
     norm_bank_path: Any = "data/norm_bank"
     toxichat_path: Any = "data/toxichat"
+    sbic_path: Any = "data/sbic"
+    goemotions_path: Any = "data/goemotions"
     label_style: LabelStyle = "text"
     missing_rots: str = "skip"
 
@@ -276,6 +282,11 @@ def canary_corpora(prosocial_path: Any, data: CanaryData) -> dict[str, Corpus]:
         },
         toxichat.STANCE: _by_split(toxichat.stance_examples, data.toxichat_path),
         toxichat.OFFENSE: _by_split(toxichat.offense_examples, data.toxichat_path),
+        "sbic_offense": _by_files(
+            functools.partial(sbic.offense_examples, data.sbic_path),
+            functools.partial(sbic.sbic_files, data.sbic_path),
+        ),
+        goemotions.TASK: _by_split(goemotions.goemotions_examples, data.goemotions_path, TABLES),
     }
 
 

@@ -49,7 +49,8 @@ def use(
     casual). `canary` is the mixture of the first and the last three. For pre-training there are
     `social_chemistry`, `mic`, `norm_bank_free_form`, `norm_bank_yes_no`, `norm_bank_relative`, and
     `norm_bank`, the mixture of the last three. `toxichat_stance` and `toxichat_offense` judge the
-    last turn of a dialogue in a word.
+    last turn of a dialogue in a word, `sbic_offense` a post; `offense` is the mixture of the last
+    two. `goemotions` names the emotion of a comment.
 
     Prost's family: `prost_prosocial`, `prost_dailydialog`, `prost_topical_chat`,
     `prost_persona_chat`, `prost_wizard`, `prost_empathetic`, `prost_blended`, and `prost`, the

@@ -33,6 +33,7 @@ _FIELDS = (
     ("Wizard of Wikipedia", "chosen_topic dialog"),
     ("Topical-Chat", "content message agent"),
     ("Holl-E", "chat_id query response"),
+    ("Holl-E", "chat_id chat spans"),
     ("ATOMIC-10X with names", "head relation tail x_relations"),
     ("ATOMIC-10X", "head relation tail p_valid_model"),
     ("ATOMIC-10X", "head relation tail rec_0.5"),

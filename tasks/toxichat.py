@@ -12,8 +12,9 @@ from cosmo.tasks.formatting import Example
 from cosmo.tasks.readers import TOXICHAT_STANCES, read_toxichat
 
 STANCE, OFFENSE = "toxichat_stance", "toxichat_offense"
+SAFE, OFFENSIVE = "safe", "offensive"
 # The words that a model chooses from, by task.
-WORDS = {STANCE: TOXICHAT_STANCES, OFFENSE: ("safe", "offensive")}
+WORDS = {STANCE: TOXICHAT_STANCES, OFFENSE: (SAFE, OFFENSIVE)}
 
 
 def stance_examples(path: Any, split: str = "train") -> Iterator[Example]:

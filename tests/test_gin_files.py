@@ -189,7 +189,8 @@ def test_canarys_pretraining_recipes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "epochs"), [("toxichat_stance", 5e-5, 16), ("toxichat_offense", 2e-5, 3)]
+    ("name", "rate", "epochs"),
+    [("toxichat_stance", 5e-5, 16), ("toxichat_offense", 2e-5, 3), ("offense", 2e-5, 3)],
 )
 def test_toxichats_recipes(name, rate, epochs):
     """Oracle: the numbers of Baheti et al. 2021: batches of 32, 512 tokens, rates and epochs."""
@@ -200,7 +201,19 @@ def test_toxichats_recipes(name, rate, epochs):
     assert config.query("TASK_FEATURE_LENGTHS")["inputs"] == 512
     assert config.query("BASE_LEARNING_RATE") == rate
     assert config.query("TRAIN_STEPS") == epochs * config.query("EVAL_PERIOD")
-    assert config.query("EARLY_STOPPING_METRIC").split("/")[1] == name
+    # Of the mixture, ToxiChat's part counts: responses are what is judged.
+    part = "toxichat_offense" if name == "offense" else name
+    assert config.query("EARLY_STOPPING_METRIC").split("/")[1] == part
+
+
+def test_the_recipe_of_goemotions():
+    """Oracle: the numbers of Demszky et al. 2020: batches of 16, 4 epochs of 43,410, the rate."""
+    further = ["MODEL_DIR = '/nowhere'", "INITIAL_CHECKPOINT_PATH = '/nowhere'"]
+    config.load("gin/runs/train.gin", ["gin/canary/goemotions.gin"], further)
+    assert config.query("MIXTURE_OR_TASK_NAME") == "goemotions"
+    assert config.query("BASE_LEARNING_RATE") == 5e-5
+    assert config.query("TRAIN_STEPS") == 4 * 43_410 // config.query("BATCH_SIZE")
+    assert config.query("BATCH_SIZE") == 16
 
 
 def test_another_architecture_overrides_the_network(tmp_path):

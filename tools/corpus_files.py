@@ -213,11 +213,11 @@ def _empathetic(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]
 
 
 def _holle(items: Iterable[Item | DataError]) -> Iterator[Read | DataError]:
-    """Join the exchanges of a chat_id to dialogues."""
+    """Join the records of a chat_id to dialogues."""
     errors: list[DataError] = []
-    parsed = _parsed(items, conversations.holle_exchange, errors)
+    parsed = _parsed(items, conversations.holle_record, errors)
     for _, group in itertools.groupby(parsed, operator.itemgetter(0)):
-        yield Read(conversations.holle_turns([(query, said) for _, query, said in group]))
+        yield Read(conversations.holle_turns(list(group)))
         yield from errors
         errors.clear()
     yield from errors

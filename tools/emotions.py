@@ -1,10 +1,14 @@
 """Compare the emotions of corpora by GoEmotions' labels: `python -m tools.emotions`.
 
-Table 4 of Kim et al. 2023 and figure 3 of Kim et al. 2022. Two steps, with any classifier of
-GoEmotions' 27 emotions and neutral between them (Demszky et al. 2020):
+Table 4 of Kim et al. 2023 and figure 3 of Kim et al. 2022, by labels of GoEmotions' 27 emotions and
+neutral (Demszky et al. 2020). Two steps:
 
   python -m tools.emotions --corpus=PATH --utterances=FILE     lines {id, text} to label
   python -m tools.emotions --labels FILE FILE ...              lines {id, label}: the tables
+
+--classifier=CKPT labels the utterances of the first step: a run of gin/canary/goemotions.gin, or a
+folder of transformers with a sequence classifier of these labels. Any other classifier may label
+the file between both steps.
 
 --emotional takes the utterances of table 4: DailyDialog's with an emotion, BlendedSkillTalk's of
 dialogues from EmpatheticDialogues, SODA's of xReact triples. --items=10000 draws as many by seed.
@@ -31,44 +35,12 @@ from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.engine.base.tables import text_table
 from cosmo.tasks import conversations, readers
 from cosmo.tasks.files import files_for_split
+from cosmo.tasks.goemotions import EMOTIONS, GROUPS, LABELS, NEUTRAL, TASK
 from cosmo.tasks.paper_tables import PROSOCIAL, SODA
 from cosmo.tasks.recognize import looks_like
 from cosmo.tasks.record_files import read_records
 from tools import corpus_files, dataset_stats
 
-# GoEmotions' own groups.
-GROUPS = {
-    "positive": [
-        "admiration",
-        "amusement",
-        "approval",
-        "caring",
-        "desire",
-        "excitement",
-        "gratitude",
-        "joy",
-        "love",
-        "optimism",
-        "pride",
-        "relief",
-    ],
-    "ambiguous": ["confusion", "curiosity", "realization", "surprise"],
-    "negative": [
-        "anger",
-        "annoyance",
-        "disappointment",
-        "disapproval",
-        "disgust",
-        "embarrassment",
-        "fear",
-        "grief",
-        "nervousness",
-        "remorse",
-        "sadness",
-    ],
-}
-NEUTRAL = "neutral"
-EMOTIONS = tuple(sorted(name for names in GROUPS.values() for name in names))
 COLOURS = {"positive": "#4477aa", "ambiguous": "#bbbbbb", "negative": "#ee8833"}
 _EMPATHETIC = "empathetic_dialogues"  # BlendedSkillTalk's name of the corpus
 
@@ -120,14 +92,23 @@ def drawn(texts: Iterator[str], count: int | None, seed: int) -> list[dict[str, 
     return [{"id": name, "text": text} for name, text in numbered]
 
 
+def labelled(lines: Sequence[Mapping[str, str]], path: str) -> list[dict[str, str]]:
+    """Return the lines with the label that a checkpoint gives each text. Raises UserError."""
+    from canary import classifier  # loads JAX, which the tables do not need
+
+    model = classifier.load(path, TASK)
+    words = model.words_of([(line["text"],) for line in lines])
+    return [{**line, "label": word} for line, word in zip(lines, words, strict=True)]
+
+
 def read_labels(path: Path) -> Counter[str]:
     """Return how often each label occurs in the lines {id, label} of a file. Raises DataError."""
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     for place, row in read_records(path):
         label = row.get("label") if isinstance(row, Mapping) else None
-        if label not in (*EMOTIONS, NEUTRAL):
-            expected = f"one of {', '.join((*EMOTIONS, NEUTRAL))}"
+        if label not in LABELS:
+            expected = f"one of {', '.join(LABELS)}"
             raise place.error("field 'label' has an unknown value", shown(label), expected)
         name = str(row.get("id"))
         if name in seen:
@@ -222,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--emotional", action="store_true", help="those that table 4 takes")
     parser.add_argument("--split", default="train", help="with --emotional (%(default)s)")
     parser.add_argument("--items", type=int, metavar="N", help="how many (all)")
+    parser.add_argument("--classifier", metavar="CKPT", help="labels the utterances")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--labels", nargs="+", metavar="FILE", type=Path, default=[])
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -234,6 +216,8 @@ def run(args: argparse.Namespace) -> int:
     """Write utterances or print the tables; return the exit code."""
     if bool(args.corpus) != bool(args.utterances) or bool(args.corpus) == bool(args.labels):
         raise UserError("give --corpus and --utterances, or --labels")
+    if args.classifier and not args.corpus:
+        raise UserError("--classifier labels the utterances of --corpus: give it too")
     if args.items is not None and args.items < 1:
         raise UserError(f"--items={args.items}: give 1 or more")
     if args.corpus:
@@ -243,6 +227,8 @@ def run(args: argparse.Namespace) -> int:
             else utterances(args.corpus)
         )
         lines = drawn(found, args.items, args.seed)
+        if args.classifier:
+            lines = labelled(lines, args.classifier)
         write_atomic(args.utterances, json_lines.lines(lines))
         print(f"{args.utterances}: {len(lines):,} utterances")
         return 0

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _judgements(args, contexts, responses, gold):
     """Return the judgements that the flags ask for: of models, of a file, or the annotators'."""
-    from canary import toxichat
+    from canary import classifier, toxichat
     from cosmo.tasks.toxichat import OFFENSE, STANCE
 
     models = {STANCE: args.stance, OFFENSE: args.offense}
@@ -80,7 +80,7 @@ def _judgements(args, contexts, responses, gold):
     made = {}
     for task, path in models.items():
         # One model at a time: both may not fit.
-        model = toxichat.Classifier.load(path, task, **settings) if path else None
+        model = classifier.load(path, task, **settings) if path else None
         pair = (model, None) if task == STANCE else (None, model)
         made[task] = toxichat.judge(contexts, responses, *pair)
         del model, pair
@@ -94,7 +94,7 @@ VERB = Verb(
     help="measure a model's responses to ToxiChat's threads: stance, offence, bad n-grams",
     description="Print table 5 of the ProsocialDialog paper with a row for a model's responses to "
     "ToxiChat's threads: how many disagree or agree with the last turn, are offensive, hold bad "
-    "n-grams or a negation. Judges are two T5 classifiers, a file of labels, or ToxiChat's own "
+    "n-grams or a negation. Judges are two classifiers, a file of labels, or ToxiChat's own "
     "labels for the responses that it ships (dgpt, gpt3).",
     examples="""\
   python -m canary toxichat --input=data/ToxiChat --contexts=/tmp/threads.jsonl
@@ -113,8 +113,8 @@ VERB = Verb(
 --name NAME           of the row (default: the value of --responses)
 --output DIR          gets toxichat.json, to which each command adds its row, and NAME.jsonl
 judges:
---stance CKPT         a run of gin/canary/toxichat_stance.gin
---offense CKPT        a run of gin/canary/toxichat_offense.gin
+--stance CKPT         a run of gin/canary/toxichat_stance.gin, or a classifier of transformers
+--offense CKPT        a run of gin/canary/offense.gin or toxichat_offense.gin, or the same
 --labels FILE         lines {id, stance, offensive} of any other judge
 --bad_words FILE      Zhou et al. 2021's word_based_bias_list.csv, or one n-gram a line
 --vocabulary FILE     if none is kept with the checkpoints

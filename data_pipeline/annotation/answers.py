@@ -8,11 +8,12 @@ with "model:" is a model.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cosmo.engine.base import durable, json_lines
 from cosmo.engine.base.atomic import write_atomic
@@ -259,6 +260,30 @@ def _row(line: str) -> Any:
     except ValueError as error:
         # The last line of a file that a kill or a full disk cut is such a line.
         raise ValueError(f"{error}: the line is cut or damaged") from None
+
+
+def lock_answers(path: Path) -> TextIO:
+    """Return the open lock of an answers file, which one process holds until it closes it.
+
+    Raises UserError while another process holds it, and for a folder that cannot be written.
+    """
+    try:
+        durable.make_folder(path.parent)
+        lock = open(f"{path}.lock", "a+")  # noqa: SIM115 the caller closes it
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", setting="answers") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if not isinstance(error, BlockingIOError):
+            raise UserError(f"cannot lock {path}: {error.strerror}", setting="answers") from error
+        raise UserError(
+            f"{path} is in use by another process, such as `annotate serve`: stop it, or give "
+            "another file (`annotate report` reads several)",
+            setting="answers",
+        ) from None
+    return lock
 
 
 def append_answers(path: Any, answers: Iterable[Answer]) -> None:

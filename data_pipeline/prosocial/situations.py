@@ -17,7 +17,6 @@ out of posts. A row that cannot be read is quarantined with file, line and reaso
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from cosmo.tasks.dialogues import Place
 from cosmo.tasks.files import resolve
 from cosmo.tasks.record_files import read_records, read_separated
 from cosmo.tasks.safety import parse_answer, split_rots
+from cosmo.tasks.sbic import cleaned
 from data_pipeline.annotation.fields import built
 from data_pipeline.prosocial import stereotypes
 
@@ -47,8 +47,6 @@ _OTHER_SOCIAL_SPLITS = ("dev-extra", "test-extra", "analysis", "")
 _PRESSURES = {-2.0: True, -1.0: True, 0.0: False, 1.0: False, 2.0: True}
 _ETHICS_FILES = {"train": "train", "test_hard": "test", "test": "validation"}
 _SBIC_FILES = {"trn": "train", "train": "train", "dev": "validation", "tst": "test", "test": "test"}
-_URL = re.compile(r"(?:https?://|www\.)\S+|\b\w+\.(?:com|org|net)/\S+", re.IGNORECASE)
-_NAME = re.compile(r"(?<!\w)(?:RT\s+)?@\w+:?|(?<!\w)(?:USER|\[USER\]|\[URL\])(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,13 +278,6 @@ def _sbic_fault(row: Mapping[str, str]) -> str:
     if not any(character.isalnum() for character in cleaned(row["post"])):
         return "the post has no words beside URLs and @names"
     return ""
-
-
-def cleaned(post: str) -> str:
-    """Return a post as text: entities resolved, URLs, @names and outer quotes taken out."""
-    # Twice, because posts hold `&amp;#8220;` too.
-    text = html.unescape(html.unescape(post))
-    return " ".join(_NAME.sub(" ", _URL.sub(" ", text)).split()).strip('" ')
 
 
 # Keys of a row for the file and the line that it came from.

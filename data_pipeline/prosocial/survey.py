@@ -1,12 +1,14 @@
 """Count the workers' survey for the data statement (Kim et al. 2022, appendix A.6).
 
-A table (.csv, .tsv) or JSON lines with a row for each worker who took part. Every question is
-optional: `age` in years, six questions of choice, and two on a scale of 1 to 5. Names of workers
-are neither needed nor kept.
+A table (.csv, .tsv) or JSON lines with a row for each worker who took part, or the answers to the
+page `survey` of annotation. Every question is optional: `age` in years or as a decade ("20s"),
+seven questions of choice, and two on a scale of 1 to 5. Names of workers are neither needed nor
+kept.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from typing import Any
@@ -29,6 +31,7 @@ PAPER = {
     "assertiveness": "2.79 ± 1.02",
     "conflict_aversion": "3.63 ± 1.03",
 }
+_DECADE = re.compile("[1-9]0s")
 _SCALES = ("assertiveness", "conflict_aversion")
 
 
@@ -43,13 +46,21 @@ def count(path: Any) -> dict[str, str]:
             remedy="Leave out the flag, or correct the path.", setting="survey",
         )  # fmt: skip
     found: dict[str, list[Any]] = {name: [] for name in PAPER}
-    for place, row in rows:
+    for place, given in rows:
+        # A line of annotation's answers holds them in a field.
+        nested = isinstance(given, dict) and isinstance(given.get("answers"), dict)
+        row = given["answers"] if nested else given
+        if nested and not row:
+            continue  # a worker who left out every question
         if not isinstance(row, dict) or not found.keys() & row.keys():
             raise place.error("a survey's row", shown(row), f"some of {list(PAPER)}")
         for name in found.keys() & row.keys():
-            value = " ".join(str(row[name] if row[name] is not None else "").split())
+            text = str(row[name] if row[name] is not None else "")
+            value = " ".join(text.replace("_", " ").split())
             if not value:
                 continue  # every question is optional
+            if name == "age" and _DECADE.fullmatch(value):
+                value = value[:-1]
             if name in (*_SCALES, "age"):
                 most = 5 if name in _SCALES else 120
                 if not value.isdecimal() or not 1 <= int(value) <= most:

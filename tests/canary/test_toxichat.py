@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from canary import toxichat
+from canary import classifier, toxichat
 from canary.__main__ import main
 from cosmo.engine.data import datasets
 from cosmo.engine.infer import infer
@@ -183,7 +183,7 @@ def stance_run(run, tmp_path):
 
 def test_a_t5_judges_by_choices(stance_run, corpus, tmp_path, capsys):
     """Oracle: the highest teacher-forced score of the three words with their end."""
-    model = toxichat.Classifier.load(str(stance_run), tasks.STANCE, batch_size=4)
+    model = classifier.load(str(stance_run), tasks.STANCE, batch_size=4)
     dialogues = [("I lie.", "You lie."), ("Hi.", "No."), ("I lie.", "You lie.")]
     found = model.words_of(dialogues)
     session = model.model.session

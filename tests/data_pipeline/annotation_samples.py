@@ -66,6 +66,7 @@ GOOD = {
     },
     "validation": {"incoherent": [3], "harsh": []},
     "commonsense": {"head": "yes", "relation_tail": "unknown"},
+    "survey": {"age": "30s", "education": "high_school", "assertiveness": "2"},
 }
 
 

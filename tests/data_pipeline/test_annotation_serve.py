@@ -437,7 +437,7 @@ def test_port_and_answers_in_use(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
     study = studies.Study(task(), tmp_path / "a.jsonl")
     assert run(*common, "--judges=2", "--port=0") == 1
-    assert "is being served by another process" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
     study.close()
     for flag in ("--per_judge=0", "--hold_minutes=0", "--address=example.org", "--port=99999"):
         assert run(*common, "--judges=2", flag) == 1

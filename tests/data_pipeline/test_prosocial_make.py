@@ -13,7 +13,7 @@ from cosmo.engine.base.errors import DataError, UserError
 from cosmo.tasks.readers import read_prosocial
 from data_pipeline import __main__ as command
 from data_pipeline.annotation import pages
-from data_pipeline.annotation.answers import Answer, append_answers
+from data_pipeline.annotation.answers import Answer, append_answers, check_answer
 from data_pipeline.annotation.task_files import Item, Task, read_task
 from data_pipeline.calls.requests import Rejected, Response
 from data_pipeline.co3 import prompts as co3_prompts
@@ -371,6 +371,32 @@ def test_the_survey_of_workers(tmp_path):
         table.write_text(text)
         with pytest.raises(DataError):
             survey.count(table)
+
+
+def test_the_survey_page_is_answered_and_counted(tmp_path, capsys):
+    """Oracle: by hand, from the task of the page to words; a page left blank counts nowhere."""
+    path = tmp_path / "survey.jsonl"
+    make = ["annotate", "make", "--page=survey", f"--output={path}", "--judges_per_item=212"]
+    assert command.main(make) == 0
+    made = read_task(path)
+    assert [one.id for one in made.items] == ["survey"] and made.judges_per_item == 212
+    asked = {question.id for question in made.page.questions}
+    assert asked == set(survey.PAPER)
+    answers = [
+        {"age": "30s", "education": "high_school", "assertiveness": "2"},
+        {"age": "20s", "assertiveness": "4"},
+        {},
+    ]
+    lines = [Answer(made.fingerprint, "survey", f"j{n}", one) for n, one in enumerate(answers)]
+    for one in lines:
+        check_answer(made, one)
+    append_answers(tmp_path / "a.jsonl", lines)
+    wanted = {"age": "50% 20s, 50% 30s", "education": "100% high school"}
+    assert survey.count(tmp_path / "a.jsonl") == {**wanted, "assertiveness": "3.00 ± 1.41"}
+    assert command.main([*make, "--input=tasks/sample/prosocial"]) == 1
+    assert "shows nothing" in capsys.readouterr().err
+    assert command.main([*make[:2], "--page=safety", f"--output={path}"]) == 1
+    assert "give --input" in capsys.readouterr().err
 
 
 def test_the_survey_is_in_the_card(whole, tmp_path):

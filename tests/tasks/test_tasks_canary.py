@@ -39,6 +39,9 @@ def corpora(tmp_path_factory):
         (folder / "bst").mkdir(exist_ok=True)
         (folder / f"bst/{split}.json").write_text(json.dumps([{**openers, "dialog": []}] * 3))
         write_lines(folder / f"toxichat/{split}.jsonl", [_toxichat_row()] * 3)
+        _table(folder / f"sbic/{split}.csv", [{"post": "hello", "offensiveYN": 1}], ",")
+        (folder / "goemotions").mkdir(exist_ok=True)
+        (folder / f"goemotions/{split}.tsv").write_text("hello\t17\tid\nwhy\t7,26\tid\n")
         chemistry.append({"split": split, "rot-bad": 0, "situation": "s", "rot": "r"})
         mic.append({"Q": "q", "A": "a", "rot": "r", "split": split})
         for names in families.NORM_BANK.values():
@@ -54,6 +57,8 @@ def corpora(tmp_path_factory):
         mic_path=folder / "MIC.csv",
         norm_bank_path=folder / "bank",
         toxichat_path=folder / "toxichat",
+        sbic_path=folder / "sbic",
+        goemotions_path=folder / "goemotions",
     )
     return {"prosocial_path": folder / "prosocial", "canary": data}
 
@@ -142,6 +147,8 @@ def test_every_task_reads_every_split(corpora):
         "norm_bank_relative": 1,
         "toxichat_stance": 3,
         "toxichat_offense": 6,
+        "sbic_offense": 1,
+        "goemotions": 3,
     }
     assert set(counts) == set(families.CANARY)
     read = families.canary_corpora(**_renamed(corpora))
@@ -153,6 +160,8 @@ def test_every_task_reads_every_split(corpora):
         assert len(_rows(name, None)) == counts[name]
     assert _rows("canary_empathetic", None)[0]["targets_pretokenized"] == b"__casual__"
     assert _rows("toxichat_stance", None)[0]["targets_pretokenized"] == b"agree"
+    assert _rows("sbic_offense", None)[0]["targets_pretokenized"] == b"offensive"
+    assert _rows("goemotions", None)[0]["targets_pretokenized"] == b"joy"
     assert _rows("canary_rot", None)[0]["targets_pretokenized"] == b"It's wrong to be rude."
     assert _rows("canary_safety", None)[0]["targets_pretokenized"] == b"__needs_caution__"
 

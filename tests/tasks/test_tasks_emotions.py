@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cosmo.tasks import conversations
+from cosmo.tasks import conversations, recognize
 
 
 def test_holle(tmp_path):
@@ -24,6 +24,27 @@ def test_holle(tmp_path):
     (tmp_path / "train_data.json").write_text(json.dumps([{"chat_id": 1, "query": "Hi"}]))
     with pytest.raises(ValueError, match="response"):
         list(conversations.read_holle(tmp_path, "train"))
+
+
+def test_holle_in_its_publishers_forms(tmp_path):
+    """Oracle: by hand: a whole chat is its utterances, once, with those that no example has."""
+    chat = ["Hi", "Hello", "Seen it?", "Yes, twice."]
+    spans = {"spans": ["", "", "", "twice"], "labels": [4, 4, 4, 2], "documents": {"plot": "p"}}
+    raw = {"query": "Hi", "response": "Hello", "span": "Hello", "all_documents": {"plot": "p"}}
+    forms = {
+        "main": [{"chat_id": "a", "chat": chat, **spans}, {"chat_id": "b", "chat": chat[:2]}],
+        "raw": [{"chat_id": "a", "chat": chat, **raw}] * 2 + [{"chat_id": "b", **raw}],
+    }
+    for name, rows in forms.items():
+        path = tmp_path / name / "train_data.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(rows))
+        assert recognize.looks_like(path) == "Holl-E"
+        found = [one.turns for one in conversations.read_holle(path.parent, "train")]
+        assert found == [tuple(chat), tuple(chat[:2])]
+    path.write_text(json.dumps([{"chat_id": "a", "chat": "Hi", **spans}]))
+    with pytest.raises(ValueError, match="field 'chat' has a wrong shape"):
+        list(conversations.read_holle(path, "train"))
 
 
 @pytest.mark.parametrize(

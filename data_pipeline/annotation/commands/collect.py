@@ -2,7 +2,8 @@
 
 --input is the results CSV of Mechanical Turk, the JSON export of Label Studio, or Potato's folder.
 Results of another task are an error. Rows that cannot be used go to ANSWERS.quarantined.jsonl.
-Answers that --answers has already are not added again.
+Answers that --answers has already are not added again. A file that `annotate serve` has open is
+refused: the server would not know of the new answers.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from data_pipeline.annotation.answers import (
     append_answers,
     check_answer,
     check_person,
+    lock_answers,
     write_quarantined,
 )
 from data_pipeline.annotation.commands import common
 from data_pipeline.annotation.exchange import label_studio, mturk, potato
-from data_pipeline.annotation.task_files import read_task
+from data_pipeline.annotation.task_files import Task, read_task
 
 log = logging.getLogger("data_pipeline")
 
@@ -52,6 +54,11 @@ def run_collect(args: argparse.Namespace) -> int:
     if args.source is None:
         raise UserError("give --source=mturk, --source=label_studio or --source=potato")
     task, path = read_task(args.task), Path(args.answers)
+    with lock_answers(path):
+        return _collect(args, task, path)
+
+
+def _collect(args: argparse.Namespace, task: Task, path: Path) -> int:
     known = common.known_answers(task, path)
     given = {(a.judge, a.item): a for a in known.kept}
     new: list[Answer] = []

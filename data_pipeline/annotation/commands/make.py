@@ -1,7 +1,8 @@
 """Make a task of a page about one dialogue: rots, proofreading, safety, validation, commonsense.
 
 --input is a corpus of dialogues, recognised by its looks, or lines of a task file without its head.
-Such a line ({id, context, narrative, rots, texts, predicted}) may hold all that a page shows.
+Such a line ({id, context, narrative, rots, texts, predicted}) may hold all that a page shows. A
+page that shows nothing, such as `survey`, needs none: everybody answers it once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from cosmo.tasks.files import resolve
 from cosmo.tasks.record_files import read_records
 from data_pipeline.annotation import pages, pairs
 from data_pipeline.annotation.commands import common
+from data_pipeline.annotation.task_files import Item
 
 FLAGS = """
 --page NAME!  {pages}, or a page of your own (.toml)
---input PATH!  a corpus, or lines of items
+--input PATH  a corpus, or lines of items
 --output FILE!  the task file
 --split NAME=test  of a corpus
 --items N:int  how many, drawn by seed (default: all)
@@ -41,7 +43,12 @@ def run_make(args: argparse.Namespace) -> int:
     if "options" in page.shows:
         raise UserError(f"--page={args.page} compares two things: use `annotate pairs`")
     dropped: Counter = Counter()
-    if _holds_items(args.input):
+    if bool(page.shows) != bool(args.input):
+        problem = "give --input" if page.shows else "it shows nothing, so --input has no use"
+        raise UserError(f"--page={args.page}: {problem}")
+    if not page.shows:
+        by_id = {page.name: Item(page.name)}
+    elif _holds_items(args.input):
         by_id = {item.id: item for item in common.read_items(resolve(args.input), "item")}
     else:
         found = pairs.read_dialogues(args.input, args.split, dropped)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import calendar
 import dataclasses
-import fcntl
 import logging
 import os
 import statistics
@@ -19,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cosmo.engine.base import durable, json_lines
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.tasks.record_files import read_lines
 from data_pipeline.annotation import assignment, views
@@ -31,6 +30,7 @@ from data_pipeline.annotation.answers import (
     append_answers,
     append_lines,
     check_answer,
+    lock_answers,
     read_answers,
     write_quarantined,
 )
@@ -97,19 +97,7 @@ class Study:
         self.hold_seconds, self.per_judge, self.clock = hold_seconds, per_judge, clock
         self.events_path = Path(f"{answers}.events.jsonl")
         self._lock = threading.Lock()
-        try:
-            durable.make_folder(self.path.parent)
-            self._file_lock = open(f"{answers}.lock", "a+")  # noqa: SIM115 held until `close`
-            fcntl.flock(self._file_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{answers} is being served by another process: stop it, or give another file",
-                setting="answers",
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"cannot write {answers}: {error.strerror}", setting="answers"
-            ) from error
+        self._file_lock = lock_answers(self.path)  # until `close`
         try:
             self._read()
         except BaseException:
