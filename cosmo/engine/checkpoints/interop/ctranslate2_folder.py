@@ -27,7 +27,7 @@ def package() -> Any:
     except ImportError as error:
         raise UserError(
             f"CTranslate2 cannot be imported ({error}): pip install 'cosmo-dialogue[ct2]'",
-            setting="backend",
+            setting="format",
         ) from error
     return ctranslate2
 
@@ -43,7 +43,7 @@ def check_network(config: Any) -> None:
     ):
         problem = f"its mlp_activations are {config.mlp_activations}"
     if problem:
-        raise UserError(f"CTranslate2 cannot compute this network: {problem}", setting="backend")
+        raise UserError(f"CTranslate2 cannot compute this network: {problem}", setting="format")
 
 
 def write_folder(
