@@ -1,8 +1,8 @@
 """Measure speed, beside the peers on one machine: `python -m tools.bench VERB`.
 
-Each side runs in processes of its own, in turn, and medians are compared. The peers are HuggingFace
-transformers on PyTorch and, for decoding, CTranslate2. They are measured if they can be imported
-here, or by --hf_python in another environment.
+Each side runs in processes of its own, in turn, and medians are compared. The peers are
+HuggingFace transformers on PyTorch and, for decoding, CTranslate2 (float32, int8) and ONNX Runtime.
+They are measured if they can be imported here, or by --hf_python in another environment.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 
 from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import HUGE_PAGES, Program, Verb, imported
+from cosmo.engine.base.tables import text_table
 from tools import bench_rates, bench_sides
 
 
@@ -24,6 +25,8 @@ def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train` and `decode`."""
     bench_rates.add_arguments(parser)
     parser.add_argument("--dropout_rate", type=float, default=0.0, help="train: of both sides")
+    targets = bench_sides.SIZES["targets"]
+    parser.add_argument("--new_tokens", type=int, default=targets, help="decode: of each answer")
     parser.add_argument("--top_p", type=float, help="decode: nucleus sampling instead of greedy")
     parser.add_argument("--scan_layers", action="store_true", help="scan layers, not unroll them")
 
@@ -62,18 +65,38 @@ def run_decode(args: argparse.Namespace) -> None:
         args_of_model = argparse.Namespace(dropout_rate=0.0, scan_layers=False)
         vocabulary = "tasks/sample/vocabulary.model"
         bench_sides.write_weights(args.weights, bench_sides.our_network(args_of_model), vocabulary)
-        compare("decode", args)
+        whole = compare("decode", args)
+        one = compare("decode", argparse.Namespace(**{**vars(args), "new_tokens": 1}))
+        print_parts(whole, one, args.new_tokens)
         seconds = first_token(args.weights)
         print(f"  process start to first token, warm compilation cache: {seconds:.1f} s")
 
 
-def compare(verb: str, args: argparse.Namespace) -> None:
-    """Measure every side in turn and print the table."""
-    flags = [f"--dropout_rate={args.dropout_rate}"]
+def print_parts(
+    whole: dict[str, list[float]], one: dict[str, list[float]], new_tokens: int
+) -> None:
+    """Print each side's milliseconds of the encoder with one token, and of a further step.
+
+    Arguments are tokens a CPU-second, of answers of `new_tokens` tokens and of one.
+    """
+    rows = [["", "encoder and one step, CPU-ms", "a further step, CPU-ms"]]
+    batch = bench_sides.SIZES["batch"]
+    for side in whole.keys() & one.keys():
+        first = 1000 * batch / statistics.median(one[side])
+        call = 1000 * batch * new_tokens / statistics.median(whole[side])
+        step = (call - first) / max(new_tokens - 1, 1)
+        rows.append([side, f"{first:,.0f}", f"{step:.1f}"])
+    print(text_table(sorted(rows), indent=2))
+
+
+def compare(verb: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Measure every side in turn and print the tables; return tokens a CPU-second by side."""
+    flags = [f"--dropout_rate={args.dropout_rate}", f"--new_tokens={args.new_tokens}"]
     flags += [f"--top_p={args.top_p}"] if args.top_p is not None else []
     flags += ["--scan_layers"] if args.scan_layers else []
     sides = bench_sides.SIDES[verb]
     rates: dict[str, list[float]] = {}
+    cpu_rates: dict[str, list[float]] = {}
     answers = {}
     # Sides in turn, so that a slow minute of a shared machine falls on each of them.
     for number in range(args.rounds):
@@ -82,14 +105,18 @@ def compare(verb: str, args: argparse.Namespace) -> None:
             if result is None:
                 continue
             rates.setdefault(side, []).extend(result["rates"])
+            cpu_rates.setdefault(side, []).extend(result["cpu_rates"])
             answers[side] = result.get("answer")
             latest = statistics.median(rates[side])
             print(f"round {number + 1}: {side} {latest:.0f} tokens/s", file=sys.stderr)
     kind = "training, input and target tokens" if verb == "train" else "generated tokens"
     sizes = bench_sides.SIZES
-    shape = f"batch {sizes['batch']}, {sizes['inputs']}/{sizes['targets']}"
+    length = sizes["targets"] if verb == "train" else args.new_tokens
+    shape = f"batch {sizes['batch']}, {sizes['inputs']}/{length}"
     print(f"T5 1.1 small, {shape}, float32: {kind}")
+    print(f"{bench_rates.processor()}; {args.threads} threads a side")
     print(bench_rates.rate_table(rates, "tokens/s", "huggingface"))
+    print(bench_rates.rate_table(cpu_rates, "tokens/CPU-s", "huggingface"))
     for side in sides:
         if side not in rates:
             print(f"  {side}: is not installed here (see --hf_python)")
@@ -99,6 +126,7 @@ def compare(verb: str, args: argparse.Namespace) -> None:
             same = statistics.mean(a == b for row in rows for a, b in zip(*row, strict=True))
             if side != "ours":
                 print(f"  {side}: {same:.1%} of its tokens are ours")
+    return cpu_rates
 
 
 def first_step(args: argparse.Namespace) -> float:

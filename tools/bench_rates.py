@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import pathlib
+import platform
 import statistics
 import subprocess
 import sys
@@ -17,34 +19,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of benchmarks whose sides run in processes of their own."""
     parser.add_argument("--steps", type=int, default=4, help="measured repetitions a process (4)")
     parser.add_argument("--rounds", type=int, default=3, help="processes a side, in turn (3)")
+    threads = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=threads, help="of every side (all cores)")
     parser.add_argument("--hf_python", default=sys.executable, help="a Python that has the peers")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
 
 
 def timed(run: Callable[[], object], steps: int, units: int) -> dict:
-    """Return {"rates": units a second of `steps` calls}, after a call that is not counted."""
-    seconds = []
+    """Return {"rates": units a second, "cpu_rates": units a CPU-second} of `steps` calls.
+
+    A call before them is not counted.
+    """
+    seconds, cpu_seconds = [], []
     for _ in range(steps + 1):  # the first call compiles
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         run()
         seconds.append(time.monotonic() - began)
-    return {"rates": [units / s for s in seconds[1:]]}
+        cpu_seconds.append(time.process_time() - cpu_began)
+    return {
+        "rates": [units / s for s in seconds[1:]],
+        "cpu_rates": [units / s for s in cpu_seconds[1:]],
+    }
+
+
+def processor() -> str:
+    """Return the processor, its cores that this process may use, its extensions, and the load."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    values = {name.strip(): value.strip() for name, value in fields.items()}
+    found = set(values.get("flags", "").split()) & {"avx2", "avx512f", "amx_tile"}
+    kind, cores = values.get("model name", platform.processor()), len(os.sched_getaffinity(0))
+    extensions = ", ".join(sorted(found)) or "no AVX2"
+    load = " ".join(f"{average:.1f}" for average in os.getloadavg())
+    return f"{kind}, {cores} cores, {extensions}; load average {load}"
 
 
 def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dict | None:
     """Return a side's result; None if its libraries are not installed there."""
-    # In a process of its own, because two frameworks in one share threads and memory; ours with
-    # huge pages, as `python -m cosmo` starts itself.
-    # Peers may be installed elsewhere, where ours is not.
+    # In a process of its own, because two frameworks in one share threads and memory. Peers may be
+    # installed elsewhere, where ours is not.
     python = sys.executable if side == "ours" else args.hf_python
     command = [python, "-m", "tools.bench", verb, f"--side={side}", f"--steps={args.steps}"]
-    tuned = {"GLIBC_TUNABLES": HUGE_PAGES} if side == "ours" else {}
+    # Every side has the huge pages with which `python -m cosmo` starts itself, and equal threads.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
+    tuned = {"GLIBC_TUNABLES": HUGE_PAGES, **threads}
+    cores = sorted(os.sched_getaffinity(0))[: args.threads]
     done = subprocess.run(
         [*command, f"--weights={args.weights}", *flags],
         capture_output=True,
         text=True,
         env={**os.environ, **tuned},
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # XLA takes a thread for each core
     )
     if done.returncode:
         if "ModuleNotFoundError" in done.stderr:

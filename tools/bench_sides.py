@@ -5,6 +5,7 @@ A function imports its own library, so that it runs where the others are not ins
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -102,7 +103,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
 
     session = cosmo.load(args.weights).session
     settings = decoding.DecodingConfig(
-        max_new_tokens=SIZES["targets"],
+        max_new_tokens=args.new_tokens,
         temperature=0.0 if args.top_p is None else 1.0,
         top_p=args.top_p or 1.0,
     )
@@ -114,7 +115,7 @@ def ours_decode(args: argparse.Namespace) -> dict:
     def one():
         out["tokens"] = np.asarray(run(session.params, inputs, keys).tokens)
 
-    result = timed(one, args.steps, SIZES["batch"] * SIZES["targets"])
+    result = timed(one, args.steps, SIZES["batch"] * args.new_tokens)
     # A row that ended early computes less than the peers, which are made to write every token.
     if not out["tokens"][..., -1].all():
         raise SystemExit("a row ended before the last position: nothing to compare")
@@ -163,7 +164,7 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
 
     model = AutoModelForSeq2SeqLM.from_pretrained(args.weights).eval()
     # torch looks up embeddings by 64-bit integers.
-    inputs, new = torch.tensor(random_batch()["inputs"]).long(), SIZES["targets"]
+    inputs, new = torch.tensor(random_batch()["inputs"]).long(), args.new_tokens
     sampling = {} if args.top_p is None else {"do_sample": True, "top_p": args.top_p, "top_k": 0}
     out = {}
 
@@ -176,7 +177,7 @@ def huggingface_decode(args: argparse.Namespace) -> dict:
     return {**result, "answer": out["tokens"][:, 1:].tolist()}
 
 
-def ctranslate2_decode(args: argparse.Namespace) -> dict:
+def ctranslate2_decode(args: argparse.Namespace, compute_type: str = "float32") -> dict:
     """Time generation by CTranslate2; the tokens are the `answer`."""
     import ctranslate2
 
@@ -185,11 +186,14 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     if not folder.exists():
         ctranslate2.converters.TransformersConverter(args.weights).convert(str(folder))
     translator = ctranslate2.Translator(
-        str(folder), device="cpu", compute_type="float32", intra_threads=os.cpu_count()
+        str(folder),
+        device="cpu",
+        compute_type=compute_type,
+        intra_threads=int(os.environ["OMP_NUM_THREADS"]),
     )
     pieces = json.loads((folder / "shared_vocabulary.json").read_text())
     inputs = [[pieces[i] for i in row] for row in random_batch()["inputs"].tolist()]
-    new = SIZES["targets"]
+    new = args.new_tokens
     # 0 means all tokens. Its default of 1 would be greedy.
     sampling = {} if args.top_p is None else {"sampling_topk": 0, "sampling_topp": args.top_p}
     out = {}
@@ -205,11 +209,38 @@ def ctranslate2_decode(args: argparse.Namespace) -> dict:
     return {**result, "answer": [[numbers[t] for t in r.hypotheses[0]] for r in out["tokens"]]}
 
 
+def onnxruntime_decode(args: argparse.Namespace) -> dict:
+    """Time generation by ONNX Runtime, by way of optimum; the tokens are the `answer`."""
+    import onnxruntime
+    import torch
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    folder = pathlib.Path(args.weights).with_name("onnx")
+    # Exported in the first round, and kept for the others.
+    source, exports = (folder, False) if folder.exists() else (args.weights, True)
+    model = ORTModelForSeq2SeqLM.from_pretrained(source, export=exports, session_options=options)
+    if exports:
+        model.save_pretrained(folder)
+    inputs, new = torch.tensor(random_batch()["inputs"]).long(), args.new_tokens
+    sampling = {} if args.top_p is None else {"do_sample": True, "top_p": args.top_p, "top_k": 0}
+    out = {}
+
+    def one():
+        out["tokens"] = model.generate(inputs, max_new_tokens=new, min_new_tokens=new, **sampling)
+
+    result = timed(one, args.steps, SIZES["batch"] * new)
+    return {**result, "answer": out["tokens"][:, 1:].tolist()}
+
+
 SIDES = {
     "train": {"ours": ours_train, "huggingface": huggingface_train},
     "decode": {
         "ours": ours_decode,
         "huggingface": huggingface_decode,
         "ctranslate2": ctranslate2_decode,
+        "ctranslate2_int8": functools.partial(ctranslate2_decode, compute_type="int8"),
+        "onnxruntime": onnxruntime_decode,
     },
 }

@@ -39,10 +39,9 @@ def plan(recipe: str, topology: str, settings: list[str]) -> dict | None:
     """Return the plan as JSON; None if there is none, with the reason on stderr."""
     command = [sys.executable, "-m", "cosmo", "plan", "--quiet", "--json"]
     command += [f"--gin_file={recipes(recipe)}", f"--topology={topology}"]
-    # The steps of the LM-adapted T5, which Cosmo's TRAIN_STEPS counts. BlenderBot has none.
-    start = "--gin.VOCABULARY_PATH=none" if recipe == "prost" else "--start_step=1100000"
+    own = ["--gin.VOCABULARY_PATH=none"] if recipe == "prost" else []
     done = subprocess.run(
-        [*command, start, *settings],
+        [*command, *own, *settings],
         stdout=subprocess.PIPE,
         text=True,
     )

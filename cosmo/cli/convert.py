@@ -5,7 +5,7 @@ import argparse
 from cosmo.engine.base.command_line import Verb
 
 # {on the command line: in the engine}
-FORMATS = {"t5x": "t5x", "hf": "huggingface", "parlai": "parlai"}
+FORMATS = {"t5x": "t5x", "hf": "huggingface", "parlai": "parlai", "ctranslate2": "ctranslate2"}
 
 
 def run_import(args: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """Write a checkpoint in HuggingFace's or T5X's format, and print where it is."""
+    """Write a checkpoint in HuggingFace's, T5X's or CTranslate2's format; print where it is."""
     from cosmo.engine.checkpoints import any_format, convert
     from cosmo.tasks import vocabularies
 
@@ -63,7 +63,7 @@ def run_export(args: argparse.Namespace) -> None:
     where = f"{args.output}/checkpoint_{source.step}" if args.format == "t5x" else args.output
     print(f"{source}: {source.parameter_count:,} parameters, now {where}")
     # T5X's checkpoints have no place for a tokenizer, so nothing is missing there.
-    if args.format == "hf" and path is None:
+    if args.format != "t5x" and path is None:
         print("no tokenizer was written: no vocabulary is known (--vocabulary=FILE)")
 
 
@@ -97,26 +97,28 @@ IMPORT = Verb(
 
 
 EXPORT = Verb(
-    help="write a checkpoint as a HuggingFace folder, or as T5X restores it",
+    help="write a checkpoint as a HuggingFace folder, for T5X or for CTranslate2",
     description="Write a checkpoint as a HuggingFace folder, which AutoTokenizer and "
     "AutoModelForSeq2SeqLM load, or as a T5X checkpoint, with Adafactor's state where there "
-    "is one. Memory does not grow with the model.",
+    "is one. Memory does not grow with the model. ctranslate2 (extra `ct2`) writes a folder for "
+    "CTranslate2, a fast engine for processors, float32 or int8; there the weights are in memory.",
     examples="""\
   python -m cosmo export --format=hf --checkpoint=/tmp/run --output=/tmp/cosmo-hf
   python -m cosmo export --format=t5x --checkpoint=/tmp/run/checkpoints/600 --output=/tmp/t5x
+  python -m cosmo export --format=ctranslate2 --dtype=int8 --checkpoint=/tmp/run --output=/tmp/ct2
 """,
     run=run_export,
     flags="""
---format t5x|hf!    what to write
+--format t5x|hf|ctranslate2!  what to write
 --checkpoint CKPT!  MODEL_DIR of a run (its latest checkpoint), MODEL_DIR/checkpoints/STEP,
                     or MODEL_DIR/best of early stopping; T5X's and HuggingFace's are read
                     too
---output DIR!       hf: the folder to make; t5x: the folder to make checkpoint_STEP in
---dtype float32|bfloat16|float16=float32  hf: of the weights; float16 is refused, with the
-                    reason
+--output DIR!       the folder to make; t5x: the folder to make checkpoint_STEP in
+--dtype float32|bfloat16|float16|int8=float32  of the weights. hf: float32, bfloat16 (float16 is
+                    refused, with the reason); ctranslate2: float32, int8
 --model_type t5|mt5|umt5  hf: the class, if not that of the folder it was imported from
 --max_shard_gb GB=5.0  hf: size of a weights file
---vocabulary FILE   hf: the vocabulary for the tokenizer files, if not the one that the
+--vocabulary FILE   hf, ctranslate2: the vocabulary for the tokenizer files, if not the one that the
                     checkpoint was trained with
 """,
 )

@@ -211,10 +211,10 @@ VERB = Verb(
     "open are chosen as train chooses them. Exit code 1 if it does not fit. An "
     "INITIAL_CHECKPOINT_PATH is not needed.",
     examples="""\
-  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v3:4x4 --start_step=1100000
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v3:4x4
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_11b.gin --topology=v3:8x8 --json --hlo=step.txt
   python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=v5e:4x8 --sweep
-  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8 --start_step=1100000
+  python -m cosmo plan --gin_file=gin/cosmo/cosmo_3b.gin --topology=h100:8
 """,
     run=run,
     flags="""
@@ -222,7 +222,8 @@ VERB = Verb(
                   v6e:2x4), cpu:8, or by arithmetic GPUs: h100:8, h200:8, a100:8
 --json            print one JSON object instead of a table
 --hlo FILE        write the compiled program's text there
---start_step N=0  steps of TRAIN_STEPS that the starting checkpoint has done already
+--start_step N:int  steps of TRAIN_STEPS that the starting checkpoint has done already (default:
+                  the recipe's INITIAL_CHECKPOINT_STEP)
 trying many settings:
 --sweep               plan every combination; rank those that fit
 --partitions A,B      (1,2,4,8)

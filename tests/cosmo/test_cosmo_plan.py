@@ -77,13 +77,24 @@ def test_cosmo_plan_counts_what_cpu_devices_run(tmp_path):
 def test_cosmo_plan_of_gpus_is_arithmetic():
     """Oracle: FLOPs and bytes over the table's peaks, by hand; days are steps times seconds."""
     recipe = "--gin_file=gin/cosmo/cosmo_3b.gin"
-    made = plan(recipe, "--topology=h100:8", "--start_step=1100000", run=run_here)
+    made = plan(recipe, "--topology=h100:8", run=run_here)
     assert made["estimated"] and made["compile_seconds"] is None
     assert made["steps"] == 110_000
-    bound = made["matmul_flops"] / 989e12
+    bound = max(made["matmul_flops"] / 989e12, made["hbm_traffic_bytes"] / 3350e9)
+    assert made["roofline_seconds"]["hbm"] == pytest.approx(made["hbm_traffic_bytes"] / 3350e9)
+    # The state of a device is read and written, and much more is moved for products.
+    assert made["hbm_traffic_bytes"] > 4 * 4 * made["parameters"] / 8
     assert made["step_seconds_bound"] == pytest.approx(bound)
     assert made["days_bound"] == pytest.approx(110_000 * bound / 86_400)
     assert made["tokens_per_second_bound"] == pytest.approx(256 * 640 / bound)
+
+
+def test_cosmo_plan_steps_are_counted_from_the_starting_checkpoint():
+    """Oracle: the recipe's 1,210,000 less 1,100,000; given steps; HuggingFace's have none."""
+    recipe = ("--gin_file=gin/cosmo/cosmo_3b.gin", "--topology=h100:8")
+    given = {(): 110_000, ("--start_step=0",): 1_210_000, ("--gin.TRAIN_STEPS=110_000",): 110_000}
+    for flags, steps in given.items():
+        assert plan(*recipe, *flags, run=run_here)["steps"] == steps
 
 
 def test_cosmo_plan_says_what_would_fit():

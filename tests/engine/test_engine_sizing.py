@@ -121,6 +121,32 @@ def test_engine_sizing_less_memory_means_thriftier_settings():
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
 
 
+@pytest.mark.parametrize("gib, count", [(67.06, 16), (118.18, 4)])
+def test_engine_sizing_one_card_takes_microbatches_before_recomputation(gib, count):
+    """XL on one card of an H100's and an H200's memory. Property: no weights are gathered, so
+    microbatches cost less than the forward pass that full rematerialization computes again."""
+    chosen = choose(XL, 1, gib * 2**30)
+    assert chosen.remat_policy == "minimal" and 1 < chosen.num_microbatches <= count
+
+
+def test_engine_sizing_memory_traffic_is_that_of_products_and_state():
+    """One device, one layer each. Oracle: operands and results of the products, written out for
+    the logits; the rest lies between once and twelve times the state."""
+    network = dataclasses.replace(XL, num_encoder_layers=1, num_decoder_layers=1)
+    model, config = models.EncoderDecoderModel(network), step.StepConfig()
+    choice = sizing.DeviceSettings(1, "none", 1)
+    one = sizing.hbm_traffic_estimate(model, config, BATCH, 1, choice)
+    wide = models.EncoderDecoderModel(dataclasses.replace(network, vocab_size=2 * 32128))
+    more = sizing.hbm_traffic_estimate(wide, config, BATCH, 1, choice) - one
+    added, rows = 32128 * 2048, 256 * 128
+    # Three products: each moves the kernel (bfloat16; its gradient is written in that type too) and
+    # the logits (float32 as they are written, bfloat16 or float32 as their gradient is read).
+    products = 3 * 2 * added + np.array([3 * 2, 3 * 4]) * rows * 32128
+    # The optimizer: two tables of parameters, their gradients, and factors of a thousandth.
+    state = 2 * 2 * (4 + 4) * added
+    assert products[0] + state <= more <= 1.05 * (products[1] + state)
+
+
 @pytest.mark.parametrize("count", [1, 2, 8, 16])
 def test_engine_sizing_unknown_memory_recomputes_nothing(count):
     """On a CPU, however many microbatches are asked for. Oracle: the documented default."""

@@ -20,7 +20,13 @@ from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.checkpoints import any_format, lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.any_format import Source
 from cosmo.engine.checkpoints.description import check_same_vocabulary, check_vocabulary, describe
-from cosmo.engine.checkpoints.interop import huggingface, t5x, t5x_adafactor, tokenizer
+from cosmo.engine.checkpoints.interop import (
+    ctranslate2_folder,
+    huggingface,
+    t5x,
+    t5x_adafactor,
+    tokenizer,
+)
 from cosmo.engine.model import models
 from cosmo.engine.model.step import StepConfig, TrainState, init_state
 from cosmo.engine.model.t5 import T5Config
@@ -109,13 +115,13 @@ def export_checkpoint(
     vocabulary_path: str | None = None,
     model_type: str | None = None,
 ) -> Source:
-    """Write a checkpoint of any format as a HuggingFace folder, or as a T5X checkpoint.
+    """Write a checkpoint of any format in HuggingFace's, T5X's or CTranslate2's.
 
     Args:
         path: the checkpoint.
-        output: "huggingface": the folder to make. "t5x": the folder to make checkpoint_STEP in.
-        format: "huggingface" or "t5x".
-        dtype: "float32" or "bfloat16" (HuggingFace only).
+        output: the folder to make. "t5x": the folder to make checkpoint_STEP in.
+        format: "huggingface", "t5x" or "ctranslate2".
+        dtype: "float32", "bfloat16" (HuggingFace only) or "int8" (CTranslate2 only).
         max_shard_gb: the maximum size of a safetensors file, in 1e9 bytes.
         vocabulary_path: a vocabulary, written as HuggingFace's tokenizer files, or beside
             T5X's checkpoint.
@@ -127,8 +133,9 @@ def export_checkpoint(
     """
     if dtype == "float16":
         raise UserError(FLOAT16)
-    if dtype not in huggingface.DTYPES:
-        raise UserError(f"dtype={dtype!r}; it is one of {list(huggingface.DTYPES)}")
+    known = ctranslate2_folder.DTYPES if format == "ctranslate2" else tuple(huggingface.DTYPES)
+    if dtype not in known:
+        raise UserError(f"dtype={dtype!r}; it is one of {list(known)}", setting="dtype")
     if not 0 < max_shard_gb < math.inf:
         raise UserError(
             f"max_shard_gb={max_shard_gb}; it must be above 0, such as 5.0", setting="max_shard_gb"
@@ -138,6 +145,14 @@ def export_checkpoint(
     source = any_format.open_source(path)
     if format == "t5x" and not isinstance(source.network, T5Config):
         raise UserError(f"{source} is no T5, and T5X has no other network: export it as hf")
+    if format == "ctranslate2":
+        ctranslate2_folder.package()  # before the folder is made
+        ctranslate2_folder.check_network(source.network)
+        if is_remote(output):
+            raise UserError(
+                f"{output}: CTranslate2 writes to local disk: give a local folder, and copy it",
+                setting="output",
+            )
     target = epath.Path(output) / (f"checkpoint_{source.step}" if format == "t5x" else "")
     # Parameters of a source are float32, whatever its file holds.
     total = sum(a.nbytes for a in source.params.values()) * (2 if dtype == "bfloat16" else 4) // 4
@@ -158,6 +173,14 @@ def export_checkpoint(
             )
             if vocabulary_path is not None:  # beside the checkpoint: T5X has no place for it
                 run_checkpoints.copy_vocabulary(str(target.parent), vocabulary_path)
+        elif format == "ctranslate2":
+            pieces = None
+            if vocabulary_path is not None:
+                pieces = tokenizer.pieces_of(vocabulary_path)
+                tokenizer.write_tokenizer(folder, vocabulary_path)
+            ctranslate2_folder.write_folder(
+                folder, source.params, source.network, dtype, pieces, on_piece
+            )
         else:
             # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import partitioning
+from cosmo.engine.model import cpu_products, partitioning
 from cosmo.engine.model.fused_attention import FAR, MASKED, Buckets, fused_attention
 
 # Kernels are matrices because Adafactor factors matrices: other shapes would train otherwise.
@@ -53,9 +53,36 @@ def product(
 ) -> jax.Array:
     """Return x [..., M] times a kernel [M, N], in x's type; factors are rounded to `dtype`."""
     dtype = dtype or x.dtype
-    return jnp.matmul(
-        x.astype(dtype), weight(kernel, dtype, called), preferred_element_type=x.dtype
-    )
+    return times(x.astype(dtype), weight(kernel, dtype, called), x.dtype)
+
+
+def times(x: jax.Array, weights_MN: jax.Array, dtype) -> jax.Array:
+    """Return x [..., M] times weights [M, N] in `dtype`.
+
+    On CPUs gradients are computed in the form that is fast there.
+    """
+    same = x.dtype == weights_MN.dtype == jnp.dtype(dtype)
+    if same and cpu_products.copies_transpose(x):
+        return _times(x, weights_MN)
+    return jnp.matmul(x, weights_MN, preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def _times(x, weights_MN):
+    return x @ weights_MN
+
+
+def _times_forward(x, weights_MN):
+    return x @ weights_MN, (x, weights_MN)
+
+
+def _times_backward(kept, grad):
+    x, weights_MN = kept
+    x_TM, grad_TN = (a.reshape(-1, a.shape[-1]) for a in (x, grad))
+    return grad @ weights_MN.T, cpu_products.transposed_product(x_TM, grad_TN)
+
+
+_times.defvjp(_times_forward, _times_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, shared: bool = True) -> jax.Array:

@@ -204,6 +204,15 @@ def gathers() -> bool:
     return layout is not None and layout.mesh.shape["data"] > 1
 
 
+def on_cpu() -> bool:
+    """Return whether the current program is traced for CPU devices."""
+    layout = _ACTIVE.get()
+    if layout is None:
+        return jax.default_backend() == "cpu"
+    # A plan traces programs for devices that this process has not; a GPU's are abstract.
+    return isinstance(layout.mesh, Mesh) and layout.mesh.devices.flat[0].platform == "cpu"
+
+
 def gather(weight: jax.Array, names: tuple[str, ...], called: str = GATHERED) -> jax.Array:
     """Return a parameter made whole along `data` for one use, or itself without an active layout.
 

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.model import fused_attention, partitioning
+from cosmo.engine.model import cpu_products, fused_attention, partitioning
 from cosmo.engine.model.choice_tree import ChoiceTree
 from cosmo.engine.model.layers import (
     KERNELS,
@@ -38,6 +38,7 @@ from cosmo.engine.model.layers import (
     param,
     scale_query,
     split_key,
+    times,
     visible,
     weight,
 )
@@ -318,7 +319,7 @@ def attend_beside(
     )
     weights_BHN = jax.nn.softmax(logits_BHN, axis=-1)
     past_BHT, own_BH1 = weights_BHN[..., :-1], weights_BHN[..., -1:]
-    mixed_BHK = jnp.sum(past_BHT[..., None] * _f32(values_BHTK), axis=2)
+    mixed_BHK = cpu_products.weighted(past_BHT, _f32(values_BHTK))
     mixed_BHK = mixed_BHK + own_BH1 * _f32(value_BHK)
     mixed_BJ = mixed_BHK.reshape(mixed_BHK.shape[0], -1).astype(q_BHK.dtype)
     return mixed_BJ, (key_BHK, value_BHK)
@@ -342,8 +343,7 @@ def attend_inputs(q_RHK, keys_BHKS, values_BHSK, bias_B1S) -> jax.Array:
     """
     rows, inputs = q_RHK.shape[0], keys_BHKS.shape[0]
     if rows == inputs:
-        # Sums, because a CPU divides them over its cores, as it does not with small products.
-        logits_BHS = jnp.sum(_f32(q_RHK)[..., None] * _f32(keys_BHKS), axis=2) + bias_B1S
+        logits_BHS = cpu_products.weighted(_f32(q_RHK), _f32(keys_BHKS)) + bias_B1S
         return _weighted(jax.nn.softmax(logits_BHS, axis=-1), values_BHSK, q_RHK.dtype)
     # Samples of an input are the rows of one product: its keys are read once for all of them.
     q_BHNK = q_RHK.reshape(inputs, rows // inputs, *q_RHK.shape[1:]).swapaxes(1, 2)
@@ -354,7 +354,7 @@ def attend_inputs(q_RHK, keys_BHKS, values_BHSK, bias_B1S) -> jax.Array:
 
 
 def _weighted(weights_BHS, values_BHSK, dtype) -> jax.Array:
-    mixed_BHK = jnp.sum(weights_BHS[..., None] * _f32(values_BHSK), axis=2)
+    mixed_BHK = cpu_products.weighted(weights_BHS, _f32(values_BHSK))
     return mixed_BHK.reshape(mixed_BHK.shape[0], -1).astype(dtype)
 
 
@@ -648,7 +648,7 @@ class EncoderDecoder(nnx.Module):
         else:
             kernel = weight(self.decoder.logits_dense, dtype)
         x = self._scaled(x).astype(dtype)
-        return self._allowed(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
+        return self._allowed(times(x, kernel, jnp.float32))
 
     def _allowed(self, logits: jax.Array) -> jax.Array:
         """Return logits [..., V] with their bias, and without those of forbidden tokens."""
@@ -864,11 +864,7 @@ class EncoderDecoder(nnx.Module):
         # The barrier keeps the transpose out of the product: see `decode_layer`.
         x_BM = jax.lax.optimization_barrier(self._scaled(normalize(x_MB.T, weights.norm)))
         x_BM = x_BM.astype(weights.logits_VM.dtype)
-        # Sums in float32: rounded ones would tie, and change which token is taken.
-        logits_BV = jnp.einsum(
-            "BM,VM->BV", x_BM, weights.logits_VM, preferred_element_type=jnp.float32
-        )
-        return self._allowed(logits_BV), caches
+        return self._allowed(cpu_products.logits(x_BM, weights.logits_VM)), caches
 
     def biases_of_ages(self, ages_T: jax.Array) -> list[jax.Array]:
         """Return the relative biases of keys that are `ages_T` tokens old: each float32 [1, H, T].

@@ -43,6 +43,7 @@ class PlannedRun:
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bad_step_policy: str = "stop"  # with "skip" the step has a branch, see `make_train_step`
     total_steps: int = 0
+    initial_step: int = 0  # steps of total_steps that the starting checkpoint has done
 
     def __post_init__(self):
         check_bad_step_policy(self.bad_step_policy)
@@ -94,12 +95,15 @@ class Plan:
 
 
 def plan_step(
-    job: PlannedRun, topology: str, *, start_step: int = 0, hlo_path: str | None = None
+    job: PlannedRun, topology: str, *, start_step: int | None = None, hlo_path: str | None = None
 ) -> Plan:
     """Return the plan of `job` on `topology`; write the compiled text to `hlo_path`, if given.
 
-    Raises UserError for settings that do not suit the devices.
+    A `start_step` of None is the job's `initial_step`, or 0 if that is not below its total. Raises
+    UserError for settings that do not suit the devices.
     """
+    if start_step is None:  # a checkpoint without a step has a smaller total: see the recipes
+        start_step = job.initial_step if job.initial_step < job.total_steps else 0
     if job.total_steps and not 0 <= start_step < job.total_steps:
         raise UserError(
             f"start step {start_step} is not below TRAIN_STEPS={job.total_steps}",
@@ -143,7 +147,10 @@ def plan_step(
 
 
 def sweep(
-    job: PlannedRun, topology: str, choices: list[sizing.DeviceSettings], start_step: int = 0
+    job: PlannedRun,
+    topology: str,
+    choices: list[sizing.DeviceSettings],
+    start_step: int | None = None,
 ) -> Iterator[tuple[sizing.DeviceSettings, Plan | UserError]]:
     """Yield (choice, its plan, or the error if it does not suit the devices)."""
     for choice in choices:
@@ -169,7 +176,7 @@ def rank(plans: list[Plan]) -> list[Plan]:
     return sorted((plan for plan in plans if plan.fits), key=key)
 
 
-def remedy(job: PlannedRun, plan: Plan, start_step: int = 0) -> Plan | None:
+def remedy(job: PlannedRun, plan: Plan, start_step: int | None = None) -> Plan | None:
     """Return the first plan that fits, of settings that need less memory than `plan`, or None."""
     parts, given = plan.mesh["model"], plan.num_microbatches
     # From the cheapest remedy on: more microbatches, then less kept, then more partitions.
@@ -238,20 +245,20 @@ def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettin
     flops = sizing.matmul_flops(model, batch) / count
     sizes = {"all-gather": count // choice.num_partitions, "all-reduce": count}
     moved = collections.Counter({(kind, sizes[kind]): size for kind, size in kinds.items()})
-    cost = hlo_cost.Cost(flops, collectives=moved)
+    hbm_bytes = sizing.hbm_traffic_estimate(model, config, batch, count, choice)
+    cost = hlo_cost.Cost(flops, hbm_bytes, collectives=moved)
     return _Found(int(memory["arguments"]), int(memory["temporaries"]), cost, estimated=True)
 
 
 def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begin) -> Plan:
     devices = mesh["data"] * mesh["model"]
     peak = None if found.temporaries is None else found.arguments + found.temporaries
-    cost, traffic = found.cost, None
+    cost = found.cost
     roofline: dict[str, float | None] = dict.fromkeys(("compute", "hbm", "interconnect"))
     if cost is not None:
-        traffic = None if found.estimated else cost.hbm_bytes
         roofline = {
             "compute": _over(cost.matmul_flops, chip.matmul_flops),
-            "hbm": _over(traffic, chip.hbm_bytes_per_second),
+            "hbm": _over(cost.hbm_bytes, chip.hbm_bytes_per_second),
             "interconnect": _over(_link_bytes(cost), chip.link_bytes_per_second),
         }
     # A roofline: the three overlap at best, so the slowest of them bounds the step.
@@ -287,7 +294,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         matmul_flops=cost and cost.matmul_flops,
         # Without recomputation: the ratio of the two shows how much the settings recompute.
         matmul_flops_minimum=sizing.minimum_matmul_flops(job.model, batch) / devices,
-        hbm_traffic_bytes=traffic,
+        hbm_traffic_bytes=cost and cost.hbm_bytes,
         kernel_flops=cost and cost.kernel_flops,
         kernel_traffic_bytes=cost and cost.kernel_bytes,
         collective_bytes=cost and cost.collective_bytes(),

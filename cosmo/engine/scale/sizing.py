@@ -8,6 +8,7 @@ import functools
 import itertools
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -58,10 +59,18 @@ _traced_once = functools.lru_cache(maxsize=64)
 
 @_traced_once
 def _matmul_flops(model: models.EncoderDecoderModel, batch: tuple) -> float:
+    return sum(times * _dot_flops(equation) for equation, times in _products(model, batch))
+
+
+@_traced_once
+def _products(model: models.EncoderDecoderModel, batch: tuple) -> list[tuple[Any, int]]:
+    """Return (product, how often it is computed) of loss and gradients of the whole batch."""
+
     def gradients(params, batch):
         return jax.value_and_grad(lambda p: models.loss(model, p, batch), has_aux=True)(params)
 
-    return _dot_flops(jax.make_jaxpr(gradients)(models.abstract_params(model), dict(batch)).jaxpr)
+    jaxpr = jax.make_jaxpr(gradients)(models.abstract_params(model), dict(batch)).jaxpr
+    return list(_dots(jaxpr))
 
 
 @_traced_once
@@ -108,24 +117,15 @@ def memory_estimate(
 ) -> dict[str, float]:
     """Return estimated bytes on each device: {"arguments" (the state), "temporaries"}."""
     data, parts = devices // choice.num_partitions, choice.num_partitions
-    params = models.parameter_count(model)
-    # Neither the policy nor the microbatches change the optimizer's state.
-    one = dataclasses.replace(step, num_microbatches=1)
-    state = 4 * params + _optimizer_bytes(_with(model, remat_policy="none"), one)
+    params, state = models.parameter_count(model), _state_bytes(model, step)
     network, rows = model.network, batch["encoder_input_tokens"].shape[0]
-    split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
-    split -= {0, _size(network, "emb_dim")}
 
     def share(policy: str) -> float:
-        """Return a device's share: rows over `data`; heads, feed-forward, pieces over `model`."""
+        """Return a device's share of what is kept, of one microbatch."""
         total = 0.0
         for array in kept_activations(model, batch, policy):
-            size = _bytes([array])
-            if rows not in array.shape:
-                total += size / parts
-            else:
-                over = parts if split & set(array.shape) else 1
-                total += size / (data * choice.num_microbatches * over)
+            over = choice.num_microbatches if rows in array.shape else 1
+            total += _share(network, rows, array, data, parts) / over
         return total
 
     stacks = _size(network, "num_encoder_layers"), _size(network, "num_decoder_layers")
@@ -139,6 +139,50 @@ def memory_estimate(
     )
     # Generation, as evaluations do, gathers the decoder's weights: less than all of them.
     return {"arguments": state / devices, "temporaries": max(training, 2 * params / parts)}
+
+
+def hbm_traffic_estimate(
+    model: models.EncoderDecoderModel,
+    step: StepConfig,
+    batch: models.Batch,
+    devices: int,
+    choice: DeviceSettings,
+) -> float:
+    """Return the estimated bytes that one device reads from and writes to its memory in a step.
+
+    They are the operands and results of products, each moved once, and the state and gradients,
+    which the optimizer reads and writes. All other work counts as fused with these.
+    """
+    data, parts = devices // choice.num_partitions, choice.num_partitions
+    rows = batch["encoder_input_tokens"].shape[0]
+    total = 0.0
+    plain = _with(model, attention="plain")  # a kernel's products are not in the jaxpr
+    for equation, times in _products(plain, tuple(sorted(batch.items()))):
+        for array in [value.aval for value in (*equation.invars, *equation.outvars)]:
+            # Every microbatch reads the weights, and writes their gradients.
+            count = 1 if rows in array.shape else choice.num_microbatches
+            total += times * count * _share(model.network, rows, array, data, parts)
+    return total + 2 * (_state_bytes(model, step) + 4 * models.parameter_count(model)) / devices
+
+
+def _state_bytes(model: models.EncoderDecoderModel, step: StepConfig) -> float:
+    """Return the bytes of parameters and optimizer state, over all devices."""
+    # Neither the policy nor the microbatches change the optimizer's state.
+    one = dataclasses.replace(step, num_microbatches=1)
+    optimizer = _optimizer_bytes(_with(model, remat_policy="none"), one)
+    return 4 * models.parameter_count(model) + optimizer
+
+
+def _share(network: Any, rows: int, array: Any, data: int, parts: int) -> float:
+    """Return the bytes of a device's share of an array of the forward or backward pass.
+
+    Rows are split over `data`; heads, feed-forward and pieces over `model`, as weights are.
+    """
+    split = {_size(network, "mlp_dim"), _size(network, "vocab_size"), _size(network, "num_heads")}
+    split -= {0, _size(network, "emb_dim")}
+    if rows not in array.shape:
+        return _bytes([array]) / parts
+    return _bytes([array]) / (data * (parts if split & set(array.shape) else 1))
 
 
 def traffic_estimate(
@@ -220,7 +264,7 @@ def choose_device_settings(
     counts = [count] if count else [1, 2, 4, 8, 16]
     options = sorted(
         (DeviceSettings(parts, *option) for option in itertools.product(policies, counts)),
-        key=_cost,
+        key=functools.partial(_cost, gathers=parts != devices),
     )
     if parts < 1 or devices % parts:
         return options[0]  # an error of `Partitioner.mesh`, which names the setting
@@ -296,29 +340,36 @@ def apply_device_settings(
     )
 
 
-def _dot_flops(jaxpr: Any) -> float:
-    """Return the operations of all products in a jaxpr, a scan's as often as it runs."""
-    total = 0.0
+def _dots(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Yield (product, how often it is computed) of a jaxpr, a scan's as often as it runs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            total += 2.0 * math.prod(result) * math.prod(left[i] for i in contracted)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(_dot_flops(inner) for inner in core.jaxprs_in_params(equation.params))
-    return total
+            yield equation, times
+        inside = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from _dots(inner, inside)
 
 
-def _bytes(arrays: list[jax.ShapeDtypeStruct]) -> float:
+def _dot_flops(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return 2.0 * math.prod(result) * math.prod(left[i] for i in contracted)
+
+
+def _bytes(arrays: Iterable[Any]) -> float:
     return float(sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
 
 
-def _cost(choice: DeviceSettings) -> float:
-    """Return a relative cost, by which settings are tried in order."""
-    # Microbatches gather all weights again, and full rematerialization computes a third more.
+def _cost(choice: DeviceSettings, gathers: bool) -> float:
+    """Return a relative cost, by which settings are tried in order.
+
+    `gathers`: whether weights are gathered from other devices along `data`.
+    """
+    # Full rematerialization computes a third more. A microbatch gathers all weights again; where
+    # none are gathered, it only casts them again.
     # Keeping everything ("none") costs more memory traffic than computing attention again.
     policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
-    return choice.num_microbatches + policy[choice.remat_policy]
+    return (1.0 if gathers else 0.01) * choice.num_microbatches + policy[choice.remat_policy]
 
 
 def _policy(model: models.EncoderDecoderModel) -> str | None:

@@ -69,7 +69,12 @@ def fingerprint(path: str) -> str:
     """Return the hash of a vocabulary's pieces, equal to the one of `cosmo.tasks.vocabularies`."""
     if byte_level_bpe.recognizes(path):
         return byte_level_bpe.read(path).fingerprint
-    return fingerprint_of([piece.piece for piece in _read_model(path).pieces])
+    return fingerprint_of(pieces_of(path))
+
+
+def pieces_of(path: str) -> list[str]:
+    """Return the pieces of a SentencePiece model, in the order of their ids. Raises UserError."""
+    return [piece.piece for piece in _read_model(path).pieces]
 
 
 def _read_model(path: str) -> Any:
