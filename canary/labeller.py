@@ -35,7 +35,7 @@ MAX_INLINE_CHARS = 10_000
 # On a CPU a batch takes as long as its rows one after the other, and the first waits for the last.
 CPU_BATCH_SIZES, BATCH_SIZES = (1,), (1, 4, 8)
 # Padded lengths differ by so many tokens; longer ones by a share of themselves.
-LENGTH_STEP, LENGTH_GROWTH = 16, 1.2
+LENGTH_STEP, LENGTH_GROWTH = 16, 1.25
 # Rules of thumb are written after inputs padded to these lengths, or to the longest of all.
 WRITE_LENGTHS = (128,)
 # A Canary answers anything with one of the five labels. Another model hardly ever does.

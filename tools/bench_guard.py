@@ -35,7 +35,7 @@ from tools import bench_label
 
 # T5's own if it is here, because a label costs by its pieces.
 VOCABULARIES = bench_label.VOCABULARIES
-# What a turn's label costs beside itself.
+# A casual turn costs its label alone, any other one its rules of thumb too.
 LABELS = {"casual": safety.LABELS[0], "caution": "__needs_caution__"}
 SENTENCE = "I would say that it depends on what you and your friend want. "
 POLICY = """

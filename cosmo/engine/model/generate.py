@@ -152,7 +152,7 @@ def read_choices(
 ) -> Read:
     """Score the choices as `score_choices` does, and keep what generating after one needs.
 
-    What is kept of the inputs is padded to `kept_length` tokens, by default to their own length.
+    The inputs' keys and values are padded to `kept_length` tokens, by default to their own length.
     """
     tree = _tree(model, choices)
     module, weights = held_params.decoding_module(model, params)
