@@ -177,7 +177,8 @@ def test_the_blocks_of_a_page_run(page, model, tmp_path, monkeypatch):
 
 def here(text: str, folder) -> str:
     """Return a block's text with /tmp and the quickstart's run in `folder`."""
-    return text.replace("runs/quickstart", f"{folder}/run").replace("/tmp/", f"{folder}/")
+    # /tmp first: the folder's own name may begin so.
+    return text.replace("/tmp/", f"{folder}/").replace("runs/quickstart", f"{folder}/run")
 
 
 def run_python(text: str, name: str, namespace: dict[str, object]) -> None:
