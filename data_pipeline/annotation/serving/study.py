@@ -31,6 +31,7 @@ from data_pipeline.annotation.answers import (
     append_answers,
     append_lines,
     check_answer,
+    check_file,
     read_answers,
     write_quarantined,
 )
@@ -97,6 +98,7 @@ class Study:
         self.hold_seconds, self.per_judge, self.clock = hold_seconds, per_judge, clock
         self.events_path = Path(f"{answers}.events.jsonl")
         self._lock = threading.Lock()
+        check_file(self.path)
         try:
             durable.make_folder(self.path.parent)
             self._file_lock = open(f"{answers}.lock", "a+")  # noqa: SIM115 held until `close`
