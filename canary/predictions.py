@@ -28,6 +28,8 @@ from cosmo.tasks.safety import LABELS, rot_text
 
 # The sum of probabilities may miss 1 by so much: they may be rounded to three digits.
 MAX_SUM_ERROR = 3e-3
+# Below it a sum over a corpus overflows. -Infinity is allowed: an impossible text.
+LEAST_LOG_LIKELIHOOD = -1e9
 _ANSWERS = ("label", "probabilities", "rots")
 
 
@@ -129,9 +131,10 @@ def _likelihood(row: Mapping[str, Any], place: Place) -> tuple[float | None, int
     if likelihood is None:
         return None, 0
     number = isinstance(likelihood, int | float) and not isinstance(likelihood, bool)
-    if not number or math.isnan(likelihood) or likelihood > 0:
-        got = shown(likelihood)
-        raise place.error("field 'rot_log_likelihood' has a wrong value", got, "nats, at most 0")
+    if not number or not (LEAST_LOG_LIKELIHOOD <= likelihood <= 0 or likelihood == -math.inf):
+        expected = f"nats from {LEAST_LOG_LIKELIHOOD:g} to 0"
+        problem = "field 'rot_log_likelihood' has a wrong value"
+        raise place.error(problem, shown(likelihood), expected)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise place.error(
             "field 'rot_tokens' has a wrong value", shown(row.get("rot_tokens")), "a number from 1"

@@ -151,7 +151,8 @@ def find(wanted: str) -> Result:
         known = ", ".join(f"{paper}.{number}" for number in near) or " or ".join(
             f"{paper}.NUMBER" for paper in PAPERS
         )
-        raise UserError(f"--{kind}={wanted.replace(f'.{kind}.', '.')}: give one of {known}")
+        given = wanted.replace(f".{kind}.", ".").removesuffix(f".{kind}")
+        raise UserError(f"--{kind}={given}: give one of {known}")
     return by_name[wanted]
 
 

@@ -182,6 +182,8 @@ def run(args: argparse.Namespace) -> int:
                     yield fraction_bits(args.seed, "sample", name), name, made
 
     drawn = heapq.nsmallest(args.items, usable(), key=lambda one: one[:2])
+    if not counts.dialogues:
+        raise UserError(f"{args.path}: no row of SODA to count: correct the path or --split")
     if args.commonsense_items:
         if len(drawn) < args.items:
             raise UserError(f"only {len(drawn)} of {args.items} items can be drawn: give fewer")

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,7 @@ from data_pipeline.annotation.task_files import Field, Item, Task, fields
 MODEL = "model:"
 ORDERS = ((0, 1), (1, 0))
 MAX_TEXT_CHARS = 20_000
+MAX_SECONDS = 1e9  # 31 years: above it a sum of times overflows
 _JUDGE = re.compile(r"\S(.{0,198}\S)?")
 
 
@@ -44,7 +46,7 @@ class Answer:
     @property
     def by_model(self) -> bool:
         """Return whether a model gave the answers."""
-        return self.judge.startswith(MODEL)
+        return self.judge.casefold().startswith(MODEL)
 
     def line(self) -> bytes:
         """Return the line of the answers file."""
@@ -77,6 +79,8 @@ class Answers:
     quarantined: tuple[Quarantined, ...] = ()
     # Judges whose name stands in several files: it is unknown whether they are one person.
     shared_names: tuple[str, ...] = ()
+    # Judges whose names differ in case or spaces alone: one person may count as several.
+    similar_names: tuple[tuple[str, ...], ...] = ()
 
     def people(self) -> list[Answer]:
         """Return the answers of people."""
@@ -178,30 +182,33 @@ def check_answer(task: Task, answer: Answer) -> None:
         raise ValueError(f"of another task: got {answer.task!r}, expected {task.fingerprint!r}")
     item = task.by_id.get(answer.item)
     if item is None:
-        raise ValueError(f"unknown item {shown(answer.item)}")
+        raise ValueError(f"unknown item: got {shown(answer.item)}")
     check_judge(answer.judge)
     if item.options and answer.order not in ORDERS:
         raise ValueError(f"order: got {shown(answer.order)}, expected [0, 1] or [1, 0]")
     if not item.options and answer.order:
         raise ValueError(f"order: got {shown(answer.order)}, but nothing is compared")
-    if answer.seconds is not None and answer.seconds < 0:
-        raise ValueError(f"seconds: got {answer.seconds}, expected 0 or more")
+    if answer.seconds is not None and not 0 <= answer.seconds < MAX_SECONDS:
+        raise ValueError(f"seconds: got {answer.seconds:g}, expected 0 to {MAX_SECONDS:g}")
     too_fast = answer.seconds is not None and answer.seconds < task.min_seconds
     if too_fast and not answer.by_model:
-        raise ValueError(f"answered in {answer.seconds:g} s, less than {task.min_seconds:g} s")
+        raise ValueError(
+            f"answered too fast: got {answer.seconds:g} s, less than {task.min_seconds:g} s"
+        )
     check_answers(task.page, item, answer.answers, texts_required=not answer.by_model)
 
 
 def check_judge(name: str) -> None:
     """Raise ValueError for a name that no judge can have."""
     if not _JUDGE.fullmatch(name) or not name.isprintable():
-        raise ValueError(f"judge: got {shown(name)}, expected a name of 1 to 200 characters")
+        raise ValueError(f"judge: got {shown(name)}, expected a name of 1 to 200 printable "
+                         "characters without outer spaces")  # fmt: skip
 
 
 def check_person(name: str) -> None:
     """Raise ValueError for a name that no person can have: a model's vote is not a person's."""
     check_judge(name)
-    if name.startswith(MODEL):
+    if name.casefold().startswith(MODEL):
         raise ValueError(f"judge: got {shown(name)}, but a name with {MODEL!r} is a model's")
 
 
@@ -230,8 +237,8 @@ def read_answers(task: Task, paths: Sequence[Any]) -> Answers:
                 key = (answer.judge, answer.item, answer.order if answer.by_model else ())
                 if key in seen:
                     raise ValueError(
-                        f"doubled: judge {answer.judge!r} answered item {answer.item!r} already "
-                        f"({seen[key]})"
+                        f"doubled: got judge {answer.judge!r} and item {answer.item!r} again, "
+                        f"which are in {seen[key]}"
                     )
                 seen[key] = place
             except ValueError as error:
@@ -251,7 +258,20 @@ def read_answers(task: Task, paths: Sequence[Any]) -> Answers:
             expected="at least one answer", remedy="Correct the path.", setting="answers",
         )  # fmt: skip
     shared = sorted(name for name, files in files_of.items() if len(files) > 1)
-    return Answers(tuple(kept), tuple(bad), tuple(shared))
+    return Answers(tuple(kept), tuple(bad), tuple(shared), similar_names(files_of))
+
+
+def same_person(name: str) -> str:
+    """Return what two names have in common that a reader would take for one."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def similar_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of names that a reader would take for one person."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(same_person(name), []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def _row(line: str) -> Any:
@@ -259,14 +279,24 @@ def _row(line: str) -> Any:
         return json_lines.value(line)
     except ValueError as error:
         # The last line of a file that a kill or a full disk cut is such a line.
-        raise ValueError(f"{error}: the line is cut or damaged") from None
+        raise ValueError(f"the line is cut or damaged: got {error}") from None
+
+
+def check_file(path: Any) -> None:
+    """Raise UserError for a place that no answers can be appended to: a folder, a device."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UserError(f"{path} is {what}: give the path of a file", setting="answers")
 
 
 def lock_answers(path: Path) -> TextIO:
     """Return the open lock of an answers file, which one process holds until it closes it.
 
-    Raises UserError while another process holds it, and for a folder that cannot be written.
+    Raises UserError while another process holds it, for a folder that cannot be written, and as
+    `check_file` does.
     """
+    check_file(path)
     try:
         durable.make_folder(path.parent)
         lock = open(f"{path}.lock", "a+")  # noqa: SIM115 the caller closes it

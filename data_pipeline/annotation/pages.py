@@ -17,6 +17,8 @@ SCALES = ("nominal", "ordinal", "interval")
 # Utterances by speaker: the first one's stand on the left, the second one's on the right.
 SPEAKERS = ("all", "left", "right")
 CONTENT = ("narrative", "context", "options", "rots")
+# Fields of the pages' own forms, here and on Mechanical Turk.
+RESERVED = ("token", "action", "item", "consent", "task", "seed", "order", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Question:
         # The id names columns of CSV, fields of forms and XML attributes.
         plain = self.id.replace("_", "").isalnum() and self.id.isascii()
         check(plain, "the id may have letters, digits and _ only")
+        reserved = self.id in RESERVED or self.id.startswith("_")
+        check(not reserved, f"the id may not begin with _ or be one of {', '.join(RESERVED)}")
         check(self.kind in KINDS, f"got kind {self.kind!r}, expected one of {KINDS}")
         check(self.scale in SCALES, f"got scale {self.scale!r}, expected one of {SCALES}")
         check(self.speaker in SPEAKERS, f"got speaker {self.speaker!r}, expected {SPEAKERS}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from cosmo.engine.base.draws import fraction_bits
 from cosmo.engine.base.errors import DataError, UserError, shown
-from cosmo.tasks import conversations, readers
+from cosmo.tasks import conversations, readers, safety
 from cosmo.tasks.files import resolve
 from cosmo.tasks.recognize import PROSOCIAL, looks_like
 from cosmo.tasks.record_files import read_records
@@ -25,8 +25,8 @@ from data_pipeline.calls.requests import Rejected, Request, Sampling, Stage
 
 RECORDS = 'records {"turns": [...]}'
 # Marks between turns in the inputs of our formats: Cosmo's, Canary's, Prost's.
-TURN_MARKS = (" <turn> ", " // ", "\n")
-_SEPARATOR = " <sep> "
+TURN_MARKS = ("<turn>", " // ", "\n")
+_SEPARATOR = "<sep>"
 _ROLE = re.compile(r"Imagine you are .+ and speak to .+")  # no part of what a judge needs
 Drop = Counter  # reason -> records left out
 
@@ -42,18 +42,27 @@ class Dialogue:
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def sample(ids: Iterable[str], count: int | None, seed: int) -> list[str]:
+def sample(
+    ids: Iterable[str], count: int | None, seed: int, dropped: Drop | None = None
+) -> list[str]:
     """Return `count` ids (None: all) by a seeded hash of each, in the order of the hashes.
 
-    Raises UserError if there are fewer.
+    Raises UserError if there are fewer; it names what was `dropped` before.
     """
     ordered = sorted(set(ids), key=lambda name: (fraction_bits(seed, "sample", name), name))
     if count is not None and len(ordered) < count:
         raise UserError(
-            f"only {len(ordered)} of {count} items can be drawn: give fewer, or more records",
+            f"only {len(ordered)} of {count} items can be drawn{left_out(dropped)}: give fewer, "
+            "or more records",
             setting="items",
         )
     return ordered[:count]
+
+
+def left_out(dropped: Drop | None) -> str:
+    """Return what was left out, in brackets, to stand in an error."""
+    reasons = ", ".join(f"{number} x {reason}" for reason, number in (dropped or {}).items())
+    return f" (left out: {reasons})" if reasons else ""
 
 
 def read_dialogues(path: Any, split: str = "test", dropped: Drop | None = None) -> list[Dialogue]:
@@ -200,6 +209,9 @@ def read_labels(path: Any) -> dict[str, str]:
         name = _id(row, place, found, "")
         if not isinstance(row.get("label"), str):
             raise place.error("field 'label' is no text", shown(row.get("label")), "a label")
+        if row["label"].strip("_") not in {label.strip("_") for label in safety.LABELS}:
+            problem = "field 'label' has an unknown value"
+            raise place.error(problem, shown(row["label"]), f"one of {', '.join(safety.LABELS)}")
         found[name] = row["label"]
     return found
 
@@ -254,14 +266,36 @@ def contexts_of(
             raise UserError("two models need --contexts, which they answer")
         first = next(iter(files.values()))
         try:
-            return [context_of(first[name], mark) for name in ids]
+            contexts = [context_of(first[name], mark) for name in ids]
         except ValueError as error:
             raise UserError(f"{error}: give --contexts") from error
+        _check_same_contexts(files, contexts, mark)
+        return contexts
     known = read_contexts(path)
     missing = [name for name in ids if name not in known]
     if missing:
         raise UserError(f"--contexts={path} lacks {len(missing)} ids, such as {missing[0]!r}")
     return [known[name] for name in ids or known]
+
+
+def _check_same_contexts(
+    files: Mapping[str, Mapping[str, Prediction]], contexts: Sequence[Dialogue], mark: str | None
+) -> None:
+    """Raise UserError if a file answers another last utterance under an id of the first file.
+
+    Earlier ones may differ: a model's input loses its oldest turns where they do not fit.
+    """
+    for path, found in list(files.items())[1:]:
+        for one in contexts:
+            if not found[one.id].inputs:
+                continue
+            last = context_of(found[one.id], mark).turns[-1:]
+            if last != one.turns[-1:]:
+                raise UserError(
+                    f"{path}: id {one.id!r} answers {shown(''.join(last))}, but in "
+                    f"{next(iter(files))} it answers {shown(''.join(one.turns[-1:]))}: give "
+                    "predictions for the same records, or --contexts if only the form differs"
+                )
 
 
 def response_items(

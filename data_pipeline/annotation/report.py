@@ -102,6 +102,7 @@ def build(task: Task, answers: Answers, seed: int = 0, details: bool = True) -> 
         "judges_per_item": task.judges_per_item,
         "quarantined": dict(Counter(_short(q.reason) for q in answers.quarantined)),
         "shared_names": list(answers.shared_names),
+        "similar_names": [list(names) for names in answers.similar_names],
         "people": None,
         "models": {},
     }

@@ -49,6 +49,9 @@ def _heading(made: Mapping[str, Any]) -> str:
         lines.append(f"set aside: {number} x {reason}")
     for name in made["shared_names"]:
         lines.append(f"judge {name!r} stands in several files: counted as one person")
+    for names in made["similar_names"]:
+        lines.append(f"judges {', '.join(map(repr, names))} are counted as {len(names)} persons: "
+                     "if they are one, give them one name")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -113,6 +113,7 @@ def test_our_own_outputs_are_read(canary, run, cases, tmp_path, capsys):
         ({"rots": None}, "a line with other fields"),
         ({"probabilities": {CAUTION: 1.0}}, "a line with other fields"),
         ({"rot_log_likelihood": 1.0, "rot_tokens": 1}, "'rot_log_likelihood' has a wrong value"),
+        ({"rot_log_likelihood": -1e308, "rot_tokens": 1}, "from -1e+09 to 0"),
         ({"rot_log_likelihood": -1.0}, "'rot_tokens' has a wrong value"),
         ({"rot_log_likelihood": float("nan"), "rot_tokens": 1}, "third.jsonl:3"),
     ],

@@ -186,13 +186,14 @@ def test_files_that_are_no_results(tmp_path, capsys, tool, content, problem):
 
 
 def test_bad_rows_are_set_aside(tmp_path):
-    """Oracle: a rejected assignment, a doubled one that differs, an order that is none."""
+    """Oracle: rejected, doubled with other answers, an order that is none, an item not shown."""
     made = task(items=1)
     write_task(tmp_path / "task.jsonl", made)
     out = tmp_path / "answers.jsonl"
     flags = ["--source=mturk", f"--task={tmp_path / 'task.jsonl'}", f"--answers={out}"]
-    changes = [{}, {"Answer.overall": "a"}, {"AssignmentStatus": "Rejected"}, {"Answer.order": "2"}]
-    expected = ["", "doubled", "rejected", "order"]
+    changes = [{}, {"Answer.overall": "a"}, {"AssignmentStatus": "Rejected"}, {"Answer.order": "2"},
+               {"Input.item": "i7"}]  # fmt: skip
+    expected = ["", "doubled", "rejected", "order", "of another item"]
     for change, reason in zip(changes, expected, strict=True):
         source = mturk_results(tmp_path / "r.csv", made, ("W1",), **change)
         assert run("collect", *flags, f"--input={source}") == 0

@@ -104,6 +104,10 @@ def test_responses_below_each_other(tmp_path, capsys):
         ([{"prediction": "x"}], "field 'id' is missing"),
         ([{"id": "c0", "prediction": "x"}] * 2, "an id twice"),
         ([{"id": "c0", "prediction": ["x"]}], "field 'prediction'"),
+        (
+            [{"id": f"c{n}", "prediction": "x", "inputs": "Bye"} for n in range(12)],
+            "id 'c0' answers 'Bye', but in",
+        ),
     ],
 )
 def test_bad_predictions_are_one_error(tmp_path, capsys, rows, problem):
@@ -114,6 +118,36 @@ def test_bad_predictions_are_one_error(tmp_path, capsys, rows, problem):
     code = run("pairs", "--page=prosocial", f"--a={one}", f"--b={two}", f"--output={output}")
     printed = capsys.readouterr().err.splitlines()
     assert code == 1 and len(printed) == 1 and problem in printed[0] and not output.exists()
+
+
+def test_why_too_few_can_be_drawn(tmp_path, capsys):
+    """Oracle: all twelve responses are equal; one file is no two systems."""
+    one, two = (predictions(tmp_path / f"{name}.jsonl", "same") for name in ("one", "two"))
+    flags = (f"--a={one}", f"--b={two}", "--systems=a,b", f"--output={tmp_path / 't.jsonl'}")
+    assert run("pairs", "--page=prosocial", "--items=3", *flags) == 1
+    expected = "only 0 of 3 items can be drawn (left out: 12 x equal responses)"
+    assert expected in capsys.readouterr().err
+    assert run("pairs", "--page=prosocial", "--items=3", *flags, f"--b={one}") == 1
+    assert "are one file" in capsys.readouterr().err and not (tmp_path / "t.jsonl").exists()
+
+
+def test_marks_need_no_spaces_and_labels_are_known(tmp_path):
+    """Oracle: the turns of the input; a label that ProsocialDialog does not have."""
+    context = pairs.context_of(pairs.Prediction("c", "x", "A story.<sep>Hi<turn>You?<turn>Yes"))
+    assert context.turns == ("Hi", "You?", "Yes") and context.narrative == "A story."
+    path = write(tmp_path / "labels.jsonl", [{"id": "c0", "label": "safe"}])
+    with pytest.raises(DataError, match="'label' has an unknown value: got 'safe'"):
+        pairs.read_labels(path)
+
+
+def test_a_judge_without_a_name_is_refused_before_any_call(tmp_path, capsys):
+    """Oracle: no server is there, and the error is about the name."""
+    write_task(tmp_path / "t.jsonl", task())
+    common = ("judge", f"--task={tmp_path / 't.jsonl'}", "--base_url=http://127.0.0.1:1/v1")
+    code = run(*common, f"--answers={tmp_path / 'a.jsonl'}", "--model=x", "--judge=a\nb")
+    assert code == 1 and "judge: got 'model:a\\nb'" in capsys.readouterr().err
+    assert run(*common, f"--answers={tmp_path}", "--model=x") == 1
+    assert "is a folder: give the path of a file" in capsys.readouterr().err
 
 
 def test_pairs_of_corpora_show_no_names(tmp_path):

@@ -439,6 +439,12 @@ def test_port_and_answers_in_use(tmp_path, capsys):
     assert run(*common, "--judges=2", "--port=0") == 1
     assert "is in use by another process" in capsys.readouterr().err
     study.close()
+    # A digit, and no number: a name.
+    assert run(*common, "--judges=²", "--port=99999") == 1
+    assert "port 99999" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    assert run(*common, "--judges=2", "--port=0", f"--answers={tmp_path / 'folder'}") == 1
+    assert "folder is a folder: give the path of a file" in capsys.readouterr().err
     for flag in ("--per_judge=0", "--hold_minutes=0", "--address=example.org", "--port=99999"):
         assert run(*common, "--judges=2", flag) == 1
         assert flag.split("=")[0].strip("-").split("_")[0] in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from cosmo.engine.base.errors import DataError, UserError
 from data_pipeline import __main__ as command
 from data_pipeline.annotation import answers as a
-from data_pipeline.annotation import pages
+from data_pipeline.annotation import pages, report, report_text
 from data_pipeline.annotation.fields import plain
 from data_pipeline.annotation.task_files import Item, fields, read_task, write_task
 from tests.data_pipeline.annotation_samples import GOOD, TURNS, answer, item, task
@@ -109,6 +109,7 @@ def test_every_required_question_must_be_answered(page):
         (lambda rows: rows[0].update(systems=["one"]), "names of two"),
         (lambda rows: rows[0].update(judges_per_item=0), "1 or more"),
         (lambda rows: rows[0]["page"]["questions"][0].update(kind="poem"), "kind 'poem'"),
+        (lambda rows: rows[0]["page"]["questions"][0].update(id="token"), "be one of token"),
         (lambda rows: rows[1].pop("options"), "'options' is missing"),
         (lambda rows: rows[1].update(options=[["a"], "b"]), "lists of texts"),
         (lambda rows: rows[1].update(context=["", "b"]), "none empty"),
@@ -170,6 +171,27 @@ def test_bad_lines_are_set_aside_with_their_reason(tmp_path):
     assert [q.line for q in found.quarantined] == list(range(2, 11))
     a.write_quarantined(tmp_path / "q.jsonl", found.quarantined)
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 9
+
+
+def test_reasons_of_one_kind_are_counted_together(tmp_path):
+    """Oracle: three answers sent twice, two too fast, two of times whose sum would overflow."""
+    made = task(min_seconds=5.0)
+    good = [answer(made, f"i{n}", seconds=9.0) for n in range(3)]
+    fast = [answer(made, f"i{n}", "bob", seconds=n + 1.5) for n in range(2)]
+    long = [answer(made, f"i{n}", "eve", seconds=1.7e308) for n in range(2)]
+    path = write_answers(tmp_path / "a.jsonl", [*good, *good, *fast, *long])
+    counted = report.build(made, a.read_answers(made, [path]))["quarantined"]
+    assert counted == {"doubled": 3, "answered too fast": 2, "seconds": 2}
+
+
+def test_names_that_may_be_one_person_are_reported(tmp_path):
+    """Oracle: two spellings of ann; Model:x is a model, whatever its case."""
+    made = task()
+    rows = [answer(made, "i0", judge) for judge in ("ann", "Ann", "bob", "Model:x")]
+    found = a.read_answers(made, [write_answers(tmp_path / "a.jsonl", rows)])
+    assert found.similar_names == (("Ann", "ann"),) and list(found.models()) == ["Model:x"]
+    text = report_text.text(report.build(made, found))
+    assert "judges 'Ann', 'ann' are counted as 2 persons" in text
 
 
 def test_a_model_may_answer_in_both_orders(tmp_path):

@@ -122,6 +122,9 @@ def test_triples_of_soda(tmp_path, capsys):
     write(path, [{**SODA_ROW, "head_answer": None}])
     assert soda_stats.main([str(path)]) == 1
     assert "field 'head_answer' is no text" in capsys.readouterr().err
+    path.write_text("")
+    assert soda_stats.main([str(path)]) == 1
+    assert "no row of SODA" in capsys.readouterr().err
 
 
 def test_table_10_of_items_of_soda(tmp_path):

@@ -171,6 +171,10 @@ def guarded(
 def spelled(error: Exception, flag: Callable[[str], str | None]) -> str:
     """Return an error's text and, in brackets, the flags of the settings that it carries."""
     text = getattr(error, "message", None) or str(error)
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        text = f"{error.filename} is a file, not a folder: give another path"
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}: correct the path or its permissions"
     # An error's text may have the flag already: it is not repeated.
     names = [flag(name) for name in getattr(error, "settings", ())]
     missing = [name for name in dict.fromkeys(names) if name is not None and name not in text]

@@ -12,6 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from cosmo.engine.base import durable
 from cosmo.engine.base.command_line import add_flags
 from cosmo.engine.base.errors import UserError
 from data_pipeline.annotation.answers import (
@@ -63,6 +64,7 @@ def _collect(args: argparse.Namespace, task: Task, path: Path) -> int:
     given = {(a.judge, a.item): a for a in known.kept}
     new: list[Answer] = []
     bad: list[Quarantined] = []
+    again = 0  # rows whose answer is known already
     for number, line, found in READERS[args.source](task, args.input):
         reason = found if isinstance(found, str) else ""
         if not reason:
@@ -72,21 +74,25 @@ def _collect(args: argparse.Namespace, task: Task, path: Path) -> int:
                 check_answer(task, found)
                 if earlier is not None and earlier.answers != found.answers:
                     raise ValueError(
-                        f"doubled: judge {found.judge!r} answered item {found.item!r} otherwise"
+                        f"doubled: got judge {found.judge!r} and item {found.item!r} again, with "
+                        "other answers"
                     )
             except ValueError as error:
                 reason = str(error)
             else:
+                again += earlier is not None
                 if earlier is None:
                     given[found.judge, found.item] = found
                     new.append(found)
         if reason:
             bad.append(Quarantined(str(args.input), number, reason, line))
+    durable.make_folder(path.parent)
     append_answers(path, new)
     aside = Path(f"{path}.quarantined.jsonl")
     write_quarantined(aside, bad)
     if bad:
         log.warning("%d rows set aside in %s, the first: %s", len(bad), aside, bad[0].reason)
     if not args.quiet:
-        print(f"{path}: {len(new)} new answers, {len(known.kept)} before, {len(bad)} set aside")
+        print(f"{path}: {len(new)} new answers, {len(known.kept)} before, {again} of the rows "
+              f"known already, {len(bad)} set aside")  # fmt: skip
     return 1 if args.strict and bad else 0

@@ -14,8 +14,8 @@ from cosmo.engine.base import durable, json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError, shown
 from cosmo.tasks.record_files import read_records
-from data_pipeline.annotation import pages
-from data_pipeline.annotation.answers import Answers, read_answers
+from data_pipeline.annotation import pages, pairs
+from data_pipeline.annotation.answers import Answers, check_file, read_answers
 from data_pipeline.annotation.task_files import Item, Task, item_of, read_task, write_task
 
 log = logging.getLogger("data_pipeline")
@@ -71,7 +71,9 @@ def read_items(path: Any, role: str) -> list[Item]:
 
 
 def write(path: Path, task: Task, dropped: Counter, quiet: bool) -> None:
-    """Write a task file, and print what it holds."""
+    """Write a task file, and print what it holds. Raises UserError for a task without items."""
+    if not task.of_role("item"):
+        raise UserError(f"no item is left{pairs.left_out(dropped)}: give more records")
     try:
         durable.make_folder(path.parent)
         write_task(path, task)
@@ -96,6 +98,7 @@ def task_and_answers(args: argparse.Namespace) -> tuple[Task, Answers]:
 
 def known_answers(task: Task, path: Path) -> Answers:
     """Return the answers of a file, none where it is missing or empty."""
+    check_file(path)
     if not path.exists() or not path.read_bytes().strip():
         return Answers(())
     return read_answers(task, [path])

@@ -12,8 +12,9 @@ import logging
 from pathlib import Path
 
 from cosmo.engine.base.command_line import add_flags
+from cosmo.engine.base.errors import UserError
 from data_pipeline.annotation import model_judge
-from data_pipeline.annotation.answers import append_answers
+from data_pipeline.annotation.answers import append_answers, check_judge
 from data_pipeline.annotation.ask import ask_all
 from data_pipeline.annotation.commands import common
 from data_pipeline.annotation.fields import plain
@@ -42,6 +43,10 @@ def run_judge(args: argparse.Namespace) -> int:
     flags.check(args)
     task, path = read_task(args.task), Path(args.answers)
     judge = model_judge.judge_name(args.judge or args.model)
+    try:
+        check_judge(judge)  # before the calls, which may cost money
+    except ValueError as error:
+        raise UserError(str(error), setting="judge") from None
     known = common.known_answers(task, path)
     left = model_judge.judgements(task, known.kept, judge)
     asked = ask_all(

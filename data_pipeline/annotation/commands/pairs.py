@@ -120,6 +120,8 @@ def _systems(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _responses(args: argparse.Namespace, count: int | None, dropped: Counter) -> tuple[list, int]:
     """Return the items of responses, and an exit code if the calls to a model stopped early."""
+    if args.a == args.b and not _model(args.a):
+        raise UserError(f"--a and --b are one file, {args.a}: give two systems' predictions")
     files = {source: pairs.read_predictions(source)
              for source in (args.a, args.b) if not _model(source)}  # fmt: skip
     contexts = pairs.contexts_of(files, args.contexts, args.turn_mark)
@@ -130,7 +132,7 @@ def _responses(args: argparse.Namespace, count: int | None, dropped: Counter) ->
         # Before the sample, so that it keeps its size. A model's responses are not known yet.
         texts = [{k: p.prediction for k, p in files[s].items()} for s in (args.a, args.b)]
         usable = {i.id for i in pairs.response_items(list(kept.values()), texts, dropped)}
-    drawn = [kept[name] for name in pairs.sample(usable, count, args.seed)]
+    drawn = [kept[name] for name in pairs.sample(usable, count, args.seed, dropped)]
     answers: list[Mapping[str, str]] = []
     for letter, source in (("a", args.a), ("b", args.b)):
         if source in files:
@@ -158,7 +160,7 @@ def _dialogues(args: argparse.Namespace, count: int | None, dropped: Counter) ->
         found = pairs.read_dialogues(path, args.split, dropped)
         by_id = {one.id: one for one in pairs.filtered(found, args.min_turns, dropped=dropped)}
         # Each corpus has a draw of its own, else equal ids would always meet.
-        names = pairs.sample(by_id, count, 2 * args.seed + number)
+        names = pairs.sample(by_id, count, 2 * args.seed + number, dropped)
         drawn.append([by_id[name] for name in names])
     size = min(map(len, drawn))
     return pairs.dialogue_items(drawn[0][:size], drawn[1][:size])

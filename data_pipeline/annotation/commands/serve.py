@@ -93,7 +93,7 @@ def _names(args: argparse.Namespace) -> list[str]:
         return tokens.read_names(Path(args.judges_file))
     if not args.judges:
         return []
-    if args.judges.isdigit():
+    if args.judges.isascii() and args.judges.isdigit():
         count = int(args.judges)
         if not 1 <= count <= tokens.MAX_JUDGES:
             raise UserError(f"--judges={args.judges}: give 1 to {tokens.MAX_JUDGES:,}")

@@ -178,7 +178,7 @@ def _answer(task: Task, data: dict[str, Any], annotation: dict[str, Any]) -> Ans
         raise ValueError(f"of another task: got {shown(data.get('task'))}")
     item = task.by_id.get(data.get("item"))
     if item is None:
-        raise ValueError(f"unknown item {shown(data.get('item'))}")
+        raise ValueError(f"unknown item: got {shown(data.get('item'))}")
     if annotation.get("was_cancelled"):
         raise ValueError("the annotator skipped it")
     ids = {

@@ -124,7 +124,10 @@ def _answer(task: Task, row: dict[str, str]) -> Answer:
         raise ValueError("the assignment was rejected")
     item = task.by_id.get(row["Answer.item"])
     if item is None:
-        raise ValueError(f"unknown item {shown(row['Answer.item'])}")
+        raise ValueError(f"unknown item: got {shown(row['Answer.item'])}")
+    # The worker's browser sends the form; the column Input.item is Mechanical Turk's own.
+    if row.get("Input.item", html.attribute(item.id)) != html.attribute(item.id):
+        raise ValueError(f"of another item: got {item.id!r} in the row of {row['Input.item']!r}")
     form = {name.removeprefix("Answer."): value for name, value in row.items()
             if name.startswith("Answer.") and value is not None}  # fmt: skip
     return Answer(

@@ -134,7 +134,7 @@ def _state(file: Path) -> dict[str, Any]:
 def _answer(task: Task, state: dict[str, Any], name: str, labels: Any) -> Answer:
     item = task.by_id.get(name)
     if item is None:
-        raise ValueError(f"unknown item {shown(name)}")
+        raise ValueError(f"unknown item: got {shown(name)}")
     ids = {
         field["key"]: {choice["text"]: choice["id"] for choice in field["choices"]}
         for field in views.view(task.page, item)["fields"]

@@ -9,7 +9,6 @@ import csv
 import io
 import re
 import secrets
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from urllib.parse import quote
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import DataError, UserError, shown
 from cosmo.tasks.record_files import read_lines, read_table
-from data_pipeline.annotation.answers import check_person
+from data_pipeline.annotation.answers import check_person, same_person
 
 COLUMNS = ("judge", "token", "link")
 MAX_JUDGES = 10_000
@@ -79,10 +78,8 @@ def _check_names(path: Path | str, rows: Sequence[tuple[int | None, str]], setti
         try:
             check_person(name or "")
         except ValueError as error:
-            raise DataError.at(
-                path, number, "no name of a judge", got=shown(name),
-                expected=str(error), remedy="Correct the name.", setting=setting,
-            ) from None  # fmt: skip
+            place = f"{path}:{number}" if number else path
+            raise UserError(f"{place}: {error}. Correct the name.", setting=setting) from None
         same = same_person(name)
         if same in seen:
             raise DataError.at(
@@ -94,11 +91,6 @@ def _check_names(path: Path | str, rows: Sequence[tuple[int | None, str]], setti
         seen[same] = number
     if len(rows) > MAX_JUDGES:
         raise UserError(f"{path}: {len(rows):,} judges, at most {MAX_JUDGES:,}", setting=setting)
-
-
-def same_person(name: str) -> str:
-    """Return what two names have in common that a reader would take for one."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def write_tokens(path: Path, tokens: Mapping[str, str], base: str) -> None:
