@@ -79,7 +79,7 @@ test-clients: $(VENV)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m slow tests/clients
 
 figures: $(VENV)/.installed
-	$(BIN)/python -m tools.figures
+	$(BIN)/python -m tools.docs_figures
 
 docs: $(VENV)/.installed $(PUBLISH)/.installed
 	PROJECT_PYTHON=$(BIN)/python NO_MKDOCS_2_WARNING=1 $(PUBLISH)/bin/mkdocs build --strict --quiet

@@ -116,7 +116,7 @@ def counted(
         one["narratives"] += 1
         one["keywords"].update(words)
     for one in made.values():
-        # Of equal counts by alphabet, so that the order of answers changes nothing.
+        # Equal counts go by alphabet, so that the order of answers changes nothing.
         ordered = sorted(one["keywords"].items(), key=lambda pair: (-pair[1], pair[0]))
         one["keywords"] = dict(ordered)
     return dict(sorted(made.items()))

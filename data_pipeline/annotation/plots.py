@@ -26,10 +26,21 @@ def draw(made: Mapping[str, Any], folder: Path) -> list[Path]:
         if not shown:
             continue
         file = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
-        for suffix, style in _STYLES.items():
-            path = folder / f"{file}{suffix}.png"
-            _draw(shown, made["systems"], name, style, path)
-            written.append(path)
+        written += draw_questions(shown, made["systems"], name, file, folder)
+    return written
+
+
+def draw_questions(
+    questions: Mapping[str, Any], systems: list[str], who: str, file: str, folder: Path
+) -> list[Path]:
+    """Draw one comparison in each style; return the PNGs.
+
+    With ties the shares of each question are drawn, else its counts, votes and intervals.
+    """
+    written = []
+    for suffix, style in _STYLES.items():
+        written.append(folder / f"{file}{suffix}.png")
+        _draw(questions, systems, who, style, written[-1])
     return written
 
 
@@ -41,7 +52,7 @@ def _draw(
     matplotlib.use("Agg")  # draws without a display, as on servers
     import matplotlib.pyplot as plt
 
-    ties = any(one["counts"]["tie"] for one in questions.values())
+    ties = any(one["shares"]["tie"] for one in questions.values())
     with plt.style.context(style):
         figure, axes = plt.subplots(figsize=(2 + 1.3 * len(questions), 4.2), layout="constrained")
         if ties:

@@ -16,10 +16,10 @@ import pytest
 
 from data_pipeline import __main__ as command
 from data_pipeline.annotation import pages, views
-from data_pipeline.annotation.answers import Answer, check_answer, read_answers
+from data_pipeline.annotation.answers import Answer, check_answer, lock_answers, read_answers
 from data_pipeline.annotation.assignment import shown_order
 from data_pipeline.annotation.exchange import label_studio, mturk, potato
-from data_pipeline.annotation.task_files import read_task, write_task
+from data_pipeline.annotation.task_files import Item, Task, read_task, write_task
 from tests.data_pipeline.annotation_judges import form_of
 from tests.data_pipeline.annotation_samples import GOOD, answer, item, task
 
@@ -147,6 +147,22 @@ def test_results_come_back_as_they_were_given(tmp_path, tool, page):
         assert [x.answers for x in found.kept] == [GOOD[page]] * 4 and not found.quarantined
         assert {x.seconds for x in found.kept} <= {33.5, 31.0, 32.0}
         assert len({(x.item, x.judge) for x in found.kept}) == 4
+
+
+def test_answers_that_a_server_has_open_are_refused(tmp_path, capsys):
+    """Oracle: one error while the lock is held, and nothing is written; afterwards all count."""
+    made = task(items=1)
+    write_task(tmp_path / "task.jsonl", made)
+    mturk_results(tmp_path / "results", made)
+    out = tmp_path / "answers.jsonl"
+    flags = ["--source=mturk", f"--task={tmp_path / 'task.jsonl'}", f"--answers={out}"]
+    with lock_answers(out):
+        assert run("collect", *flags, f"--input={tmp_path / 'results'}") == 1
+        printed = capsys.readouterr().err
+        assert "is in use by another process, such as `annotate serve`" in printed
+        assert not out.exists()
+    assert run("collect", *flags, f"--input={tmp_path / 'results'}") == 0
+    assert len(read_answers(made, [out]).kept) == 2
 
 
 @pytest.mark.parametrize("tool", WRITERS)
@@ -338,3 +354,12 @@ def test_an_item_of_another_page_is_not_exported(tmp_path):
     assert [row["item"] for row in rows] == ["i"]
     assert read_task(tmp_path / "t.jsonl").by_id["q"].role == "qualification"
     assert answer(task(), "i0").order in ((0, 1), (1, 0))
+
+
+def test_a_page_that_shows_nothing_has_a_text_for_label_studio():
+    """Oracle: every question is about a text of the page, which Label Studio demands."""
+    made = Task(pages.load("survey"), (Item("survey"),))
+    root = ElementTree.fromstring(label_studio.config(made))
+    texts = {one.get("name") for one in root.iter("Text")}
+    asked = [one.get("toName") for one in root.iter("Choices")]
+    assert texts == {"item"} and asked == ["item"] * len(made.page.questions)

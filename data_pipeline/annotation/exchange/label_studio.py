@@ -64,6 +64,10 @@ def config(task: Task) -> str:
             ElementTree.SubElement(side, "Header", value=title)
             _text(side, f"dialog{letter}")
             target = target or "dialoga"
+    if not target:
+        # Every question needs a text that it is about, and a survey's page shows none.
+        _text(view, "item")
+        target = "item"
     for field in all_fields(task):
         _question(view, field, target, task)
     ElementTree.indent(view)
@@ -195,7 +199,7 @@ def _answer(task: Task, data: dict[str, Any], annotation: dict[str, Any]) -> Ans
         for text in value["choices"]:
             if text == YES and not ids.get(name):
                 form[key] = "true"
-            elif text.isdigit():
+            elif text.isdigit() and text not in ids.get(name, {}):
                 form[f"{key}-{text}"] = "true"
             else:
                 form[key] = ids.get(name, {}).get(text, text)
