@@ -19,6 +19,7 @@ OPTIONS = {
     "save_period": 5,
     "stats_period": 4,
     "eval_period": None,
+    "run_before_training": False,  # an evaluation
     "keep": 3,
     "save_timeout": 60,
     "policy": "stop",
@@ -85,7 +86,11 @@ def settings(model_dir: str, options: dict) -> dict:
     dataset = datasets.DatasetConfig("none", lengths, batch_size=rows)
     evaluation = None
     if options["eval_period"]:
-        evaluation = evaluate.EvalConfig(period=options["eval_period"], packed=dataset)
+        evaluation = evaluate.EvalConfig(
+            period=options["eval_period"],
+            packed=dataset,
+            run_before_training=options["run_before_training"],
+        )
     return dict(
         model=models.EncoderDecoderModel(network, loss_normalizing_factor=None),
         vocabulary=Words(),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from cosmo.engine.base import progress
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model.optimizer import LearningRateSchedule
-from cosmo.engine.train import evaluate, metric_files, reduce_on_plateau
+from cosmo.engine.train import evaluate, metric_files, reduce_on_plateau, train
 from cosmo.engine.train.reduce_on_plateau import PlateauConfig, PlateauState
 from tests.engine import faults
 
@@ -237,6 +238,44 @@ def test_a_run_says_when_the_rate_falls(tmp_path, caplog):
     )
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last[reduce_on_plateau.SCALE] == 0.5
+
+
+def test_an_evaluation_is_never_silent(tmp_path, monkeypatch, caplog):
+    """The one before training and the one after a step both log while they last.
+
+    Oracle: the lines' count, with a heartbeat every 50 ms and evaluations of 1 s.
+    """
+    caplog.set_level(logging.INFO, "cosmo")
+    monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.05)
+    options = {"total_steps": 2, "eval_period": 2, "slow_evaluation": 1.0}
+    heard = []
+    run = evaluate.Evaluator.run
+
+    def counted(evaluator, params, at):
+        before = caplog.text.count("evaluating: ")
+        results = run(evaluator, params, at)
+        heard.append((at, caplog.text.count("evaluating: ") - before > 0))
+        return results
+
+    monkeypatch.setattr(evaluate.Evaluator, "run", counted)
+    faults.run_here(options, tmp_path, run_before_training=True)
+    assert heard == [(0, True), (2, True)]
+
+
+def test_steps_between_reports_are_shown(tmp_path, monkeypatch, caplog):
+    """A slow machine takes minutes from report to report; lines come by the clock all the same.
+
+    Oracle: by hand: a line a step, as the lines' period is 0; the loss is that of the newest
+    report, whose step is named.
+    """
+    caplog.set_level(logging.INFO, "cosmo")
+    monkeypatch.setattr(train, "Progress", functools.partial(progress.Progress, every_seconds=0))
+    monkeypatch.setattr(train, "SOON_SECONDS", 0)
+    faults.run_here({"total_steps": 6, "stats_period": 4, "save_period": 6}, tmp_path)
+    lines = [m for m in caplog.messages if m.startswith("step ") and "/6 " in m]
+    assert [line.split()[1] for line in lines] == [f"{n}/6" for n in range(1, 7)]
+    assert ["loss" in line for line in lines] == [False] * 3 + [True] * 3
+    assert ["at step 4" in line for line in lines] == [False] * 4 + [True, False]
 
 
 @pytest.mark.parametrize("found", [None, PlateauState(4.1, 2, 0.3)])

@@ -367,6 +367,8 @@ def outcomes(tmp_path, content: bytes, number_: int, monkeypatch) -> Counter:
     ran = []
     for module, name in ((builtins, "eval"), (builtins, "exec"), (os, "system")):
         monkeypatch.setattr(module, name, ran.append)
+    file.write_bytes(content)
+    torch_file.read(str(file))  # reading any file may import, as etils does to ask for its size
     modules = set(sys.modules)
     for seed in range(number_):
         file.write_bytes(mutated(content, random.Random(seed)))

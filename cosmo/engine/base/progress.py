@@ -56,6 +56,11 @@ class Progress:
     def total(self, total: int | None) -> None:
         self.bar.tasks[0].total = total  # the bar's own `update` would reset its rate
 
+    @property
+    def rate(self) -> float:
+        """The units a second of late, 0 while none is finished."""
+        return self.bar.tasks[0].speed or 0.0
+
     def update(self, done: int, note: str = "", *, force: bool = False) -> None:
         """Count `done` units as finished; show it with `note` if it is time, or with `force`."""
         self.bar.update(self.task, completed=done)
@@ -80,12 +85,13 @@ class Progress:
 
     def _text(self, note: str) -> str:
         task = self.bar.tasks[0]
-        rate = f"{task.speed or 0:.2f} {self.unit}s/s"
-        if task.total is None:
-            return f"{self.unit} {task.completed} {note} {rate}"
-        seconds = task.time_remaining if task.speed else None
-        left = "?" if seconds is None else datetime.timedelta(seconds=int(seconds))
-        return f"{self.unit} {task.completed}/{task.total} {note} {rate}, {left} left"
+        rate = f"{self.rate:.2f} {self.unit}s/s"
+        of = "" if task.total is None else f"/{task.total}"
+        if task.total is not None:
+            seconds = task.time_remaining if task.speed else None
+            left = "?" if seconds is None else datetime.timedelta(seconds=int(seconds))
+            rate += f", {left} left"
+        return " ".join(filter(None, (f"{self.unit} {task.completed}{of}", note, rate)))
 
 
 class SharedProgress:

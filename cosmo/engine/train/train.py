@@ -38,6 +38,7 @@ from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 log = logging.getLogger(__name__)
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+SOON_SECONDS = 5  # a report that is expected within so long is waited for
 MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
 
 
@@ -213,10 +214,13 @@ def train(
                 skips=bad_steps.skips,
                 scales=plateau is not None,
             )
-        state = _start_state(
-            saver, checkpoint.restore, model, step, abstract, shardings, description, random_seed
-        )
-        batch = _on_device(next(batches), mesh)
+        with heartbeat("reading or making the parameters"):
+            state = _start_state(
+                *(saver, checkpoint.restore, model, step, abstract, shardings),
+                *(description, random_seed),
+            )
+        with heartbeat("waiting for the first batch"):
+            batch = _on_device(next(batches), mesh)
         # Only now are files written: every setting has been used, so none of them is wrong.
         if first_process:
             run_checkpoints.copy_vocabulary(model_dir, vocabulary.path)
@@ -247,7 +251,8 @@ def train(
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
-                results = evaluator.run(state.params, done)
+                with heartbeat("evaluating"):
+                    results = evaluator.run(state.params, done)
                 board.write(done, count_evaluation(results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
 
@@ -262,7 +267,7 @@ def train(
             saver.save(done, state, description, remember)
 
         # 4. The loop.
-        rates = _Rates()
+        rates, note = _Rates(), ""
         while done < total_steps and not stopping.finished:
             rates.tokens += batch.tokens
             rates.steps += 1
@@ -280,8 +285,13 @@ def train(
             if done % stats_period == 0 or save_now or evaluate_now:
                 values = {**monitor.report(), **rates.report()}
                 board.write(done, {f"train/{name}": value for name, value in values.items()})
-                progress.update(done, _note(values), force=last)
+                note = _note(values)
+                progress.update(done, note, force=last)
+                note += f" at step {done}"
                 rates = _Rates()
+            elif stats_period - done % stats_period > SOON_SECONDS * progress.rate:
+                # A period of reports may take minutes on a slow machine.
+                progress.update(done, note)
             if save_now:  # before evaluation: its failure then costs no step
                 save()
             if evaluate_now and not stop:
