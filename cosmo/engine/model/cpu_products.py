@@ -22,6 +22,8 @@ import numpy as np
 
 from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
+from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.files import is_remote
 from cosmo.engine.model import partitioning
 
 log = logging.getLogger(__name__)
@@ -97,13 +99,17 @@ def _by_product(weights_BHS, values_BHSK) -> jax.Array:
 def _measured() -> Forms:
     """Return the forms kept beside the compilation cache, or measure and keep them."""
     folder = jax.config.jax_compilation_cache_dir
-    path = pathlib.Path(folder) / f"product-forms-{_key()}.json" if folder else None
+    local = folder and not is_remote(folder)  # a bucket is read by machines of many kinds
+    path = pathlib.Path(folder) / f"product-forms-{_key()}.json" if local else None
     if path is not None and path.exists():
         return Forms(**json.loads(path.read_text()))
     found = _measure()
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(found._asdict()))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(found._asdict()))
+        except (OSError, UserError) as error:  # each process then measures for itself
+            log.warning("the measured forms of products are not kept: %s", error)
     return found
 
 
@@ -113,7 +119,13 @@ def _key() -> str:
     lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
     kind = sorted({line for line in lines if line.startswith(("model name", "flags"))}) or lines
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [kind, cores, jaxlib.version.__version__, os.environ.get("XLA_FLAGS", "")]
+    parts = [
+        Forms._fields,
+        kind,
+        cores,
+        jaxlib.version.__version__,
+        os.environ.get("XLA_FLAGS", ""),
+    ]
     return hashlib.sha256(json_lines.encode(json.dumps(parts))).hexdigest()[:16]
 
 
