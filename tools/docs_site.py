@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Pages of the repository's root that the website shows too.
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "WORKSPACE.md")
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
-# What a page would load from another host as it opens; links that a reader may follow are none.
+# Addresses that a page would load as it opens; links that a reader may follow are none.
 _ADDRESS = r"""=["']?(?:https?:)?//[^"'> ]+"""
 _FOREIGN = re.compile(
     rf"<(?:script|img|iframe|source)[^>]*\ssrc{_ADDRESS}"

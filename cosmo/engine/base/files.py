@@ -64,7 +64,7 @@ def is_remote(path: Any) -> bool:
 def resolve(path: Any) -> Any:
     """Return `path` as a path object: etils' for a remote one (gs://), else pathlib's.
 
-    What hf:// names is downloaded, and its local copy returned.
+    Download an hf:// path first, and return the local copy.
     """
     if hasattr(path, "open"):  # a path object already, or what stands for one
         return path
