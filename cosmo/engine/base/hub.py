@@ -21,8 +21,8 @@ _PATH = re.compile(
 FORM = "hf://OWNER/NAME, hf://datasets/OWNER/NAME, with @REVISION and /FILE if you like"
 # Weights of other libraries. None is read here; PyTorch's are refused even where they are local.
 NOT_READ = ("*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.pt", "*.pth", "*.gguf")
-# Of a corpus's folder itself, beside its folder `data`. Its journal, tasks and people's answers
-# stay here: they may be private.
+# These files lie beside a corpus's folder `data`. Its journal, tasks and people's answers are
+# not pushed: they may be private.
 CORPUS_FILES = ("README.md", "croissant.json", "report.*", "*.jsonl", "*.jsonl.*", "*.parquet")
 
 _log = logging.getLogger("cosmo")
