@@ -49,18 +49,19 @@ def test_ctranslate2_answers_as_we_do(name, tmp_path, tiny_config, make_params):
         return_end_token=True,
     )
     theirs = [[texts.index(token) for token in result.hypotheses[0]] for result in found]
-    assert theirs == [[id for id in row if id] for row in ours.tolist()]
+    ends = [row.index(1) + 1 if 1 in row else NEW_TOKENS for row in ours.tolist()]
+    assert theirs == [row[:end] for row, end in zip(ours.tolist(), ends, strict=True)]
 
 
-def test_ctranslate2_int8_is_a_third_of_the_size(tmp_path, tiny_config, make_params):
-    """Oracle: a byte for each number of a matrix, not four."""
+def test_ctranslate2_int8_is_less_than_half_the_size(tmp_path, tiny_config, make_params):
+    """Oracle: a byte for each number of a matrix, not four; norms and names stay as they are."""
     pytest.importorskip("ctranslate2")
     model = models.EncoderDecoderModel(tiny_config())
     params, sizes = make_params(model, seed=0), {}
     for dtype in ctranslate2_folder.DTYPES:
         folder = write(epath.Path(tmp_path / dtype), model, params, dtype)
         sizes[dtype] = (epath.Path(folder) / "model.bin").stat().length
-    assert sizes["int8"] < sizes["float32"] / 3
+    assert sizes["int8"] < sizes["float32"] / 2
 
 
 def test_ctranslate2_refuses_other_networks(tiny_config):
