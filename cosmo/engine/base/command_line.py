@@ -292,7 +292,7 @@ def set_up_jax(distributed: bool = False) -> None:
     """Turn on JAX's compilation cache, and with `distributed` join the other processes."""
     import jax
 
-    # A share of a GPU's memory. JAX takes 0.75; `plan` counts with this one: see `chips`.
+    # `plan` counts with this share of a GPU's memory (see `chips`); JAX's default is 0.75.
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.9")
     # A large step compiles for minutes, and the same one is read from here at the next start.
