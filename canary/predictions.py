@@ -5,8 +5,7 @@ A line of JSON for each context:
   label               one of the five; or `probabilities` alone, whose largest is the label
   probabilities       {label: number} of all five; without them there is no calibration
   rots                the rules of thumb: a text, or a list of texts; "" or [] for none
-  rot_log_likelihood  of the gold rules of thumb, in nats, with `rot_tokens`; without them no
-                      perplexity
+  rot_log_likelihood  of the gold rules of thumb, in nats, with `rot_tokens`, for perplexity
 
 A classifier may leave out rots, and a generator label and probabilities; all lines have the same
 fields. The output of `canary eval` and of `canary label` has this form.

@@ -1,8 +1,8 @@
 """Make texts of SBIC, the Social Bias Inference Corpus (Sap et al. 2020): is a post offensive?
 
 Baheti et al. 2021 train their classifier of offence on ToxiChat and SBIC. The corpus comes as
-`SBIC.v2.trn.csv`, `.dev.csv` and `.tst.csv`, with a row for each annotator and stereotype of a
-post, or as `SBIC.v2.agg.*.csv`, with a row for each post.
+`SBIC.v2.trn.csv`, `.dev.csv` and `.tst.csv`: a row for each annotator and stereotype of a post.
+The files `SBIC.v2.agg.*.csv` have a row for each post.
 
 Choices of ours: a post is offensive where the mean of its annotators is 0.5 or more (1 offensive,
 0.5 maybe, 0 not). URLs and @names are taken out.

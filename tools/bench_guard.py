@@ -7,7 +7,7 @@ the direct ones is subtracted.
 
 The Canary is a T5 1.1 small with random weights: times do not depend on them, but labels do. So
 they are biased to one label, and the policy lets every label pass. A casual turn costs its label
-alone; for a turn that needs caution, rules of thumb of --rot_tokens tokens are written before the
+alone. For a turn that needs caution, rules of thumb of --rot_tokens tokens are written before the
 server is asked. Both are measured, each in a process of its own.
 """
 

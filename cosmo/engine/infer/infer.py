@@ -280,7 +280,7 @@ class ChoiceAndText:
     `read` sends a batch to the devices and `choices` waits for its scores. `write` then sends the
     generation after each row's choice, from the same encoder pass, and `texts` waits for it.
 
-    Inputs are padded for `write` to the next of `write_lengths`, if any is as long: generation
+    Inputs are padded for `write` to the next of `write_lengths`, if any is as long. Generation
     then is a program for each of these, not for each length that is read.
     """
 

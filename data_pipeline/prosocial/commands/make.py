@@ -6,8 +6,8 @@ command then continues. Every answer of the model is journaled before it is used
 
 In --output: tasks/, answers/, answers_quarantined/, steps/ (what each step made), journal/,
 rejected.jsonl. At the end also data/ (train, validation, test in the hub's format),
-provenance.jsonl, report.json, README.md (numbers beside the paper's, data statement) and
-croissant.json (the same for programs).
+provenance.jsonl and report.json. README.md has the numbers beside the paper's and a data
+statement; croissant.json has the same for programs.
 
 Exit codes: 0 done; 1 an error; 3 a cap is reached; 4 people have to answer; 130 stopped by Ctrl-C,
 143 by SIGTERM.
