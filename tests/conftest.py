@@ -84,8 +84,12 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return the number of worker processes for `-n auto`: one more than there are cores.
 
     Two workers on two cores used 83% of them: tests wait for disks, sockets and other processes.
+    A worker and its processes take up to 3 GB, so a small memory has fewer.
     """
-    return len(os.sched_getaffinity(0)) + 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(cores + 1, int(gigabytes / 3)))
 
 
 def thorough_tests() -> set[str]:

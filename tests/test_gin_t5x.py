@@ -50,6 +50,7 @@ NOT_USED = {
     "BLOCK_NGRAM": "T5X's decoding has no such limit",
     "CONTEXT_BLOCK_NGRAM": "T5X's decoding has no such limit",
     "BANNED_IDS": "T5X's decoding has no such limit",
+    "INITIAL_CHECKPOINT_STEP": "for `plan`, which T5X has not",
     "CHAT_TEMPERATURE": "T5X has no chat",
     "CHAT_TOP_P": "T5X has no chat",
     "FORCED_EOS": "T5X's decoding has no such setting",
