@@ -249,8 +249,6 @@ def train(
             results = stopping.add(done, results)
             return results if rate_scale is None else rate_scale.add(done, results)
 
-        progress = Progress(total_steps, done)
-        closing.callback(progress.finish)
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
@@ -258,6 +256,8 @@ def train(
                     results = evaluator.run(state.params, done)
                 board.write(done, count_evaluation(results) if evaluate_first else results)
         notice.leave_at_once(None)  # from here on there are steps to save
+        progress = Progress(total_steps, done)  # whose rate counts from here
+        closing.callback(progress.finish)
 
         def save() -> None:
             # Before the checkpoint: a resumed run writes no older step again.
