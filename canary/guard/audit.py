@@ -26,18 +26,29 @@ class LineLog:
         """Open the file, or create it. Raises UserError."""
         self.path = pathlib.Path(path).expanduser()
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, MODE)
-            # A power loss may have left half a line: the next one must not continue it.
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")
-            durable.sync(self.path.parent)
+            # A pipe or a terminal keeps no line, and cannot be synced.
+            if self.path.exists() and not self.path.is_file():
+                raise UserError(f"cannot write {self.path}: it is no regular file; give a file")
+            self._file = self._open()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "line-log")
         self._torn = False  # whether a write has failed: the file may end with half a line
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+
+    def _open(self) -> int:
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, MODE)
+        try:
+            # A power loss may have left half a line: the next one must not continue it.
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                os.write(file, b"\n")
+            durable.sync(self.path.parent)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
 
     async def write(self, record: Mapping[str, Any]) -> None:
         """Return once the record is on the disk. Raises OSError.
@@ -67,7 +78,17 @@ class LineLog:
                     done.set_result(None)
         self._writer = None
 
+    def _follow(self) -> None:
+        """Open the path anew if its file was moved or removed, as log rotation does."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+                return
+        old, self._file = self._file, self._open()
+        self._torn = False
+        os.close(old)
+
     def _append(self, data: bytes) -> None:
+        self._follow()
         # Readers pass over an empty line, and over half a one that has an end.
         rest = memoryview(b"\n" + data if self._torn else data)
         self._torn = True

@@ -4,11 +4,12 @@ The rules, which docs/guard.md gives to users:
 
 - A run of user messages is one turn, and so is a run of assistant messages. The model answers the
   whole run, so a bad line cannot hide before a harmless one.
-- The dialogue ends with the latest user turn. An answer that the client began, and results of
-  tools after that turn, are judged as further turns. The most severe label counts.
+- The dialogue ends with the latest user turn. An answer that the client began, its reasoning, and
+  results of tools after that turn are judged as further turns. The most severe label counts.
 - System and developer messages are the operator's. They are no turns; by policy each is judged as
   a dialogue of its own.
-- Results of tools before the latest user turn, calls of tools, and names are left out.
+- Results of tools and reasoning before the latest user turn, calls of tools, and names are left
+  out.
 - Text parts of a content are joined by line breaks. Other parts cannot be read: by policy the
   request is refused.
 """
@@ -31,12 +32,18 @@ FIELDS = {
     "reasoning_content", "reasoning", "prefix", "cache_control",
 }  # fmt: skip
 MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
+REASONING = ("reasoning_content", "reasoning")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CALL_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 TEXT_PARTS = ("text", "input_text", "output_text")
 # Fields of a part, beside its text, that the model does not read.
 PART_FIELDS = {"type", "cache_control", "annotations", "logprobs"}
+# Characters that T5's vocabulary reads as a space beside white space, and those that it leaves out.
+_SPACES = r"\s\u200b\u200c\u200e\u200f\u2581\ufeff\ufffd"
+_LEFT_OUT = r"\x00-\x08\x0e-\x1b\x7f\x8f\x9f"
 # Slashes that begin a word: Canary reads " // " as the end of a turn, and a turn must not forge it.
-_FORGED = re.compile(r"(?<!\S)//+")
+# The vocabulary reads a full-width slash as a slash.
+_FORGED = re.compile(rf"[/\uff0f](?<![^{_SPACES}{_LEFT_OUT}][/\uff0f])(?:[{_LEFT_OUT}]*[/\uff0f])+")
 _SPACE = re.compile(r"\s+")
 
 
@@ -72,16 +79,18 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
     turns: list[tuple[str, list[str]]] = []  # (role, texts) of each run
     system: list[str] = []
     results: list[str] = []  # of tools, since the latest user turn
+    reasoning: list[str] = []  # of the assistant, since then
     for place, message in enumerate(messages):
         param = f"messages[{place}]"
-        role, text = _message(message, param, policy)
+        role, text, thought = _message(message, param, policy)
+        reasoning += [thought] if thought else []
         if role in ("system", "developer"):
             system += [text] if text else []
         elif role in ("tool", "function"):
             results += [text] if text else []
         elif text:
             if role == "user":
-                results = []
+                results, reasoning = [], []
             if turns and turns[-1][0] == role:
                 turns[-1][1].append(text)
             else:
@@ -91,12 +100,14 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
     texts = tuple(text for _, text in joined)
     dialogue = texts[: last_user + 1]
     dialogues = [dialogue] if dialogue else []
-    # An assistant turn at the very end is the beginning of the answer, written by the client.
-    begun = texts[-1] if joined and joined[-1][0] == "assistant" else ""
-    if begun and messages[-1].get("role") == "assistant":
+    if reasoning:
+        dialogues.append((*dialogue, "\n".join(reasoning)))
+    begun = ""
+    if joined and joined[-1][0] == "assistant":
+        # Also before a system message or a tool's result: the model reads it all the same.
         dialogues.append(texts)
-    else:
-        begun = ""
+        # At the very end it is the beginning of the answer, written by the client.
+        begun = texts[-1] if messages[-1]["role"] == "assistant" else ""
     if results and policy.dialogue.tool_messages == "label":
         dialogues.append((*texts, "\n".join(results)))
     if policy.dialogue.system_messages == "label":
@@ -106,8 +117,8 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
     return Judged(dialogue or texts, tuple(dialogues), begun)
 
 
-def _message(message: Any, param: str, policy: Policy) -> tuple[str, str]:
-    """Return (role, text) of a message, "" for one without text. Raises RefusedError."""
+def _message(message: Any, param: str, policy: Policy) -> tuple[str, str, str]:
+    """Return (role, text, reasoning) of a message, "" for what is missing. Raises RefusedError."""
     if not isinstance(message, dict):
         raise RefusedError(f"{param}: expected an object with role and content", param)
     role = message.get("role")
@@ -130,10 +141,24 @@ def _message(message: Any, param: str, policy: Policy) -> tuple[str, str]:
         raise RefusedError(
             f"{param}.name = {shown(name)}: expected at most 64 letters, digits, _ . or -", param
         )
+    call = message.get("tool_call_id")
+    if call is not None and not (isinstance(call, str) and _CALL_ID.fullmatch(call)):
+        raise RefusedError(
+            f"{param}.tool_call_id = {shown(call)}: expected at most 128 letters, digits, "
+            "_ . : or -",
+            param,
+        )
     texts = _content(message.get("content"), f"{param}.content", refuse)
+    thoughts: list[str] = []
     if role == "assistant":
         texts += _content(message.get("refusal"), f"{param}.refusal", refuse)
-    return role, "\n".join(text for text in texts if text.strip())
+        for field in REASONING:
+            thoughts += _content(message.get(field), f"{param}.{field}", refuse)
+    return role, _joined(texts), _joined(thoughts)
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return "\n".join(text for text in texts if text.strip())
 
 
 def _content(content: Any, param: str, refuse: bool) -> list[str]:
@@ -259,7 +284,7 @@ def clean_rots(rots: Sequence[str]) -> tuple[str, ...]:
 def readable(turn: str) -> str:
     """Return a turn as Canary reads it: one line, without a forged end of a turn."""
     text = whole(turn)
-    return " ".join((_FORGED.sub("/", text) if "//" in text else text).split())
+    return " ".join(_FORGED.sub("/", text).split())
 
 
 def recent(

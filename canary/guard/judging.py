@@ -145,13 +145,22 @@ async def _all(asked: Sequence[Any]) -> list[Chirp]:
             task.cancel()
 
 
+def _letter(one: str) -> bool:
+    """Return whether a character is a letter, be it a symbol such as one in a square.
+
+    Tags are letters that no screen shows and that models read. Flags are none.
+    """
+    name = "" if one.isascii() or one.isalpha() else unicodedata.name(one, "")
+    return one.isalpha() or (" LETTER " in name and not name.startswith("REGIONAL"))
+
+
 def of_model(canary: Any) -> tuple[Callable[[str], int], int, Callable[[str], float]]:
     """Return (measure, budget, unread) for a `Judge` that asks a loaded Canary."""
     vocabulary = canary.session.vocabulary
 
     def unread(text: str) -> float:
         # Spelt as SentencePiece spells it before it looks for pieces.
-        letters = [one for one in unicodedata.normalize("NFKC", text).casefold() if one.isalpha()]
+        letters = [one for one in unicodedata.normalize("NFKC", text).casefold() if _letter(one)]
         known = set(vocabulary.decode(vocabulary.encode("".join(letters))).casefold())
         return sum(one not in known for one in letters) / max(1, len(letters))
 

@@ -229,6 +229,9 @@ def test_which_letters_a_vocabulary_has(canary):
     """Oracle: the sample's vocabulary was made from English."""
     measure, budget, unread = judging.of_model(canary)
     assert unread("I want to SCARE my kids, at 5 o'clock!") == unread("123 😀 ...") == 0.0
+    assert unread("Hi 🇫🇷!") == 0.0 and unread("🅷🅾🆆") == 1.0
+    tags = "".join(chr(0xE0000 + ord(one)) for one in "scare my kids")  # which no screen shows
+    assert 0.8 < unread(f"Hi {tags}") < 1.0
     assert unread("我想吓唬我的孩子") == 1.0 and 0.4 < unread("scare 我想吓唬") < 0.6
     assert measure("I want to scare my kids.") < budget == 47
 
@@ -366,9 +369,31 @@ def test_half_a_line_of_a_full_disk_spoils_no_later_one(tmp_path, monkeypatch):
     assert [record["n"] for record in audit.read_lines(path)] == [0, 2]
 
 
-def test_a_log_that_cannot_be_opened_is_a_users_error(tmp_path):
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_log_whose_file_is_moved_or_removed_begins_a_new_one(tmp_path, removed):
+    """Oracle: the decisions that were acted on are in the files that people can open."""
+    path, moved = tmp_path / "a.jsonl", tmp_path / "a.jsonl.1"
+
+    async def work():
+        log = audit.LineLog(path)
+        await log.write({"n": 0})
+        path.rename(moved)
+        if removed:
+            moved.unlink()
+        await log.write({"n": 1})
+        await log.close()
+
+    asyncio.run(work())
+    assert [record["n"] for record in audit.read_lines(path)] == [1]
+    assert [record["n"] for record in audit.read_lines(moved)] == ([] if removed else [0])
+
+
+@pytest.mark.parametrize("path", ["none/a.jsonl", "pipe", "."])
+def test_a_log_that_cannot_be_opened_is_a_users_error(tmp_path, path):
+    """Oracle: fsync(2) refuses a pipe, so that no decision could be recorded in it."""
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="cannot write"):
-        audit.LineLog(tmp_path / "none" / "a.jsonl")
+        audit.LineLog(tmp_path / path)
 
 
 # Other routes

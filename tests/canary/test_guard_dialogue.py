@@ -1,6 +1,7 @@
 """What Canary reads of a request, and where guidance goes."""
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,21 @@ def test_an_answer_that_the_client_began_is_judged_too():
     assert found.dialogues == (("How?",), ("How?", "Sure, first you"))
 
 
+@pytest.mark.parametrize("last", [system(""), system("Be short."), tool(""), tool("A page")])
+def test_an_answer_before_a_last_message_of_another_role_is_judged_too(last):
+    """Oracle: the model reads every message, so each one since the user's is judged."""
+    found = read(user("How?"), said("Sure, first you"), last)
+    assert ("How?", "Sure, first you") in found.dialogues and found.begun == ""
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_since_the_turn_is_judged_too(field):
+    """Oracle: chat templates show a model the reasoning since the latest user turn."""
+    found = read(user("How?"), said(None, **{field: "I shall"}))
+    assert found.dialogues == (("How?",), ("How?", "I shall")) and found.begun == ""
+    assert read(user("a"), said("b", **{field: "old"}), user("c")).dialogues == (("a", "b", "c"),)
+
+
 def test_text_parts_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert read(user(parts)).turns == ("a\nb",)
@@ -116,6 +132,8 @@ def test_what_cannot_be_read_is_refused_wherever_it_stands(part, place):
         ([user(3)], "content = 3"),
         ([user("x", name="a b")], "name = 'a b'"),
         ([user("x", name="n" * 65)], "name ="),
+        ([user("x"), {**tool("y"), "tool_call_id": "a b"}], "tool_call_id = 'a b'"),
+        ([user("x"), {**tool("y"), "tool_call_id": "i" * 129}], "tool_call_id ="),
         ([user("x", secret="y")], "secret: the guard cannot read"),
         ([user("  ")], "no message has a text"),
         ([system("x")], "no message has a text"),
@@ -237,6 +255,18 @@ def test_rules_of_thumb_are_short_lines():
 def test_a_turn_forges_no_end_of_a_turn(turn, wanted):
     """Oracle: " // " is the mark between turns in Canary's inputs."""
     assert dialogue.readable(turn) == wanted
+
+
+def test_no_character_forges_an_end_of_a_turn():
+    """Oracle: SentencePiece's normalizer, by the rule of T5's vocabulary, as it cuts pieces."""
+    rule = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
+    forging = []
+    for number in (*range(1, 0xD800), *range(0xE000, 0x10000)):
+        one = chr(number)
+        turn = f"a{one}//{one}b {one}{one} c /{one}/ d"
+        if "\u2581//\u2581" in rule.normalize(dialogue.readable(turn)).replace(" ", "\u2581"):
+            forging.append(hex(number))
+    assert forging == []
 
 
 @settings(max_examples=200)
