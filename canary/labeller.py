@@ -88,14 +88,15 @@ class Labeller:
         self.batch_sizes = tuple(sorted({-(-size // shards) * shards for size in batch_sizes}))
         longest = session.lengths["inputs"]
         self.lengths = padded_lengths(longest)
-        how = {
-            "choices": canary.choices,
-            "decoding": decoding,
-            "seed": seed,
-            "write_lengths": [*(n for n in WRITE_LENGTHS if n < longest), longest],
-        }
+        write_lengths = [*(n for n in WRITE_LENGTHS if n < longest), longest]
         self._works = {
-            size: infer.ChoiceAndText(dataclasses.replace(session, batch_size=size), **how)
+            size: infer.ChoiceAndText(
+                dataclasses.replace(session, batch_size=size),
+                canary.choices,
+                decoding,
+                seed,
+                write_lengths,
+            )
             for size in self.batch_sizes
         }
         self._seconds: dict[tuple[int, int], float] = {}  # of a label, by batch size and length
