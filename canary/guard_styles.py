@@ -288,7 +288,7 @@ def _is_logprob(value: Any) -> bool:
 
 
 def _first_word(tokens: Sequence[list[tuple[str, float]]]) -> list[tuple[str, float]]:
-    """Return the alternatives at the first token that is no white space; none if there is none."""
+    """Return the alternatives at the first token beyond white space, or [] without one."""
     for alternatives in tokens:
         if alternatives and _bare(max(alternatives, key=lambda pair: pair[1])[0]):
             return alternatives

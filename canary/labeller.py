@@ -62,8 +62,8 @@ class Labeller:
     their labels. Answers are those of `Canary.chirp`.
 
     `batch_sizes` are the batch shapes that `warm_up` compiles: by default CPU_BATCH_SIZES on a CPU,
-    else BATCH_SIZES. `decoding` is of the rules of thumb,
-    greedy by default. `counts` has how often what happened, for metrics.
+    else BATCH_SIZES. `decoding` generates the rules of thumb, greedy by default. `counts` has how
+    often each thing happened, for metrics.
     """
 
     # On a CPU, XLA runs the programs of all threads on one pool with a thread a core. Another

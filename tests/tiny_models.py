@@ -7,7 +7,7 @@ import numpy as np
 
 from cosmo.engine.checkpoints import lazy, run_checkpoints, streaming
 from cosmo.engine.checkpoints.description import describe
-from cosmo.engine.model import blenderbot, models
+from cosmo.engine.model import blenderbot, models, t5
 from cosmo.tasks import vocabularies
 
 
@@ -31,6 +31,22 @@ def write_prost(folder: pathlib.Path) -> pathlib.Path:
         "PROST_VARIANT = 'rot_and_response'\nMAX_NEW_TOKENS = 12\n"
     )
     return folder
+
+
+def t5_1_0(vocab_size: int) -> t5.T5Config:
+    """A network of T5 1.0: relu, and logits by the embedding."""
+    return t5.T5Config(
+        vocab_size=vocab_size,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=16,
+        mlp_activations=("relu",),
+        logits_via_embedding=True,
+        dtype="float32",
+    )
 
 
 def save(folder: pathlib.Path, model: models.EncoderDecoderModel, vocabulary) -> None:

@@ -120,7 +120,7 @@ Log = LineLog | NoLog
 
 
 def read_lines(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Return the records of a file, without lines that a power loss cut; [] if there is none."""
+    """Return the records of a file, without cut lines. Return [] for a missing file."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in pathlib.Path(path).expanduser().read_bytes().splitlines():

@@ -12,7 +12,7 @@ log = logging.getLogger("canary.guard")
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """Settings of a guard. All but `audit_text` are paths, or the webhook's URL; None is none.
+    """Settings of a guard: a URL (`webhook`), a switch (`audit_text`), paths. None leaves one out.
 
     `policy` is a TOML file of the keys that differ from the default. `audit` gets each decision,
     with `audit_text` also the texts. `queue` gets each intervention, and `webhook`, if given,

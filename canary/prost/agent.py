@@ -393,7 +393,7 @@ def _check_follows_rots(variant: prost_text.Variant, *settings: str) -> None:
 
 
 def _check_task(path: str, saved: saved_settings.Saved) -> None:
-    """Raise UserError if the run learnt a task of ours that is none of Prost's."""
+    """Raise UserError if the run was trained on a task of ours outside Prost's."""
     name = saved.macro("MIXTURE_OR_TASK_NAME", str)
     # A module of the user's own may have tasks of Prost's form.
     if name is None or saved.macros.get(saved_settings.MODULE) or name in families.PROST_NAMES:

@@ -11,9 +11,9 @@ from sentencepiece import sentencepiece_model_pb2
 from canary import Canary
 from canary.prost import Prost
 from cosmo.engine.checkpoints import run_checkpoints
-from cosmo.engine.model import models, t5
+from cosmo.engine.model import models
 from cosmo.tasks import safety, vocabularies
-from tests.tiny_models import save, write_prost
+from tests.tiny_models import save, t5_1_0, write_prost
 
 VOCABULARY = "tasks/sample/vocabulary.model"
 LENGTHS = {"inputs": 48, "targets": 24}
@@ -31,20 +31,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     kept = folder / run_checkpoints.VOCABULARY
     kept.write_bytes(proto.SerializeToString())
     vocabulary = vocabularies.load(kept)
-    model = models.EncoderDecoderModel(
-        t5.T5Config(
-            vocab_size=vocabulary.size,
-            emb_dim=16,
-            num_heads=2,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            head_dim=8,
-            mlp_dim=16,
-            mlp_activations=("relu",),
-            logits_via_embedding=True,
-            dtype="float32",
-        )
-    )
+    model = models.EncoderDecoderModel(t5_1_0(vocabulary.size))
     save(folder, model, vocabulary)
     # Labels of one piece each: random weights would always take the one of fewest pieces.
     (folder / "config.gin").write_text(

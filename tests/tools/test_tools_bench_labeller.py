@@ -2,7 +2,7 @@
 
 import argparse
 
-from cosmo.engine.model import t5
+from tests import tiny_models
 from tools import bench_labeller, bench_sides
 
 
@@ -11,18 +11,7 @@ def test_every_kind_of_label_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_labeller, "CONTEXTS", (32, 48))
     monkeypatch.setattr(bench_labeller, "CALLERS", (2,))
     monkeypatch.setattr(bench_labeller, "ROT_TOKENS", 2)
-    network = t5.T5Config(
-        vocab_size=2048,
-        emb_dim=16,
-        num_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        head_dim=8,
-        mlp_dim=16,
-        mlp_activations=("relu",),
-        logits_via_embedding=True,
-        dtype="float32",
-    )
+    network = tiny_models.t5_1_0(2048)
     weights = str(tmp_path / "weights")
     bench_sides.write_weights(weights, network, "tasks/sample/vocabulary.model")
     found = bench_labeller.ours(argparse.Namespace(weights=weights, dtypes="float32", calls=4))

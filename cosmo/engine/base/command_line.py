@@ -114,7 +114,7 @@ def _run(program: Program, argv: list[str], parsed: list[argparse.Namespace]) ->
         raise UserError(f"{args.verb} takes no gin settings: leave out --gin.{name}")
     # Before JAX loads, which reads them once.
     os.environ.update(verb.environment(args))
-    # A line that is no UTF-8 reaches its verb, as an argument that is none does.
+    # A line with invalid UTF-8 reaches its verb, as such an argument does.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     # Before the settings: gin imports modules, and processes must meet before a device is used.

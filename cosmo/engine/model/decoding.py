@@ -391,7 +391,7 @@ class Bans(NamedTuple):
     The number 0 traces nothing. In an array it means no limit too.
     """
 
-    ids_RK: jax.Array  # never taken; an id of V or above is none
+    ids_RK: jax.Array  # never taken; an id of V or above is ignored
     min_length: int | jax.Array
     block_ngram: int | jax.Array
     context_block_ngram: int | jax.Array
@@ -440,7 +440,7 @@ def _is_limit(number: int | jax.Array) -> bool:
 
 def without(scores_V: jax.Array, ids_K: jax.Array) -> jax.Array:
     """Return scores [V] with the ids `ids_K` at -inf."""
-    return scores_V.at[ids_K].set(-jnp.inf, mode="drop")  # an id of V or above is none
+    return scores_V.at[ids_K].set(-jnp.inf, mode="drop")  # an id of V or above is ignored
 
 
 def _completing(answer_RT, index_R, size, source_RS, real_RS, vocab: int) -> jax.Array:

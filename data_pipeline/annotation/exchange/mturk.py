@@ -142,7 +142,7 @@ def _answer(task: Task, row: dict[str, str]) -> Answer:
 
 
 def seconds(text: Any) -> float | None:
-    """Return a number of seconds, None for what is none."""
+    """Return a number of seconds, or None if the text is not a number."""
     try:
         number = float(text)
     except (TypeError, ValueError):
