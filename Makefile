@@ -37,6 +37,9 @@ NEWEST_TESTS := $(patsubst %,tests/engine/test_engine_%.py,t5 losses optimizer r
 # tests/conftest.py, the slowest first.
 PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+# Every process would compile our sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
   test-newest test-clients figures docs types release lock lock-newest clean
 
@@ -96,12 +99,14 @@ release: $(VENV)/.installed $(PUBLISH)/.installed
 	WHEEL=$$(ls $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest -n 0 -m "" tests/test_wheel.py
 
 # $(call install,FOLDER,PYTHON,LOCK). The project itself is run from its root, so only its
-# requirements are installed.
+# requirements are installed. Pip says nothing for minutes, so a line counts the seconds.
 define install
 @$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(2) is " + sys.version.split()[0] + ": PYTHON=python3.11 make ...")'
 @echo "installing into $(1): about 90 packages, some minutes the first time"
 $(if $(UV),$(UV) venv --quiet --allow-existing --python $(2) $(1),$(2) -m venv $(1))
-$(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python -r $(3),$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(3))
+@seconds=0; while sleep 10 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do seconds=$$((seconds + 10)); echo "installing: $$seconds s"; done & beat=$$!; \
+  $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet --disable-pip-version-check) -r $(3); \
+  status=$$?; kill $$beat; exit $$status
 @touch $(1)/.installed
 endef
 

@@ -80,6 +80,31 @@ SLOWEST_FILES = (
 )
 
 
+# One worker process runs all of these: loading TensorFlow takes 10 s of a core.
+SEQIO_FILES = (
+    "test_engine_cache",
+    "test_tasks_beam",
+    "test_tasks_cache",
+    "test_tasks_canary",
+    "test_tasks_mixtures",
+    "test_tasks_prost_seqio",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Return the scheduler of `--dist loadfile` that takes SEQIO_FILES for one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "seqio" if pathlib.PurePath(file).stem in SEQIO_FILES else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of worker processes for `-n auto`: one more than there are cores.
 
@@ -93,7 +118,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def thorough_tests() -> set[str]:
-    """Return the ids of the tests that `make test` leaves out for their time."""
+    """Return the ids of the tests, and the files, that `make test` leaves out for their time."""
     lines = (ROOT / "tests" / "thorough.txt").read_text().splitlines()
     return {line for line in lines if line and not line.startswith("#")}
 
@@ -103,7 +128,7 @@ def pytest_collection_modifyitems(items):
     """Mark the tests of thorough.txt. Sort by file: SLOWEST_FILES first, others as they were."""
     thorough = thorough_tests()
     for item in items:
-        if item.nodeid in thorough:
+        if thorough & {item.nodeid, item.nodeid.partition("::")[0]}:
             item.add_marker(pytest.mark.thorough)
     order = {name: number for number, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))

@@ -14,7 +14,7 @@ def test_every_test_of_the_list_exists():
         file, _, test = name.partition("::")
         path = ROOT / file
         defined = _functions(path) if path.is_file() else set()
-        if test.partition("[")[0] not in defined:
+        if not path.is_file() or (test and test.partition("[")[0] not in defined):
             gone.append(name)
     assert gone == []
 

@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmo.tasks.metrics import agreement, intervals
 from cosmo.tasks.paper_tables import SODA
 from data_pipeline.annotation import statistics as s
+from tests import lazily
+
+stats = lazily.importorskip("scipy.stats")
 
 COUNTS = [(366, 234), (0, 5), (5, 0), (1, 1), (3, 9), (40, 60), (901, 899), (0, 0)]
 
@@ -18,14 +20,14 @@ COUNTS = [(366, 234), (0, 5), (5, 0), (1, 1), (3, 9), (40, 60), (901, 899), (0, 
 @pytest.mark.parametrize(("first", "second"), COUNTS)
 def test_the_sign_test_is_scipys_exact_binomial_test(first, second):
     """Oracle: scipy.stats.binomtest; statsmodels' exact McNemar gives 7.92e-08 for 366:234."""
-    expected = scipy.stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     assert s.sign_test(first, second) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("count", "total"), [(366, 600), (0, 5), (5, 5), (1, 3), (37, 100)])
 def test_wilson_is_scipys(count, total):
     """Oracle: scipy; statsmodels gives (0.57039, 0.64821) for 366 of 600."""
-    interval = scipy.stats.binomtest(count, total).proportion_ci(method="wilson")
+    interval = stats.binomtest(count, total).proportion_ci(method="wilson")
     assert intervals.wilson(count, total) == pytest.approx((interval.low, interval.high), abs=1e-12)
     assert intervals.wilson(0, 0) is None
 
@@ -72,8 +74,8 @@ def test_power_of_the_paper():
 def test_power_of_the_sign_test(decided, share):
     """Oracle: the sum over all outcomes, with scipy's test and probabilities."""
     wins = np.arange(decided + 1)
-    significant = [scipy.stats.binomtest(int(k), decided).pvalue <= 0.05 for k in wins]
-    expected = scipy.stats.binom.pmf(wins, decided, share)[significant].sum()
+    significant = [stats.binomtest(int(k), decided).pvalue <= 0.05 for k in wins]
+    expected = stats.binom.pmf(wins, decided, share)[significant].sum()
     assert s.sign_test_power(decided, share) == pytest.approx(expected, abs=1e-9)
 
 
@@ -90,7 +92,7 @@ def test_bootstrap_is_scipys():
     gains = generator.integers(-3, 4, 200)
     firsts, seconds = np.maximum(-gains, 0), np.maximum(gains, 0)
     found = s.bootstrap(firsts, seconds, np.full(200, 3), seed=1)
-    other = scipy.stats.bootstrap(
+    other = stats.bootstrap(
         (gains / 3,), np.mean, n_resamples=5000, method="percentile", rng=generator
     ).confidence_interval
     assert found["difference"] == pytest.approx(gains.mean() / 3)

@@ -9,8 +9,9 @@ import pytest
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.data import cache_reading, cache_writing, datasets, epoch_slices
+from tests import lazily
 
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 
 LENGTHS = {"inputs": 24, "targets": 16}
 

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
+from tests import lazily
 from tests.tasks.tasks_samples import prosocial_row, soda_row, write_lines
 
 pytest.importorskip("apache_beam", reason="needs the extra `pipeline`")
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 
 MODULE = """
 import seqio

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cosmo.tasks import mixtures
+from tests import lazily
 from tests.tasks.tasks_samples import soda_row, write_lines
 
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from cosmo.tasks.conversations import read_dailydialog
 from cosmo.tasks.families import canary_file_examples, casual_file_examples
 from cosmo.tasks.formatting import drop_oldest_turns
 from cosmo.tasks.vocabularies import load
+from tests import lazily
 from tests.tasks.tasks_samples import prosocial_row, write_lines
 
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 
 SAMPLE = "tasks/sample/vocabulary.model"
 SPLITS = ("train", "validation", "test")

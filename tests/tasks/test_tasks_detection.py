@@ -4,9 +4,11 @@ import importlib.util
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from cosmo.tasks.metrics import detection, intervals
+from tests import lazily
+
+stats = lazily.importorskip("scipy.stats")
 
 # By hand: four thresholds. Flagged (unsafe, safe): .9 (1, 0), .7 (1, 1), .5 (2, 2), .2 (3, 3).
 GOLD = [True, False, True, False, True, False]

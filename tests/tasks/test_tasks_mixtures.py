@@ -8,9 +8,10 @@ from cosmo.tasks import mixtures
 from cosmo.tasks.families import prosocial_file_examples, soda_file_examples
 from cosmo.tasks.formatting import Separators, cosmo_input, drop_oldest_turns
 from cosmo.tasks.vocabularies import load
+from tests import lazily
 from tests.tasks.tasks_samples import prosocial_row, soda_row, train_vocabulary, write_lines
 
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from cosmo.tasks.prost_text import (
     target_text,
 )
 from cosmo.tasks.vocabularies import load, seqio_vocabulary
+from tests import lazily
 
-seqio = pytest.importorskip("seqio")
+seqio = lazily.importorskip("seqio")
 pytest.importorskip("tokenizers")
 
 SAMPLE = "tasks/sample/prost/vocabulary.json"

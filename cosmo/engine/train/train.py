@@ -38,7 +38,7 @@ from cosmo.engine.train.bad_steps import BadStepConfig, BadStepMonitor
 log = logging.getLogger(__name__)
 
 TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
-SOON_SECONDS = 5  # a report that is expected within so long is waited for
+SOON_SECONDS = 2  # a report that is expected within so long is waited for
 MIN_INPUT_WAIT_SHOWN = 0.03  # show the input-wait share in the progress line above 3%
 
 
@@ -252,6 +252,7 @@ def train(
         if evaluator is not None:
             evaluator.check()  # a split that is missing is an error now, not after hours
             if evaluate_first or (evaluation.run_before_training and not resuming):
+                log.info("evaluating at step %d, before training", done)
                 with heartbeat("evaluating"):
                     results = evaluator.run(state.params, done)
                 board.write(done, count_evaluation(results) if evaluate_first else results)
