@@ -118,7 +118,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def thorough_tests() -> set[str]:
-    """Return the ids of the tests, and the files, that `make test` leaves out for their time."""
+    """Return the files, functions and cases of tests that `make test` leaves out."""
     lines = (ROOT / "tests" / "thorough.txt").read_text().splitlines()
     return {line for line in lines if line and not line.startswith("#")}
 
@@ -128,7 +128,8 @@ def pytest_collection_modifyitems(items):
     """Mark the tests of thorough.txt. Sort by file: SLOWEST_FILES first, others as they were."""
     thorough = thorough_tests()
     for item in items:
-        if thorough & {item.nodeid, item.nodeid.partition("::")[0]}:
+        function, file = item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]
+        if thorough & {item.nodeid, function, file}:
             item.add_marker(pytest.mark.thorough)
     order = {name: number for number, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
