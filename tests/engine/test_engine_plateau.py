@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from cosmo.engine.base import progress
+from cosmo.engine.base import progress, silence
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model.optimizer import LearningRateSchedule
 from cosmo.engine.train import evaluate, metric_files, reduce_on_plateau, train
@@ -246,7 +246,7 @@ def test_an_evaluation_is_never_silent(tmp_path, monkeypatch, caplog):
     Oracle: the lines' count, with a heartbeat every 50 ms and evaluations of 1 s.
     """
     caplog.set_level(logging.INFO, "cosmo")
-    monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(silence, "HEARTBEAT_SECONDS", 0.05)
     options = {"total_steps": 2, "eval_period": 2, "slow_evaluation": 1.0}
     heard = []
     run = evaluate.Evaluator.run

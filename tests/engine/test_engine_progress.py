@@ -1,8 +1,10 @@
 """What long work logs of how far it is."""
 
+import io
 import logging
+import time
 
-from cosmo.engine.base import progress
+from cosmo.engine.base import command_line, progress, silence
 
 
 def test_counts_have_the_time_that_is_left(caplog, monkeypatch):
@@ -19,3 +21,27 @@ def test_counts_have_the_time_that_is_left(caplog, monkeypatch):
         "compiling: 6 of 10, about 8 s left",
         "compiling: 10 of 10",
     ]
+
+
+def test_short_waits_in_a_row_are_no_silence(caplog, monkeypatch):
+    """A wait that begins 9.9 s after the last line is told after 0.1 s. Oracle: by hand."""
+    caplog.set_level(logging.INFO, "cosmo")
+    silence.line_logged()
+    with progress.heartbeat("first"):
+        pass
+    assert not caplog.messages
+    monkeypatch.setattr(silence, "_last_line", time.monotonic() - 9.9)
+    deadline = time.monotonic() + 5
+    with progress.heartbeat("second"):
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages == ["second: 0 s"]
+
+
+def test_every_line_on_stderr_ends_the_silence(monkeypatch):
+    """Oracle: the clock before and after a line of the commands' handler."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr(silence, "_last_line", time.monotonic() - 60)
+    assert silence.seconds_left() == 0
+    command_line._StandardError().emit(logging.makeLogRecord({"msg": "a line"}))
+    assert silence.seconds_left() > 9

@@ -21,6 +21,7 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+from cosmo.engine.base import silence
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.version import version
 
@@ -266,6 +267,7 @@ class _StandardError(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+        silence.line_logged()
 
 
 def set_up_logging(quiet: bool, names: tuple[str, ...] = ("cosmo", "tasks")) -> None:

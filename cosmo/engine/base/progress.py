@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 import rich.console
 import rich.progress
 
+from cosmo.engine.base import silence
+
 log = logging.getLogger(__name__)
 
 # Rates count the last minutes, so that a slow start does not distort the time left for hours.
 RATE_WINDOW_SECONDS = 600
 TERMINAL_PERIOD_SECONDS = 0.2
-HEARTBEAT_SECONDS = 10.0
 
 
 class Progress:
@@ -65,7 +66,9 @@ class Progress:
         """Count `done` units as finished; show it with `note` if it is time, or with `force`."""
         self.bar.update(self.task, completed=done)
         now = time.monotonic()
-        if not force and now - self.shown < self.period_seconds:
+        # A bar is drawn by its own clock, a log line by that of all lines.
+        since = now - self.shown if self.terminal else silence.seconds_without()
+        if not force and since < self.period_seconds:
             return
         self.shown = now
         text = self._text(note)
@@ -74,6 +77,7 @@ class Progress:
             self.bar.update(self.task, description=text, refresh=True)
         else:
             log.info(text)
+            silence.line_logged()
 
     def add(self, number: int, note: str = "") -> None:
         """Count `number` more units as finished; see `update`."""
@@ -117,7 +121,7 @@ class SharedProgress:
 
 @contextlib.contextmanager
 def heartbeat(doing: str) -> Iterator[None]:
-    """Log "`doing`: N s" every HEARTBEAT_SECONDS until the block ends.
+    """Log "`doing`: N s" after ten seconds without a line, until the block ends.
 
     For calls that cannot report progress themselves, such as compilation.
     """
@@ -126,8 +130,10 @@ def heartbeat(doing: str) -> Iterator[None]:
 
     def beat() -> None:
         # Imports nothing: an import in one thread is unsafe while another traces.
-        while not ended.wait(HEARTBEAT_SECONDS):
-            log.info("%s: %.0f s", doing, time.monotonic() - began)
+        while not ended.wait(silence.seconds_left()):
+            if silence.seconds_left() == 0:
+                log.info("%s: %.0f s", doing, time.monotonic() - began)
+                silence.line_logged()
 
     thread = threading.Thread(target=beat, name="cosmo-heartbeat", daemon=True)
     thread.start()

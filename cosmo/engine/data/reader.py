@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from cosmo.engine.base import silence
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.worker_processes import set_up_worker
 from cosmo.engine.data import cache_reading
@@ -29,7 +30,6 @@ from cosmo.engine.data.datasets import DatasetConfig, HostBatch, Row, TrainBatch
 log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 4  # training batches requested before they are needed
-QUIET_SECONDS = 10  # a longer wait for a reply is logged
 EXIT_SECONDS = 0.5  # given to the reader process to exit by itself, before it is killed
 
 
@@ -170,8 +170,10 @@ class _Reader:
     def _receive(self, doing: str) -> None:
         began = time.monotonic()
         try:
-            while not self._pipe.poll(QUIET_SECONDS):
-                log.info("the reader process is %s: %.0f s", doing, time.monotonic() - began)
+            while not self._pipe.poll(silence.seconds_left()):
+                if silence.seconds_left() == 0:
+                    log.info("the reader process is %s: %.0f s", doing, time.monotonic() - began)
+                    silence.line_logged()
             good, value = self._pipe.recv()
         except (OSError, EOFError):
             raise self._gone() from None
