@@ -72,6 +72,10 @@ def run(args, *, capture_output=False, check=False, timeout=None, **settings):
     return done
 
 
+if sys.platform != "linux":  # only there a process adopts its grandchildren
+    Popen, run = subprocess.Popen, subprocess.run
+
+
 @functools.cache
 def _server():
     """Start the server; return `start(request, fds)`, which returns a process id."""
