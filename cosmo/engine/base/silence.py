@@ -1,7 +1,6 @@
-"""The clock of log lines: long work says something after ten seconds without a line.
+"""Measure the time without a log line: long work logs one after ten seconds.
 
-Whoever logs next counts from the last line of anybody, so that several short waits in a row are no
-long silence.
+All loggers share this clock, so that several short waits in a row are no long silence.
 """
 
 import time
