@@ -128,7 +128,7 @@ def assistant(text: str) -> dict[str, str]:
 
 def test_a_dialogue_is_held(open_page, script):
     """Oracle: the scripted answer, seen in part before it is whole; the messages sent."""
-    script.seconds_between_words = 0.03
+    script.held = True
     page = open_page()
     page.fill("#message", CITY)
     page.press("#message", "Enter")
@@ -138,9 +138,9 @@ def test_a_dialogue_is_held(open_page, script):
     part = answer.inner_text()
     assert whole.startswith(part) and part != whole
     expect(page.locator("#stop")).to_be_visible()
+    script.held = False
     expect(answer).to_have_text(whole)
     ended(page)
-    script.seconds_between_words = 0.0
     say(page, "I have found a job.")
     assert texts(page, ".model-turn .text")[1] == page_server.ANSWERS["a job"][0]
     first, second = bodies(script, GUARD)
