@@ -11,6 +11,7 @@
 # make test-clients real clients and a real model (llama.cpp) against the servers
 # make docs         the website of the documentation, into site/; a broken link is an error
 # make figures      the drawings of the documentation, from docs/figures/*.json
+# make notebooks    run docs/notebooks and keep their outputs
 # make types        mypy over the names that users import
 # make release      source archive and wheel into dist/, checked and tested; uploads nothing
 # make lock         resolve requirements.lock, .clients.lock and .publish.lock (needs uv)
@@ -41,7 +42,7 @@ PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
-  test-newest test-clients figures docs types release lock lock-newest clean
+  test-newest test-clients figures notebooks docs types release lock lock-newest clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart
@@ -83,6 +84,9 @@ test-clients: $(VENV)/.installed $(CLIENTS)/.installed
 
 figures: $(VENV)/.installed
 	$(BIN)/python -m tools.docs_figures
+
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m tools.notebooks
 
 docs: $(VENV)/.installed $(PUBLISH)/.installed
 	PROJECT_PYTHON=$(BIN)/python NO_MKDOCS_2_WARNING=1 $(PUBLISH)/bin/mkdocs build --strict --quiet

@@ -158,7 +158,7 @@ class Labeller:
     async def label(self, turns: Sequence[str], *, rots: bool) -> Chirp:
         """Return the Chirp of one dialogue, given as its turns, oldest first.
 
-        Raises UserError for turns that are no dialogue, and QueueFull if `max_queue` dialogues
+        Raises UserError for turns that are not a dialogue, and QueueFull if `max_queue` dialogues
         wait. A caller that is cancelled leaves the queue.
         """
         turns = module.turns_of(turns, "the dialogue")

@@ -128,8 +128,8 @@ class Canary:
                 max_new_tokens; greedy without any.
 
         Returns a Chirp for one dialogue, and for a batch a list of them in its order. Raises
-        UserError, which names the place, for an empty turn or anything that is no dialogue. It does
-        so before any is labelled.
+        UserError, which names the place, for an empty turn or anything that is not a dialogue. It
+        does so before any is labelled.
         """
         # Everything is checked before anything is labelled: an error must cost no answers.
         one, many = batch_of(dialogues)
@@ -304,7 +304,7 @@ def label_scores(answer: infer.Answer) -> tuple[float, ...]:
 def batch_of(dialogues: Any) -> tuple[bool, list[tuple[str, ...]]]:
     """Return (whether it is one dialogue, the dialogues' turns); see `Canary.chirp`.
 
-    Raises UserError for anything that is no dialogue.
+    Raises UserError for anything that is not a dialogue.
     """
     if isinstance(dialogues, str):
         # As the published Canary took one text: a turn a line.

@@ -15,7 +15,7 @@ from cosmo.tasks import readers
 
 # Not larger, because `drop` copies the rest of the data for every element.
 CHUNK_BYTES = 1 << 16  # of a JSON list read at a time
-MAX_ELEMENT_BYTES = 64 << 20  # a file that is no list would be one element, and be read whole
+MAX_ELEMENT_BYTES = 64 << 20  # a file that is not a list would be one element, and be read whole
 # A string, or a bracket. The group is the string's closing quote, or the end of the data so far.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*("|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[\s,]*")
@@ -107,7 +107,7 @@ def _element(window: _Window) -> int:
 def dialogues(file: BinaryIO, start: int = 0, line: int = 0) -> Iterator[Piece]:
     """Yield ProsocialDialog's hub rows, those of a dialogue together.
 
-    A line that is no row stands alone. A blank line belongs to the row before it.
+    A line that is not a row stands alone. A blank line belongs to the row before it.
     """
 
     def rows() -> Iterator[Piece]:

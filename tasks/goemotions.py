@@ -39,7 +39,7 @@ def goemotions_examples(path: Any, split: str = "train") -> Iterator[Example]:
     """Yield each comment and its emotion; one with several emotions is an example for each.
 
     Ids are `goemotions-SPLIT-ROW-EMOTION`. Raises DataError for a missing path, a row of another
-    form, and a number that is no emotion's.
+    form, and a number that is not an emotion's.
     """
     # A model that learns each of several emotions gives them equal probabilities, as it should.
     count = 0

@@ -40,13 +40,13 @@ class Namebook:
 
     @functools.cached_property
     def _given(self) -> list[tuple[str, int]]:
-        """Return the names that are no words, with their counts."""
+        """Return the names that are not words, with their counts."""
         pairs = zip(self.names, self.counts, strict=True)
         return [(name, count) for name, count in pairs if name not in self.words]
 
     @functools.cached_property
     def common(self) -> tuple[str, ...]:
-        """Return the 1,000 most common names that are no words, the most common first."""
+        """Return the 1,000 most common names that are not words, the most common first."""
         # Words are left out before the cut, so that there are 1,000 names to draw from.
         return tuple(name for name, _ in self._given[:COMMON])
 

@@ -69,6 +69,8 @@ NOT_USED = {
     "PLATEAU_MODE": "T5X has no such setting",
     "PLATEAU_THRESHOLD": "T5X has no such setting",
     "PLATEAU_MIN_RATE": "T5X has no such setting",
+    "TRACKER": "T5X has no such setting",
+    "TRACKER_PROJECT": "T5X has no such setting",
 }
 
 

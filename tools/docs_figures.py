@@ -2,6 +2,7 @@
 
 The numbers are in docs/figures/NAME.json, with the command that they come from. The drawings go to
 docs/images/NAME-light.svg and NAME-dark.svg. A page that shows one gives it an alternative text.
+`terminal` is a recording of `tools.terminal`, which draws it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.scale.chips import CHIPS, parse_topology
-from tools import plot_labels
+from tools import plot_labels, terminal
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUMBERS = ROOT / "docs" / "figures"
@@ -67,6 +68,22 @@ def label_flow(axes: Any, numbers: dict, theme: dict) -> None:
         axes.text(len(turns) - 0.7, 0.1 + 0.2 * place, f"■ {name}", color=theme["ink"])
         axes.text(len(turns) - 0.7, 0.1 + 0.2 * place, "■", color=colour)
     axes.set_xlim(-0.3, len(turns) + 0.6)
+
+
+def guard_cost(axes: Any, numbers: dict, theme: dict) -> None:
+    """Draw the milliseconds that Canary's guard adds before the first character of an answer."""
+    rows = numbers["rows"]
+    names = [row["turn"] for row in rows]
+    axes.barh(names, [row["p95"] for row in rows], 0.6, color=theme["box"], edgecolor=theme["ink"],
+              label="p95")  # fmt: skip
+    bars = axes.barh(names, [row["p50"] for row in rows], 0.35, color=theme["first"], label="p50")
+    for row, bar in zip(rows, bars, strict=True):
+        axes.annotate(f"{row['p50']} ms, p95 {row['p95']} ms",
+                      (row["p95"], bar.get_y() + bar.get_height() / 2), (6, 0),
+                      textcoords="offset points", va="center")  # fmt: skip
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds added before the first character", xlim=(0, 1050))
+    axes.legend(loc="upper right", frameon=False)
 
 
 def plan_roofline(axes: Any, numbers: dict, theme: dict) -> None:
@@ -125,12 +142,17 @@ FIGURES: dict[str, tuple[Callable[[Any, dict, dict], None], tuple[float, float]]
     "quickstart-loss": (quickstart, (7, 3.4)),
     "label-flow": (label_flow, (7.5, 3.6)),
     "co3-funnel": (co3_funnel, (7, 3.2)),
+    "guard-cost": (guard_cost, (7, 2.8)),
     "plan-roofline": (plan_roofline, (7.5, 4.2)),
 }
+TERMINAL = "terminal"
 
 
 def draw(name: str, theme: str) -> str:
     """Return the SVG of a figure. The same numbers give the same text."""
+    numbers = json.loads((NUMBERS / f"{name}.json").read_text())
+    if name == TERMINAL:
+        return terminal.draw(numbers, theme)
     import matplotlib
 
     matplotlib.use("Agg")  # draws without a display
@@ -147,7 +169,7 @@ def draw(name: str, theme: str) -> str:
     spines = {"axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context({**ink, **fixed, **spines, "axes.facecolor": "none"}):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
-        drawing(axes, json.loads((NUMBERS / f"{name}.json").read_text()), colours)
+        drawing(axes, numbers, colours)
         svg = io.StringIO()
         about = {"Date": None, "Title": drawing.__doc__}
         figure.savefig(svg, format="svg", transparent=True, metadata=about)
@@ -158,10 +180,11 @@ def draw(name: str, theme: str) -> str:
 def main() -> None:
     """Draw all figures, or those named."""
     parser = argparse.ArgumentParser(prog="python -m tools.docs_figures", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}")
+    names = [*FIGURES, TERMINAL]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs" / "images")
     args = parser.parse_args()
-    for name in args.names or FIGURES:
+    for name in args.names or names:
         for theme in THEMES:
             path = args.output / f"{name}-{theme}.svg"
             write_atomic(path, draw(name, theme).encode())

@@ -1,8 +1,9 @@
-"""Hooks of mkdocs: pages made from the code, links into the repository, no other host.
+"""Hooks of mkdocs: pages made from code and notebooks, links into the repository, no other host.
 
 mkdocs.yml names this file. It runs in the environment of `make docs`, which has no JAX.
 """
 
+import base64
 import json
 import os
 import pathlib
@@ -35,6 +36,11 @@ def on_files(files, config):
     for name in PROJECT:
         text = (ROOT / name).read_text()
         files.append(File.generated(config, f"project/{name}", content=text))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        page, images = notebook_page(path.stem, json.loads(path.read_text()))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, image in images.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=image))
     for page in list(files.documentation_pages()):
         for _, target, _ in _LINK.findall(page.content_string):
             _add_source(files, config, _in_repository(page.src_uri, target))
@@ -62,6 +68,38 @@ def on_post_build(config):
             raise PluginError(f"{path} loads from another host: {foreign[0]}")
 
 
+def notebook_page(name: str, notebook: dict) -> tuple[str, dict[str, bytes]]:
+    """Return (Markdown, {file name: image}) of a notebook.
+
+    An image's alternative text is the cell's metadata "alt".
+    """
+    # Not mkdocs-jupyter: its pages load scripts from other hosts.
+    parts, images = [], {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(_fenced("python", source))
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(_fenced("text", "".join(output["text"])))
+            elif "image/png" in output["data"]:
+                file = f"{name}-{len(images) + 1}.png"
+                images[file] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![{cell['metadata']['alt']}]({file})")
+            else:
+                parts.append(_fenced("text", "".join(output["data"]["text/plain"])))
+    # HTML, because links to a notebook are rewritten to its page.
+    parts.append(f'<a href="{name}.ipynb" download>Download the notebook</a>')
+    return "\n\n".join([*parts, ""]), images
+
+
+def _fenced(language: str, text: str) -> str:
+    """Return a code block; its fence is longer than any in the text."""
+    return f"````{language}\n{text.rstrip()}\n````"
+
+
 def _in_repository(page: str, target: str) -> str | None:
     """Return the path from the repository's root that a page's link means, None for an address."""
     if ":" in target:
@@ -76,7 +114,9 @@ def _on_site(path: str | None) -> str | None:
     if path is None:
         return None
     if path.startswith("docs/"):
-        return path.removeprefix("docs/")
+        place = path.removeprefix("docs/")
+        # The website shows a notebook as a page.
+        return re.sub(r"\.ipynb$", ".md", place)
     if path in PROJECT:
         return f"project/{path}"
     if path == "README.md":

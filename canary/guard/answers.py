@@ -416,7 +416,7 @@ def _bytes(token: dict[str, Any]) -> bytes | None:
 
 
 def _number(value: Any) -> float | None:
-    # Python reads and writes NaN and infinity, which are no JSON.
+    # Python reads and writes NaN and infinity, which are not JSON.
     good = type(value) is int or (type(value) is float and math.isfinite(value))
     return value if good else None
 

@@ -243,7 +243,7 @@ def _check(policy: Policy, where: str) -> None:
 
 
 def check_route(route: str, where: str) -> None:
-    """Raise UserError for a route that is no "METHOD /v1/..." or that generates text."""
+    """Raise UserError for a route that is not a "METHOD /v1/..." or that generates text."""
     method, _, path = route.partition(" ")
     parts = path.split("/")
     if method not in ("GET", "POST", "DELETE") or parts[:2] != ["", "v1"] or not "".join(parts[2:]):

@@ -155,7 +155,7 @@ class Prost:
                 min_length, instead of those of `generation`.
 
         Returns a Reply for one dialogue, and for a batch a list of them in its order. Raises
-        UserError for anything that is no dialogue, and for RoTs that this model cannot follow,
+        UserError for anything that is not a dialogue, and for RoTs that this model cannot follow,
         before any is answered.
         """
         one, many = module.batch_of(dialogues)

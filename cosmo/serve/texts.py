@@ -9,7 +9,7 @@ from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.tasks import prost_text
 from cosmo.tasks.vocabularies import RESPONSE_MARK, ROT_MARK, ByteLevelVocabulary
 
-_REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole character
+_REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character
 
 
 class Piece(NamedTuple):

@@ -269,7 +269,7 @@ class Client:
         except httpx2.InvalidURL as error:
             raise UserError(f"{server.address}: {error}", setting="base_url") from error
         headers = {**settings.default_headers, **settings.auth_headers}
-        # openai marks headers to leave out with an object that is no string.
+        # openai marks headers to leave out with an object that is not a string.
         headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         for pool in self._pools:
             pool.headers.update({**headers, "Content-Type": "application/json"})

@@ -99,7 +99,7 @@ def _bare(word: str) -> tuple[str, str]:
 
 
 def _first_verb(words: list[str]) -> int | None:
-    """Return the position of the first word that is no adverb."""
+    """Return the position of the first word that is not an adverb."""
     for position, word in enumerate(words):
         low, _ = _bare(word)
         # "reply" and "apply" end like adverbs, and are verbs.

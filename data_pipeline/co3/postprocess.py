@@ -171,7 +171,7 @@ def chunks(paths: Iterable[Any], size: int) -> Iterator[Chunk]:
 def _files(path: Any) -> list[Any]:
     if "*" in path.name:
         found = sorted(path.parent.glob(path.name))
-    # A run's folder has rejected.jsonl too, which is no corpus.
+    # A run's folder has rejected.jsonl too, which is not a corpus.
     elif path.is_dir() and not (path / "soda.jsonl").exists():
         found = sorted([*path.glob("*.jsonl"), *path.glob("*.parquet")])
     else:

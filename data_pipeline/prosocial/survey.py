@@ -36,7 +36,7 @@ _SCALES = ("assertiveness", "conflict_aversion")
 
 
 def count(path: Any) -> dict[str, str]:
-    """Return each question's answers in words; DataError for a value that is no answer."""
+    """Return each question's answers in words; DataError for a value that is not an answer."""
     file = resolve(path)
     delimiter = {"csv": ",", "tsv": "\t"}.get(str(file).rsplit(".", 1)[-1])
     rows = list(read_table(file, delimiter) if delimiter else read_records(file))

@@ -80,7 +80,7 @@ def calibration(
 
     The result is {"error": float, "bins": one {"from", "to", "examples", "accuracy", "confidence"}
     for each interval}; the last two are None if it is empty. Raises ValueError for a confidence
-    that is no probability.
+    that is not a probability.
     """
     same_length(confidences=confidences, correct=correct)
     confidence, right = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)

@@ -221,7 +221,7 @@ def test_a_list_that_breaks_off_is_one_reject(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_what_follows_a_list_is_not_dropped(tmp_path, monkeypatch, chunk):
-    """Oracle: by hand, of `cat a.json b.json`; what is no list is a reject."""
+    """Oracle: by hand, of `cat a.json b.json`; what is not a list is a reject."""
     monkeypatch.setattr(pieces, "CHUNK_BYTES", chunk)
     one = {"text": "Hi.", "labels": ["Hello."], "rots": None, "safety_label": "__casual__"}
     path = tmp_path / "in.json"

@@ -79,7 +79,7 @@ def test_baseline():
 
 
 def test_without_rots_or_likelihoods():
-    """Oracle: nothing to divide by is None, not an error; so is an exponential that is no float."""
+    """Oracle: nothing to divide by is None, not an error; so is an exponential beyond floats."""
     made = report(GOLDS[:1], FOUNDS[:1])["rots"]
     assert (made["bleu4"], made["f1"], made["perplexity"], made["tokens"]) == (None,) * 3 + (0,)
     diverged = dataclasses.replace(FOUNDS[1], rot_log_likelihood=-1e6)

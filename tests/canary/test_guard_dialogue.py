@@ -289,7 +289,7 @@ def test_a_turn_of_too_many_pieces_is_refused():
 
 
 def test_old_turns_that_cannot_fit_are_not_tokenized():
-    """Oracle: what Canary would leave out; characters that are no tokens hide nothing."""
+    """Oracle: what Canary would leave out; characters that are not tokens hide nothing."""
     read = []
 
     def words(text):

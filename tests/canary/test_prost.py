@@ -230,7 +230,7 @@ def test_chat_answers_line_by_line(prost):
 
 
 def test_a_line_of_other_bytes_costs_itself(prost_run, monkeypatch, capsys):
-    """Property: the chat goes on after a line that is no UTF-8, and ends with exit code 0."""
+    """Property: the chat goes on after a line that is not UTF-8, and ends with exit code 0."""
     content = io.BytesIO(b"Hi!\ncaf\xe9\nBye!\n[END]\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content, encoding="utf-8"))
     assert main(["chat", f"--checkpoint={prost_run}"]) == 0

@@ -85,7 +85,7 @@ def test_end_of_file_leaves(talk):
 
 
 def test_a_line_that_is_no_text_costs_itself(talk):
-    """Oracle: the talk without the line. It has a byte that is no UTF-8, as Python reads one."""
+    """Oracle: the talk without the line. It has a byte that is not UTF-8, as Python reads one."""
     spoken, history = talk(["Hi.", "caf\udce9", "Bye."], situation="At sea.", role="A captain.")
     assert "(field 'turns': not valid text (half a character))\n" in spoken
     assert history == talk(["Hi.", "Bye."], situation="At sea.", role="A captain.")[1]

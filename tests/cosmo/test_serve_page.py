@@ -323,7 +323,7 @@ def test_a_refused_turn_is_kept(text, open_page, script):
 CUTS = {
     "cut": "The answer was cut: the connection ended too soon. The text so far is kept.",
     "stream error": "The server stopped in the middle: the device was lost. The text so far",
-    "garbage": "The server sent something that is no answer.",
+    "garbage": "The server sent something that is not an answer.",
 }
 
 
@@ -376,7 +376,7 @@ def test_an_api_key_is_asked_for_and_kept_only_if_asked(open_page, script):
 
 
 def test_settings_are_sent(open_page, script):
-    """Oracle: the request; words beside a setting that is no valid number."""
+    """Oracle: the request; words beside a setting that is not a valid number."""
     page = open_page()
     for name, value in {"temperature": "0,5", "top_p": "", "max_tokens": "20", "seed": "7"}.items():
         page.fill(f"#{name}", value)

@@ -162,7 +162,7 @@ def outside(file: pathlib.Path) -> None:
         ),
         ("_METADATA", without("('target'"), "names no target/...: no checkpoint of T5X's"),
         ("_METADATA", without("('target', 'encoder', 'encoder_norm'"), "encoder_norm"),
-        ("_METADATA", outside, "which is no array's path"),
+        ("_METADATA", outside, "which is not an array's path"),
         ("manifest.ocdbt", remove, "state/manifest.ocdbt is missing"),
         ("manifest.ocdbt", cut, "Error decoding manifest"),
         ("d", remove, "cannot be read"),

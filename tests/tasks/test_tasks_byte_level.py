@@ -240,7 +240,7 @@ def _renamed(old, new):
         (_renamed("<unk>", "<x>"), None, "the special pieces have other ids"),
         (_renamed("Ġ", "zz"), None, "a merge of unknown pieces: got 'Ġ' in"),
         (_renamed("Ā", "zz"), None, r"a byte without a piece: got none for 1 of 256 bytes"),
-        (_renamed("__FP16_PAD_3__", "a b"), None, "a piece that is no bytes: got 'a b'"),
+        (_renamed("__FP16_PAD_3__", "a b"), None, "a piece that is not bytes: got 'a b'"),
         (None, "#version: 0.2\nĠ t\nĠ zzz\n", "a merge of unknown pieces: got 'zzz' in 'Ġ zzz'"),
         (None, "Ġ t\none\n", r"merges\.txt:2: a merge is no pair: got 'one'"),
         (None, "Ġ t\na b c\n", r"merges\.txt:2: a merge is no pair: got 'a b c'"),

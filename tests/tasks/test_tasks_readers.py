@@ -112,7 +112,7 @@ def test_broken_json_list_gives_the_line(tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    """Oracle: a gzip file cut in half, bytes that are no text, no Parquet, an empty file."""
+    """Oracle: a gzip file cut in half, bytes that are not text, no Parquet, an empty file."""
     whole = gzip.compress("".join(json.dumps(soda_row(i)) + "\n" for i in range(500)).encode())
     for name, data, words in (
         ("a.jsonl.gz", whole[: len(whole) // 2], "cut short"),

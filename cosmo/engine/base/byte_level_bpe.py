@@ -70,7 +70,7 @@ class ByteLevelBpe:
         return fingerprint_of(["byte-level BPE", *pieces, *map(" ".join, self.merges)])
 
     def text(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids of pieces; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of the ids of pieces; bytes that are not UTF-8 become U+FFFD."""
         data = bytes(_BYTE_OF[symbol] for id in ids for symbol in self.pieces[id])
         return data.decode("utf-8", errors="replace")
 
@@ -269,7 +269,7 @@ def _checked(
     for piece in ordinary:
         if not piece or not _BYTE_OF.keys() >= set(piece):
             expected = "characters of the byte-level alphabet"
-            _refuse(place, "a piece that is no bytes", shown(piece), expected, _COPY_AGAIN)
+            _refuse(place, "a piece that is not bytes", shown(piece), expected, _COPY_AGAIN)
     return found
 
 

@@ -227,7 +227,7 @@ def _check_types() -> None:
             place = "/".join([*filter(None, [scope]), _short(selector)])
             name, plain = _resolved(f"{place}.{parameter}", value)
             if plain is _UNBOUND:
-                # A reference without () is a class or a function, which is no plain value.
+                # A reference without () is a class or a function, which is not a plain value.
                 target = _last_reference(value)
                 if target is None or not annotations.is_plain(wanted[parameter]):
                     continue

@@ -18,6 +18,7 @@ LOCK = ".demo.lock"  # held from the first stage to the report; training has a l
 # left no marker.
 LEFTOVERS = (
     *("checkpoints", "run_id", "config.gin", "settings.json", "metrics.jsonl", "tensorboard"),
+    *("tracker_id", "wandb"),
     *("vocabulary.model", "best", "bad_steps", "bad_steps.jsonl", "damaged_checkpoints"),
     *("loss.png", "eval", "canary_eval", "answers.jsonl", "corpus", "data", "model", "run"),
     *(".lock", LOCK, MARKER),

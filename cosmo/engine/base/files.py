@@ -82,8 +82,8 @@ def opened(path: Any, *, text: bool = True) -> Iterator[BinaryIO]:
 
     The stream can seek; in a compressed file that costs reading up to the place. Raises DataError
     for the pointer that Git LFS leaves in place of a file. With `text` it also raises it for a file
-    that is no text by its first bytes. Raises UserError for zstd where no library reads it. Opening
-    and reading raise one of CORRUPT for a damaged file.
+    that is not text by its first bytes. Raises UserError for zstd where no library reads it.
+    Opening and reading raise one of CORRUPT for a damaged file.
     """
     with resolve(path).open("rb") as raw:
         head = _head(raw)

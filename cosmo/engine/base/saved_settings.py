@@ -33,7 +33,7 @@ class Saved:
     """The settings of a run.
 
     `macros` and `parameters` ("train/data.DatasetConfig.seed") map names to plain values. `code`
-    maps names to what they were bound to where that is no plain value, to be named in errors.
+    maps names to what they were bound to where that is not a plain value, to be named in errors.
     `text_options` are of another system instead: ParlAI's options on the form of a model's texts.
     """
 

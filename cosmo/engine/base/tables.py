@@ -16,10 +16,10 @@ def text_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), inde
     for row in rows:
         grid.add_row(*row)
     # Never wrapped, because the tables are also read from files and pipes; plain, because cells
-    # may hold brackets that rich would take for markup.
+    # may hold brackets that rich would take for markup. In a notebook rich would show a frame.
     console = rich.console.Console(
         file=io.StringIO(), width=10_000, color_system=None, markup=False, highlight=False,
-        emoji=False,
+        emoji=False, force_jupyter=False,
     )  # fmt: skip
     with console.capture() as captured:
         console.print(grid)

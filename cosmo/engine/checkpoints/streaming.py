@@ -147,7 +147,8 @@ def read_tree_metadata(folder: epath.Path) -> Tree:
     for path in chunks:
         # Any other name would read files of the user's that do not belong to the checkpoint.
         if {"", ".", ".."} & set(".".join(path).split("/")):
-            raise ValueError(f"{folder.name}/{TREE} names {shown(path)}, which is no array's path")
+            where = f"{folder.name}/{TREE}"
+            raise ValueError(f"{where} names {shown(path)}, which is not an array's path")
     ocdbt = (folder / OCDBT).exists()
     if metadata.get("use_ocdbt") and not ocdbt:
         raise ValueError(f"{folder.name}/{OCDBT} is missing")

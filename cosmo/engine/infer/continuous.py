@@ -53,7 +53,7 @@ class Sampling:
     The fields are those of `decoding.DecodingConfig`. `seed` is the number of a record's random
     key: `infer.row_seed(seed, id)` gives the samples that `infer.generation` draws for it.
     `top_logprobs` asks for so many of the likeliest tokens at each step. The answer begins with
-    `prefix_ids`, which are no events and count for no length.
+    `prefix_ids`, which are not events and count for no length.
     """
 
     max_new_tokens: int

@@ -123,7 +123,7 @@ class DecodingConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "DecodingConfig":
-        """Return the config of some fields by name; UserError for a name that is no field."""
+        """Return the config of some fields by name; UserError for a name that is not a field."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(settings.keys() - known)
         if unknown:

@@ -1,4 +1,4 @@
-"""Write the metrics of a run: MODEL_DIR/metrics.jsonl and TensorBoard event files."""
+"""Write the metrics of a run: MODEL_DIR/metrics.jsonl, TensorBoard event files, a tracker."""
 
 import importlib.util
 import json
@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -60,14 +60,32 @@ class Lines:
         write_atomic(self.path, "".join(line + "\n" for line in self.lines))
 
 
+class Tracker(Protocol):
+    """A service that gets the metrics too; `trackers.Tracker` is one."""
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Send the metrics of a step."""
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+
+
 class MetricWriter:
     """Write metrics to MODEL_DIR/metrics.jsonl and, if installed, to TensorBoard event files.
 
     A run that resumes at `start_step` drops later steps (see `Lines`). Only one process of a run
-    may be `enabled`; the others write nothing.
+    may be `enabled`; the others write nothing. A `tracker` gets the same metrics.
     """
 
-    def __init__(self, model_dir: str, start_step: int = 0, *, enabled: bool = True):
+    def __init__(
+        self,
+        model_dir: str,
+        start_step: int = 0,
+        *,
+        enabled: bool = True,
+        tracker: Tracker | None = None,
+    ):
+        self.tracker = tracker
         self.file = Lines(epath.Path(model_dir) / METRICS, start_step) if enabled else None
         self.board = _tensorboard(model_dir, start_step) if enabled else None
 
@@ -79,6 +97,8 @@ class MetricWriter:
             self.file.add(json.dumps({"step": step, **clean}))
         if self.board is not None:
             self.board.add(step, metrics)
+        if self.tracker is not None:
+            self.tracker.add(step, metrics)
 
     def flush(self) -> None:
         """Write everything out. Call this before a checkpoint: a resumed run writes no old step."""
@@ -87,6 +107,9 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush and close. Calling it twice does no harm."""
+        if self.tracker is not None:
+            self.tracker.close()
+            self.tracker = None
         if self.board is not None:
             self.board.close()
 

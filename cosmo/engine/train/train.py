@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import json
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from cosmo.engine.base import saved_settings
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import only_writer, prepare_folder
@@ -101,6 +103,16 @@ class RateReduction(Protocol):
         """Return the factor of a run that resumes at `start_step`; `saved` is from `progress`."""
 
 
+class Tracking(Protocol):
+    """Where metrics go beside the run's folder; `trackers.TrackerConfig` is one."""
+
+    def check(self) -> None:
+        """Raise UserError for settings that cannot work."""
+
+    def open(self, model_dir: str, settings: dict[str, Any]) -> metric_files.Tracker | None:
+        """Start or continue the run at the tracker; None if there is none."""
+
+
 def train(
     *,
     model: models.EncoderDecoderModel,
@@ -115,6 +127,7 @@ def train(
     bad_steps: BadStepConfig = BadStepConfig(),
     early_stop: early_stopping.StoppingConfig = early_stopping.StoppingConfig(),
     plateau: RateReduction | None = None,
+    tracker: Tracking | None = None,
     stats_period: int = 100,
     random_seed: int = 0,
     summarize_config: Callable[[], dict[str, str]] | None = None,
@@ -132,6 +145,8 @@ def train(
     for name, value in (("TRAIN_STEPS", total_steps), ("STATS_PERIOD", stats_period)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value!r}; give a whole number of at least 1")
+    if tracker is not None:
+        tracker.check()
     folder = prepare_folder(model_dir)
     check_vocabulary(model, vocabulary)
     check_positions(model, dataset.task_feature_lengths)
@@ -225,11 +240,18 @@ def train(
         with heartbeat("waiting for the first batch"):
             batch = _on_device(next(batches), mesh)
         # Only now are files written: every setting has been used, so none of them is wrong.
+        tracking = None
         if first_process:
             run_checkpoints.copy_vocabulary(model_dir, vocabulary.path)
-            for name, text in summarize_config().items() if summarize_config is not None else ():
+            files = summarize_config() if summarize_config is not None else {}
+            for name, text in files.items():
                 write_atomic(folder / name, text)
-        board = metric_files.MetricWriter(model_dir, resumed_step, enabled=first_process)
+            if tracker is not None:
+                settings = json.loads(files.get(saved_settings.FILE, "{}"))
+                tracking = tracker.open(model_dir, settings)
+        board = metric_files.MetricWriter(
+            model_dir, resumed_step, enabled=first_process, tracker=tracking
+        )
         closing.callback(board.close)
         monitor = BadStepMonitor(
             bad_steps,

@@ -304,7 +304,7 @@ async def _drop_body(receive: Receive) -> None:
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the JSON object in a request's body.
 
-    Raises ApiError of status 400 for broken JSON, a value that is no object, or a field given
+    Raises ApiError of status 400 for broken JSON, a value that is not an object, or a field given
     twice. Numbers that are not finite, deep nesting and half a character are refused too. A
     compressed body gets status 415.
     """

@@ -336,7 +336,7 @@ class _Protocol(H11Protocol):
             self._cancel_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP request with an error in OpenAI's shape."""
+        """Answer what is not an HTTP request with an error in OpenAI's shape."""
         self._refused = True
         self._cancel_head()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun

@@ -53,7 +53,7 @@ class Parser:
     """Read events from pieces of bytes that are cut anywhere.
 
     Lines end with LF, CR or CRLF. An event that the stream does not finish is dropped, as the
-    standard asks. Bytes that are no UTF-8 become U+FFFD.
+    standard asks. Bytes that are not UTF-8 become U+FFFD.
     """
 
     def __init__(self, max_chars: int = MAX_EVENT_CHARS):

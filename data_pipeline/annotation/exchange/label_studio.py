@@ -144,7 +144,7 @@ def data(task: Task, item: Item) -> dict[str, str]:
 def read_results(task: Task, path: Any) -> Iterator[tuple[int, str, Answer | str]]:
     """Yield (number of the task, its text, an answer or why there is none) of a JSON export.
 
-    Raises DataError for a file that is no export, or of another task.
+    Raises DataError for a file that is not an export, or of another task.
     """
     text = "".join(line for _, line in read_lines(path))
     try:

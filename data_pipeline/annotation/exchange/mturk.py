@@ -90,7 +90,7 @@ def items_csv(task: Task, items: list[Item]) -> str:
 def read_results(task: Task, path: Any) -> Iterator[tuple[int, str, Answer | str]]:
     """Yield (line, its text, an answer or why there is none) for each row of a results CSV.
 
-    Raises DataError for a file that is no results CSV, or of another task.
+    Raises DataError for a file that is not a results CSV, or of another task.
     """
     rows = list(read_table(path, delimiter=","))
     names = rows[0][1].keys() if rows else []

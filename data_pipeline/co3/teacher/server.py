@@ -241,7 +241,7 @@ def _check_types(asked: dict[str, Any]) -> None:
     if asked.get("stream"):
         raise RefusedError(400, "stream: the teacher answers in one piece")
     if not all(isinstance(stop, str) and stop for stop in _stops(asked)):
-        raise RefusedError(400, "stop has an empty text, or something that is no text")
+        raise RefusedError(400, "stop has an empty text, or something that is not text")
 
 
 def _stops(asked: dict[str, Any]) -> list[str]:
@@ -328,7 +328,7 @@ async def _read_request(reader: Any, writer: Any) -> tuple[str, str, dict[str, s
         raise RefusedError(411, "give the body's content-length: chunks are not read")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
-        raise RefusedError(400, "content-length is no number")
+        raise RefusedError(400, "content-length is not a number")
     # By its digits first: Python converts no number of 5,000 digits.
     if len(length) > 12 or int(length) > MAX_BODY_BYTES:
         raise RefusedError(413, f"the body has more than {MAX_BODY_BYTES} bytes")

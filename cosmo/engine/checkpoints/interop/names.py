@@ -262,7 +262,7 @@ def _check(where: str, wanted: dict[str, tuple[int, ...]], found: dict[str, Lazy
         raise UserError(f"{where} has {_first_of(surplus)}, which this network has no place for")
     for name, shape in wanted.items():
         dtype = found[name].dtype
-        # bfloat16 is no number of numpy's own.
+        # bfloat16 is not a number type of numpy's own.
         if not jnp.issubdtype(dtype, jnp.floating):
             raise UserError(f"{where}: {name} is of type {dtype}, expected floating-point numbers")
         if found[name].shape != shape:

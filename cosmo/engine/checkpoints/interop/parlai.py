@@ -23,7 +23,7 @@ WEIGHTS = "model"  # the entry of the file that holds the tensors
 T5 = "t5."  # begins the names of T5's tensors; HuggingFace's names follow
 # The same tensors once more, as T5's modules hold them: {their name: HuggingFace's}.
 T5_STACKS = {"encoder.stack.": "encoder.", "decoder.stack.": "decoder."}
-START = "START"  # the start token's id, which is no parameter
+START = "START"  # the start token's id, which is not a parameter
 LAYER = "{side}.layers.{layer}."
 EMBEDDING = "embeddings.weight"
 COPIES = ("encoder.embeddings.weight", "decoder.embeddings.weight")

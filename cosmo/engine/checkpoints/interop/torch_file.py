@@ -73,7 +73,7 @@ def read(path: str) -> Any:
             raise UserError(f"{path} was written on a machine of another byte order: {found!r}")
     try:
         return _Unpickler(archive).run(pickled)
-    # pickletools raises these for bytes that are no pickle.
+    # pickletools raises these for bytes that are not a pickle.
     except (ValueError, struct.error, OverflowError) as error:
         reason = shortened(str(error), MAX_GOT_CHARS)  # it may hold bytes of the file
         raise UserError(f"{path} is damaged: its pickle {reason}; copy it again") from error
@@ -163,7 +163,7 @@ def _open(path: str) -> _Archive:
         raise UserError(f"{path} cannot be read: {error}") from error
     if head.startswith(PICKLE_MAGIC):
         raise UserError(
-            f"{path} is in torch's old form, which is no zip archive and is not loaded. Where "
+            f"{path} is in torch's old form, which is not a zip archive and is not loaded. Where "
             'torch is installed, convert it once: python -c "import torch; '
             f"torch.save(torch.load('{path}', map_location='cpu', weights_only=True), "
             f"'{path}.zip')\", then give its copy the name of the old file"
@@ -320,7 +320,7 @@ class _Unpickler:
                 # torch keeps the versions of modules as an attribute of the dict of tensors.
                 state = self.pop()
                 if not isinstance(self.top(dict), dict) or not isinstance(state, dict):
-                    raise ValueError("sets attributes of something that is no dict")
+                    raise ValueError("sets attributes of something that is not a dict")
             case "BINPERSID":
                 self.stack.append(self.storage(self.pop()))
             case "INST" | "OBJ" | "NEWOBJ" | "NEWOBJ_EX":
@@ -355,7 +355,7 @@ class _Unpickler:
     def call(self, function: Any, arguments: Any) -> Any:
         """Return what a call of an allowed name makes. Raises ValueError for any other call."""
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise ValueError("calls something that is no function")
+            raise ValueError("calls something that is not a function")
         if function.name == ORDERED_DICT and not arguments:
             return {}
         if function.name != TENSOR:
