@@ -195,6 +195,7 @@ def test_infer_takes_a_backend(run, tmp_path):
         ({"context_block_ngram": 2}, "n-grams"),
         ({"forced_eos": True}, "forced EOS"),
         ({"beam_size": 2}, "beam search 't5x'"),
+        ({"beam_size": 2, "search": "huggingface"}, "early_stopping=False"),
     ],
 )
 def test_settings_that_ctranslate2_has_not(settings, words):

@@ -147,6 +147,11 @@ def check_decoding(decoding: DecodingConfig) -> None:
             f"the beam search {decoding.search!r}: its own ranks as 'huggingface' does",
             "BEAM_SEARCH",
         )
+    elif decoding.beam_size > 1 and not decoding.early_stopping:
+        problem = (
+            "a beam search that goes on once beam_size answers have ended (early_stopping=False)",
+            "BEAM_EARLY_STOPPING",
+        )
     elif decoding.context_block_ngram:
         problem = ("n-grams that are blocked because the input has them", "CONTEXT_BLOCK_NGRAM")
     elif decoding.forced_eos:
