@@ -63,7 +63,7 @@ class SessionConfig:
     """The settings of a session, the same for every verb that answers.
 
     `checkpoint_path` is a run's folder, which means its latest checkpoint, or one of its
-    checkpoints, or MODEL_DIR/best. `backend` is as `any_checkpoint.session_config` says.
+    checkpoints, or MODEL_DIR/best. `backend`: see `any_checkpoint.session_config`.
     """
 
     model: models.EncoderDecoderModel
