@@ -166,7 +166,7 @@ def check_decoding(decoding: DecodingConfig) -> None:
 def backend_of(path: str, wanted: str | None) -> str:
     """Return the backend that answers by the checkpoint at `path`: `wanted`, or the usual one.
 
-    That of a CTranslate2 folder is its own, that of any other checkpoint is "jax". Raises UserError
+    A CTranslate2 folder has its own, and any other checkpoint has "jax". Raises UserError
     for an unknown name, and for one that the folder does not allow.
     """
     if wanted is not None and wanted not in BACKENDS:
