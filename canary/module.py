@@ -73,6 +73,7 @@ class Canary:
         turn_separator: str | None = None,
         lengths: dict[str, int] | None = None,
         num_partitions: int = 1,
+        backend: str | None = None,
     ) -> "Canary":
         """Load a model from a run's MODEL_DIR, one of its checkpoints, or another system's.
 
@@ -90,6 +91,7 @@ class Canary:
             lengths: the most tokens of "inputs" (oldest turns are left out) and "targets" (what is
                 written); by default the model's own, or 512 and 128.
             num_partitions: devices that one copy of the model is split over.
+            backend: the engine that answers; see `cosmo.load`.
 
         Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
         """
@@ -102,6 +104,7 @@ class Canary:
             lengths=lengths,
             batch_size=batch_size,
             num_partitions=num_partitions,
+            backend=backend,
         )
         return settings.open()
 

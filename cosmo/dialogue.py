@@ -131,6 +131,7 @@ def load(
     batch_size: int = 32,
     dtype: str | None = None,
     num_partitions: int = 1,
+    backend: str | None = None,
 ) -> DialogueModel:
     """Load a model from a run's MODEL_DIR, one of its checkpoints, a HuggingFace or T5X folder.
 
@@ -143,6 +144,8 @@ def load(
         batch_size: records at a time; rounded up to the number of devices.
         dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16.
         num_partitions: devices that one copy of the model is split over.
+        backend: the engine that answers: "jax", or "ctranslate2" and "ctranslate2_int8" (extra
+            `ct2`; T5 on a CPU). By default "jax", and for a CTranslate2 folder its own.
 
     Raises UserError if there is no checkpoint, or if its vocabulary is unknown.
     """
@@ -155,6 +158,7 @@ def load(
         batch_size=batch_size,
         dtype=dtype,
         num_partitions=num_partitions,
+        backend=backend,
     )
     return opened(config, saved, separators)
 

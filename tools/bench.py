@@ -208,6 +208,9 @@ PROGRAM = Program(
         "serve": _verb("tools.bench_serve", "cosmo serve: one client, and many at once"),
         "label": _verb("tools.bench_label", "Canary's labels beside transformers"),
         "labeller": _verb("tools.bench_labeller", "single labels of a guard: p50 and p95"),
+        "agreement": _verb(
+            "tools.bench_agreement", "CTranslate2's answers beside ours, token by token"
+        ),
         "pipeline": _verb(
             "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"
         ),

@@ -64,14 +64,19 @@ def run_side(verb: str, side: str, args: argparse.Namespace, *flags: str) -> dic
     # Every side has the huge pages with which `python -m cosmo` starts itself, and equal threads.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
     tuned = {"GLIBC_TUNABLES": HUGE_PAGES, **threads}
-    cores = sorted(os.sched_getaffinity(0))[: args.threads]
-    done = subprocess.run(
-        [*command, f"--weights={args.weights}", *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **tuned},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # XLA takes a thread for each core
-    )
+    # XLA takes a thread for each core, and a child inherits its parent's cores. `preexec_fn` would
+    # fork, and a fork of a process that has used JAX may hang.
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(ours)[: args.threads])
+    try:
+        done = subprocess.run(
+            [*command, f"--weights={args.weights}", *flags],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **tuned},
+        )
+    finally:
+        os.sched_setaffinity(0, ours)
     if done.returncode:
         if "ModuleNotFoundError" in done.stderr:
             return None

@@ -51,7 +51,9 @@ rules of thumb (greedy by default):
 """
 
 
-def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
+def model_settings(
+    args: argparse.Namespace, batch_size: int, backend: str | None = None
+) -> "Settings":
     """Return the settings of the model that the flags of MODEL name. Raises UserError."""
     from canary.module import Settings
 
@@ -63,6 +65,7 @@ def model_settings(args: argparse.Namespace, batch_size: int) -> "Settings":
         label_style=args.label_style,
         turn_separator=args.turn_separator,
         num_partitions=args.num_partitions,
+        backend=backend,
     )
 
 

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     sharding = bulk.Sharding(args.num_shards, args.shards, window, args.overwrite)
     layout = answer_files.output_files(args.output, args.num_shards)
     source = reading.source(args.input, whole=args.per_turn)
-    settings = flags.model_settings(args, args.batch_size)
+    settings = flags.model_settings(args, args.batch_size, args.backend)
     decoding = flags.decoding_config(args, settings)
     job = labels.LabelJob(settings, args.rots, args.per_turn, decoding, args.seed)
     report = bulk.answer_source(job, source, layout, sharding)
@@ -53,7 +53,8 @@ what is labelled, and where the labels go:
                 rejected.jsonl
 --per_turn      label the dialogue as it was after each of its turns, in one line
 --no_rots       labels and probabilities alone, which is several times as fast
-{flags.MODEL}
+{flags.MODEL}\
+{command_line.BACKEND_FLAG.format(macro="")}
 how the work is cut:
 --batch_size N=32  at a time
 {command_line.sharding_flags("dialogues", "about 64 batches")}

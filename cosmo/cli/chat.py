@@ -2,6 +2,7 @@
 
 import argparse
 
+from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import Verb
 
 
@@ -22,7 +23,7 @@ VERB = Verb(
   python -m cosmo chat --gin.MODEL_DIR=/tmp/run --role="Imagine you are Maya and speak to Ivan"
 """,
     run=run,
-    flags="""
+    flags=f"""
 --situation TEXT  instead of being asked for it
 --role TEXT  instead of being asked for it
 --temperature T:float -> CHAT_TEMPERATURE  0 takes the likeliest token (the run's, or 1.0)
@@ -30,7 +31,7 @@ VERB = Verb(
   0.95)
 --max_new_tokens N:int -> MAX_NEW_TOKENS  longest answer in tokens (128)
 --seed N:int -> RANDOM_SEED  same seed and same lines, same talk (0)
-""",
+{command_line.BACKEND_FLAG.format(macro=" -> BACKEND")}""",
     gin_file="gin/runs/infer.gin",
     saved_settings=True,
     # A chat reads no task, so a run's module of tasks need not be trusted.

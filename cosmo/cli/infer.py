@@ -69,7 +69,7 @@ what is answered, and where the answers go:
 how the work is cut:
 {command_line.sharding_flags("records", "64 batches")}
 --batch_size N:int -> INFER_BATCH_SIZE  records at a time (32)
-generation (greedy by default):
+{command_line.BACKEND_FLAG.format(macro=" -> BACKEND")}generation (greedy by default):
 --max_new_tokens N:int -> MAX_NEW_TOKENS  longest answer in tokens (128)
 --temperature T:float -> TEMPERATURE  above 0, sample (0.0: the likeliest token)
 --top_k K:int -> TOP_K  sample from the K likeliest tokens (0: from all)

@@ -32,6 +32,7 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
 
     from cosmo.engine.base import hub, saved_settings
     from cosmo.engine.checkpoints import run_checkpoints
+    from cosmo.engine.checkpoints.interop import tokenizer
 
     if not verb.saved_settings:
         raise UserError(f"{args.verb} needs --gin_file, such as --gin_file=gin/cosmo/tiny.gin")
@@ -58,11 +59,12 @@ def _saved(args: argparse.Namespace, verb: Verb, bindings: list[str]):
             f"because a folder says so: give --gin.{saved_settings.MODULE}={module} if you trust it"
         )
     vocabulary = saved.macro("VOCABULARY_PATH", str | None)
-    kept = folder / run_checkpoints.VOCABULARY
     # The run's own file first: the copy is for a folder that has moved.
-    gone = vocabulary and not epath.Path(vocabulary).exists()
-    if gone and kept.exists() and "VOCABULARY_PATH" not in values:
-        return saved, [f"VOCABULARY_PATH = {str(kept)!r}"]  # the run's own copy
+    if vocabulary and not epath.Path(vocabulary).exists() and "VOCABULARY_PATH" not in values:
+        # An exported folder has HuggingFace's name of it.
+        for name in (run_checkpoints.VOCABULARY, tokenizer.SPIECE):
+            if (folder / name).exists():
+                return saved, [f"VOCABULARY_PATH = {str(folder / name)!r}"]
     return saved, []
 
 

@@ -492,6 +492,12 @@ def add_flags(parser: argparse.ArgumentParser, table: str) -> None:
         group.add_argument(flag, help=text, **given)
 
 
+BACKEND_FLAG = """\
+--backend jax|ctranslate2|ctranslate2_int8{macro}  the engine that answers (jax, or a CTranslate2
+  folder's own); CTranslate2 needs the extra `ct2`, and computes T5 on a CPU
+"""
+
+
 def sharding_flags(unit: str, usual_window: str) -> str:
     """Return the flags that divide long work over many `unit`s: shards, windows between saves."""
     return f"""

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from cosmo.engine.checkpoints.description import (
     flat,
 )
 from cosmo.engine.checkpoints.interop import (
+    ctranslate2_folder,
     huggingface,
     parlai,
     t5x,
@@ -47,6 +49,7 @@ FORMAT_NAMES = {
     "t5x": "T5X checkpoint",
     "huggingface": "HuggingFace folder",
     "parlai": "ParlAI model",
+    "ctranslate2": "CTranslate2 folder",
 }
 SETTINGS = ("MODEL_DIR", "CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH")  # that name a checkpoint
 NETWORKS = {"T5Config": T5Config, "BlenderbotConfig": BlenderbotConfig}  # by a description's name
@@ -69,11 +72,11 @@ class Located(NamedTuple):
 
 
 def locate(path: str) -> Located:
-    """Return the checkpoint at `path`, in whichever of the four formats.
+    """Return the checkpoint at `path`, in whichever of the five formats.
 
     `path` is a run's folder, one checkpoint in it or MODEL_DIR/best; one T5X checkpoint or the
-    folder over several (the latest); a HuggingFace folder; or a ParlAI model. An hf:// path is
-    downloaded first.
+    folder over several (the latest); a HuggingFace folder; a ParlAI model; or a CTranslate2
+    folder. An hf:// path is downloaded first.
     Raises UserError if there is none, or if it is damaged.
     """
     if not path:  # such as --checkpoint=$RUN where RUN is not set: it would be the working folder
@@ -100,6 +103,8 @@ def locate(path: str) -> Located:
     steps = t5x.checkpoints_in(folder)
     if steps:
         return Located(str(folder / f"checkpoint_{max(steps)}"), max(steps), "t5x")
+    if ctranslate2_folder.is_folder(folder):
+        return Located(path, ctranslate2_folder.read_description(path)["step"], "ctranslate2")
     if huggingface.is_checkpoint(folder):
         return Located(path, 0, "huggingface")  # that format stores no step
     # ParlAI's number of updates is no step here: a run counts from the model that it starts from.
@@ -154,6 +159,7 @@ def _looks_like_checkpoint(folder: epath.Path) -> bool:
             or t5x.is_checkpoint(folder)
             or (huggingface.is_checkpoint(folder) and any(folder.glob("*.safetensors")))
             or (folder / f"{parlai.USUAL_NAME}{parlai.OPTIONS}").exists()
+            or ctranslate2_folder.is_folder(folder)
         )
     except OSError:
         return False
@@ -202,7 +208,8 @@ class Source:
         """The vocabulary kept with the checkpoint, or the one that its run used."""
         if self.format == "parlai":
             return parlai.vocabulary_path(self.path)
-        name = tokenizer.SPIECE if self.format == "huggingface" else run_checkpoints.VOCABULARY
+        exported = self.format in ("huggingface", "ctranslate2")
+        name = tokenizer.SPIECE if exported else run_checkpoints.VOCABULARY
         folder = epath.Path(self.path)
         # A T5X folder is one checkpoint; one vocabulary for all of them is in the folder above.
         for place in (folder, folder.parent) if self.format == "t5x" else (folder,):
@@ -223,6 +230,12 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
     folder, step, found = locate(path)
     if format is not None and format != found:
         raise UserError(f"{path} is a {FORMAT_NAMES[found]}, not a {FORMAT_NAMES[format]}")
+    if found == "ctranslate2":
+        raise UserError(
+            f"{path} is a CTranslate2 folder: it can answer, and its weights are not read here; "
+            "give the checkpoint that it was exported from",
+            setting=SETTINGS,
+        )
     description: dict[str, Any] = {}
     others: dict[Any, LazyArray] = {}
     text_options: dict[str, Any] = {}
@@ -243,20 +256,25 @@ def open_source(path: str, format: str | None = None, *, allow_nonfinite: bool =
         text_options = parlai.text_options(options)
     else:
         arrays, description = streaming.read_checkpoint(folder, step)
-        name = description.get("network")
-        if name not in NETWORKS:
-            raise UserError(f"{path} holds a {name}, expected one of {', '.join(NETWORKS)}")
-        try:
-            network = NETWORKS[name](**description["config"])
-        # A later version's network may have fields that this version does not know.
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path}: its description has an unknown network: {error}") from error
+        network = network_of(path, description)
         params = {path[1:]: array for path, array in arrays.items() if path[0] == "params"}
         others = {path: array for path, array in arrays.items() if path[0] == "opt_state"}
         imported_from = description.get("imported_from")
         if isinstance(imported_from, dict) and isinstance(imported_from.get("text_options"), dict):
             text_options = parlai.text_options(imported_from["text_options"])
     return Source(found, folder, step, network, params, description, others, text_options)
+
+
+def network_of(path: str, description: Mapping[str, Any]) -> T5Config | BlenderbotConfig:
+    """Return the network that `description.describe` described. Raises UserError."""
+    name = description.get("network")
+    if name not in NETWORKS:
+        raise UserError(f"{path} holds a {name}, expected one of {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name](**description["config"])
+    # A later version's network may have fields that this version does not know.
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: its description has an unknown network: {error}") from error
 
 
 def read_numpy(path: str) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from cosmo.engine.base import durable
+from cosmo.engine.base import durable, saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
 from cosmo.engine.base.progress import Progress
@@ -178,9 +178,18 @@ def export_checkpoint(
             if vocabulary_path is not None:
                 pieces = tokenizer.pieces_of(vocabulary_path)
                 tokenizer.write_tokenizer(folder, vocabulary_path)
+            description = describe(models.EncoderDecoderModel(source.network), None)
+            description |= {"step": source.step, "exported_from": source.path}
+            if vocabulary := _vocabulary_of(source, vocabulary_path):
+                description["vocabulary"] = vocabulary
             ctranslate2_folder.write_folder(
-                folder, source.params, source.network, dtype, pieces, on_piece
+                folder, source.params, source.network, dtype, pieces, on_piece, description
             )
+            # Lengths and separators, so that the folder serves as a MODEL_DIR.
+            for name in (saved_settings.FILE, saved_settings.GIN_FILE):
+                settings = epath.Path(source.path) / name
+                if source.format == "cosmo" and settings.exists():
+                    (folder / name).write_bytes(settings.read_bytes())
         else:
             # Before the weights, so that an unsuitable vocabulary costs no time.
             if vocabulary_path is not None:
@@ -192,6 +201,14 @@ def export_checkpoint(
                 folder, source.params, source.network, dtype, shard_bytes, on_piece, kind
             )
     return source
+
+
+def _vocabulary_of(source: Source, path: str | None) -> dict[str, Any] | None:
+    """Return {path, fingerprint} of the vocabulary given, else of the source's own, if known."""
+    path = path or source.vocabulary_path
+    if path and epath.Path(path).exists():
+        return {"path": path, "fingerprint": tokenizer.fingerprint(path)}
+    return source.description.get("vocabulary")
 
 
 def check_vocabulary_of(source: Source, vocabulary: Vocabulary) -> None:

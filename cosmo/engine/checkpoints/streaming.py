@@ -4,6 +4,7 @@ Training saves and restores whole states (`run_checkpoints`). Conversions read a
 that a model larger than memory can pass through.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
@@ -30,25 +30,32 @@ TREE = "_METADATA"  # Orbax's list of a tree's arrays
 OCDBT = "manifest.ocdbt"  # the root of TensorStore's database
 
 
-class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax's handler for LazyArray: hold one piece in memory at a time, write it as one chunk."""
+@functools.cache
+def _lazy_handler() -> type:
+    """Return the class of Orbax's handler for LazyArray."""
+    import orbax.checkpoint as ocp  # half a CPU-second, which a command that only reads saves
 
-    def __init__(self, on_piece: Callable[[int], None]):
-        super().__init__(deepcopy_host_arrays=False)
-        self.on_piece = on_piece
+    class LazyHandler(ocp.type_handlers.NumpyHandler):
+        """Orbax's handler for LazyArray: hold one piece at a time, write it as one chunk."""
 
-    async def _open_and_write(self, value, tspec, ts_context):
-        # A chunk a piece: a chunk of several pieces would be read and written again for each.
-        metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
-        spec = ts.Spec({**tspec, "metadata": metadata})
-        with one_line_errors("cannot write"):
-            target = await ts.open(spec, create=True, open=True, context=ts_context)
-        for index in value.piece_indices():
-            # Wait here, not by await: else Orbax reads a piece of every array at once.
-            piece = value.read(index)
-            with one_line_errors(f"cannot write {tspec['kvstore'].get('path', '')}"):
-                target[index].write(piece).result()
-            self.on_piece(piece.nbytes)
+        def __init__(self, on_piece: Callable[[int], None]):
+            super().__init__(deepcopy_host_arrays=False)
+            self.on_piece = on_piece
+
+        async def _open_and_write(self, value, tspec, ts_context):
+            # A chunk a piece: a chunk of several pieces would be read and written again for each.
+            metadata = {**tspec["metadata"], "chunks": [max(n, 1) for n in value.piece_shape()]}
+            spec = ts.Spec({**tspec, "metadata": metadata})
+            with one_line_errors("cannot write"):
+                target = await ts.open(spec, create=True, open=True, context=ts_context)
+            for index in value.piece_indices():
+                # Wait here, not by await: else Orbax reads a piece of every array at once.
+                piece = value.read(index)
+                with one_line_errors(f"cannot write {tspec['kvstore'].get('path', '')}"):
+                    target[index].write(piece).result()
+                self.on_piece(piece.nbytes)
+
+    return LazyHandler
 
 
 def write_checkpoint(
@@ -70,7 +77,10 @@ def write_checkpoint(
             f"{output} has a checkpoint already (step {there[-1]}): give another, or remove it",
             setting="output",
         )
-    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_piece)))
+    import orbax.checkpoint as ocp
+
+    lazy_handler = _lazy_handler()(on_piece)
+    registry = ocp.type_handlers.create_type_handler_registry((LazyArray, lazy_handler))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     folder = epath.Path(output).resolve() / run_checkpoints.FOLDER
     # Not in the background: an error is raised by `save`, not in a thread.

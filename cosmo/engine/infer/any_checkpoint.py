@@ -10,7 +10,8 @@ from cosmo.engine.base import saved_settings
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.vocabulary import BLENDERBOT_DELIMITER, Vocabulary
 from cosmo.engine.checkpoints import any_format
-from cosmo.engine.infer import infer
+from cosmo.engine.checkpoints.interop import ctranslate2_folder
+from cosmo.engine.infer import ctranslate2_model, infer
 from cosmo.engine.model import models, partitioning
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def session_config(
     batch_size: int = 32,
     dtype: str | None = None,
     num_partitions: int = 1,
+    backend: str | None = None,
 ) -> tuple[infer.SessionConfig, saved_settings.Saved]:
     """Return (the settings of a session, the settings of the run that made the checkpoint).
 
@@ -41,6 +43,8 @@ def session_config(
         dtype: "float32" or "bfloat16"; by default float32 on a CPU, else bfloat16. On a CPU
             bfloat16 is for products with weights alone.
         num_partitions: devices that one copy of the model is split over.
+        backend: one of `ctranslate2_model.BACKENDS`; None is a CTranslate2 folder's own, else
+            "jax". CTranslate2 takes its type of weights by the backend's name, and no `dtype`.
 
     The run's settings are empty for a checkpoint that no run of ours made. Nothing in the
     checkpoint's folder is executed. Raises UserError if there is no checkpoint, or no vocabulary
@@ -48,8 +52,14 @@ def session_config(
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # our users cannot use Orbax's notes
     # Opened for its network and vocabulary: no weights are read yet.
-    source = any_format.open_source(str(path))
+    source = _opened(str(path))
     vocabulary = vocabulary or source.vocabulary_path
+    if dtype is not None and ctranslate2_model.backend_of(str(path), backend) != "jax":
+        raise UserError(
+            f"dtype={dtype!r} is of this engine's products; CTranslate2's are by the backend: "
+            f"{' or '.join(ctranslate2_model.DTYPES)}",
+            setting="dtype",
+        )
     if vocabulary is None:
         raise UserError(
             f"{source} has no vocabulary beside it: give a byte-level BPE (vocab.json beside "
@@ -59,7 +69,8 @@ def session_config(
             "model's spiece.model; that of any T5 serves for ParlAI's T5)",
             setting="vocabulary",
         )
-    saved = saved_settings.read(source.path) if source.format == "cosmo" else None
+    ours = source.format in ("cosmo", "ctranslate2")
+    saved = saved_settings.read(source.path) if ours else None
     options = source.text_options
     saved = saved or saved_settings.Saved(source.path, text_options=options)
     delimiter = options.get("delimiter", BLENDERBOT_DELIMITER)
@@ -99,8 +110,19 @@ def session_config(
         # Rounded up, because every device takes equally many rows.
         batch_size=-(-batch_size // shards) * shards,
         partitioner=partitioner,
+        backend=backend,
     )
     return found, saved
+
+
+def _opened(path: str) -> any_format.Source:
+    """Return the checkpoint at `path`; that of a CTranslate2 folder has no parameters."""
+    found = any_format.locate(path)
+    if found.format != "ctranslate2":
+        return any_format.open_source(path)
+    description = ctranslate2_folder.read_description(found.folder)
+    network = any_format.network_of(found.folder, description)
+    return any_format.Source(found.format, found.folder, found.step, network, {}, description, {})
 
 
 def _lengths_of(options: Mapping[str, int]) -> dict[str, int]:

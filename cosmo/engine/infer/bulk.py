@@ -22,7 +22,7 @@ from cosmo.engine.base.progress import Progress
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.data import datasets, reader
-from cosmo.engine.infer import answer_files, batching, infer, record_sources
+from cosmo.engine.infer import answer_files, batching, ctranslate2_model, infer, record_sources
 from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class InferConfig:
             raise UserError(f"mode={self.mode!r}; it is 'predict' or 'score'", setting="MODE")
         if self.mode == "predict":
             infer.check_decoding(self.session.model, self.decoding)
+            if self.session.backend in ctranslate2_model.DTYPES:
+                ctranslate2_model.check_decoding(self.decoding)
 
     def settings(self) -> dict[str, Any]:
         """Return the mode, and with it the seed and the settings of generation."""
@@ -243,6 +245,7 @@ def _settings(config: BulkRun, source: record_sources.Source, num_shards: int) -
     """Return every setting that answers depend on, for the manifest."""
     # Not the batch size: a row's padded length depends on its own length alone.
     session = config.session
+    backend = ctranslate2_model.backend_of(session.checkpoint_path, session.backend)
     return {
         "input": source.identity,
         "num_shards": num_shards,
@@ -250,6 +253,8 @@ def _settings(config: BulkRun, source: record_sources.Source, num_shards: int) -
         "checkpoint": checkpoint_identity(session.checkpoint_path),
         "task_feature_lengths": dict(session.task_feature_lengths),
         "model": describe(session.model, session.vocabulary),
+        # Only where it differs, so that an older output can be continued.
+        **({} if backend == "jax" else {"backend": backend}),
     }
 
 

@@ -348,6 +348,7 @@ class Scheduler:
         max_queue: int = 256,
         longest_answer: int | None = None,
     ):
+        session.check_jax("continuous batching")
         copies = session.layout.mesh.shape["data"]
         if copies > 1 or jax.process_count() > 1:
             raise UserError(

@@ -17,7 +17,7 @@ from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import check_positions, check_vocabulary, describe
 from cosmo.engine.data import datasets
-from cosmo.engine.infer import batching
+from cosmo.engine.infer import batching, ctranslate2_model
 from cosmo.engine.model import generate, held_params, models, partitioning
 from cosmo.engine.model.choice_tree import check_choices
 from cosmo.engine.model.decoding import IMPOSSIBLE, Decoded, DecodingConfig
@@ -33,7 +33,8 @@ class Session:
     """A model ready to answer: parameters on devices, its vocabulary, the batch shape.
 
     `lengths` are the most tokens of "inputs" and "targets". With `bucketed`, batches are padded to
-    the lengths of their rows (see `batching`), else to `lengths`.
+    the lengths of their rows (see `batching`), else to `lengths`. With `ctranslate2` that model
+    answers, and there are no parameters on devices.
     """
 
     # Buckets are faster over many rows, and compile more shapes: a chat does without.
@@ -45,6 +46,16 @@ class Session:
     batch_size: int
     lengths: Mapping[str, int]
     bucketed: bool = False
+    ctranslate2: ctranslate2_model.Model | None = None
+
+    def check_jax(self, what: str) -> None:
+        """Raise UserError if another engine answers, for `what` needs this one."""
+        if self.ctranslate2 is not None:
+            raise UserError(
+                f"{what} needs the backend jax, and this model is CTranslate2's: give the "
+                "checkpoint that it was exported from",
+                setting="BACKEND",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +63,7 @@ class SessionConfig:
     """The settings of a session, the same for every verb that answers.
 
     `checkpoint_path` is a run's folder, which means its latest checkpoint, or one of its
-    checkpoints, or MODEL_DIR/best.
+    checkpoints, or MODEL_DIR/best. `backend`: see `any_checkpoint.session_config`.
     """
 
     model: models.EncoderDecoderModel
@@ -62,6 +73,7 @@ class SessionConfig:
     batch_size: int
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bucketed: bool = True
+    backend: str | None = None
 
     def __post_init__(self):
         datasets.check_lengths(self.task_feature_lengths)
@@ -76,8 +88,11 @@ class SessionConfig:
         # The cheap checks come first, because restoring takes minutes.
         check_vocabulary(self.model, self.vocabulary)
         check_positions(self.model, self.task_feature_lengths)
+        backend = ctranslate2_model.backend_of(self.checkpoint_path, self.backend)
         mesh = self.partitioner.mesh()
         partitioning.check_batch_size(self.batch_size, mesh, 1, "BATCH_SIZE")
+        if backend != "jax":
+            return self._open_ctranslate2(backend, mesh)
         # Read straight into the types that answering needs: float32 would double the peak.
         abstract = held_params.abstract_params(self.model)
         axes = models.logical_axes(self.model)
@@ -95,6 +110,24 @@ class SessionConfig:
             self.batch_size,
             dict(self.task_feature_lengths),
             self.bucketed,
+        )
+        return session, step
+
+    def _open_ctranslate2(self, backend: str, mesh: Any) -> tuple[Session, int]:
+        if jax.process_count() > 1:
+            raise UserError("CTranslate2 answers in one process: leave out", setting="distributed")
+        wanted = describe(self.model, self.vocabulary)
+        opened, step = ctranslate2_model.open_model(self.checkpoint_path, backend, wanted)
+        log.info("checkpoint %s at step %d, by %s", self.checkpoint_path, step, backend)
+        session = Session(
+            self.model,
+            {},
+            self.vocabulary,
+            self.partitioner.layout(mesh),
+            self.batch_size,
+            dict(self.task_feature_lengths),
+            self.bucketed,
+            opened,
         )
         return session, step
 
@@ -142,6 +175,8 @@ def generation(session: Session, decoding: DecodingConfig, seed: int = 0) -> Wor
     Raises UserError for settings that the network cannot generate with.
     """
     check_decoding(session.model, decoding)
+    if session.ctranslate2 is not None:
+        return _ctranslate2_generation(session.ctranslate2, session, decoding, seed)
 
     def start(group):
         keys, config = _row_keys(session, group, seed), decoding
@@ -227,6 +262,8 @@ def choosing(session: Session, choices: Sequence[Sequence[int]]) -> Work:
     the posterior of the choices. Raises UserError for an empty choice or two equal ones.
     """
     options = check_choices(choices, session.model.network.vocab_size)
+    if session.ctranslate2 is not None:
+        return _ctranslate2_choosing(session.ctranslate2, options)
     run = _compiled(generate.score_choices, session.model, session.layout, choices=options)
 
     def start(group):
@@ -256,6 +293,10 @@ def choosing_then_generating(
     options = check_choices(choices, session.model.network.vocab_size)
     # A tuple, because compiled programs are looked up by it.
     continues = None if continues is None else tuple(map(bool, continues))
+    if session.ctranslate2 is not None:
+        return _ctranslate2_continuing(
+            session.ctranslate2, session, options, decoding, seed, continues
+        )
     fixed = {"choices": options, "config": decoding, "continues": continues}
     run = _compiled(generate.choose_and_continue, session.model, session.layout, **fixed)
 
@@ -292,6 +333,7 @@ class ChoiceAndText:
         seed: int = 0,
         write_lengths: Sequence[int] = (),
     ):
+        session.check_jax("labelling for callers who wait (a guard, a server)")
         check_decoding(session.model, decoding)
         options = check_choices(choices, session.model.network.vocab_size)
         model, layout = session.model, session.layout
@@ -341,12 +383,12 @@ class ChoiceAndText:
 
 def scoring(session: Session) -> Work:
     """Return the work of scoring each row's targets (nats). Raises UserError if a row has none."""
+    if session.ctranslate2 is not None:
+        return _ctranslate2_scoring(session.ctranslate2)
     run = _compiled(generate.score, session.model, session.layout)
 
     def start(group):
-        for row in group.rows:
-            if row.target_ids is None:
-                raise UserError(f"record {row.id!r} has no targets to score")
+        _check_targets(group)
         batch = datasets.make_batch(
             group.rows, session.batch_size, group.inputs_length, group.targets_length
         )
@@ -365,6 +407,123 @@ def scoring(session: Session) -> Work:
         ]
 
     return Work(start, finish, targets=True)
+
+
+def _check_targets(group: batching.Group) -> None:
+    for row in group.rows:
+        if row.target_ids is None:
+            raise UserError(f"record {row.id!r} has no targets to score")
+
+
+def _ctranslate2_generation(
+    model: ctranslate2_model.Model, session: Session, decoding: DecodingConfig, seed: int
+) -> Work:
+    ctranslate2_model.check_decoding(decoding)
+
+    def start(group):
+        if group.prefix_length:
+            raise UserError(
+                "answers after a given prefix need the backend jax: leave out", setting="BACKEND"
+            )
+        return model.generate(_input_ids(group), decoding, _group_seed(seed, group))
+
+    def finish(group, wait):
+        found = zip(group.rows, wait(), strict=True)
+        return [_of_generated(session, row, generated) for row, generated in found]
+
+    return Work(start, finish, targets=False, prefixes=True)
+
+
+def _ctranslate2_choosing(model: ctranslate2_model.Model, options: Sequence[Sequence[int]]) -> Work:
+    # Every choice reads the inputs anew: CTranslate2 keeps no encoder's output between calls.
+    def start(group):
+        pairs = [(inputs, choice) for inputs in _input_ids(group) for choice in options]
+        return model.log_likelihoods([i for i, _ in pairs], [choice for _, choice in pairs])
+
+    def finish(group, wait):
+        scores, count = wait(), len(options)
+        return [
+            Answer(row, scores=tuple(scores[place * count : (place + 1) * count]))
+            for place, row in enumerate(group.rows)
+        ]
+
+    return Work(start, finish, targets=False)
+
+
+def _ctranslate2_continuing(
+    model: ctranslate2_model.Model,
+    session: Session,
+    options: Sequence[Sequence[int]],
+    decoding: DecodingConfig,
+    seed: int,
+    continues: Sequence[bool] | None,
+) -> Work:
+    ctranslate2_model.check_decoding(decoding)
+    eos = session.model.network.special_ids.eos
+    continues = [ids[-1] != eos for ids in options] if continues is None else continues
+    choosing = _ctranslate2_choosing(model, options)
+
+    def start(group):
+        chosen = choosing.finish(group, choosing.start(group))
+        taken = [found.scores.index(max(found.scores)) for found in chosen]
+        inputs = _input_ids(group)
+        places = [place for place, choice in enumerate(taken) if continues[choice]]
+        wait = model.generate(
+            [inputs[place] for place in places],
+            decoding,
+            _group_seed(seed, group),
+            [options[taken[place]] for place in places],
+        )
+        return chosen, taken, places, wait
+
+    def finish(group, started):
+        chosen, taken, places, wait = started
+        # A choice that nothing follows has an empty text, as the engine gives it.
+        texts = [ctranslate2_model.Generated([[]], [0.0])] * len(taken)
+        for place, generated in zip(places, wait(), strict=True):
+            texts[place] = generated
+        return [
+            dataclasses.replace(
+                _of_generated(session, found.row, generated),
+                choice=choice,
+                choice_scores=found.scores,
+            )
+            for found, choice, generated in zip(chosen, taken, texts, strict=True)
+        ]
+
+    return Work(start, finish, targets=False)
+
+
+def _ctranslate2_scoring(model: ctranslate2_model.Model) -> Work:
+    def start(group):
+        _check_targets(group)
+        targets = [row.target_ids[: group.targets_length] for row in group.rows]
+        return targets, model.log_likelihoods(_input_ids(group), targets)
+
+    def finish(group, started):
+        targets, wait = started
+        return [
+            Answer(row, scores=(score,), num_tokens=len(ids))
+            for row, ids, score in zip(group.rows, targets, wait(), strict=True)
+        ]
+
+    return Work(start, finish, targets=True)
+
+
+def _input_ids(group: batching.Group) -> list[Sequence[int]]:
+    return [row.input_ids[: group.inputs_length] for row in group.rows]
+
+
+def _group_seed(seed: int, group: batching.Group) -> int:
+    return row_seed(seed, "\n".join(row.id for row in group.rows))
+
+
+def _of_generated(
+    session: Session, row: datasets.Row, generated: ctranslate2_model.Generated
+) -> Answer:
+    texts = tuple(session.vocabulary.decode(ids) for ids in generated.tokens)
+    count = sum(id != 0 for ids in generated.tokens for id in ids)  # 0 is padding
+    return Answer(row, texts, tuple(generated.scores), count)
 
 
 def answer(

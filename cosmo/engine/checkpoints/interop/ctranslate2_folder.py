@@ -3,12 +3,14 @@
 The package `ctranslate2` (extra `ct2`) defines the file; PyTorch and transformers are not needed.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from cosmo.engine.base import json_lines
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.checkpoints.description import Path
 from cosmo.engine.checkpoints.interop import huggingface, names
@@ -17,7 +19,9 @@ from cosmo.engine.model.t5 import T5Config
 
 DTYPES = ("float32", "int8")  # of the weights; activations are float32
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELUTanh", "silu": "SWISH"}  # ours: theirs
-VOCABULARY = "shared_vocabulary.json"
+MODEL, VOCABULARY = "model.bin", "shared_vocabulary.json"
+DESCRIPTION = "cosmo.json"  # beside CTranslate2's own files
+REMEDY = "write it by `python -m cosmo export --format=ctranslate2`"
 
 
 def package() -> Any:
@@ -27,9 +31,43 @@ def package() -> Any:
     except ImportError as error:
         raise UserError(
             f"CTranslate2 cannot be imported ({error}): pip install 'cosmo-dialogue[ct2]'",
-            setting="format",
+            setting=("BACKEND", "format"),
         ) from error
     return ctranslate2
+
+
+def is_folder(folder: epath.Path) -> bool:
+    """Return whether a folder holds a model of CTranslate2."""
+    return (folder / MODEL).exists() and (folder / VOCABULARY).exists()
+
+
+def read_description(path: epath.PathLike) -> dict[str, Any]:
+    """Return {network, config, vocabulary, step, dtype}, which `write_folder` wrote.
+
+    Raises UserError if it is missing, as in a folder of CTranslate2's own converters, or damaged.
+    """
+    file = epath.Path(path) / DESCRIPTION
+    if not file.exists():
+        raise UserError(f"{path} is of CTranslate2, and has no {DESCRIPTION}: {REMEDY}")
+    try:
+        found = json_lines.value(file.read_bytes())
+        if found["dtype"] not in DTYPES or not isinstance(found["step"], int):
+            raise ValueError(f"dtype={found['dtype']!r}, step={found['step']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): {REMEDY}") from error
+    return found
+
+
+def read_token_names(path: epath.PathLike) -> list[str]:
+    """Return the name of each token id. Raises UserError for a damaged file."""
+    file = epath.Path(path) / VOCABULARY
+    try:
+        found = json_lines.value(file.read_bytes())
+        if not isinstance(found, list) or len(set(found)) < len(found):
+            raise ValueError("expected a list of texts that differ")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): {REMEDY}") from error
+    return found
 
 
 def check_network(config: Any) -> None:
@@ -42,13 +80,12 @@ def check_network(config: Any) -> None:
         ("linear",),
     ):
         problem = f"its mlp_activations are {config.mlp_activations}"
-    # Both are refused until answers of such networks were compared with ours.
-    elif config.logits_scale != 1.0:
-        problem = "it scales its logits, as T5 1.0 does"
     elif config.relative_attention_per_layer:
         problem = "it has a relative bias in every layer"
     if problem:
-        raise UserError(f"CTranslate2 cannot compute this network: {problem}", setting="format")
+        raise UserError(
+            f"CTranslate2 cannot compute this network: {problem}", setting=("BACKEND", "format")
+        )
 
 
 def write_folder(
@@ -58,11 +95,13 @@ def write_folder(
     dtype: str,
     pieces: Sequence[str] | None = None,
     on_piece: Callable[[int], None] = lambda count: None,
+    description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model with weights in `dtype`. All float32 weights are in memory meanwhile.
 
     `pieces` are the texts of the first token ids; ids without a text are written as numbers.
-    `on_piece` receives the bytes of each tensor that was read. Raises UserError as `check_network`.
+    `description` has the step and what `description.describe` returns. `on_piece` receives the
+    bytes of each tensor that was read. Raises UserError as `check_network`.
     """
     ctranslate2 = package()
     check_network(config)
@@ -96,6 +135,8 @@ def write_folder(
             own.relative_attention_bias = bias
             own.relative_attention_max_distance = np.int32(config.relative_attention_max_distance)
         stack.layer_norm.gamma = read(f"{side}.final_layer_norm.weight")
+        if side == "decoder":  # T5 1.0 scales its logits; so does a smaller norm before them
+            stack.layer_norm.gamma *= np.float32(config.logits_scale)
         stack.scale_embeddings = False
         table = stack.embeddings[0] if side == "encoder" else stack.embeddings
         table.weight = embedding
@@ -110,6 +151,9 @@ def write_folder(
     spec.validate()
     spec.optimize(quantization=dtype)
     spec.save(str(folder))
+    if description is not None:
+        text = json.dumps({**description, "dtype": dtype}, indent=1)
+        (folder / DESCRIPTION).write_text(text + "\n")
 
 
 def token_names(size: int, pieces: Sequence[str] | None) -> list[str]:
