@@ -49,8 +49,10 @@ UNREAD: dict[Form, tuple[str, ...]] = {
 # Fields that the guard reads. Some servers take a field whatever the case of its letters: one that
 # differs from these in it alone would be the one that counts.
 READ: dict[Form, frozenset[str]] = {
-    "chat": frozenset({"messages", "n", "stream", "modalities", *UNREAD["chat"]}),
-    "completion": frozenset({"prompt", "suffix", "n", "stream", *UNREAD["completion"]}),
+    "chat": frozenset({"messages", "n", "stream", "modalities", *dialogue.EXTRA, *UNREAD["chat"]}),
+    "completion": frozenset(
+        {"prompt", "suffix", "n", "stream", *dialogue.EXTRA, *UNREAD["completion"]}
+    ),
 }
 ITEMS_AHEAD = 8  # of one answer that are read while an earlier one waits
 MAX_ERROR_BYTES = 1 << 20

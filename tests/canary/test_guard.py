@@ -123,6 +123,19 @@ def test_danger_is_answered_in_a_stream(form):
     assert values[0]["guard"]["needs_human"] and values[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize("extra", ["narrative", "instruction", "rots"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_fields_of_our_own_pass_no_danger(path, extra):
+    """Oracle: the words of the labeller; the turn beside them is casual."""
+    words = ["in danger"] if extra == "rots" else "in danger"
+    asked = chat("Hi") if path == CHAT else {"model": "m", "prompt": "Hi"}
+    up = good()
+    _, _, body, _ = post(up, {**asked, extra: words}, path)
+    assert json.loads(body)["guard"]["action"] == "intervene" and not up.calls
+    status, _, body, _ = post(up, {**asked, extra.title(): words}, path)
+    assert status == 400 and json.loads(body)["error"]["code"] == "unreadable" and not up.calls
+
+
 def test_an_attack_over_two_turns_is_caught():
     """Oracle: NVIDIA-NeMo/Guardrails#1413: the last message alone is harmless."""
 
