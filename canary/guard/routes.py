@@ -240,7 +240,7 @@ class Guard:
         return record
 
     async def _refused(self, name: str, error: ApiError) -> ApiError:
-        """Record that a request is refused; return the error that says so.
+        """Record that a request is refused; return its error.
 
         The line has no text of the request: not its path, and not the error's words.
         """
