@@ -8,6 +8,7 @@ The rules, which docs/guard.md gives to users:
   results of tools after that turn are judged as further turns. The most severe label counts.
 - System and developer messages are the operator's. They are no turns; by policy each is judged as
   a dialogue of its own.
+- The fields of `cosmo serve` that the model reads (EXTRA) are judged as a dialogue of their own.
 - Results of tools and reasoning before the latest user turn, calls of tools, and names are left
   out.
 - Text parts of a content are joined by line breaks. Other parts cannot be read: by policy the
@@ -32,6 +33,8 @@ FIELDS = {
     "reasoning_content", "reasoning", "prefix", "cache_control",
 }  # fmt: skip
 MAX_MESSAGES = 10_000  # to read them takes a tenth of a second
+# Fields of a request, outside its messages, that `cosmo serve` puts into the model's input.
+EXTRA = ("narrative", "instruction", "rots")
 REASONING = ("reasoning_content", "reasoning")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CALL_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -112,9 +115,32 @@ def read_chat(body: dict[str, Any], policy: Policy) -> Judged:
         dialogues.append((*texts, "\n".join(results)))
     if policy.dialogue.system_messages == "label":
         dialogues += [(text,) for text in system]
+    dialogues += _extra(body, policy)
     if not dialogues:
         raise RefusedError("messages: no message has a text to judge", "messages")
     return Judged(dialogue or texts, tuple(dialogues), begun)
+
+
+def _extra(body: dict[str, Any], policy: Policy) -> list[tuple[str, ...]]:
+    """Return the dialogue of the fields EXTRA, none where they are empty. Raises RefusedError."""
+    if policy.dialogue.extra_fields == "skip":
+        return []
+    texts: list[str] = []
+    for name in EXTRA:
+        value = body.get(name)
+        found = value if name == "rots" and isinstance(value, list) else [value]
+        found = [] if value is None else found
+        if all(isinstance(one, str) for one in found):
+            texts += map(whole, found)
+        elif policy.dialogue.unreadable == "refuse":
+            expected = "a list of texts" if name == "rots" else "a text"
+            raise RefusedError(
+                f"{name} = {shown(value)}: expected {expected}, which the guard can read",
+                name,
+                "unreadable",
+            )
+    text = _joined(texts)
+    return [(text,)] if text else []
 
 
 def _message(message: Any, param: str, policy: Policy) -> tuple[str, str, str]:
@@ -204,7 +230,7 @@ def read_completion(body: dict[str, Any], policy: Policy) -> Judged:
     A prompt in the paper's form (`prompts.basic`) gives its turns. Any other is one turn.
     """
     turns = completion_turns(body, policy)
-    return Judged(turns, (turns,))
+    return Judged(turns, (turns, *_extra(body, policy)))
 
 
 def completion_turns(body: dict[str, Any], policy: Policy) -> tuple[str, ...]:
@@ -257,16 +283,27 @@ def guide(
     guidance = policy.texts.system_message.replace("{rots}", joined)
     messages = list(body["messages"])
     first = messages[0]
+    before = ""
     # Chat templates of many models take a system message at the beginning alone, and only one.
     if first["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": guidance})
     elif isinstance(first.get("content"), list):
-        part = {"type": "text", "text": guidance}
+        before = _joined(_content(first["content"], "", refuse=False))
+        # A paragraph of its own: servers join parts without a space.
+        part = {"type": "text", "text": f"\n\n{guidance}"}
         messages[0] = {**first, "content": [*first["content"], part]}
     else:
         before = first.get("content") or ""
         messages[0] = {**first, "content": f"{before}\n\n{guidance}".strip()}
-    return {**body, "messages": messages}
+    # `cosmo serve` reads the first paragraph as the narrative and the rest as the instruction, but
+    # takes these fields instead where they are given: the guidance would be lost.
+    begins = "instruction" if before.strip() else "narrative"
+    replaced = {
+        name: f"{body[name]}\n\n{guidance}".strip()
+        for name in ("narrative", "instruction")
+        if isinstance(body.get(name), str) and (name == begins or "\n\n" in guidance)
+    }
+    return {**body, "messages": messages, **replaced}
 
 
 MAX_ROTS, MAX_ROT_CHARS = 8, 300

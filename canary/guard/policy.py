@@ -44,6 +44,7 @@ class Dialogue:
     max_turns: int
     system_messages: Literal["skip", "label"]
     tool_messages: Literal["skip", "label"]
+    extra_fields: Literal["skip", "label"]
     unreadable: Literal["refuse", "pass"]
     max_unread_share: float
     max_pieces: int

@@ -49,8 +49,10 @@ UNREAD: dict[Form, tuple[str, ...]] = {
 # Fields that the guard reads. Some servers take a field whatever the case of its letters: one that
 # differs from these in it alone would be the one that counts.
 READ: dict[Form, frozenset[str]] = {
-    "chat": frozenset({"messages", "n", "stream", "modalities", *UNREAD["chat"]}),
-    "completion": frozenset({"prompt", "suffix", "n", "stream", *UNREAD["completion"]}),
+    "chat": frozenset({"messages", "n", "stream", "modalities", *dialogue.EXTRA, *UNREAD["chat"]}),
+    "completion": frozenset(
+        {"prompt", "suffix", "n", "stream", *dialogue.EXTRA, *UNREAD["completion"]}
+    ),
 }
 ITEMS_AHEAD = 8  # of one answer that are read while an earlier one waits
 MAX_ERROR_BYTES = 1 << 20
@@ -129,16 +131,19 @@ class Guard:
 
     async def handle(self, request: Request, form: Form) -> Response:
         """Answer a request of chat or of completions."""
-        body = await json_object(request)
         name = f"guard-{uuid.uuid4().hex}"
+        try:
+            body = await json_object(request)
+        except ApiError as error:
+            raise await self._refused(name, error) from None
         began = time.monotonic()
         try:
             judged = self._read(form, body)
             verdict = await _while_here(request, self.judge.turn(judged.dialogues))
             seen = self.judge.recent(judged.turns)
         except dialogue.RefusedError as refused:
-            await self._record(name, "refused", action="refuse", problem=refused.code or "invalid")
-            raise ApiError(400, str(refused), param=refused.param, code=refused.code) from None
+            error = ApiError(400, str(refused), param=refused.param, code=refused.code)
+            raise await self._refused(name, error) from None
         except CanaryFailedError as error:
             await self._record(name, "turn", action="fail", problem=str(error))
             raise _unjudged() from None
@@ -233,6 +238,15 @@ class Guard:
                 code="guard_unavailable",
             ) from error
         return record
+
+    async def _refused(self, name: str, error: ApiError) -> ApiError:
+        """Record that a request is refused; return its error.
+
+        The line has no text of the request: not its path, and not the error's words.
+        """
+        problem = error.code or "invalid"
+        await self._record(name, "refused", action="refuse", problem=problem, status=error.status)
+        return error
 
     # Interventions
 
@@ -613,19 +627,22 @@ class Guard:
 
     async def other(self, request: Request, path: str) -> Response:
         """Hand on a request of a route that the policy allows; refuse any other by name."""
-        method = request.method
+        method, name = request.method, f"guard-{uuid.uuid4().hex}"
         if not (_PLAIN_PATH.fullmatch(path) and self._allows(method, f"/v1{path}")):
-            raise ApiError(
+            error = ApiError(
                 403,
                 f"{method} /v1{path}: the guard hands on only what it can check, or what its "
                 "policy allows ([routes] pass)",
                 code="unguarded_route",
             )
+            raise await self._refused(name, error)
         query = request.scope.get("query_string", b"").decode("latin-1")
         full = quote(path, safe="/@:+~") + (f"?{query}" if query else "")
-        body = await request.body() or None
+        try:
+            body = await request.body() or None
+        except ApiError as error:  # too large, or too slow
+            raise await self._refused(name, error) from None
         gate = self._gate("chat", "")
-        name = f"guard-{uuid.uuid4().hex}"
         now = time.monotonic()
         call = Call(name, "chat", {}, (), (), gate, {}, now, now)
         try:

@@ -123,6 +123,19 @@ def test_danger_is_answered_in_a_stream(form):
     assert values[0]["guard"]["needs_human"] and values[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize("extra", ["narrative", "instruction", "rots"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_fields_of_our_own_pass_no_danger(path, extra):
+    """Oracle: the words of the labeller; the turn beside them is casual."""
+    words = ["in danger"] if extra == "rots" else "in danger"
+    asked = chat("Hi") if path == CHAT else {"model": "m", "prompt": "Hi"}
+    up = good()
+    _, _, body, _ = post(up, {**asked, extra: words}, path)
+    assert json.loads(body)["guard"]["action"] == "intervene" and not up.calls
+    status, _, body, _ = post(up, {**asked, extra.title(): words}, path)
+    assert status == 400 and json.loads(body)["error"]["code"] == "unreadable" and not up.calls
+
+
 def test_an_attack_over_two_turns_is_caught():
     """Oracle: NVIDIA-NeMo/Guardrails#1413: the last message alone is harmless."""
 
@@ -202,6 +215,38 @@ def test_bad_requests_get_status_400(asked, param):
     error = json.loads(body)["error"]
     assert status == 400 and error["param"] == param and not up.calls
     assert [record["action"] for record in log.records] == ["refuse"]
+
+
+@pytest.mark.parametrize(
+    "path, method, asked, more, wanted",
+    [
+        ("/v1/responses", "POST", chat("secret"), {}, (403, "unguarded_route")),
+        (CHAT, "GET", None, {}, (403, "unguarded_route")),
+        ("/v1/secret", "DELETE", None, {}, (403, "unguarded_route")),
+        (CHAT, "POST", b'{"secret', {}, (400, "invalid_json")),
+        (CHAT, "POST", b'{"temperature": NaN, "a": "secret"}', {}, (400, "invalid_json")),
+        (CHAT, "POST", b'{"a": "secret \\ud800"}', {}, (400, "invalid_text")),
+        (CHAT, "POST", chat(""), {}, (400, "invalid")),
+        (CHAT, "POST", chat("secret"), {"audio": {}}, (400, "unreadable")),
+    ],
+)
+def test_each_refused_request_has_one_line_without_text(path, method, asked, more, wanted):
+    up, log = good(), Memory()
+    asked = {**asked, **more} if more else asked
+    status = post(up, asked, path, method, log=log)[0]
+    [line] = log.records
+    assert (status, line.pop("problem")) == wanted and line.pop("status") == status
+    assert (line.pop("kind"), line.pop("action")) == ("refused", "refuse")
+    assert set(line) == {"time", "request"} and not up.calls
+
+
+def test_a_refusal_that_cannot_be_recorded_is_status_503():
+    class Full(Memory):
+        async def write(self, record):
+            raise OSError(errno.ENOSPC, "full")
+
+    status, _, body, _ = post(good(), chat("Hi"), "/v1/responses", log=Full())
+    assert status == 503 and json.loads(body)["error"]["code"] == "guard_unavailable"
 
 
 def test_streams_can_be_turned_off():

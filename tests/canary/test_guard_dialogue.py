@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from canary import prompts
 from canary.guard import dialogue, policy
+from cosmo.serve import fields
 from tests.canary.guard_doubles import changed
 
 RULES = policy.load()
@@ -87,6 +88,38 @@ def test_reasoning_since_the_turn_is_judged_too(field):
     found = read(user("How?"), said(None, **{field: "I shall"}))
     assert found.dialogues == (("How?",), ("How?", "I shall")) and found.begun == ""
     assert read(user("a"), said("b", **{field: "old"}), user("c")).dialogues == (("a", "b", "c"),)
+
+
+EXTRA = {"narrative": "Ann is ill.", "instruction": "You are Bo.", "rots": ["Be kind.", "Help."]}
+
+
+def test_fields_that_cosmo_serve_reads_are_judged_too():
+    """Oracle: docs/serve.md: the model reads all three."""
+    judged = "Ann is ill.\nYou are Bo.\nBe kind.\nHelp."
+    chat, completion = {"messages": [user("x")], **EXTRA}, {"prompt": "x", **EXTRA}
+    trusted = changed(dialogue={"extra_fields": "skip"})
+    for read_body, body in (
+        (dialogue.read_chat, chat),
+        (dialogue.read_completion, completion),
+    ):
+        found = read_body(body, RULES)
+        assert found.turns == ("x",) and found.dialogues == (("x",), (judged,))
+        assert read_body(body, trusted).dialogues == (("x",),)
+        empty = {**body, "narrative": " ", "instruction": None, "rots": []}
+        assert read_body(empty, RULES).dialogues == (("x",),)
+
+
+@pytest.mark.parametrize(
+    "extras", [{"narrative": ["x"]}, {"instruction": {"a": "x"}}, {"rots": ["x", 1]}]
+)
+def test_extra_fields_that_cannot_be_read_are_refused(extras):
+    for read_body, body in (
+        (dialogue.read_chat, {"messages": [user("x")]}),
+        (dialogue.read_completion, {"prompt": "x"}),
+    ):
+        with pytest.raises(dialogue.RefusedError, match=f"^{next(iter(extras))} = ") as caught:
+            read_body({**body, **extras}, RULES)
+        assert (caught.value.param, caught.value.code) == (next(iter(extras)), "unreadable")
 
 
 def test_text_parts_are_joined():
@@ -226,6 +259,20 @@ def test_guidance_joins_the_parts_of_a_system_message():
     body = {"messages": [first, user("x")]}
     guided = dialogue.guide("chat", body, dialogue.read_chat(body, RULES), ROTS, RULES)
     assert [part["type"] for part in guided["messages"][0]["content"]] == ["text", "text"]
+
+
+@pytest.mark.parametrize("extras", [{}, {"narrative": ""}, {"instruction": "You are Bo."}, EXTRA])
+@pytest.mark.parametrize(
+    "first", [[], [system("Be short.")], [system([{"type": "text", "text": "Be short."}])]]
+)
+def test_no_field_takes_the_place_of_the_guidance(first, extras):
+    """Oracle: what `cosmo serve` itself reads of the guided request."""
+    body = {"messages": [*first, user("x")], **extras}
+    guided = dialogue.guide("chat", body, dialogue.read_chat(body, RULES), ROTS, RULES)
+    seen = fields.dialogue(guided)
+    assert [GUIDED in part for part in (seen.narrative, seen.instruction)].count(True) == 1
+    assert seen.narrative.startswith(extras.get("narrative", ""))
+    assert seen.instruction.startswith(extras.get("instruction", ""))
 
 
 def test_without_rules_of_thumb_the_usual_one_guides():
