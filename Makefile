@@ -14,7 +14,7 @@
 # make notebooks    run docs/notebooks and keep their outputs
 # make types        mypy over the names that users import
 # make release      source archive and wheel into dist/, checked and tested; uploads nothing
-# make lock         resolve requirements.lock, .clients.lock and .publish.lock (needs uv)
+# make lock         resolve requirements.lock and those of clients, notebooks and publish (needs uv)
 # make lock-newest  resolve requirements.newest.lock: the newest version of everything (needs uv)
 #
 # All but the locks install first, with uv if it is there, else with pip: into .venv; test-newest
@@ -86,6 +86,7 @@ figures: $(VENV)/.installed
 	$(BIN)/python -m tools.docs_figures
 
 notebooks: $(VENV)/.installed
+	$(call pip_install,$(VENV),requirements.notebooks.lock)
 	$(BIN)/python -m tools.notebooks
 
 docs: $(VENV)/.installed $(PUBLISH)/.installed
@@ -102,6 +103,9 @@ release: $(VENV)/.installed $(PUBLISH)/.installed
 	$(PUBLISH)/bin/twine check --strict dist/*
 	WHEEL=$$(ls $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest -n 0 -m "" tests/test_wheel.py
 
+# $(call pip_install,FOLDER,LOCK)
+pip_install = $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet --disable-pip-version-check) -r $(2)
+
 # $(call install,FOLDER,PYTHON,LOCK). The project itself is run from its root, so only its
 # requirements are installed. Pip says nothing for minutes, so a line counts the seconds.
 define install
@@ -109,7 +113,7 @@ define install
 @echo "installing into $(1): about 90 packages, some minutes the first time"
 $(if $(UV),$(UV) venv --quiet --allow-existing --python $(2) $(1),$(2) -m venv $(1))
 @seconds=0; while sleep 10 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do seconds=$$((seconds + 10)); echo "installing: $$seconds s"; done & beat=$$!; \
-  $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet --disable-pip-version-check) -r $(3); \
+  $(call pip_install,$(1),$(3)); \
   status=$$?; kill $$beat; exit $$status
 @touch $(1)/.installed
 endef
@@ -132,6 +136,8 @@ lock:
 	  --no-annotate $(EXTRAS) --constraint requirements.constraints -o requirements.lock
 	$(UV) pip compile requirements.clients.in --universal --python-version 3.11 --quiet \
 	  --no-header --no-annotate -o requirements.clients.lock
+	$(UV) pip compile requirements.notebooks.in --universal --python-version 3.11 --quiet \
+	  --no-header --no-annotate --constraint requirements.lock -o requirements.notebooks.lock
 	$(UV) pip compile requirements.publish.in --universal --python-version 3.11 --quiet \
 	  --no-header --no-annotate -o requirements.publish.lock
 

@@ -53,7 +53,7 @@ def test_a_notebook_is_kept_with_its_outputs(path):
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_nothing(path, tmp_path):
     """Oracle: no cell and no command fails; outputs are of the kinds that the file keeps."""
-    pytest.importorskip("nbclient", reason="needs the extra `dev`")
+    pytest.importorskip("nbclient", reason="needs requirements.notebooks.lock")
     from tools import notebooks
 
     made = notebooks.run(path, str(tmp_path))
