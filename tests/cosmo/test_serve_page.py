@@ -147,7 +147,7 @@ def test_a_dialogue_is_held(open_page, script):
     assert first["messages"] == [SYSTEM, user(CITY)]
     assert second["messages"] == [SYSTEM, user(CITY), assistant(whole), user("I have found a job.")]
     assert (first["temperature"], first["top_p"], first["stream"]) == (1.0, 0.95, True)
-    assert "narrative" not in first  # it would replace what the guard adds
+    assert "narrative" not in first
     assert texts(page, ".user .chip") == ["Casual", "Casual"]
     assert whole not in page.inner_text("#announcer")
     assert page_server.ANSWERS["a job"][0] in page.inner_text("#announcer")  # read once, whole

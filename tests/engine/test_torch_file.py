@@ -116,8 +116,8 @@ FOREIGN = {
     "NEWOBJ": (called("collections.OrderedDict") + b")\x81", "opcode NEWOBJ"),
     "dotted": (called("torch._utils._rebuild_tensor_v2.__globals__"), "__globals__"),
     "extension": (b"\x82\x01", "EXT1"),
-    "a call of a dict": (b"})R", "no function"),
-    "a call with a list": (called("collections.OrderedDict") + b"]R", "no function"),
+    "a call of a dict": (b"})R", "not a function"),
+    "a call with a list": (called("collections.OrderedDict") + b"]R", "not a function"),
     "a dict with items": (
         called("collections.OrderedDict") + b"](" + b"(" + text("a") + b"K\x01te\x85R",
         "calls collections.OrderedDict",
