@@ -239,6 +239,18 @@ def test_a_model_that_prefers_the_second_system(tmp_path):
     assert code == 0 and not asked and again.kept == found.kept
 
 
+def test_answers_that_a_server_has_open_are_not_judged_into(tmp_path, capsys):
+    """Oracle: one error while the lock is held; the model is not asked, and nothing is written."""
+    made, out = task(items=1), tmp_path / "answers.jsonl"
+    out.write_bytes(b"")
+    with a.lock_answers(out):
+        code, _, asked = judged(tmp_path, made, lambda body: lines("tie"))
+        assert code == 1 and not asked and not out.read_bytes()
+        assert "is in use by another process, such as `annotate serve`" in capsys.readouterr().err
+    code, found, _ = judged(tmp_path, made, lambda body: lines("tie"))
+    assert code == 0 and len(found.kept) == 2
+
+
 def test_a_model_beside_people_in_one_file(tmp_path):
     """Oracle: people's answers stay; only what is missing is judged."""
     made = task(items=2)
