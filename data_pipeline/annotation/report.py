@@ -130,7 +130,7 @@ def build(
         if details:
             made["people"] |= {
                 "seconds": _seconds(people),
-                "by_judge": _judges(task, people),
+                "by_judge": judges(task, people),
                 "predicted": _predicted(task, people),
                 "safety_labels": _safety_labels(task, people),
             }
@@ -316,7 +316,7 @@ def _gold(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
     return made
 
 
-def _judges(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
+def judges(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
     """Return for each judge: answers, agreement with the others' majority, gold, times, position.
 
     The majority is that of the other judges of a unit; units where they have none do not count.
