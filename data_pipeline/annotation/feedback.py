@@ -7,6 +7,8 @@ no other judge.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -186,8 +188,8 @@ def page(task: Task, one: dict[str, Any]) -> str:
         parts.append("<h2>Test items that you answered otherwise than expected</h2>")
     for wrong in one["wrong_gold"]:
         lines = [
-            f"<p><b>{html.escaped(_about(a))}</b><br>You: {html.escaped(a['yours'])}. "
-            f"Expected: {html.escaped(' or '.join(a['expected']))}.</p>"
+            f"<p><b>{html.escaped(_about(a))}</b><br>You: {html.escaped(a['yours'])}<br>"
+            f"Expected: {html.escaped(' or '.join(a['expected']))}</p>"
             for a in wrong["answers"]
         ]
         parts.append(_section(task, wrong, "".join(lines)))
@@ -195,19 +197,13 @@ def page(task: Task, one: dict[str, Any]) -> str:
         parts.append(f"<h2>Answers that most other judges do not share: {one['differing']:,}</h2>")
         parts.append("<p>Neither is wrong by itself. Read their reasons, and compare them with "
                      "the guidelines.</p>")  # fmt: skip
-    for different in one["differences"]:
-        count, total = different["of_others"]
+    for _, group in itertools.groupby(one["differences"], operator.itemgetter("item")):
+        of_item = list(group)
         lines = [
-            f"<p><b>{html.escaped(_about(different))}</b><br>"
-            f"You: {html.escaped(different['yours'])}. "
-            f"Others: {html.escaped(different['majority'])} ({count} of {total}).</p>"
+            _difference(different, _texts(different) != _texts(after))
+            for different, after in itertools.zip_longest(of_item, of_item[1:])
         ]
-        for title, reasons in (("You wrote", different["your_reasons"]),
-                               ("They wrote", different["their_reasons"])):  # fmt: skip
-            if reasons:
-                items = "".join(f"<li>{html.escaped(reason)}</li>" for reason in reasons)
-                lines.append(f"<h3>{title}</h3><ul>{items}</ul>")
-        parts.append(_section(task, different, "".join(lines)))
+        parts.append(_section(task, of_item[0], "".join(lines)))
     if one["differing"] > len(one["differences"]):
         parts.append(f"<p>{one['differing'] - len(one['differences']):,} more are not shown.</p>")
     title = html.escaped(f"{task.page.title}: feedback for {one['judge']}")
@@ -227,8 +223,27 @@ def _view(task: Task, item: Item | None, order: Sequence[int] = ()) -> dict[str,
 
 
 def _about(one: dict[str, Any]) -> str:
-    about = f"utterance {one['utterance']}: " if one["utterance"] else ""
+    about = f"Utterance {one['utterance']}: " if one["utterance"] else ""
     return about + one["question"]
+
+
+def _texts(one: dict[str, Any] | None) -> tuple:
+    return (one["your_reasons"], one["their_reasons"]) if one else ()
+
+
+def _difference(one: dict[str, Any], with_reasons: bool) -> str:
+    """Return an answer that the majority does not share as HTML."""
+    count, total = one["of_others"]
+    made = (
+        f"<p><b>{html.escaped(_about(one))}</b><br>You: {html.escaped(one['yours'])}<br>"
+        f"Others: {html.escaped(one['majority'])} ({count} of {total})</p>"
+    )
+    titled = (("You wrote", one["your_reasons"]), ("They wrote", one["their_reasons"]))
+    for title, reasons in titled if with_reasons else ():
+        if reasons:
+            items = "".join(f"<li>{html.escaped(reason)}</li>" for reason in reasons)
+            made += f"<h3>{title}</h3><ul>{items}</ul>"
+    return made
 
 
 def _section(task: Task, one: dict[str, Any], lines: str) -> str:
@@ -239,7 +254,7 @@ def _section(task: Task, one: dict[str, Any], lines: str) -> str:
 
 
 def file_name(judge: str) -> str:
-    """Return the name of a judge's page: letters of the name, and a hash that tells names apart."""
+    """Return the name of a judge's page, different for different names: its letters, and a hash."""
     letters = re.sub(r"[^A-Za-z0-9_-]+", "-", judge)[:60].strip("-")
     mark = hashlib.blake2b(judge.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"{letters or 'judge'}-{mark}.html"

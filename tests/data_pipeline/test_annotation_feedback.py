@@ -99,7 +99,9 @@ def test_sides_are_those_that_the_judge_saw(tmp_path):
     assert (first["yours"][-1], first["majority"][-1]) == ("A", "B")
     assert first["their_reasons"] == ["B is kind."]
     assert "1 more are not shown" in words
+    # The item and its reasons stand once, around all answers to it.
     assert page.index("Second of i0") < page.index("First of i0")
+    assert page.count("Second of i0") == words.count("B is kind.") == 1
     # bob's two others disagree with each other: there is no majority to differ from.
     assert found["bob"][0]["differing"] == 0
 
