@@ -40,6 +40,7 @@ VERBS |= _group(
         "serve": "pages for people who judge a task, on a server of your own",
         "judge": "let a language model judge a task, in both orders",
         "report": "votes, agreement, tests and plots of a task's answers",
+        "feedback": "a page for each judge: gold results, agreement, answers that differ",
         "power": "how many votes or items a study needs",
         "export": "pages for Mechanical Turk, Label Studio or Potato",
         "collect": "the results of these, read back as answers",

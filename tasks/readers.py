@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from cosmo.engine.base import json_lines
-from cosmo.engine.base.errors import shown
+from cosmo.engine.base.errors import DataError, shown
 from cosmo.tasks.dialogues import (
     Place,
     ProsocialDialogue,
@@ -23,7 +23,7 @@ from cosmo.tasks.dialogues import (
     ToxiChatThread,
     ToxiChatTurn,
 )
-from cosmo.tasks.files import files_for_split
+from cosmo.tasks.files import files_for_split, split_names
 from cosmo.tasks.recognize import PROSOCIAL, naming_other_corpus
 from cosmo.tasks.record_files import read_records, refuse_empty
 from cosmo.tasks.safety import LABELS
@@ -101,7 +101,17 @@ def read_toxichat_threads(path: Any, split: str = "test") -> Iterator[ToxiChatTh
     Ids are `toxichat-SPLIT-ROW`. Raises DataError for a missing path and for the first bad record.
     """
     count = 0
-    for file in files_for_split(path, split):
+    try:
+        found = files_for_split(path, split)
+    except DataError as error:
+        wanted = "dev" if split in split_names("validation") else split
+        raise DataError(
+            f"{error.message} ToxiChat's own file of this split is data/ToxiChat/{wanted}.jsonl in "
+            "the repository abaheti95/ToxiChat: give its folder data/ToxiChat, with train.jsonl, "
+            "dev.jsonl and test.jsonl.",
+            setting=error.settings,
+        ) from None
+    for file in found:
         with naming_other_corpus(file, "ToxiChat"):
             for place, row in read_records(file):
                 yield _toxichat_thread(row, place, f"toxichat-{split}-{count}")

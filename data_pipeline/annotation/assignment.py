@@ -72,6 +72,12 @@ def right_share(task: Task, answers: Sequence[Answer], role: str) -> tuple[int, 
     return sum(is_right(task, answer) for answer in of_role), len(of_role)
 
 
+def fails(right: int, total: int, least: float) -> bool:
+    """Return whether a share of right answers is below `least`; without answers it is not."""
+    # Divided, because 0.07 * 100 is above 7.
+    return total > 0 and right / total < least
+
+
 def assign(
     task: Task,
     answers: Sequence[Answer],
@@ -97,7 +103,7 @@ def assign(
     if left:
         return _given(task, left[0], judge)
     right, total = right_share(task, own, "qualification")
-    if tests and right < task.qualification_pass * total:
+    if fails(right, total, task.qualification_pass):
         return Next(None, reason=NOT_QUALIFIED)
     if gold := _gold(task, own, {*seen, *skipped}, judge):
         return _given(task, gold, judge)

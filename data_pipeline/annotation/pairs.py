@@ -370,3 +370,32 @@ def agent_stage(context: Dialogue) -> Stage:
     if response.fault or not text:
         return Rejected(context.id, "agent", response.fault or "an empty answer", {})
     return text
+
+
+def paper_stage(context: Dialogue, name: str) -> Stage:
+    """Return a model's next turn as `agent_stage`, asked by the prompt `name` of SODA's paper.
+
+    Turns have no names; of the answer the first line counts. Both are choices
+    of ours. Raises UserError for a context without narrative, which the prompt shows.
+    """
+    if not context.narrative:
+        raise UserError(
+            f"context {shown(context.id)} has no narrative, which the prompt {name!r} shows: add "
+            "it to --contexts, or use our own prompt",
+            setting="prompt",
+        )
+    # Contexts alternate, so each line is another speaker's, as the prompts promise.
+    lines = "\n".join(" ".join(turn.split()) for turn in context.turns)
+    prompt = prompts()["papers"][name].format(narrative=context.narrative, dialogue=lines)
+    response = yield Request(
+        record_id=context.id,
+        stage="agent",
+        attempt=0,
+        prompt=f"{prompt}\n",
+        messages=(("user", prompt),),
+        sampling=Sampling(max_tokens=prompts()["agent"]["max_tokens"]),
+    )
+    text = response.text.strip().partition("\n")[0].strip()
+    if response.fault or not text:
+        return Rejected(context.id, "agent", response.fault or "an empty answer", {})
+    return text

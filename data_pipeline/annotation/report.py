@@ -11,7 +11,7 @@ from cosmo.engine.base.errors import DataError
 from cosmo.tasks import safety
 from cosmo.tasks.metrics.agreement import alpha
 from cosmo.tasks.metrics.intervals import wilson
-from data_pipeline.annotation import statistics
+from data_pipeline.annotation import screening, statistics
 from data_pipeline.annotation.answers import Answer, Answers, utterance_numbers
 from data_pipeline.annotation.assignment import right_share
 from data_pipeline.annotation.pages import SCALES, Question
@@ -75,12 +75,25 @@ def side(value: float) -> str:
     return SIDES[(value > 0) - (value < 0) + 1]
 
 
-def build(task: Task, answers: Answers, seed: int = 0, details: bool = True) -> dict[str, Any]:
+def build(
+    task: Task,
+    answers: Answers,
+    seed: int = 0,
+    details: bool = True,
+    min_gold: float | None = None,
+) -> dict[str, Any]:
     """Return the whole report as JSON values; shares are 0 to 1.
 
-    Without `details` only the questions of people are counted. Raises DataError if no answer to an
-    item can be used.
+    Without `details` only the questions of people are counted. With `min_gold` people are left out
+    as `screening.screen` does: `screening` names them, and `before` has all answers' questions.
+    Raises DataError if no answer to an item can be used.
     """
+    if min_gold is not None:
+        screened = screening.screen(task, answers, min_gold)
+        before = build(task, answers, seed, details=False)["people"]
+        made = build(task, screened.answers, seed, details)
+        made["screening"] = {**screened.report, "before": before}
+        return made
     if not any(task.by_id[answer.item].role == "item" for answer in answers.kept):
         raise DataError.at(
             "the answers", None, "nothing to report",
@@ -117,7 +130,7 @@ def build(task: Task, answers: Answers, seed: int = 0, details: bool = True) -> 
         if details:
             made["people"] |= {
                 "seconds": _seconds(people),
-                "by_judge": _judges(task, people),
+                "by_judge": judges(task, people),
                 "predicted": _predicted(task, people),
                 "safety_labels": _safety_labels(task, people),
             }
@@ -303,7 +316,7 @@ def _gold(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
     return made
 
 
-def _judges(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
+def judges(task: Task, answers: Sequence[Answer]) -> dict[str, Any]:
     """Return for each judge: answers, agreement with the others' majority, gold, times, position.
 
     The majority is that of the other judges of a unit; units where they have none do not count.

@@ -19,6 +19,8 @@ _COLUMNS = {
 def text(made: Mapping[str, Any]) -> str:
     """Return the report as text."""
     parts = [_heading(made)]
+    if "screening" in made:
+        parts.append(_screening(made))
     if made["people"]:
         parts += _group("people", made, made["people"]["questions"])
         parts += _people(made["people"])
@@ -53,6 +55,39 @@ def _heading(made: Mapping[str, Any]) -> str:
         lines.append(f"judges {', '.join(map(repr, names))} are counted as {len(names)} persons: "
                      "if they are one, give them one name")  # fmt: skip
     return "\n".join(lines)
+
+
+def _screening(made: Mapping[str, Any]) -> str:
+    """Return who was left out, and the shares of votes before and after."""
+    found = made["screening"]
+    lines = [
+        f"left out: {len(found['left_out'])} judges with {found['answers_left_out']:,} answers to "
+        f"items (below {_percent(found['min_gold'])}% right gold answers, or not qualified)"
+    ]
+    for one in found["left_out"]:
+        shares = ", ".join(
+            f"{role} {one[role]['right']}/{one[role]['total']} right" for role in one["failed"]
+        )
+        lines.append(f"  {one['judge']}: {one['answers']:,} answers, {shares}")
+    if found["unmeasured"]:
+        names = ", ".join(map(repr, found["unmeasured"]))
+        lines.append(f"kept without a gold or qualification answer: {names}")
+    before, after = found["before"], made["people"]
+    if not (before and after):
+        return "\n".join(lines)
+    rows = [["shares of votes, %", "all judges", "votes", "without those left out", "votes"]]
+    for name, one in before["questions"].items():
+        if "shares" in one:
+            cells = []
+            for given in (one, after["questions"][name]):
+                shares = (f"{_choice(key)} {_percent(x)}" for key, x in given["shares"].items())
+                cells += [", ".join(shares), f"{given['votes']:,}"]
+            rows.append([name, *cells])
+    return "\n".join(lines) + ("\n\n" + text_table(rows) if len(rows) > 1 else "")
+
+
+def _choice(name: str) -> str:
+    return {"False": "not marked", "True": "marked"}.get(name, name)
 
 
 def _group(name: str, made: Mapping[str, Any], questions: Mapping[str, Any]) -> list[str]:
@@ -132,10 +167,9 @@ def _tests(questions: Mapping[str, Any]) -> str:
 def _choices(question: str, one: Mapping[str, Any]) -> str:
     rows = [[question, "votes", "%", "95%", "majority of items or utterances"]]
     for name, count in one["counts"].items():
-        shown = {"False": "not marked", "True": "marked"}.get(name, name)
         interval = _interval(one["wilson"][name])
         share = _percent(one["shares"][name])
-        rows.append([shown, f"{count:,}", share, interval, f"{one['majority'][name]:,}"])
+        rows.append([_choice(name), f"{count:,}", share, interval, f"{one['majority'][name]:,}"])
     rows.append(["no majority", "", "", "", f"{one['majority']['none']:,}"])
     lines = [text_table(rows), f"alpha: {_alphas(one['alpha'])}"]
     if "items_reported" in one:

@@ -69,6 +69,19 @@ def test_the_shipped_responses_by_their_gold_labels(shared, tmp_path, capsys):
     assert made["empty"] == 1
 
 
+@pytest.mark.parametrize(("split", "name"), [("test", "test"), ("validation", "dev")])
+def test_a_wrong_folder_is_told_which_files_are_needed(tmp_path, capsys, split, name):
+    """Oracle: the names of the files in the publishers' repository."""
+    (tmp_path / "README.md").write_text("ToxiChat")
+    (tmp_path / "data" / "ToxiChat").mkdir(parents=True)  # its parent is the usual wrong folder
+    command = ["toxichat", f"--input={tmp_path}", f"--split={split}"]
+    assert main([*command, f"--contexts={tmp_path / 'c.jsonl'}"]) == 1
+    printed = capsys.readouterr().err
+    assert "['README.md', 'data']" in printed and "--input" in printed
+    assert f"data/ToxiChat/{name}.jsonl in the repository abaheti95/ToxiChat" in printed
+    assert "give its folder data/ToxiChat, with train.jsonl, dev.jsonl and test.jsonl" in printed
+
+
 def test_the_papers_shares_are_of_unequal_samples():
     """Oracle: each share is a multiple of 1/500 or 1/150, rounded; two of Prost's are neither."""
     odd = []

@@ -201,6 +201,35 @@ def test_models_answer_the_sampled_contexts_alone(tmp_path):
     assert url not in (tmp_path / "t.jsonl").read_text()
 
 
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("instructgpt", "context:Ann and Bob talk.\ndialogue:\nHello\nHi there\nFine"),
+    ("chatgpt", "context:\nAnn and Bob talk.\ndialogue:\nHello\nHi there\nFine\n"
+     "What is the most appropriate next utterance (3 sentences max)?"),
+])  # fmt: skip
+def test_models_are_asked_by_the_papers_words(tmp_path, capsys, name, wanted):
+    """Oracle: the prompts of Kim et al. 2023, appendix D; a line a turn."""
+    turns = {"turns": ["Hello", "Hi\nthere", "Fine"], "narrative": "Ann and Bob talk."}
+    rows = [{"id": "c0", **turns}, {"id": "c1", "turns": ["Hello"]}]
+    contexts = write(tmp_path / "c.jsonl", rows[:1])
+    ours = write(tmp_path / "ours.jsonl", [{"id": "c0", "inputs": "Fine", "prediction": "Good."}])
+    with scripted(lambda body: "\n Glad to hear. \nMe too.") as (url, asked):
+        flags = ["--page=responses", f"--a={ours}", f"--b=gpt@{url}", f"--prompt={name}"]
+        flags += [f"--contexts={contexts}", f"--output={tmp_path / 't.jsonl'}"]
+        assert run("pairs", *flags) == 0
+        (message,) = asked[0]["messages"]
+        assert message["role"] == "user" and message["content"].endswith("\n\n" + wanted)
+        start = "You will be generating the next turn of a given dialogue between two people. Your "
+        assert message["content"].startswith(start)
+        (made,) = read_task(tmp_path / "t.jsonl").items
+        assert made.options == (("Good.",), ("Glad to hear.",))
+        write(contexts, rows[1:])
+        models = ["--page=responses", f"--a=one@{url}", f"--b=two@{url}", *flags[3:]]
+        assert run("pairs", *models) == 1 and len(asked) == 1
+        assert "context 'c1' has no narrative" in capsys.readouterr().err
+        assert run("pairs", "--page=responses", f"--a={ours}", f"--b={contexts}", *flags[3:]) == 1
+        assert "no model is asked" in capsys.readouterr().err
+
+
 def lines(choice):
     return "\n".join(
         f"**{key}**: {choice}"
@@ -237,6 +266,18 @@ def test_a_model_that_prefers_the_second_system(tmp_path):
     # The same command asks nothing, and adds nothing.
     code, again, asked = judged(tmp_path, made, reply)
     assert code == 0 and not asked and again.kept == found.kept
+
+
+def test_answers_that_a_server_has_open_are_not_judged_into(tmp_path, capsys):
+    """Oracle: one error while the lock is held; the model is not asked, and nothing is written."""
+    made, out = task(items=1), tmp_path / "answers.jsonl"
+    out.write_bytes(b"")
+    with a.lock_answers(out):
+        code, _, asked = judged(tmp_path, made, lambda body: lines("tie"))
+        assert code == 1 and not asked and not out.read_bytes()
+        assert "is in use by another process, such as `annotate serve`" in capsys.readouterr().err
+    code, found, _ = judged(tmp_path, made, lambda body: lines("tie"))
+    assert code == 0 and len(found.kept) == 2
 
 
 def test_a_model_beside_people_in_one_file(tmp_path):

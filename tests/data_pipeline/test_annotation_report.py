@@ -5,8 +5,16 @@ import json
 import pytest
 
 from cosmo.engine.base.errors import DataError
+from data_pipeline.__main__ import main
 from data_pipeline.annotation import report, report_text, statistics
-from data_pipeline.annotation.answers import ORDERS, Answer, Answers, Quarantined
+from data_pipeline.annotation.answers import (
+    ORDERS,
+    Answer,
+    Answers,
+    Quarantined,
+    append_answers,
+)
+from data_pipeline.annotation.task_files import write_task
 from tests.data_pipeline.annotation_samples import GOOD, answer, item, task, voter
 
 QUESTIONS = ("prosocial", "engaged", "respectful", "coherent", "overall")
@@ -123,6 +131,87 @@ def test_gold_is_reported_and_left_out_of_votes():
     found = built(made, answers)["people"]
     assert found["by_judge"]["ann"]["gold"] == {"right": 1, "total": 2, "share": 0.5}
     assert found["questions"]["overall"]["votes"] == 2 and not found["items_without_answer"]
+
+
+def screened_task():
+    """A task of two items and two gold items, and the answers of three people and a model.
+
+    ann knows both gold answers, bob one of them, cy none; dee met no gold item.
+    """
+    gold = [item(f"g{n}", role="gold", expected={"overall": ["first"]}) for n in range(2)]
+    made = task(content=[*gold, item("i0"), item("i1")])
+
+    def of(judge, golds, vote):
+        named = [*((f"g{n}", v) for n, v in enumerate(golds)), ("i0", vote), ("i1", vote)]
+        return [
+            Answer(made.fingerprint, n, judge, dict.fromkeys(QUESTIONS, v), 5.0, "", (0, 1))
+            for n, v in named
+        ]
+
+    people = [of("ann", "aa", "b"), of("bob", "ab", "b"), of("cy", "bb", "a"), of("dee", "", "a")]
+    return made, Answers(tuple(x for own in [*people, of("model:x", "bb", "a")] for x in own))
+
+
+@pytest.mark.parametrize(("least", "names", "second"), [
+    (0.0, [], 4 / 8), (0.5, ["cy"], 4 / 6), (0.51, ["bob", "cy"], 2 / 4),
+])  # fmt: skip
+def test_judges_below_a_share_of_gold_are_left_out(least, names, second):
+    """Oracle: by hand: gold 2/2, 1/2, 0/2 and none; each has two votes, ann's and bob's are b."""
+    made, answers = screened_task()
+    found = report.build(made, answers, min_gold=least)
+    screening = found["screening"]
+    assert [one["judge"] for one in screening["left_out"]] == names
+    assert screening["answers_left_out"] == 2 * len(names) and screening["unmeasured"] == ["dee"]
+    before, after = screening["before"]["questions"]["overall"], found["people"]["questions"]
+    assert before["shares"]["second"] == 4 / 8 and before["votes"] == 8
+    assert after["overall"]["shares"]["second"] == second
+    assert {*found["people"]["by_judge"]} == {"ann", "bob", "cy", "dee"} - {*names}
+    # A model's votes are apart, and stay.
+    assert found["models"]["model:x"]["questions"]["overall"]["votes"] == 2
+    printed = report_text.text(found)
+    assert f"left out: {len(names)} judges with {2 * len(names)} answers" in printed
+    assert ("cy: 2 answers, gold 0/2 right" in printed) == ("cy" in names)
+    assert "kept without a gold or qualification answer: 'dee'" in printed
+    json.dumps(found, allow_nan=False)
+
+
+def test_who_failed_the_qualification_is_left_out():
+    """Oracle: exports let everybody in; 7 of 100 right is 0.07, although 0.07 * 100 is above 7."""
+    tests = [
+        item(f"q{n}", role="qualification", expected={"overall": ["first"]}) for n in range(100)
+    ]
+    made = task(content=[*tests, item("i0")], qualification_pass=0.07)
+
+    def of(judge, right):
+        votes = [*((f"q{n}", "a" if n < right else "b") for n in range(100)), ("i0", "a")]
+        return [
+            Answer(made.fingerprint, n, judge, dict.fromkeys(QUESTIONS, v), 5.0, "", (0, 1))
+            for n, v in votes
+        ]
+
+    found = report.build(made, Answers((*of("ann", 7), *of("bob", 6))), min_gold=0)
+    assert [one["judge"] for one in found["screening"]["left_out"]] == ["bob"]
+    assert "bob: 1 answers, qualification 6/100 right" in report_text.text(found)
+
+
+def test_nothing_to_screen_by_is_one_error(tmp_path, capsys):
+    """Oracle: one line that names the flag; nothing is written."""
+    made, answers = screened_task()
+    few = [x for x in answers.kept if x.judge == "cy"]
+    plain = task(items=1)
+    for number, (one, given_answers, share, problem) in enumerate([
+        (made, few, 0.5, "nobody is left of 1 judges, such as 'cy'"),
+        (made, few, 1.5, "got 1.5: give a share from 0 to 1"),
+        (plain, [answer(plain)], 0.5, "the task has no gold and no qualification items"),
+    ]):  # fmt: skip
+        task_path, path = tmp_path / f"t{number}.jsonl", tmp_path / f"a{number}.jsonl"
+        write_task(task_path, one)
+        append_answers(path, given_answers)
+        command = ["annotate", "report", f"--task={task_path}", "--answers", str(path)]
+        assert main([*command, f"--min_gold={share}", f"--output={tmp_path / 'out'}"]) == 1
+        printed = capsys.readouterr().err
+        assert problem in printed and "min_gold" in printed
+        assert not (tmp_path / "out").exists()
 
 
 def test_safety_votes_become_labels():

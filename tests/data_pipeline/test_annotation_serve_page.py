@@ -73,6 +73,7 @@ def agree(page):
 def by_keys(page, answers):
     """Answer with keys alone: numbers choose, Enter moves on."""
     form = form_of(answers)
+    page.wait_for_load_state("load")  # the text stands before the script takes keys
     page.keyboard.press("Enter")  # to the first question
     for _ in range(40):
         kind, names, values = page.evaluate("""() => {
@@ -87,7 +88,8 @@ def by_keys(page, answers):
             "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
         )  # the focus is visible
         if kind == "radio":
-            page.keyboard.press(str(values.index(form[names[0]]) + 1))
+            if names[0] in form:  # a question may be optional
+                page.keyboard.press(str(values.index(form[names[0]]) + 1))
         elif kind == "checkbox":
             for number, name in enumerate(names, 1):
                 if name in form:

@@ -2,7 +2,8 @@
 
 Each comparison is judged twice, with A and B exchanged. Answers are appended to --answers, which
 may hold people's already. Calls are journaled in ANSWERS.calls: the same command resumes, and pays
-for nothing twice. Replies that cannot be read are in ANSWERS.unreadable.jsonl.
+for nothing twice. Replies that cannot be read are in ANSWERS.unreadable.jsonl. A file that
+`annotate serve` or another process has open is refused: give the model a file of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from cosmo.engine.base.command_line import add_flags
 from cosmo.engine.base.errors import UserError
 from data_pipeline.annotation import model_judge
-from data_pipeline.annotation.answers import append_answers, check_judge
+from data_pipeline.annotation.answers import append_answers, check_judge, lock_answers
 from data_pipeline.annotation.ask import ask_all
 from data_pipeline.annotation.commands import common
 from data_pipeline.annotation.fields import plain
-from data_pipeline.annotation.task_files import read_task
+from data_pipeline.annotation.task_files import Task, read_task
 from data_pipeline.calls import flags
 
 log = logging.getLogger("data_pipeline")
@@ -47,6 +48,12 @@ def run_judge(args: argparse.Namespace) -> int:
         check_judge(judge)  # before the calls, which may cost money
     except ValueError as error:
         raise UserError(str(error), setting="judge") from None
+    # Held over the calls, so that nobody pays for answers that could not be stored.
+    with lock_answers(path):
+        return _judge(args, task, path, judge)
+
+
+def _judge(args: argparse.Namespace, task: Task, path: Path, judge: str) -> int:
     known = common.known_answers(task, path)
     left = model_judge.judgements(task, known.kept, judge)
     asked = ask_all(

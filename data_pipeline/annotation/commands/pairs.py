@@ -31,6 +31,7 @@ what is compared:
 --contexts FILE  lines {id, turns, narrative} (default: the inputs of the predictions)
 --turn_mark TEXT  stands between turns in the predictions' inputs (default: <turn>, // or a newline)
 --split NAME=test  of corpora
+--prompt agent|instructgpt|chatgpt  how models are asked: ours, or by the SODA paper's words
 --output FILE!  the task file
 which:
 --preset NAME  {presets}
@@ -56,6 +57,8 @@ def run_pairs(args: argparse.Namespace) -> int:
     """Write the task file; return the exit code."""
     flags.check(args, (), {"items": 1, "min_turns": 1, "judges_per_item": 1})
     preset = _preset(args.preset)
+    if args.prompt and not (_model(args.a) or _model(args.b)):
+        raise UserError("no model is asked: leave it out, or give MODEL@URL", setting="prompt")
     name = args.page or (preset and preset.page)
     if not name:
         raise UserError("give --preset or --page")
@@ -79,7 +82,8 @@ def run_pairs(args: argparse.Namespace) -> int:
     task = common.study(
         args, page, items, judges_per_item=judges, systems=_systems(args), preset=args.preset or "",
         made_by={"a": _shown(args.a), "b": _shown(args.b), "min_turns": args.min_turns,
-                 "labels": args.labels, "contexts": args.contexts, "left_out": dict(dropped)},
+                 "labels": args.labels, "contexts": args.contexts, "left_out": dict(dropped),
+                 **({"prompt": args.prompt} if args.prompt else {})},
     )  # fmt: skip
     common.write(Path(args.output), task, dropped, args.quiet)
     return 0
@@ -139,9 +143,12 @@ def _responses(args: argparse.Namespace, count: int | None, dropped: Counter) ->
             answers.append({name: p.prediction for name, p in files[source].items()})
             continue
         model, url = _model(source)
+        stage = pairs.agent_stage
+        if args.prompt not in (None, "agent"):
+            stage = functools.partial(pairs.paper_stage, name=args.prompt)
         journal = Path(f"{args.output}.calls") / letter
         asked = ask_all(
-            {one.id: functools.partial(pairs.agent_stage, one) for one in drawn},
+            {one.id: functools.partial(stage, one) for one in drawn},
             flags.server(args, url, model), flags.allowance(args), journal, args.form, args.tries,
         )  # fmt: skip
         if asked.stopped:

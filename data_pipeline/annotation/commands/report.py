@@ -1,6 +1,8 @@
 """Report the answers to a task: votes, agreement, tests, judges, models, the papers' tables.
 
-People's and models' votes are never added up. With --output it writes report.json, report.txt,
+People's and models' votes are never added up. With --min_gold=0.7, people with less than this share
+of right gold answers are left out, and those who failed the qualification. The report names them,
+and has the votes before and after. With --output it writes report.json, report.txt,
 quarantined.jsonl (lines that cannot be used, with reasons) and plots of comparisons.
 """
 
@@ -26,6 +28,7 @@ FLAGS = """
 --task FILE!  the task
 --output FOLDER  where report.json, report.txt, plots and quarantined.jsonl go
 --seed N=0  of the bootstrap
+--min_gold SHARE:float  leave out people with fewer right gold answers, or not qualified
 --json  print JSON
 --no_plots  leave out the plots
 --strict  exit code 1 if a line was set aside
@@ -44,7 +47,7 @@ def run_report(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("krippendorff") is None:
         raise UserError("krippendorff is not installed: pip install -e '.[stats]'")
     task, answers = common.task_and_answers(args)
-    made = report.build(task, answers, args.seed)
+    made = report.build(task, answers, args.seed, min_gold=args.min_gold)
     printed = report_text.text(made)
     if args.output:
         folder = Path(args.output)
