@@ -1,8 +1,8 @@
 """Compare the answers of CTranslate2, float32 and int8, with the engine's in float32, by token.
 
 Answers are greedy, to the beginnings of a file's dialogues. A token is one that the vocabulary
-makes of an answer's text. A different token changes all that follow it, so that three shares are
-given: of equal answers, of tokens before the first difference, and of equal tokens at all places.
+makes of an answer's text. A different token changes all that follow it. So three shares are given:
+of equal answers, of tokens before the first difference, and of equal tokens at all places.
 """
 
 import argparse

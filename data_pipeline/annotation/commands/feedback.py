@@ -1,7 +1,7 @@
 """Write a page of feedback for each judge: gold results, agreement, answers that differ.
 
---output gets one HTML page a person, which needs no other file and names no other judge, and
-feedback.jsonl with the same and the page's name. Models get none. Sides are as the judge saw them.
+--output gets one HTML page a person, which needs no other file and names no other judge. Its
+feedback.jsonl has the same and the page's name. Models get none. Sides are as the judge saw them.
 """
 
 from __future__ import annotations
