@@ -78,6 +78,7 @@ test-avx2: $(VENV)/.installed
 test-newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m tests.newest
 	$(NEWEST)/bin/python $(PYTEST) $(NEWEST_TESTS)
+	$(NEWEST)/bin/python -m pytest -m "not slow" -k 2x4 tests/engine/test_engine_partitioning.py
 
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m slow tests/clients

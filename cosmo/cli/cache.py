@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import os
 from typing import Any
 
 from cosmo.cli import settings
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.worker_processes import usable_cores
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         epochs=args.epochs,
         # Preprocessing keeps about a core busy in each.
-        processes=(os.cpu_count() or 1) if args.processes is None else args.processes,
+        processes=usable_cores() if args.processes is None else args.processes,
         shards_per_epoch=args.shards_per_epoch,
         overwrite=args.overwrite,
         allow_unknown=args.allow_unknown,

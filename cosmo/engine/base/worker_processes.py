@@ -23,6 +23,13 @@ Report = Callable[[int], None]
 Do = Callable[[Any, Report], None]
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has not
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run(do: Do, jobs: Sequence[Any], processes: int, report: Report, *, kept: str) -> None:
     """Do the jobs in at most `processes` processes at once. `do` and the jobs are pickled.
 

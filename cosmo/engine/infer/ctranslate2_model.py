@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cosmo.engine.base.errors import UserError
+from cosmo.engine.base.worker_processes import usable_cores
 from cosmo.engine.checkpoints import any_format, convert
 from cosmo.engine.checkpoints.description import check_network, check_same_vocabulary
 from cosmo.engine.checkpoints.interop import ctranslate2_folder
@@ -203,7 +204,7 @@ def open_model(path: str, backend: str, wanted: Mapping[str, Any]) -> tuple[Mode
     description = ctranslate2_folder.read_description(folder)
     check_network(path, description, dict(wanted))
     check_same_vocabulary(path, description.get("vocabulary"), wanted.get("vocabulary"))
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
 
     def reopen(kept: Any = temporary) -> Any:  # the folder is removed with this function
         return ctranslate2.Translator(

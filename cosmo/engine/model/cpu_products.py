@@ -24,6 +24,7 @@ from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
+from cosmo.engine.base.worker_processes import usable_cores
 from cosmo.engine.model import partitioning
 
 log = logging.getLogger(__name__)
@@ -118,11 +119,10 @@ def _key() -> str:
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
     kind = sorted({line for line in lines if line.startswith(("model name", "flags"))}) or lines
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [
         Forms._fields,
         kind,
-        cores,
+        usable_cores(),
         jaxlib.version.__version__,
         os.environ.get("XLA_FLAGS", ""),
     ]

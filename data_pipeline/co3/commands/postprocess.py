@@ -14,10 +14,10 @@ must lie where all machines reach them.
 from __future__ import annotations
 
 import argparse
-import os
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
+from cosmo.engine.base.worker_processes import usable_cores
 from data_pipeline.co3 import clean, report, schema
 from data_pipeline.co3.postprocess import Settings
 
@@ -54,7 +54,7 @@ def run_postprocess(args: argparse.Namespace) -> int:
         raise UserError(f"--output={output} is an input: give another folder")
     numbers = ("seed", "least_turns", "most_turns", "moderation_threshold")
     settings = Settings(**{name: getattr(args, name) for name in numbers})
-    processes = args.processes or os.cpu_count() or 1
+    processes = args.processes or usable_cores()
     executor = clean.executor(args.runner, args.rest, processes)
     made = report.build(
         {"input": " ".join(args.input), "seed": args.seed, "canary": args.canary_labels},
