@@ -41,8 +41,12 @@ PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Every process would compile our sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
+.PHONY: help quickstart canary-demo prost-demo co3-demo prosocial-demo test test-all test-slow test-avx2 \
   test-newest test-clients figures notebooks docs types release lock lock-newest clean
+
+# The first target, so that `make` alone changes nothing: it prints the head of this file.
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m cosmo quickstart

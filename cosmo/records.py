@@ -1,6 +1,7 @@
 """Turn plain dialogue records into rows that the engine answers, without SeqIO or TensorFlow."""
 
 import dataclasses
+import difflib
 import logging
 import re
 from array import array
@@ -88,7 +89,11 @@ def row(
 def warn_of_unknown_fields(names: Mapping[str, int]) -> None:
     """Log one warning that names the fields that no record has. `names` counts their records."""
     if names:
-        found = [f"{shown(name)} ({count} records)" for name, count in sorted(names.items())]
+        found = []
+        for name, count in sorted(names.items()):
+            near = difflib.get_close_matches(name, sorted(KNOWN), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(f"{shown(name)} ({count} records{hint})")
         more = f" and {len(found) - FIELDS_NAMED} more" if len(found) > FIELDS_NAMED else ""
         log.warning(
             "fields that are ignored: %s%s; known are %s",

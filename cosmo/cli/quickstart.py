@@ -97,7 +97,8 @@ Files in {folder}:
   eval/                metrics and predictions for the whole validation set
   answers.jsonl        answers to the records of {SAMPLE}/questions.jsonl
 
-Talk to it, from {pathlib.Path.cwd()}:
+So small a model knows the words of its corpus, and little sense. Talk to it, from
+{pathlib.Path.cwd()}:
   {sys.executable} -m cosmo chat --gin.MODEL_DIR={folder}
 """)
     # Two proofs: of what it expects, and of what it writes.

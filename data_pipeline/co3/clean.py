@@ -20,7 +20,7 @@ from cosmo.engine.base import durable, json_lines, worker_processes
 from cosmo.engine.base.atomic import replacing
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import resolve
-from cosmo.engine.base.progress import SharedProgress
+from cosmo.engine.base.progress import Progress
 from data_pipeline.calls.outputs import FILES
 from data_pipeline.co3 import labels, postprocess, report
 from data_pipeline.co3.postprocess import Chunk, Settings, chunks
@@ -119,7 +119,7 @@ def results_in_order(
         return
     # A list, because the progress bar needs the number of rows.
     jobs = list(enumerate(work))
-    progress = SharedProgress(sum(chunk.count for _, chunk in jobs), 0, "row")
+    progress = Progress(sum(chunk.count for _, chunk in jobs), unit="row", late=True)
     # Through files, because the results of a corpus may not fit into memory.
     with tempfile.TemporaryDirectory() as folder:
         if jobs:

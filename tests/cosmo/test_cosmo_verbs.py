@@ -58,6 +58,8 @@ def test_each_verb_has_a_page(capsys, name):
         (["train", "--batch_size=4"], "did you mean --gin.BATCH_SIZE=4?"),
         (["infer", "--banned_ids=a"], "'a': expected whole numbers with commas"),
         (["eval", "--model_dir", "x"], "did you mean --gin.MODEL_DIR?"),
+        (["infer", "--model=runs/a"], "did you mean --gin.MODEL_DIR=runs/a?"),
+        (["chat", "--checkpoint=runs/a"], "did you mean --gin.MODEL_DIR=runs/a?"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--no_such_flag"], "train does not know --no_such_flag"),
         (["train", "--num_shards=2"], "it belongs to infer"),

@@ -45,3 +45,19 @@ def test_every_line_on_stderr_ends_the_silence(monkeypatch):
     assert silence.seconds_left() == 0
     command_line._StandardError().emit(logging.makeLogRecord({"msg": "a line"}))
     assert silence.seconds_left() > 9
+
+
+def test_late_rates_leave_out_the_first_units(caplog, monkeypatch):
+    """Oracle: by hand. The first of ten compiles for 100 s, the second takes 1 s: 8 s are left."""
+    now = [0.0]
+    monkeypatch.setattr(silence, "_last_line", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO, "cosmo")
+    shown = progress.Progress(10, unit="record", every_seconds=0, late=True)
+    for seconds in (100.0, 101.0):
+        now[0] = seconds
+        shown.add(1)
+    assert caplog.messages == [
+        "record 1/10 0.00 records/s, ? left",
+        "record 2/10 1.00 records/s, 0:00:08 left",
+    ]

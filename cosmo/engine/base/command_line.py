@@ -428,7 +428,11 @@ def _complaint(program: Program, verb: str, unknown: str) -> str:
     flag, equals, value = unknown.partition("=")
     complaint = f"{verb} does not know {flag}"
     macro = flag.lstrip("-").upper()
-    if program.verbs[verb].gin_file and macro in _macros(program.verbs[verb].gin_file):
+    macros = _macros(program.verbs[verb].gin_file) if program.verbs[verb].gin_file else set()
+    # MODEL names a network in a gin file; a flag of that name means the folder of a model.
+    if macro in ("MODEL", "CHECKPOINT") and "MODEL_DIR" in macros:
+        macro = "MODEL_DIR"
+    if macro in macros:
         return f"{complaint}; did you mean --gin.{macro}{equals}{value}?"
     others = [v for v, sub in by_verb.items() if flag in sub._option_string_actions]
     if others:

@@ -23,13 +23,20 @@ TERMINAL_PERIOD_SECONDS = 0.2
 class Progress:
     """Rate and time left of `total` units of work, of which `start` were done before.
 
-    `total` None means unknown: no time left is shown.
+    `total` None means unknown: no time left is shown. With `late` rates count from the first
+    update: before it, programs are compiled or processes start, which no later unit pays.
     """
 
     def __init__(
-        self, total: int | None, start: int = 0, *, unit: str = "step", every_seconds: float = 10
+        self,
+        total: int | None,
+        start: int = 0,
+        *,
+        unit: str = "step",
+        every_seconds: float = 10,
+        late: bool = False,
     ):
-        self.unit = unit
+        self.unit, self.late = unit, late
         self.terminal = sys.stderr.isatty()
         # A log keeps its lines, a terminal replaces its one: hence two periods.
         self.period_seconds = TERMINAL_PERIOD_SECONDS if self.terminal else every_seconds
@@ -64,7 +71,12 @@ class Progress:
 
     def update(self, done: int, note: str = "", *, force: bool = False) -> None:
         """Count `done` units as finished; show it with `note` if it is time, or with `force`."""
-        self.bar.update(self.task, completed=done)
+        if self.late:
+            self.late = False
+            self.bar.reset(self.task, total=self.total, completed=done)
+            self.bar.advance(self.task, 0)
+        else:
+            self.bar.update(self.task, completed=done)
         now = time.monotonic()
         # A bar is drawn by its own clock, a log line by that of all lines.
         since = now - self.shown if self.terminal else silence.seconds_without()
@@ -96,27 +108,6 @@ class Progress:
             left = "?" if seconds is None else datetime.timedelta(seconds=int(seconds))
             rate += f", {left} left"
         return " ".join(filter(None, (f"{self.unit} {task.completed}{of}", note, rate)))
-
-
-class SharedProgress:
-    """Progress of several worker processes, which starts with the first report of one."""
-
-    def __init__(self, total: int, done: int, unit: str):
-        self.total, self.done, self.unit = total, done, unit
-        self.progress: Progress | None = None
-
-    def add(self, number: int) -> None:
-        """Count `number` more units as finished."""
-        if self.progress is None:
-            # Starting workers takes time that no rate should count, nor what it brought.
-            self.progress = Progress(self.total, self.done + number, unit=self.unit)
-        else:
-            self.progress.add(number)
-
-    def finish(self) -> None:
-        """Leave the last line on the terminal."""
-        if self.progress is not None:
-            self.progress.finish()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from cosmo.engine.base import worker_processes
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import explained, is_remote
-from cosmo.engine.base.progress import SharedProgress
+from cosmo.engine.base.progress import Progress
 from cosmo.engine.base.vocabulary import Vocabulary, identity
 from cosmo.engine.base.work_units import WorkUnits, read_json
 from cosmo.engine.data import datasets, epoch_slices, seqio_reader
@@ -136,7 +136,7 @@ def write_cache(
         processes = min(processes, len(todo))
         log.info("%d of %d shards to write, by %d process(es)", len(todo), number, processes)
         done = sum(task["examples"] for note in notes if note for task in note["tasks"].values())
-        progress = SharedProgress(round(_epoch_examples(plan) * epochs), done, "example")
+        progress = Progress(round(_epoch_examples(plan) * epochs), done, unit="example", late=True)
         write = functools.partial(_write_shard, config, units, plan, processes)
         try:
             if processes == 1:  # a worker would import TensorFlow a second time

@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cosmo.engine.base.errors import UserError
-from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.checkpoints import any_format
 from cosmo.engine.checkpoints.description import describe
 from cosmo.engine.data import datasets, reader
@@ -186,7 +186,7 @@ def answer_source(
 
     began = time.monotonic()
     totals: Counter[str] = Counter()
-    bar = Progress(sum(span.stop - span.start for span in todo), unit="record")
+    bar = Progress(sum(span.stop - span.start for span in todo), unit="record", late=True)
     parts_done = records_done = answered = 0
 
     def on_batch(counts: Counter[str]) -> None:
@@ -204,7 +204,8 @@ def answer_source(
         answer = config.answerer(session) if todo else None
         for span, records, rejects in _read_ahead(source, todo):
             answered = 0
-            lines = answer(records, on_batch)
+            with heartbeat("answering"):
+                lines = answer(records, on_batch)
             if writes:
                 answer_files.write_part(files, span, lines, rejects)
                 if span == last_of[span.shard]:

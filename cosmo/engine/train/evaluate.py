@@ -15,7 +15,7 @@ from cosmo.engine.base import json_lines
 from cosmo.engine.base.atomic import write_atomic
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.folders import prepare_folder
-from cosmo.engine.base.progress import Progress
+from cosmo.engine.base.progress import Progress, heartbeat
 from cosmo.engine.base.tables import text_table
 from cosmo.engine.base.vocabulary import Vocabulary
 from cosmo.engine.checkpoints import any_format
@@ -87,7 +87,7 @@ def teacher_forced(
     """
     run = _loss_sums_fn(model, layout)
     # Sums are added over batches and divided at the end: batches differ in their real tokens.
-    progress = Progress(sum(map(len, batches.values())), unit="batch")
+    progress = Progress(sum(map(len, batches.values())), unit="batch", late=True)
 
     def measured(task: str, many: list[datasets.HostBatch]) -> Iterator[dict[str, Any]]:
         for batch in many:
@@ -139,7 +139,7 @@ def _answered(
     session: infer.Session, task: reader.EvalTask, work: infer.Work, doing: str
 ) -> list[infer.Answer]:
     """Return the answers to a task's rows, with a progress line after each batch."""
-    progress = Progress(len(task.rows), unit="record")
+    progress = Progress(len(task.rows), unit="record", late=True)
 
     def on_batch(counts: Counter[str]) -> None:
         progress.add(counts["records"], f"{task.name}: {doing}")
@@ -247,7 +247,8 @@ def evaluate(
     log.info(", ".join(f"{task.name}: {len(task.rows)} examples" for task in tasks))
     # Kept until all tasks are judged: the files then belong to one evaluation.
     answers: dict[str, list[dict[str, Any]]] = {}
-    results = judge(opened, tasks, decoding, random_seed, keep=answers)
+    with heartbeat("evaluating"):
+        results = judge(opened, tasks, decoding, random_seed, keep=answers)
     # Every process has all answers, and one writes them.
     if jax.process_index() == 0:
         for task, lines in answers.items():
