@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 # Rates count the last minutes, so that a slow start does not distort the time left for hours.
 RATE_WINDOW_SECONDS = 600
 TERMINAL_PERIOD_SECONDS = 0.2
+# Less than a heartbeat's ten seconds: a line with a rate is worth more than one without.
+LINE_SECONDS = 8.0
 
 
 class Progress:
@@ -33,7 +35,7 @@ class Progress:
         start: int = 0,
         *,
         unit: str = "step",
-        every_seconds: float = 10,
+        every_seconds: float = LINE_SECONDS,
         late: bool = False,
     ):
         self.unit, self.late = unit, late
