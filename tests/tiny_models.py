@@ -1,5 +1,6 @@
 """Tiny models of random weights, saved as runs, for tests of whatever opens a checkpoint."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -33,8 +34,8 @@ def write_prost(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def t5_1_0(vocab_size: int) -> t5.T5Config:
-    """A network of T5 1.0: relu, and logits by the embedding."""
+def t5_1_1(vocab_size: int) -> t5.T5Config:
+    """A network of T5 1.1."""
     return t5.T5Config(
         vocab_size=vocab_size,
         emb_dim=16,
@@ -43,9 +44,14 @@ def t5_1_0(vocab_size: int) -> t5.T5Config:
         num_decoder_layers=1,
         head_dim=8,
         mlp_dim=16,
-        mlp_activations=("relu",),
-        logits_via_embedding=True,
         dtype="float32",
+    )
+
+
+def t5_1_0(vocab_size: int) -> t5.T5Config:
+    """A network of T5 1.0: relu, and logits by the embedding."""
+    return dataclasses.replace(
+        t5_1_1(vocab_size), mlp_activations=("relu",), logits_via_embedding=True
     )
 
 

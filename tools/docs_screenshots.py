@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, sync_playwright
 
 from cosmo.engine.base.errors import UserError
-from tools.page_screenshots import launch
+from tools.page_screenshots import launch, new_page
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ("index", "guard", "notebooks/quickstart")
@@ -49,18 +49,12 @@ def take(browser: Browser, pages: dict[str, str], folder: pathlib.Path) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for screen, (colours, width, height, scale) in SCREENS.items():
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme=colours,
-            device_scale_factor=scale,
-            reduced_motion="reduce",
-        )
-        page = context.new_page()
+        page = new_page(browser, colours, width, height, scale)
         for name, address in pages.items():
             page.goto(address)
             files.append(folder / f"{name}-{screen}.png")
             page.screenshot(path=files[-1])
-        context.close()
+        page.context.close()
     return files
 
 

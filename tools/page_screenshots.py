@@ -12,6 +12,7 @@ import contextlib
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -52,18 +53,25 @@ def say(page: Page, text: str) -> None:
     page.wait_for_selector("text=Canary is reading", state="detached", timeout=ANSWER_MS)
 
 
+def new_page(
+    browser: Browser, colours: Literal["light", "dark"], width: int, height: int, scale: float
+) -> Page:
+    """Return a page of `width` x `height` CSS pixels in a context of its own, without motion."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=colours,
+        device_scale_factor=scale,
+        reduced_motion="reduce",
+    )
+    return context.new_page()
+
+
 def take(browser: Browser, url: str, folder: pathlib.Path) -> list[pathlib.Path]:
     """Take all PICTURES of the page at `url`; return their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, (colours, width, height, scale, guard, turns) in PICTURES.items():
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme=colours,
-            device_scale_factor=scale,
-            reduced_motion="reduce",
-        )
-        page = context.new_page()
+        page = new_page(browser, colours, width, height, scale)
         page.goto(url)
         page.wait_for_selector("#guard input:enabled", state="attached")
         page.check(f"#guard input[value={guard}]", force=True)
@@ -71,7 +79,7 @@ def take(browser: Browser, url: str, folder: pathlib.Path) -> list[pathlib.Path]
             say(page, text)
         files.append(folder / f"{name}.png")
         page.screenshot(path=files[-1])
-        context.close()
+        page.context.close()
     return files
 
 

@@ -7,10 +7,10 @@ import types
 
 from cosmo.engine.checkpoints import run_checkpoints
 from cosmo.engine.infer.continuous import Finished, QueueFull, Token
-from cosmo.engine.model import models, t5
+from cosmo.engine.model import models
 from cosmo.serve.model import Served
 from cosmo.tasks import formatting, vocabularies
-from tests.tiny_models import save
+from tests.tiny_models import save, t5_1_1
 
 VOCABULARY = "tasks/sample/vocabulary.model"
 
@@ -20,18 +20,7 @@ def write_model(folder: pathlib.Path, vocabulary: bool = True) -> pathlib.Path:
     if vocabulary:
         run_checkpoints.copy_vocabulary(str(folder), VOCABULARY)
     known = vocabularies.load(VOCABULARY)
-    model = models.EncoderDecoderModel(
-        t5.T5Config(
-            vocab_size=known.size,
-            emb_dim=16,
-            num_heads=2,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            head_dim=8,
-            mlp_dim=16,
-            dtype="float32",
-        )
-    )
+    model = models.EncoderDecoderModel(t5_1_1(known.size))
     save(folder, model, known if vocabulary else None)
     (folder / "config.gin").write_text("TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 24}\n")
     return folder
