@@ -21,7 +21,7 @@ from starlette.routing import Route
 from cosmo.serve.page import page
 from cosmo.tasks import safety
 
-MODEL = "cosmo-3b"
+MODEL = "scripted-answers"
 SET_TEXT = (
     "I am a computer program and may not be the help that you need now. "
     "Please talk to someone whom you trust, or call your local emergency number."

@@ -148,7 +148,7 @@ VERB = Verb(
 """,
     run=run,
     flags=f"""
---output DIR={OUTPUT}  gets the run; emptied first if it holds an earlier demo
+--output DIR={OUTPUT}  gets the run; an earlier finished one is kept as DIR-previous
 --train_steps N:int  instead of the recipe's TRAIN_STEPS
 """,
 )

@@ -1,8 +1,9 @@
 """Train a small Cosmo on the sample corpus, evaluate it before and after, and question it, offline.
 
 The model has 1.3 million parameters. Each stage is a command that a user could type, and is
-printed. The files of an earlier quickstart are removed from the output folder. Exit code 1 if the
-model has not learnt: its validation perplexity must end below a third of a unigram model's.
+printed. A finished quickstart of the output folder is kept beside it, in runs/quickstart-previous.
+Exit code 1 if the model has not learnt: its validation perplexity must end below a third of a
+unigram model's.
 """
 
 import argparse

@@ -101,6 +101,35 @@ def test_the_default_folder_of_a_start_that_crashed_is_made_anew(tmp_path, monke
         (made / "notes.txt").write_text("x")  # in a folder of its own everything goes
 
 
+def test_a_finished_demo_is_kept_beside_the_next_one(tmp_path, capsys):
+    """Oracle: the file of the last finished start, after a finished and an interrupted one."""
+    path = str(tmp_path / "demo")
+    for text in ("first", "second"):
+        with demo.demo_folder(path, "quickstart", "") as folder:
+            (folder / "notes.txt").write_text(text)
+    with pytest.raises(KeyboardInterrupt), demo.demo_folder(path, "quickstart", ""):
+        raise KeyboardInterrupt
+    with demo.demo_folder(path, "quickstart", ""):
+        pass
+    previous = tmp_path / "demo-previous"
+    assert (previous / "notes.txt").read_text() == "second"
+    said = capsys.readouterr().out
+    assert f"is kept in {previous}" in said and "an unfinished quickstart left" in said
+
+
+def test_a_folder_of_somebody_is_not_replaced_by_a_finished_demo(tmp_path):
+    """Oracle: the file of somebody in the folder that a finished demo would be renamed to."""
+    with demo.demo_folder(str(tmp_path / "demo"), "quickstart", ""):
+        pass
+    (tmp_path / "demo-previous").mkdir()
+    (tmp_path / "demo-previous" / "thesis.tex").write_text("x")
+    again = demo.demo_folder(str(tmp_path / "demo"), "quickstart", "")
+    with pytest.raises(UserError, match="is no folder of a quickstart: rename it"), again:
+        pass
+    assert (tmp_path / "demo-previous" / "thesis.tex").exists()
+    assert (tmp_path / "demo" / demo.FINISHED).exists()
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
 def test_a_default_folder_with_a_file_of_somebody_is_left_alone(tmp_path, monkeypatch, name):
     """Oracle: the file, hidden or not."""

@@ -51,4 +51,4 @@ def test_the_whole_way(tmp_path):
         done = subprocess.run([*command, "--train_steps=4"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "60 situations, 60 dialogues" in done.stdout
-    assert "removing what an earlier prosocial demo left" in done.stdout
+    assert f"is kept in {tmp_path}/demo-previous" in done.stdout

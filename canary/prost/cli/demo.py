@@ -159,7 +159,7 @@ VERB = Verb(
 """,
     run=run,
     flags=f"""
---output DIR={OUTPUT}  gets the runs; emptied first if it holds an earlier demo
+--output DIR={OUTPUT}  gets the runs; earlier finished ones are kept as DIR-previous
 --train_steps N:int  instead of the recipe's TRAIN_STEPS
 --canary_steps N={CANARY_STEPS}  of the Canary that steers
 """,
