@@ -148,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.co3_demo", description=__doc__)
     parser.add_argument("--triples", default=TRIPLES, help="ATOMIC's (%(default)s)")
     parser.add_argument("--limit", type=int, default=300, help="triples (%(default)s)")
-    parser.add_argument("--output", default=OUTPUT, help="folder; an earlier finished demo there is kept as FOLDER-previous")
+    parser.add_argument(
+        "--output", default=OUTPUT, help="folder; a finished demo there becomes OUTPUT-previous"
+    )
     parser.add_argument("--train_steps", type=int, default=300, help="(%(default)s)")
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))

@@ -106,7 +106,9 @@ Files in {folder}:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.prosocial_demo", description=__doc__)
-    parser.add_argument("--output", default=OUTPUT, help="folder; an earlier finished demo there is kept as FOLDER-previous")
+    parser.add_argument(
+        "--output", default=OUTPUT, help="folder; a finished demo there becomes OUTPUT-previous"
+    )
     parser.add_argument("--train_steps", type=int, default=60, help="(%(default)s)")
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))

@@ -26,7 +26,8 @@ def kinds(cell) -> list[tuple[str, ...]]:
 
 def test_the_website_lists_them():
     """Oracle: the navigation of mkdocs.yml and the page of notebooks."""
-    assert [path.stem for path in PATHS] == ["canary", "checkpoints", "co3", "judging", "quickstart"]
+    names = ["canary", "checkpoints", "co3", "judging", "quickstart"]
+    assert [path.stem for path in PATHS] == names
     navigation, index = (ROOT / "mkdocs.yml").read_text(), PATHS[0].with_name("index.md")
     for path in PATHS:
         assert f"notebooks/{path.stem}.md" in navigation

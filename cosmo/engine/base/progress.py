@@ -20,6 +20,7 @@ RATE_WINDOW_SECONDS = 600
 TERMINAL_PERIOD_SECONDS = 0.2
 # Less than a heartbeat's ten seconds: a line with a rate is worth more than one without.
 LINE_SECONDS = 8.0
+PLURALS = {"batch": "batches", "MiB": "MiB"}  # of units that take no s
 
 
 class Progress:
@@ -39,14 +40,16 @@ class Progress:
         late: bool = False,
     ):
         self.unit, self.late = unit, late
-        self.terminal = sys.stderr.isatty()
+        console = rich.console.Console(stderr=True)
+        # Rich follows TTY_COMPATIBLE and TERM=dumb, and takes FORCE_COLOR for a terminal.
+        self.terminal = sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
         # A log keeps its lines, a terminal replaces its one: hence two periods.
         self.period_seconds = TERMINAL_PERIOD_SECONDS if self.terminal else every_seconds
         self.shown = time.monotonic()
         self.bar = rich.progress.Progress(
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TextColumn("{task.description}", markup=False),
-            console=rich.console.Console(stderr=True),
+            console=console,
             # No refreshing thread: rich imports modules late, and an import in one thread is
             # unsafe while another traces.
             auto_refresh=False,
@@ -103,7 +106,7 @@ class Progress:
 
     def _text(self, note: str) -> str:
         task = self.bar.tasks[0]
-        rate = f"{self.rate:.2f} {self.unit}s/s"
+        rate = f"{self.rate:.2f} {PLURALS.get(self.unit, f'{self.unit}s')}/s"
         of = "" if task.total is None else f"/{task.total}"
         if task.total is not None:
             seconds = task.time_remaining if task.speed else None

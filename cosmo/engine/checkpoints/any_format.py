@@ -298,16 +298,18 @@ def restore_params(path: str, abstract: Any, shardings: Any, description: dict[s
     Parameters of other formats are converted on the way. Raises UserError if the checkpoint
     is of another model or vocabulary than `abstract` and `description`.
     """
-    folder, step, format = locate(path)
-    if format == "cosmo":
-        params = run_checkpoints.restore_params(folder, step, abstract, shardings, description)
-        return step, params
     source = open_source(path)
-    _check(source, abstract, description)
-    log.info("%s: converted to our names", source)
+    if source.format == "cosmo":
+        where = f"checkpoint {source.path}/{run_checkpoints.FOLDER}/{source.step}"
+        found = {("params", *path): array.shape for path, array in source.params.items()}
+        wanted = {"params": abstract}
+        run_checkpoints.check_saved(where, source.description, found, wanted, description)
+    else:
+        _check(source, abstract, description)
+        log.info("%s: converted to our names", source)
     leaves = [source.params[path] for path in flat(abstract)]  # in JAX's order
     arrays = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    return step, _load(arrays, abstract, shardings)
+    return source.step, _load(arrays, abstract, shardings)
 
 
 def restore_adafactor(

@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.files import is_remote
 from cosmo.engine.checkpoints import integrity
 from cosmo.engine.checkpoints.description import (
+    Path,
     check_network,
     check_same_vocabulary,
     check_shapes,
@@ -183,30 +184,6 @@ def restore_state(saver, step: int, abstract: Any, description: dict[str, Any]) 
     return state
 
 
-def restore_params(
-    model_dir: str, step: int, abstract: Any, shardings: Any, description: dict[str, Any]
-) -> Any:
-    """Return the parameters alone of the checkpoint at `step`, laid out by `shardings`.
-
-    Raises UserError as `restore_state` does.
-    """
-    import orbax.checkpoint as ocp
-
-    wanted = {"params": abstract_like(abstract, shardings)}
-    with manager(model_dir, read_only=True) as saver:
-        _check(saver, step, wanted, description)
-    # `saver.restore` needs a whole state; only this reader leaves out the optimizer's.
-    args = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
-    )
-    target = epath.Path(saver.directory) / str(step) / "state"
-    problem = f"checkpoint {saver.directory}/{step} cannot be read"
-    with ocp.PyTreeCheckpointer() as reader, one_line_errors(problem):
-        return reader.restore(target, args=args)["params"]
-
-
 def _check_step(found: Any, step: int, folder: epath.PathLike) -> None:
     """Raise UserError unless the state's own step is that of its folder."""
     # Checkpoints of older versions have no step in their checksums.
@@ -298,17 +275,28 @@ def abstract_like(abstract: Any, shardings: Any) -> Any:
 def _check(saver, step: int, abstract: Any, description: dict[str, Any]) -> None:
     """Raise UserError at the first difference between a checkpoint and what is wanted."""
     where = f"checkpoint {saver.directory}/{step}"
-    saved = _read_json(saver, step, "description")
-    check_same_vocabulary(where, saved.get("vocabulary"), description.get("vocabulary"))
-    check_network(where, saved, description)
     metadata = saver.item_metadata(step)["state"]
     if metadata is None:
         raise UserError(f"{where} is incomplete: it holds no arrays")
-    found, wanted = (
-        {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}
-        for tree in (metadata, abstract)
-    )
-    check_shapes(where, found, wanted)
+    found = {path: tuple(leaf.shape) for path, leaf in flat(metadata).items()}
+    check_saved(where, _read_json(saver, step, "description"), found, abstract, description)
+
+
+def check_saved(
+    where: str,
+    saved: Mapping[str, Any],
+    found: Mapping[Path, tuple[int, ...]],
+    abstract: Any,
+    description: Mapping[str, Any],
+) -> None:
+    """Raise UserError at the first difference between a checkpoint's content and `abstract`.
+
+    `saved` is the checkpoint's description, `found` has its shapes by path. `description` is that
+    of the model which is to have its arrays.
+    """
+    check_same_vocabulary(where, saved.get("vocabulary"), description.get("vocabulary"))
+    check_network(where, saved, description)
+    check_shapes(where, found, {path: tuple(leaf.shape) for path, leaf in flat(abstract).items()})
 
 
 def find_unreadable(model_dir: epath.PathLike, step: int) -> str | None:
