@@ -224,7 +224,7 @@ def test_errors_end_requests_and_not_the_threads(session, scheduler, monkeypatch
 
 @pytest.mark.parametrize("drain, reasons", [(True, {"length", "stop"}), (False, {"cancelled"})])
 def test_closing(session, drain, reasons):
-    """Property: with `drain` all requests end, without, they are cancelled; later ones are refused."""
+    """Property: with `drain` all requests end, without, they are cancelled; then none is taken."""
     made = ctranslate2_scheduler.Scheduler(session, slots=1)
     with pytest.raises(RuntimeError, match="warm_up"):
         submit(made, (3, 1), LONG)

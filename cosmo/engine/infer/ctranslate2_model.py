@@ -8,6 +8,7 @@ import dataclasses
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,6 +109,13 @@ class Model:
             max_input_length=0,
             **self._options(decoding, length),
         )
+
+    def wait_until_idle(self) -> None:
+        """Wait until CTranslate2's threads have dropped the callbacks of `write`."""
+        # They do so a moment after the call has returned, and need Python's lock for it. A thread
+        # that asks for the lock while Python ends aborts the process.
+        while self.translator.num_active_batches:
+            time.sleep(0.001)
 
     def log_likelihoods(
         self, inputs: Sequence[Ids], targets: Sequence[Ids]
@@ -218,7 +226,7 @@ def open_model(
     """Return (the model at `path`, its step). A checkpoint is converted into a temporary folder.
 
     It computes so many `batches` at a time, which share the weights. Raises UserError if it is of
-    another network or vocabulary than the description `wanted`, or if CTranslate2 cannot compute it.
+    another network or vocabulary than the description `wanted`, or none that CTranslate2 computes.
     """
     ctranslate2 = ctranslate2_folder.package()
     found, temporary = any_format.locate(path), None

@@ -29,7 +29,7 @@ from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger(__name__)
 
-BATCHES = 4
+BATCHES = 2
 
 
 class _Sample:
@@ -224,6 +224,7 @@ class Scheduler:
         if self._thread is not None:
             self._thread.join()
         self._writers.shutdown()
+        self._model.wait_until_idle()
 
     def _check_open(self) -> None:
         if self._thread is None:
