@@ -128,7 +128,34 @@ def test_samples(session, scheduler):
     how = dict(max_new_tokens=8, min_length=7, temperature=1.0, top_p=0.9)
     warm = submit(scheduler, ids, how, samples=4).wait()
     assert len({tuple(t.id for t in tokens) for tokens in warm.tokens}) > 1
-    assert all(t.logprob < 0 for tokens in warm.tokens for t in tokens)
+
+
+def test_log_probabilities_of_samples_are_the_model_s(session, scheduler):
+    """Oracle: `score_batch` of the same tokens, which knows no temperature, `top_k` or `top_p`."""
+    ids = inputs(session, 1)[0]
+    how = dict(max_new_tokens=20, temperature=2.0, top_p=0.9, top_k=50)
+    found = submit(scheduler, ids, how, samples=4).wait()
+    answers = [[token.id for token in tokens] for tokens in found.tokens]
+    wanted = session.ctranslate2.log_likelihoods([ids] * 4, answers)()
+    nats = [sum(token.logprob for token in tokens) for tokens in found.tokens]
+    assert nats == pytest.approx(wanted, abs=NATS_ERROR)
+
+
+def test_the_end_token_ends_an_answer(session, scheduler):
+    """Property: of hot samples, those with EOS end by it, and it is an event."""
+    eos = session.model.network.special_ids.eos
+    how = dict(max_new_tokens=24, temperature=50.0)
+    ends = set()
+    for _ in range(400):
+        found = submit(scheduler, (3, 1), how, samples=4).wait()
+        for tokens, end in zip(found.tokens, found.ends, strict=True):
+            ids = [token.id for token in tokens]
+            assert end == Finished("stop" if ids[-1] == eos else "length")
+            assert eos not in ids[:-1] and len(ids) <= 24
+            ends.add(end.reason)
+        if ends == {"stop", "length"}:
+            return
+    raise AssertionError(f"only {ends} in 1600 answers")
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(session, scheduler):

@@ -1,6 +1,10 @@
 """`cosmo serve` by CTranslate2: OpenAI's client, beside `cosmo.load` on the same folder."""
 
 import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import httpx2
@@ -188,6 +192,23 @@ def test_a_run_is_converted_at_the_start(run_folder, model):
         text = made["choices"][0]["message"]["content"]
         if backend == "ctranslate2":
             assert text == model.generate([[question(1)]], max_new_tokens=8)[0].text
+
+
+def test_the_command_ends_well_after_sigterm(folder):
+    """Oracle: an answer that is in progress is finished; exit code 0."""
+    command = [sys.executable, "-m", "cosmo", "serve", f"--model={folder}", "--port=0", "--quiet"]
+    # Set, so that the command does not start itself again: the signal is for this process.
+    environment = {**os.environ, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        url = process.stdout.readline().removeprefix("listening on ").strip()
+        body = {"model": "exported", "prompt": "Hello", "temperature": 0, "stream": True}
+        ask = httpx2.stream("POST", f"{url}/v1/completions", json=body, trust_env=False)
+        with ask as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert "data: [DONE]" in list(lines)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize(
