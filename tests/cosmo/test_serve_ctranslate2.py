@@ -41,7 +41,7 @@ def folder(run_folder, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def service(folder):
     # Without `backend`: the folder has its own.
-    return server.open_service(server.ServeConfig(folder, name="tiny", slots=4, max_queue=9))
+    return server.open_service(server.ServeConfig(folder, name="tiny", slots=4, max_queue=16))
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,16 @@ def test_a_client_that_leaves_frees_its_slot(client, service):
 
 
 def test_a_full_queue_is_status_429(client, service):
-    """Property: with the scheduler held up, nine requests wait and the tenth is refused."""
+    """Property: with the scheduler held up, sixteen requests wait and the next is refused."""
     held = threading.Event()
     service.scheduler.run_exclusive(lambda: held.wait(60))
-    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
         try:
-            waiting = [pool.submit(chat, client, temperature=0) for _ in range(9)]
+            waiting = [pool.submit(chat, client, temperature=0) for _ in range(16)]
             pause = threading.Event()
-            while service.scheduler.counts.queued < 9:
+            while service.scheduler.counts.queued < 16:
                 pause.wait(0.01)
-            with pytest.raises(openai.RateLimitError, match="9 requests wait"):
+            with pytest.raises(openai.RateLimitError, match="16 requests wait"):
                 chat(client)
         finally:
             held.set()

@@ -29,7 +29,13 @@ from cosmo.engine.model.decoding import DecodingConfig
 
 log = logging.getLogger(__name__)
 
+# Batches at a time, so that an answer does not wait for a long one. More would be smaller: of T5
+# 1.1 small in int8 on 2 cores, a token costs 1.5 ms of processor time in a batch of 8, 2.2 ms in
+# two of 4, and 3.5 ms in four of 2.
 BATCHES = 2
+# A request waits so long for others to share its batch: half a step of that model. Eight clients,
+# whose answers end together, then ask together again, and not as one and seven.
+GATHER_SECONDS = 0.01
 
 
 class _Sample:
@@ -48,6 +54,7 @@ class _Request:
         self.settings = _settings(samplings[0])
         self.on_event = on_event
         self.deadline = deadline
+        self.submitted = time.monotonic()
         self.samples = [_Sample(self, number, each) for number, each in enumerate(samplings)]
 
     @property
@@ -66,7 +73,7 @@ class _Batch:
         self.steps = 0
 
 
-# What the requests of a batch have in common: how tokens are chosen, and the prefixes' length.
+# How tokens are chosen, and the length of the prefixes: equal for all requests of a batch.
 _Settings = tuple[DecodingConfig, int]
 
 
@@ -251,7 +258,9 @@ class Scheduler:
         """Wait until there is work, and return it; None once the scheduler is closed."""
         with self._wake:
             while True:
-                ended = self._take_ended()
+                # One time for all below: what is not due yet is waited for.
+                now = time.monotonic()
+                ended = self._take_ended(now)
                 if ended:
                     return lambda: [self._finish(sample, reason) for sample, reason in ended]
                 if self._exclusive:
@@ -259,15 +268,14 @@ class Scheduler:
                     if not self._running:
                         function, future = self._exclusive.popleft()
                         return lambda: _run(function, future)
-                elif batch := self._take_batch():
+                elif batch := self._take_batch(now):
                     return lambda: self._start(batch)
                 elif self._closing and not self._waiting and not self._running:
                     return None
-                self._wake.wait(self._seconds_to_deadline())
+                self._wake.wait(self._seconds_to_wait(now))
 
-    def _take_ended(self) -> list[tuple[_Sample, str]]:
+    def _take_ended(self, now: float) -> list[tuple[_Sample, str]]:
         """Return the waiting samples that were cancelled or are late, and drop such requests."""
-        now = time.monotonic()
         ended = [
             (sample, reason)
             for request in self._waiting
@@ -278,21 +286,26 @@ class Scheduler:
         self._waiting = [r for r in self._waiting if not gone.issuperset(r.open)]
         return ended
 
-    def _seconds_to_deadline(self) -> float | None:
-        deadlines = [r.deadline for r in self._waiting if r.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+    def _seconds_to_wait(self, now: float) -> float | None:
+        """Return the time until a waiting request is late, or its batch may begin."""
+        moments = [r.deadline for r in self._waiting if r.deadline is not None]
+        moments += [r.submitted + GATHER_SECONDS for r in self._waiting[:1]]
+        # One that is past waits for a batch to end, and is woken then.
+        return min((moment - now for moment in moments if moment > now), default=None)
 
-    def _take_batch(self) -> _Batch | None:
+    def _take_batch(self, now: float) -> _Batch | None:
         """Take the first waiting request and all that go with it, as far as slots are free."""
-        free = self.slots - self._active()
-        # In their order: a request for many samples waits at the head until it fits.
         if len(self._running) >= self._batches or not self._waiting:
             return None
-        if len(self._waiting[0].open) > free:
+        first, free = self._waiting[0], self.slots - self._active()
+        if now < first.submitted + GATHER_SECONDS:
+            return None
+        # In their order: a request for many samples waits at the head until it fits.
+        if len(first.open) > free:
             return None
         taken: list[_Request] = []
         for request in self._waiting:
-            if request.settings == self._waiting[0].settings:
+            if request.settings == first.settings:
                 free -= len(request.open)
                 if free < 0:
                     break
