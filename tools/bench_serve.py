@@ -1,8 +1,8 @@
 """Time `cosmo serve` over real sockets: one client, and many at once.
 
 T5 1.1 small (77M parameters) with random weights, inputs and answers of 64 tokens, greedy, streamed
-completions. With --peer=transformers the same server answers once more with the same weights, but
-transformers writes the answers, one request at a time.
+completions. `--backend=jax ctranslate2` compares engines. With --peer=transformers the same server
+answers once more with the same weights, but transformers writes the answers, one request at a time.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from typing import Any
 from cosmo.engine.base.command_line import HUGE_PAGES
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.tables import text_table
+from cosmo.engine.infer.ctranslate2_model import BACKENDS
 
 INPUT_TOKENS = ANSWER_TOKENS = 64
 VOCABULARY = "tasks/sample/vocabulary.model"
-CLIENTS = (1, 32)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="servers a side, in turn (3)")
     parser.add_argument("--requests", type=int, default=4, help="of each client (4)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of our products")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=["jax"], help="ours")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 32], help="at once (1 32)")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             "'cosmo-dialogue[hf]'"
         )
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    sides = ["ours", *([args.peer] if args.peer else [])]
+    sides = [*args.backend, *([args.peer] if args.peer else [])]
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights"
         network = bench_sides.our_network(argparse.Namespace(dropout_rate=0.0, scan_layers=False))
@@ -62,8 +64,8 @@ def run(args: argparse.Namespace) -> None:
         # Sides in turn, so that a slow minute of a shared machine falls on each of them.
         for number in range(args.rounds):
             for side in sides:
-                with server(side, weights, args.dtype) as url:
-                    for clients in CLIENTS:
+                with server(side, weights, args.dtype, max(args.clients)) as url:
+                    for clients in args.clients:
                         result = asyncio.run(measure(url, clients, args.requests))
                         found.setdefault((side, clients), []).append(result)
                         rate = result["tokens/s"]
@@ -75,23 +77,24 @@ def run(args: argparse.Namespace) -> None:
 def table(found: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     """Return a row for each side and number of clients: medians over the rounds."""
     names = ["tokens/s", "first token p50", "first token p95", "answer p50", "answer p95"]
-    rows = [["", "clients", *names, "x 1 client"]]
+    rows = [["", "clients", *names, "x the first"]]
     for (side, clients), results in found.items():
         median = {name: statistics.median(one[name] for one in results) for name in names}
-        alone = statistics.median(one["tokens/s"] for one in found[side, CLIENTS[0]])
+        first = next(many for one, many in found if one == side)
+        alone = statistics.median(one["tokens/s"] for one in found[side, first])
         shown = [f"{median['tokens/s']:,.0f}", *(f"{median[n] * 1000:,.0f} ms" for n in names[1:])]
         rows.append([side, str(clients), *shown, f"{median['tokens/s'] / alone:.2f}"])
     return text_table(rows)
 
 
 @contextlib.contextmanager
-def server(side: str, weights: str, dtype: str | None) -> Iterator[str]:
+def server(side: str, weights: str, dtype: str | None, slots: int) -> Iterator[str]:
     """Start a side's server; yield its URL."""
-    if side == "ours":
+    if side in BACKENDS:
         command = [sys.executable, "-m", "cosmo", "serve", f"--model={weights}", "--port=0"]
         command += [f"--max_input_tokens={INPUT_TOKENS}", f"--max_tokens={ANSWER_TOKENS}"]
-        command += [f"--slots={max(CLIENTS)}", "--quiet", "--deadline=600"]
-        command += [f"--dtype={dtype}"] if dtype else []
+        command += [f"--slots={slots}", f"--backend={side}", "--quiet", "--deadline=600"]
+        command += [f"--dtype={dtype}"] if dtype and side == "jax" else []
     else:
         command = [sys.executable, "-m", "tools.bench", "serve", f"--side={side}"]
         command += [f"--weights={weights}"]

@@ -58,6 +58,7 @@ class Script:
     """Behaviour of the scripted server, and the `requests` that it got as (path, body)."""
 
     canary: bool = True
+    takes_seed: bool = True
     key: str | None = None
     seconds_between_words: float = 0.0
     held: bool = False  # while it is set, a stream waits after its third word
@@ -109,6 +110,7 @@ def application(script: Script) -> Starlette:
 
     async def models(request: Request) -> Response:
         model = {"id": MODEL, "object": "model", "canary": script.canary}
+        model["takes_seed"] = script.takes_seed
         return refused(request) or JSONResponse({"object": "list", "data": [model]})
 
     async def moderations(request: Request) -> Response:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from cosmo.engine.base import command_line
 from cosmo.engine.base.command_line import Verb
 from cosmo.engine.base.errors import UserError
 from cosmo.serve import guard_flags
@@ -37,6 +38,7 @@ VERB = Verb(
     examples="""\
   python -m cosmo serve --model=/tmp/run
   python -m cosmo serve --model=/data/cosmo-xl --canary=/tmp/canary --port=8001 --name=cosmo
+  python -m cosmo serve --model=/tmp/run --backend=ctranslate2_int8
   python -m cosmo serve --model=/tmp/run --host=0.0.0.0 --api_key_env=COSMO_KEY
 """,
     run=run,
@@ -51,7 +53,7 @@ the model:
 --dtype float32|bfloat16  of products (float32 on a CPU, else bfloat16)
 --num_partitions N=1  devices a model copy
 --beams N=1         compile a beam search with so many beams, for requests that ask for it
-the guarded API at /guard/v1 (with --canary):
+{command_line.BACKEND_FLAG.format(macro="")}the guarded API at /guard/v1 (with --canary):
 {guard_flags.GUARD}where it listens, and who may call:
 --host HOST=127.0.0.1  0.0.0.0 is every address of this machine
 --port N=8000       0 takes a free one, which is printed

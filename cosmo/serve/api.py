@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from cosmo.engine.base.errors import QueueFull, UserError
-from cosmo.engine.infer import continuous
+from cosmo.engine.infer import continuous, ctranslate2_scheduler
 from cosmo.engine.web import app, sse
 from cosmo.engine.web.errors import ApiError, overloaded, unavailable, wrong
 from cosmo.engine.web.metrics import Metrics
@@ -46,7 +46,7 @@ class Service:
     def __init__(
         self,
         model: Served,
-        scheduler: continuous.Scheduler,
+        scheduler: continuous.Scheduler | ctranslate2_scheduler.Scheduler,
         *,
         labeller: Any = None,
         canary_name: str = "canary",
@@ -55,7 +55,7 @@ class Service:
     ):
         self.model, self.scheduler, self.settings = model, scheduler, settings
         self.labeller, self.canary_name = labeller, canary_name
-        self.limits = fields.Limits(model.max_tokens, scheduler.slots, model.beams)
+        self.limits = fields.Limits(model.max_tokens, scheduler.slots, model.beams, model.backend)
         self.created = int(time.time())
         self.draining = False
         self.searches = 0
@@ -317,6 +317,7 @@ class Service:
             "max_input_tokens": self.model.max_input_tokens,
             "max_tokens": self.model.max_tokens,
             "beams": self.model.beams,
+            "takes_seed": self.model.takes_seed,
             "follows_rots": self.model.follows_rots,
         }
         found = [{"id": self.model.name, **usual, **limits}]

@@ -73,11 +73,15 @@ MODERATION = {"model", "input", "messages", "rots"}
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The largest values that a request may have. `max_tokens` is the model's longest answer."""
+    """The largest values that a request may have. `max_tokens` is the model's longest answer.
+
+    A `backend` other than "jax" is CTranslate2, which lacks two fields.
+    """
 
     max_tokens: int
     max_samples: int
     beams: int = 1
+    backend: str = "jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +172,20 @@ def wanted(body: Mapping[str, Any], limits: Limits, *, chat: bool) -> Wanted:
         found = dataclasses.replace(found, top_p=1.0, temperature=0.0)
     if beams > 1:
         _check_beams(found, given)
+    if limits.backend != "jax":
+        _check_ctranslate2(found, seed, "top_logprobs" if chat else "logprobs")
     return found
+
+
+def _check_ctranslate2(found: Wanted, seed: int | None, top: str) -> None:
+    """Raise ApiError for what CTranslate2 has not. `top` is the field of the likeliest tokens."""
+    # The likeliest token is the same for every seed, so that one does no harm there.
+    if seed is not None and found.temperature:
+        problem = "this server answers by CTranslate2, which repeats no sample: leave it out"
+        raise wrong("seed", problem, "unsupported_parameter")
+    if found.logprobs:
+        problem = "this server answers by CTranslate2, which gives no token but the chosen one"
+        raise wrong(top, f"{problem}: send 0", "unsupported_parameter")
 
 
 def _check_beams(found: Wanted, given: Mapping[str, Any]) -> None:

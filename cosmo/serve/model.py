@@ -38,7 +38,8 @@ class Asked:
 class Served:
     """An opened model under its name. `prost` is its agent if it is a Prost, else None.
 
-    `beams` above 1 are those of the search that was compiled.
+    `beams` above 1 are those of the search that was compiled. `backend` is one of
+    `ctranslate2_model.BACKENDS`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Served:
     separators: formatting.Separators
     prost: Any = None  # canary.prost.agent.Prost
     beams: int = 1
+    backend: str = "jax"
 
     @property
     def max_input_tokens(self) -> int:
@@ -64,6 +66,11 @@ class Served:
         """Return the most tokens of an answer with the rules of thumb that it is given."""
         # They may fill what the network has beyond the longest response.
         return self.session.model.network.max_positions or self.max_tokens
+
+    @property
+    def takes_seed(self) -> bool:
+        """Return whether samples can be drawn again by their seed."""
+        return self.backend == "jax"
 
     @property
     def follows_rots(self) -> bool:

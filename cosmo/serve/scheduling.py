@@ -1,4 +1,4 @@
-"""Read the events of the scheduler, which come from its thread, in an event loop."""
+"""Read the events of the scheduler, which come from its threads, in an event loop."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cosmo.engine.infer import ctranslate2_scheduler
 from cosmo.engine.infer.continuous import Handle, Sampling, Scheduler
 from cosmo.engine.web.errors import ApiError
 
@@ -16,7 +17,12 @@ class Events:
     Sample s of submit k has the number k * n + s. Leaving the `with` block frees all slots.
     """
 
-    def __init__(self, scheduler: Scheduler, deadline: float, deadline_seconds: float):
+    def __init__(
+        self,
+        scheduler: Scheduler | ctranslate2_scheduler.Scheduler,
+        deadline: float,
+        deadline_seconds: float,
+    ):
         self._scheduler, self._deadline, self._seconds = scheduler, deadline, deadline_seconds
         # It holds at most what the samples may generate: a slow client stops no step.
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()

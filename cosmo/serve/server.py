@@ -17,7 +17,7 @@ from cosmo import dialogue
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.base.progress import counted
 from cosmo.engine.base.vocabulary import Vocabulary
-from cosmo.engine.infer import any_checkpoint
+from cosmo.engine.infer import any_checkpoint, ctranslate2_model, ctranslate2_scheduler
 from cosmo.engine.infer.continuous import Scheduler
 from cosmo.engine.web import app, errors, run
 from cosmo.serve import api
@@ -34,7 +34,8 @@ class ServeConfig:
     `model` and `canary` are checkpoints; `name` is the model's in the API, by default its folder's.
     `max_input_tokens` and `max_tokens` are the longest input and answer, by default the model's
     own; less means fewer programs and less memory. `api_key_env` names the environment variable
-    with the key that clients must send. `guard` is for a server with a `canary`.
+    with the key that clients must send. `guard` is for a server with a `canary`. `backend` answers
+    for the model (see `any_checkpoint.session_config`); a Canary is always answered by JAX.
     """
 
     model: str
@@ -53,6 +54,7 @@ class ServeConfig:
     vocabulary: str | None = None
     dtype: str | None = None
     num_partitions: int = 1
+    backend: str | None = None
     guard: GuardConfig = GuardConfig()
 
     def __post_init__(self):
@@ -74,6 +76,9 @@ class ServeConfig:
 
 def open_model(config: ServeConfig) -> Served:
     """Return the model to serve. Raises UserError, for a missing vocabulary before any weights."""
+    backend = ctranslate2_model.backend_of(config.model, config.backend)
+    if backend != "jax":
+        _check_ctranslate2(config)
     lengths = {"inputs": config.max_input_tokens, "targets": config.max_tokens}
     how: dict[str, Any] = {
         "lengths": {side: length for side, length in lengths.items() if length is not None},
@@ -81,16 +86,29 @@ def open_model(config: ServeConfig) -> Served:
         "dtype": config.dtype,
         "num_partitions": config.num_partitions,
         "batch_size": 1,
+        "backend": backend,
     }
     name = config.name or _name_of(config.model)
     found, saved = any_checkpoint.session_config(
         config.model, vocabularies.load, usual_lengths=_usual_lengths, **how
     )
+    found = dataclasses.replace(found, ctranslate2_batches=ctranslate2_scheduler.BATCHES)
     if _is_prost(found.vocabulary):
         prost = agent.Settings.of(found, saved).with_session(found.open()[0])
         return Served(name, prost.session, formatting.Separators(), prost, config.beams)
     model = dialogue.opened(found, saved)
-    return Served(name, model.session, model.separators, None, config.beams)
+    return Served(name, model.session, model.separators, None, config.beams, backend)
+
+
+def _check_ctranslate2(config: ServeConfig) -> None:
+    """Raise UserError for flags that mean nothing to CTranslate2."""
+    for name, usual in (("beams", 1), ("num_partitions", 1)):
+        if getattr(config, name) != usual:
+            raise UserError(
+                f"{name}={getattr(config, name)}: a server by CTranslate2 has no such setting; "
+                "leave it out, or answer by the backend jax",
+                setting=name,
+            )
 
 
 def _is_prost(vocabulary: Vocabulary) -> bool:
@@ -118,7 +136,9 @@ def open_service(config: ServeConfig) -> api.Service:
         how = {"dtype": config.dtype, "num_partitions": config.num_partitions}
         labeller = Labeller(module.Settings.find(config.canary, batch_size=1, **how).open())
         labeller.warm_up(counted(log, "compiling Canary's programs"))
-    scheduler = Scheduler(
+    # Two classes of one interface: JAX's steps are shared, CTranslate2's batches are whole.
+    kind = Scheduler if model.backend == "jax" else ctranslate2_scheduler.Scheduler
+    scheduler = kind(
         model.session,
         slots=config.slots,
         max_queue=config.max_queue,

@@ -516,6 +516,17 @@ def test_answer_again_replaces_the_answer(open_page, script):
     expect(page.locator(".exchange")).to_have_count(1)
 
 
+def test_a_server_that_takes_no_seed_gets_none(open_page, script):
+    """Oracle: the request; a field that nobody can fill, and no seed below the answer."""
+    script.takes_seed = False
+    page = open_page()
+    expect(page.locator("#seed")).to_be_disabled()
+    say(page, CITY)
+    (body,) = bodies(script, GUARD)
+    assert "seed" not in body
+    assert re.match(r"\d+ tokens", page.inner_text(".facts"))
+
+
 def test_dialogue_is_downloaded_and_copied(open_page):
     """Oracle: the record that `cosmo infer` reads."""
     page = open_page(permissions=["clipboard-read", "clipboard-write"])

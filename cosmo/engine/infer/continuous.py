@@ -104,13 +104,56 @@ class Sampling:
                 raise UserError(f"Sampling.{name}={getattr(self, name)!r}; it must be {rule}")
 
 
+def check_request(
+    network: Any,
+    input_ids: Sequence[int],
+    samplings: Sequence[Sampling],
+    *,
+    slots: int,
+    longest_input: int,
+    longest_answer: int,
+) -> None:
+    """Raise UserError for a request that the network, or a scheduler's limits, cannot answer."""
+    vocab, eos = network.vocab_size, network.special_ids.eos
+    if not 0 < len(input_ids) <= longest_input:
+        raise UserError(
+            f"an input of {len(input_ids)} tokens; this model takes 1 to {longest_input}",
+            setting="input_ids",
+        )
+    if not all(0 < id < vocab for id in input_ids):
+        raise UserError(f"input ids must be 1 to {vocab - 1}", setting="input_ids")
+    if not 0 < len(samplings) <= slots:
+        raise UserError(
+            f"{len(samplings)} samples of one input; 1 to {slots} are possible",
+            setting="n",
+        )
+    for each in samplings:
+        total = len(each.prefix_ids) + each.max_new_tokens
+        if total > longest_answer:
+            raise UserError(
+                f"an answer of {total} tokens, its prefix included; at most "
+                f"{longest_answer} are possible",
+                setting="max_new_tokens",
+            )
+        if not all(0 < id < vocab and id != eos for id in each.prefix_ids):
+            raise UserError(
+                f"prefix ids must be 1 to {vocab - 1}, but not {eos}, which ends texts",
+                setting="prefix_ids",
+            )
+        if not all(0 <= id < vocab and id != eos for id in each.banned_ids):
+            raise UserError(
+                f"banned ids must be 0 to {vocab - 1}, but not {eos}, which ends texts",
+                setting="banned_ids",
+            )
+
+
 OnEvent = Callable[[int, Token | Finished], None]
 
 
 class Handle:
     """A request that was submitted. `cancel` may be called from any thread."""
 
-    def __init__(self, scheduler: "Scheduler", samples: list["_Sample"]):
+    def __init__(self, scheduler: Any, samples: Sequence[Any]):
         self._scheduler, self._samples = scheduler, samples
 
     def cancel(self, number: int | None = None) -> None:
@@ -437,7 +480,14 @@ class Scheduler:
 
         Raises QueueFull, and UserError for what the model cannot answer.
         """
-        self._check(input_ids, samplings)
+        check_request(
+            self.session.model.network,
+            input_ids,
+            samplings,
+            slots=self.slots,
+            longest_input=self.longest_input,
+            longest_answer=self.longest_answer,
+        )
         deadline = None if timeout is None else time.monotonic() + timeout
         request = _Request(tuple(map(int, input_ids)), tuple(samplings), on_event, deadline)
         with self._wake:
@@ -453,40 +503,6 @@ class Scheduler:
             raise RuntimeError("call warm_up before the first request")
         if self._closing:
             raise RuntimeError("the scheduler is closed")
-
-    def _check(self, input_ids: Sequence[int], samplings: Sequence[Sampling]) -> None:
-        network = self.session.model.network
-        vocab, eos = network.vocab_size, self._eos
-        if not 0 < len(input_ids) <= self.longest_input:
-            raise UserError(
-                f"an input of {len(input_ids)} tokens; this model takes 1 to {self.longest_input}",
-                setting="input_ids",
-            )
-        if not all(0 < id < vocab for id in input_ids):
-            raise UserError(f"input ids must be 1 to {vocab - 1}", setting="input_ids")
-        if not 0 < len(samplings) <= self.slots:
-            raise UserError(
-                f"{len(samplings)} samples of one input; 1 to {self.slots} are possible",
-                setting="n",
-            )
-        for each in samplings:
-            total = len(each.prefix_ids) + each.max_new_tokens
-            if total > self.longest_answer:
-                raise UserError(
-                    f"an answer of {total} tokens, its prefix included; at most "
-                    f"{self.longest_answer} are possible",
-                    setting="max_new_tokens",
-                )
-            if not all(0 < id < vocab and id != eos for id in each.prefix_ids):
-                raise UserError(
-                    f"prefix ids must be 1 to {vocab - 1}, but not {eos}, which ends texts",
-                    setting="prefix_ids",
-                )
-            if not all(0 <= id < vocab and id != eos for id in each.banned_ids):
-                raise UserError(
-                    f"banned ids must be 0 to {vocab - 1}, but not {eos}, which ends texts",
-                    setting="banned_ids",
-                )
 
     def run_exclusive(self, function: Callable[[], Any]) -> concurrent.futures.Future:
         """Run `function` in the scheduler's thread between two steps. Return its future result."""

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,37 @@ class Model:
             ]
 
         return wait
+
+    def write(
+        self,
+        inputs: Sequence[Ids],
+        decoding: DecodingConfig,
+        prefixes: Sequence[Ids],
+        on_step: Callable[[int, int, int, float], bool],
+    ) -> None:
+        """Answer `inputs` token by token, and return when all answers have ended.
+
+        `on_step(row, step, id, nats)` is called for each token, those of the prefixes included,
+        in a thread of CTranslate2's. It returns True to end the row. Prefixes have one length.
+        Several calls at once share the translator's threads. Raises UserError as `check_decoding`.
+        """
+        check_decoding(decoding)
+        length = len(prefixes[0])
+        self.translator.translate_batch(
+            [self._texts(ids) for ids in inputs],
+            [self._texts(ids) for ids in prefixes] if length else None,
+            callback=lambda one: on_step(one.batch_id, one.step, one.token_id, one.log_prob),
+            return_scores=True,  # else the steps have none either
+            max_input_length=0,
+            **self._options(decoding, length),
+        )
+
+    def wait_until_idle(self) -> None:
+        """Wait until CTranslate2's threads have dropped the callbacks of `write`."""
+        # They do so a moment after the call has returned, and need Python's lock for it. A thread
+        # that asks for the lock while Python ends aborts the process.
+        while self.translator.num_active_batches:
+            time.sleep(0.001)
 
     def log_likelihoods(
         self, inputs: Sequence[Ids], targets: Sequence[Ids]
@@ -188,11 +220,13 @@ def backend_of(path: str, wanted: str | None) -> str:
     return own
 
 
-def open_model(path: str, backend: str, wanted: Mapping[str, Any]) -> tuple[Model, int]:
+def open_model(
+    path: str, backend: str, wanted: Mapping[str, Any], batches: int = 1
+) -> tuple[Model, int]:
     """Return (the model at `path`, its step). A checkpoint is converted into a temporary folder.
 
-    Raises UserError if it is of another network or vocabulary than the description `wanted`, or if
-    CTranslate2 cannot compute it.
+    It computes so many `batches` at a time, which share the weights. Raises UserError if it is of
+    another network or vocabulary than the description `wanted`, or none that CTranslate2 computes.
     """
     ctranslate2 = ctranslate2_folder.package()
     found, temporary = any_format.locate(path), None
@@ -208,7 +242,11 @@ def open_model(path: str, backend: str, wanted: Mapping[str, Any]) -> tuple[Mode
 
     def reopen(kept: Any = temporary) -> Any:  # the folder is removed with this function
         return ctranslate2.Translator(
-            folder, device="cpu", compute_type=DTYPES[backend], intra_threads=threads
+            folder,
+            device="cpu",
+            compute_type=DTYPES[backend],
+            inter_threads=batches,
+            intra_threads=threads,
         )
 
     names = ctranslate2_folder.read_token_names(folder)

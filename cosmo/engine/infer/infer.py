@@ -63,7 +63,8 @@ class SessionConfig:
     """The settings of a session, the same for every verb that answers.
 
     `checkpoint_path` is a run's folder, which means its latest checkpoint, or one of its
-    checkpoints, or MODEL_DIR/best. `backend`: see `any_checkpoint.session_config`.
+    checkpoints, or MODEL_DIR/best. `backend`: see `any_checkpoint.session_config`. CTranslate2
+    computes `ctranslate2_batches` at a time.
     """
 
     model: models.EncoderDecoderModel
@@ -74,6 +75,7 @@ class SessionConfig:
     partitioner: partitioning.Partitioner = partitioning.Partitioner()
     bucketed: bool = True
     backend: str | None = None
+    ctranslate2_batches: int = 1
 
     def __post_init__(self):
         datasets.check_lengths(self.task_feature_lengths)
@@ -117,7 +119,9 @@ class SessionConfig:
         if jax.process_count() > 1:
             raise UserError("CTranslate2 answers in one process: leave out", setting="distributed")
         wanted = describe(self.model, self.vocabulary)
-        opened, step = ctranslate2_model.open_model(self.checkpoint_path, backend, wanted)
+        opened, step = ctranslate2_model.open_model(
+            self.checkpoint_path, backend, wanted, self.ctranslate2_batches
+        )
         log.info("checkpoint %s at step %d, by %s", self.checkpoint_path, step, backend)
         session = Session(
             self.model,
