@@ -164,7 +164,7 @@ def test_engine_hlo_a_fusion_does_not_move_what_its_collective_gathers():
   ROOT %s = ({part}, {whole}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
 }}
 
-%step (p: bf16[4,128], w: bf16[128,128], x: bf16[8,4]) -> (bf16[8,128], bf16[4,128], bf16[128,128]) {{
+%step (p: {part}, w: {whole}, x: {small}) -> (bf16[8,128], {part}, {whole}) {{
   %p = {part} parameter(0)
   %w = {whole} parameter(1)
   %x = {small} parameter(2)

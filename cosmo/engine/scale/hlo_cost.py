@@ -119,7 +119,13 @@ def fused_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str
             if instruction.opcode.removesuffix("-start") in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
                 key = channel.group(1) if channel else instruction.name
-                found[key] = own_cost(program, body, instruction)
+                one = own_cost(program, body, instruction)
+                if _is_scattered(body, instruction):
+                    kinds = {
+                        ("reduce-scatter", n): size for (_, n), size in one.collectives.items()
+                    }
+                    one = dataclasses.replace(one, collectives=collections.Counter(kinds))
+                found[key] = one
             elif instruction.opcode == "fusion":
                 found.update(fused_collectives(program, instruction))
     return found
@@ -135,8 +141,6 @@ def own_cost(program, body, instruction: hlo.Instruction, fused: bool = False) -
         size = _collective_bytes(body, instruction, started=opcode != kind)
         group = _group_size(instruction.attributes, program.num_partitions)
         moved = 2.0 * size  # read and written
-        if kind == "all-reduce" and _is_scattered(body, instruction):
-            kind = "reduce-scatter"
         return Cost(hbm_bytes=moved, collectives=collections.Counter({(kind, group): size}))
     # A kernel's instructions are not in the text, its `pl.CostEstimate` is.
     kernel = re.search(
@@ -169,8 +173,11 @@ def _collective_bytes(body, instruction: hlo.Instruction, started: bool) -> floa
 
 
 def _is_scattered(body, instruction: hlo.Instruction) -> bool:
-    """Return whether each device keeps only its part of an all-reduce."""
-    # libtpu writes a reduce-scatter so, in one fusion (`AllReduceScatterFusion`).
+    """Return whether a fused all-reduce is one of which each device keeps only its part."""
+    # libtpu writes a reduce-scatter so, as one `AllReduceScatterFusion`, or as a loop of
+    # permutations beside the product (v5e). Its bytes cross the links once.
+    if instruction.opcode != "all-reduce":
+        return False
     names, sliced = {instruction.name}, False
     for user in body.values():
         if names.isdisjoint(user.operands):
