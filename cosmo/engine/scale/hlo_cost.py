@@ -59,7 +59,7 @@ class Cost:
 
     def link_bytes(self) -> dict[str, float]:
         """Return the bytes that a device must receive, by kind of collective."""
-        # Of gathered arrays, all but the device's own part.
+        # A device gathers all but its own part.
         total: collections.Counter[str] = collections.Counter()
         for (kind, group), size in self.collectives.items():
             total[kind] += size * _LINK_CROSSINGS.get(kind, 1.0) * (group - 1) / group
@@ -87,7 +87,8 @@ def costs(program: hlo.Program) -> Callable[[str, bool], Cost]:
 
     @functools.cache
     def of(name: str, fused: bool) -> Cost:
-        body, total, channels = program.computations[name], Cost(), set()
+        body, total = program.computations[name], Cost()
+        channels = set(continued_channels(program, body))
         for instruction in body.values():
             total = total.plus(own_cost(program, body, instruction, fused))
             if instruction.opcode == "fusion" and not fused:
@@ -128,6 +129,27 @@ def fused_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str
                 found[key] = one
             elif instruction.opcode == "fusion":
                 found.update(fused_collectives(program, instruction))
+    return found
+
+
+def continued_channels(program: hlo.Program, body: dict[str, hlo.Instruction]) -> set[str]:
+    """Return the channels that a computation's fusions continue, started by another computation."""
+    # A product that hides a collective may run in a loop between the start and the end.
+    fusions = [i for i in body.values() if i.opcode == "fusion"]
+    channels = {key for fusion in fusions for key in fused_collectives(program, fusion)}
+    channels -= _started_channels(program, [body])
+    return channels and channels & _started_channels(program, program.computations.values())
+
+
+def _started_channels(program: hlo.Program, bodies) -> set[str]:
+    """Return the channels that fusions of these computations start."""
+    found: set[str] = set()
+    for body in bodies:
+        for fusion in body.values():
+            inner = program.computations.get((fusion.called() or [""])[0], {})
+            starts = 'custom_call_target="AsyncCollectiveStart"'
+            if fusion.opcode == "fusion" and any(starts in i.attributes for i in inner.values()):
+                found |= set(fused_collectives(program, fusion))
     return found
 
 

@@ -33,8 +33,13 @@ def exposed_seconds(program: hlo.Program, chip: chips.Chip) -> dict[str, float] 
     @functools.cache
     def run(name: str) -> _Timeline:
         body, line = program.computations[name], _Timeline()
+        elsewhere = hlo_cost.continued_channels(program, body)
         fused = {
-            i.name: hlo_cost.fused_collectives(program, i)
+            i.name: {
+                channel: cost
+                for channel, cost in hlo_cost.fused_collectives(program, i).items()
+                if channel not in elsewhere
+            }
             for i in body.values()
             if i.opcode == "fusion"
         }
