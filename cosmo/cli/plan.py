@@ -182,6 +182,8 @@ def _costs(made: Any) -> Iterator[tuple[str, str]]:
     seconds = {k: v for k, v in made.roofline_seconds.items() if v is not None}
     parts = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
     yield "step at least", f"{made.step_seconds_bound:.3f} s ({parts})"
+    if made.exposed_seconds is not None:
+        yield "exposed", _exposed(made)
     rate = made.tokens_per_second_bound
     # Half too, because no real step reaches the bound.
     yield "tokens/s at most", f"{rate:,.0f}; at half of that {rate / 2:,.0f}, padding counted"
@@ -189,6 +191,16 @@ def _costs(made: Any) -> Iterator[tuple[str, str]]:
         f"{made.steps:,} steps",
         f"{made.days_bound:.2f} days at that bound, {made.days_at_half:.2f} at half of it",
     )
+
+
+def _exposed(made: Any) -> str:
+    """Return the time of collectives that no computation hides, by kind, and its share."""
+    total = sum(made.exposed_seconds.values())
+    kinds = sorted(made.exposed_seconds.items(), key=lambda item: -item[1])
+    # As in the row of collectives, less than a thousandth is noise.
+    parts = [f"{kind} {seconds:.3f} s" for kind, seconds in kinds if seconds > total / 1000]
+    share = total / made.step_seconds_bound
+    return f"{', '.join(parts) or 'no collective'}: {share:.1%} of the step's bound"
 
 
 def _si(amount: float, unit: str) -> str:

@@ -1,6 +1,7 @@
 """`python -m cosmo plan`: by arithmetic in this process, by a compiler in processes of its own."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -24,6 +25,7 @@ KEYS = {
     "collective_bytes",
     "step_seconds_bound",
     "compile_seconds",
+    "exposed_seconds",
     "mesh",
 }
 TINY = ("--gin_file=gin/cosmo/tiny.gin", "--gin.SCAN_LAYERS=True", "--quiet")
@@ -72,6 +74,8 @@ def test_cosmo_plan_counts_what_cpu_devices_run(tmp_path):
     moved = sum(made["collective_bytes"].values())
     assert 2 * weights < moved < 8 * weights
     assert 0 < made["hbm_peak_bytes"] < made["hbm_limit_bytes"]
+    # Nobody published the peaks of this processor.
+    assert made["exposed_seconds"] is None and made["step_seconds_bound"] is None
 
 
 def test_cosmo_plan_of_gpus_is_arithmetic():
@@ -79,6 +83,7 @@ def test_cosmo_plan_of_gpus_is_arithmetic():
     recipe = "--gin_file=gin/cosmo/cosmo_3b.gin"
     made = plan(recipe, "--topology=h100:8", run=run_here)
     assert made["estimated"] and made["compile_seconds"] is None
+    assert made["exposed_seconds"] is None  # no program, so no order of its instructions
     assert made["steps"] == 110_000
     bound = max(made["matmul_flops"] / 989e12, made["hbm_traffic_bytes"] / 3350e9)
     assert made["roofline_seconds"]["hbm"] == pytest.approx(made["hbm_traffic_bytes"] / 3350e9)
@@ -87,6 +92,22 @@ def test_cosmo_plan_of_gpus_is_arithmetic():
     assert made["step_seconds_bound"] == pytest.approx(bound)
     assert made["days_bound"] == pytest.approx(110_000 * bound / 86_400)
     assert made["tokens_per_second_bound"] == pytest.approx(256 * 640 / bound)
+
+
+def test_cosmo_plan_prints_the_exposed_share():
+    """Oracle: by hand, 7 of 226 ms; a plan without times has no such row."""
+    from cosmo.cli.plan import plan_table
+    from cosmo.engine.scale.plan import Plan
+
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(Plan)), 1)
+    fields |= {"mesh": {"data": 1, "model": 1}, "collective_bytes": {}, "roofline_seconds": {}}
+    times = {"all-gather": 0.003, "all-reduce": 0.004, "all-to-all": 1e-7}
+    made = Plan(**fields | {"step_seconds_bound": 0.226, "exposed_seconds": times})
+    row = "all-reduce 0.004 s, all-gather 0.003 s: 3.1% of the step's bound"
+    assert row in plan_table(made)
+    made = dataclasses.replace(made, exposed_seconds={"all-gather": 0.0})
+    assert "no collective: 0.0% of the step's bound" in plan_table(made)
+    assert "exposed" not in plan_table(dataclasses.replace(made, exposed_seconds=None))
 
 
 def test_cosmo_plan_steps_are_counted_from_the_starting_checkpoint():

@@ -152,6 +152,67 @@ def test_engine_hlo_a_collective_in_several_fusions_is_one():
     assert count(text).collective_bytes() == {"all-gather": 2 * 128 * 128 * 2}
 
 
+def test_engine_hlo_a_fusion_does_not_move_what_its_collective_gathers():
+    """A product of 8 x 4 x 128 beside a gather, whose arrays pass through. By hand, in bytes:
+    the gather's 128 x 128 twice, once for all three fusions, and the product's three arrays."""
+    gather = "all-gather(%p), channel_id=7, replica_groups=[1,32]<=[32], dimensions={0}"
+    part, whole, small = "bf16[4,128]{1,0}", "bf16[128,128]{1,0}", "bf16[8,4]{1,0}"
+    fused = f"""\
+%start (p: bf16[4,128]) -> (bf16[4,128], bf16[128,128]) {{
+  %p = {part} parameter(0)
+  %g = {whole} {gather}
+  ROOT %s = ({part}, {whole}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%step (p: {part}, w: {whole}, x: {small}) -> (bf16[8,128], {part}, {whole}) {{
+  %p = {part} parameter(0)
+  %w = {whole} parameter(1)
+  %x = {small} parameter(2)
+  %y = bf16[8,128]{{1,0}} dot(%x, %p), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %g = {whole} {gather}
+  ROOT %t = (bf16[8,128]{{1,0}}, {part}, {whole}) tuple(%y, %p, %g)
+}}
+
+%end (p: bf16[4,128], w: bf16[128,128]) -> bf16[128,128] {{
+  %p = {part} parameter(0)
+  %w = {whole} parameter(1)
+  %g = {whole} {gather}
+  ROOT %d = {whole} custom-call(%p, %w, %g), custom_call_target="AsyncCollectiveDone"
+}}
+
+"""
+    text = module(
+        f"%a = {part} parameter(0)",
+        f"%x = {small} parameter(1)",
+        f"%s = ({part}, {whole}) fusion(%a), kind=kCustom, calls=%start",
+        f"%s.0 = {part} get-tuple-element(%s), index=0",
+        f"%s.1 = {whole} get-tuple-element(%s), index=1",
+        f"%t = (bf16[8,128]{{1,0}}, {part}, {whole}) fusion(%s.0, %s.1, %x), kind=kOutput, "
+        "output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%step",
+        f"ROOT %e = {whole} fusion(%s.0, %s.1), kind=kCustom, calls=%end",
+    ).replace("ENTRY", fused + "ENTRY")
+    assert count(text).hbm_bytes == 2 * 128 * 128 * 2 + 2 * (8 * 4 + 4 * 128 + 8 * 128)
+
+
+def test_engine_hlo_a_sum_of_which_each_device_keeps_its_part_is_a_reduce_scatter():
+    """As libtpu writes it. By hand: 64 x 128 bfloat16, of which 3/4 arrive, once; or twice."""
+    lines = (
+        "%a = bf16[64,128]{1,0} parameter(0)",
+        "%i = s32[] parameter(1)",
+        "%r = bf16[64,128]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3}}",
+    )
+    fused = "\n  ".join(
+        (*lines, "ROOT %s = bf16[16,128]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={16}")
+    )
+    call = "ROOT %f = bf16[16,128]{1,0} fusion(%a, %i), kind=kCustom, calls=%scatter"
+    scattered = module(*lines[:2], call).replace(
+        "ENTRY", f"%scatter (a: bf16[64,128]) -> bf16[16,128] {{\n  {fused}\n}}\n\nENTRY"
+    )
+    size = 64 * 128 * 2
+    assert count(scattered).link_bytes() == {"reduce-scatter": size * 3 / 4}
+    assert count(module(*lines)).link_bytes() == {"all-reduce": 2 * size * 3 / 4}
+
+
 def test_engine_hlo_memory_traffic_of_a_slice_is_the_slice():
     """A fusion reads one layer of a stack: [24, 64] f32 in, [64] out, not the whole stack."""
     fused = """\

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,8 +25,13 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# These compute and move nothing; a `while` is counted by its body.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
+# These compute and move nothing; a `while` and an asynchronous call are counted by their bodies.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("while", "async-start", "async-update"),
+}
+# An all-reduce is a reduce-scatter and then an all-gather.
+_LINK_CROSSINGS = {"all-reduce": 2.0}  # of a byte of a collective's result; others once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,14 @@ class Cost:
             total[kind] += size
         return dict(total)
 
+    def link_bytes(self) -> dict[str, float]:
+        """Return the bytes that a device must receive, by kind of collective."""
+        # A device gathers all but its own part.
+        total: collections.Counter[str] = collections.Counter()
+        for (kind, group), size in self.collectives.items():
+            total[kind] += size * _LINK_CROSSINGS.get(kind, 1.0) * (group - 1) / group
+        return dict(total)
+
     def plus(self, more: "Cost", times: int = 1) -> "Cost":
         """Return this cost with `more` added `times` times."""
         repeated = {key: times * size for key, size in more.collectives.items()}
@@ -65,16 +79,22 @@ class Cost:
 
 def cost(program: hlo.Program) -> Cost:
     """Return the cost of running `program` once. Raises ValueError for a loop of unknown length."""
+    return costs(program)(program.entry, False)
+
+
+def costs(program: hlo.Program) -> Callable[[str, bool], Cost]:
+    """Return a function: (computation's name, whether inside a fusion) to the cost of one run."""
 
     @functools.cache
     def of(name: str, fused: bool) -> Cost:
-        body, total, channels = program.computations[name], Cost(), set()
+        body, total = program.computations[name], Cost()
+        channels = set(continued_channels(program, body))
         for instruction in body.values():
-            total = total.plus(_own_cost(program, body, instruction, fused))
+            total = total.plus(own_cost(program, body, instruction, fused))
             if instruction.opcode == "fusion" and not fused:
                 # A collective hidden behind products stands in several fusions: its start, the
                 # steps that it runs beside, its end. It has one channel, and is counted once.
-                for channel, one in _hidden_collectives(program, instruction).items():
+                for channel, one in fused_collectives(program, instruction).items():
                     if channel not in channels:
                         channels.add(channel)
                         total = total.plus(one)
@@ -88,10 +108,10 @@ def cost(program: hlo.Program) -> Cost:
                     total = total.plus(of(called, inside), times)
         return total
 
-    return of(program.entry, False)
+    return of
 
 
-def _hidden_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str, Cost]:
+def fused_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[str, Cost]:
     """Return {channel: cost} of the collectives inside a fusion, and in fusions within it."""
     found = {}
     for name in fusion.called():
@@ -100,17 +120,45 @@ def _hidden_collectives(program: hlo.Program, fusion: hlo.Instruction) -> dict[s
             if instruction.opcode.removesuffix("-start") in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
                 key = channel.group(1) if channel else instruction.name
-                found[key] = _own_cost(program, body, instruction, False)
+                one = own_cost(program, body, instruction)
+                if _is_scattered(body, instruction):
+                    kinds = {
+                        ("reduce-scatter", n): size for (_, n), size in one.collectives.items()
+                    }
+                    one = dataclasses.replace(one, collectives=collections.Counter(kinds))
+                found[key] = one
             elif instruction.opcode == "fusion":
-                found.update(_hidden_collectives(program, instruction))
+                found.update(fused_collectives(program, instruction))
     return found
 
 
-def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
+def continued_channels(program: hlo.Program, body: dict[str, hlo.Instruction]) -> set[str]:
+    """Return the channels that a computation's fusions continue, started by another computation."""
+    # A product that hides a collective may run in a loop between the start and the end.
+    fusions = [i for i in body.values() if i.opcode == "fusion"]
+    channels = {key for fusion in fusions for key in fused_collectives(program, fusion)}
+    channels -= _started_channels(program, [body])
+    return channels and channels & _started_channels(program, program.computations.values())
+
+
+def _started_channels(program: hlo.Program, bodies) -> set[str]:
+    """Return the channels that fusions of these computations start."""
+    found: set[str] = set()
+    for body in bodies:
+        for fusion in body.values():
+            inner = program.computations.get((fusion.called() or [""])[0], {})
+            starts = 'custom_call_target="AsyncCollectiveStart"'
+            if fusion.opcode == "fusion" and any(starts in i.attributes for i in inner.values()):
+                found |= set(fused_collectives(program, fusion))
+    return found
+
+
+def own_cost(program, body, instruction: hlo.Instruction, fused: bool = False) -> Cost:
+    """Return the cost of one instruction of `body`, without the computations that it calls."""
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if kind in COLLECTIVES and fused:
-        return Cost()  # `_hidden_collectives` counts it
+        return Cost()  # `fused_collectives` counts it
     if kind in COLLECTIVES:
         size = _collective_bytes(body, instruction, started=opcode != kind)
         group = _group_size(instruction.attributes, program.num_partitions)
@@ -138,14 +186,31 @@ def _own_cost(program, body, instruction: hlo.Instruction, fused: bool) -> Cost:
 
 def _collective_bytes(body, instruction: hlo.Instruction, started: bool) -> float:
     """Return the larger of the operands' bytes and the result's."""
-    # libtpu writes a reduce-scatter as an all-reduce of which each device keeps its part (v3, v4),
-    # or as a loop of permutations beside the product (v5e): an all-reduce's bytes count once.
     given = sum(hlo.shape_bytes(body[name].shape) for name in instruction.operands)
     result = hlo.shape_bytes(instruction.shape)
     # The result of a `-start` is a tuple that holds the operands too.
     if started and instruction.opcode != "all-reduce-start":
         result -= given
     return float(max(given, result))
+
+
+def _is_scattered(body, instruction: hlo.Instruction) -> bool:
+    """Return whether a fused all-reduce is one of which each device keeps only its part."""
+    # libtpu writes a reduce-scatter so, as one `AllReduceScatterFusion`, or as a loop of
+    # permutations beside the product (v5e). Its bytes cross the links once.
+    if instruction.opcode != "all-reduce":
+        return False
+    names, sliced = {instruction.name}, False
+    for user in body.values():
+        if names.isdisjoint(user.operands):
+            continue
+        if user.opcode in ("get-tuple-element", "bitcast"):
+            names.add(user.name)
+        elif user.opcode == "dynamic-slice":
+            sliced = True
+        else:
+            return False
+    return sliced
 
 
 def _group_size(attributes: str, everyone: int) -> int:
@@ -232,6 +297,7 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
     called = instruction.called()
     if opcode == "fusion" and called and called[0] in program.computations:
         inner = program.computations[called[0]]
+        result -= _results_unwritten(inner, instruction)
         for number in range(len(reads)):
             part = _part_read(program, inner, number)
             if part is not None:
@@ -241,6 +307,34 @@ def _moved_bytes(program, body, instruction: hlo.Instruction) -> float:
                 part = hlo.shape_bytes(inner[update.operands[1]].shape)
                 result = max(result - hlo.shape_bytes(update.shape) + part, part)
     return float(sum(reads) + result)
+
+
+def _results_unwritten(inner: dict[str, hlo.Instruction], fusion: hlo.Instruction) -> int:
+    """Return the bytes of a fusion's results that belong to collectives within it."""
+    # `fused_collectives` counts them, once for all fusions of a channel. Between the first and the
+    # last, the arrays pass through fusions as parameters that are results too.
+    root = next((i for i in inner.values() if i.root), None)
+    arrays = hlo.shapes(fusion.shape)
+    if root is None:
+        return 0
+    if _is_collective_part(root):
+        return hlo.shape_bytes(fusion.shape, main_memory=True)
+    if root.opcode != "tuple" or len(root.operands) != len(arrays):
+        return 0
+    passed = "output_to_operand_aliasing" in fusion.attributes
+    return sum(
+        hlo.shape_bytes(array, main_memory=True)
+        for name, array in zip(root.operands, arrays, strict=True)
+        if _is_collective_part(inner[name]) or (passed and inner[name].opcode == "parameter")
+    )
+
+
+def _is_collective_part(instruction: hlo.Instruction) -> bool:
+    """Return whether this is a collective, or libtpu's start or end of one in a fusion."""
+    return (
+        instruction.opcode.removesuffix("-start") in COLLECTIVES
+        or 'custom_call_target="AsyncCollective' in instruction.attributes
+    )
 
 
 def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: int) -> int | None:
@@ -262,6 +356,10 @@ def _part_read(program: hlo.Program, inner: dict[str, hlo.Instruction], number: 
         # A bitcast is the same memory under another shape, so its users count too.
         if user.opcode == "bitcast":
             names.add(user.name)
+        elif _is_collective_part(user):
+            continue  # counted with the collective
+        elif user.opcode == "tuple" and user.root:
+            continue  # passed through in place
         elif user.opcode in ("dynamic-slice", "slice") and places == [0]:
             total += hlo.shape_bytes(user.shape)
         elif user.opcode == "dynamic-update-slice" and places == [0]:

@@ -26,11 +26,9 @@ from cosmo.engine.model.step import (
     compile_step,
     state_shardings,
 )
-from cosmo.engine.scale import chips, hlo, hlo_cost, sizing
+from cosmo.engine.scale import chips, hlo, hlo_cost, overlap, sizing
 
 _GPUS_A_HOST = 8  # of DGX and cloud machines
-# An all-reduce is a reduce-scatter and then an all-gather.
-_LINK_CROSSINGS = {"all-reduce": 2.0}  # of a byte of a collective's result; others once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +77,7 @@ class Plan:
     kernel_traffic_bytes: float | None
     collective_bytes: dict[str, float] | None
     roofline_seconds: dict[str, float | None]
+    exposed_seconds: dict[str, float] | None  # of collectives, not hidden behind computation
     step_seconds_bound: float | None
     tokens_per_second_bound: float | None
     steps: int
@@ -195,6 +194,7 @@ class _Found(NamedTuple):
     arguments: int  # bytes, as are temporaries
     temporaries: int | None
     cost: hlo_cost.Cost | None = None
+    program: hlo.Program | None = None
     estimated: bool = False
     seconds: float | None = None
 
@@ -223,7 +223,8 @@ def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> 
     if hlo_path:
         write_atomic(hlo_path, text)
     try:
-        cost = hlo_cost.cost(hlo.parse(text))
+        program = hlo.parse(text)
+        cost = hlo_cost.cost(program)
     except ValueError as error:
         raise UserError(
             f"the compiled program cannot be counted: {error}; write it to a file to see why",
@@ -235,7 +236,7 @@ def _compiled(model, config, job: PlannedRun, partitioner, layout, hlo_path) -> 
     # program, all temporaries.
     others = memory.output_size_in_bytes - memory.alias_size_in_bytes
     others += memory.generated_code_size_in_bytes + memory.temp_size_in_bytes
-    return _Found(arguments, others, cost, seconds=seconds)
+    return _Found(arguments, others, cost, program, seconds=seconds)
 
 
 def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettings) -> _Found:
@@ -253,13 +254,13 @@ def _by_arithmetic(model, config, batch, count: int, choice: sizing.DeviceSettin
 def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begin) -> Plan:
     devices = mesh["data"] * mesh["model"]
     peak = None if found.temporaries is None else found.arguments + found.temporaries
-    cost = found.cost
+    cost, program = found.cost, found.program
     roofline: dict[str, float | None] = dict.fromkeys(("compute", "hbm", "interconnect"))
     if cost is not None:
         roofline = {
             "compute": _over(cost.matmul_flops, chip.matmul_flops),
             "hbm": _over(cost.hbm_bytes, chip.hbm_bytes_per_second),
-            "interconnect": _over(_link_bytes(cost), chip.link_bytes_per_second),
+            "interconnect": _over(sum(cost.link_bytes().values()), chip.link_bytes_per_second),
         }
     # A roofline: the three overlap at best, so the slowest of them bounds the step.
     known = [seconds for seconds in roofline.values() if seconds is not None]
@@ -299,6 +300,7 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         kernel_traffic_bytes=cost and cost.kernel_bytes,
         collective_bytes=cost and cost.collective_bytes(),
         roofline_seconds=roofline,
+        exposed_seconds=program and overlap.exposed_seconds(program, chip),
         step_seconds_bound=bound,
         tokens_per_second_bound=_over(tokens, bound),
         steps=steps,
@@ -306,14 +308,6 @@ def _finish(job, topology, chip, mesh, choice, found: _Found, limit, batch, begi
         # Nobody reaches a roofline: half of it is the number to plan with.
         days_at_half=days and 2 * days,
         compile_seconds=found.seconds,
-    )
-
-
-def _link_bytes(cost: hlo_cost.Cost) -> float:
-    """Return the bytes that a device must receive: of gathered arrays, all but its own part."""
-    return sum(
-        size * _LINK_CROSSINGS.get(kind, 1.0) * (group - 1) / group
-        for (kind, group), size in cost.collectives.items()
     )
 
 
