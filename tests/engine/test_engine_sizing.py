@@ -80,6 +80,21 @@ def test_engine_sizing_kept_activations_shrink_with_the_policy():
     assert kept["full"] > 24 * 256 * (512 + 128) * 2048 * 2
 
 
+def test_engine_sizing_policies_keep_gathered_weights():
+    """In bfloat16: attention's, or every kernel of the layers. Oracle: their sizes by hand."""
+    model = models.EncoderDecoderModel(XL)
+    kept = {
+        policy: sum(
+            a.size * a.dtype.itemsize for a in sizing.kept_activations(model, BATCH, policy)
+        )
+        for policy in ("minimal", "minimal_gathered", "minimal_gathered_all")
+    }
+    attention = 2 * 24 * (4 + 8) * 2048 * 32 * 64
+    feed_forward = 2 * 24 * (3 + 3) * 2048 * 5120
+    assert kept["minimal_gathered"] - kept["minimal"] == attention
+    assert kept["minimal_gathered_all"] - kept["minimal"] == attention + feed_forward
+
+
 def choose(network, devices, hbm, parts=None, local=8, **settings):
     return sizing.choose_device_settings(
         models.EncoderDecoderModel(network),

@@ -56,9 +56,12 @@ REMAT_POLICIES: dict[str, Any] = {
     # Keep every activation, but no gathered weight: that would be the whole model on every device.
     "none": jax.checkpoint_policies.save_anything_except_these_names(*_GATHERED),
     "minimal": _DOTS,  # keep matmul results
-    # Keep also attention's weights as gathered: more memory, fewer collectives.
+    # Keep also attention's weights as gathered, or all: more memory, fewer collectives.
     "minimal_gathered": jax.checkpoint_policies.save_from_both_policies(
         _DOTS, jax.checkpoint_policies.save_only_these_names(partitioning.GATHERED_ATTENTION)
+    ),
+    "minimal_gathered_all": jax.checkpoint_policies.save_from_both_policies(
+        _DOTS, jax.checkpoint_policies.save_only_these_names(*_GATHERED)
     ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only each layer's input
 }

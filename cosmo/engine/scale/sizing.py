@@ -368,8 +368,8 @@ def _cost(choice: DeviceSettings, gathers: bool) -> float:
     # Full rematerialization computes a third more. A microbatch gathers all weights again; where
     # none are gathered, it only casts them again.
     # Keeping everything ("none") costs more memory traffic than computing attention again.
-    policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
-    return (1.0 if gathers else 0.01) * choice.num_microbatches + policy[choice.remat_policy]
+    policy = {"none": 0.1, "full": 2.5}.get(choice.remat_policy, 0.0)
+    return (1.0 if gathers else 0.01) * choice.num_microbatches + policy
 
 
 def _policy(model: models.EncoderDecoderModel) -> str | None:
