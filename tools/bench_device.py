@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--targets", type=int, default=128, help="tokens (128)")
     one.add_argument("--dtype", default="bfloat16", help="of the computation (bfloat16)")
     one.add_argument("--attention", default="auto", help="plain, fused, cudnn or auto (auto)")
-    one.add_argument("--remat_policy", default="auto", help="none, minimal, full or auto (auto)")
+    one.add_argument("--remat_policy", default="auto", help="a policy of REMAT_POLICY (auto)")
     one.add_argument("--num_microbatches", type=int, help="(chosen)")
     one.add_argument("--num_partitions", type=int, help="(chosen)")
     one.add_argument("--profile", metavar="DIR", help="write a trace of the steps for XProf")

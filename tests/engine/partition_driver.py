@@ -1,6 +1,6 @@
 """Runs and answers on meshes of CPU devices, for test_engine_partitioning.py.
 
-    python -m tests.engine.partition_driver train|answer OUT MESH,MESH,...
+    python -m tests.engine.partition_driver train|answer|count OUT MESH,MESH,...
     python -m tests.engine.partition_driver two OUT MESH PORT PROCESS
 
 Writes OUT.json and OUT.npz; `two` trains as one of two processes. NETWORK=blenderbot in the
@@ -9,6 +9,7 @@ with the kernel of attention.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -213,6 +214,56 @@ def answer_on_eight_devices(out: str, meshes: str) -> None:
     write(out, report, {})
 
 
+def count_all_reduces_of_encoded_inputs(out: str, meshes: str) -> None:
+    """Compile the gradient of a decoder; write the all-reduces of its encoder's output's shape.
+
+    By mesh and scan_layers, "outside" and "inside" of loops.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from cosmo.engine.model import models
+    from cosmo.engine.scale import hlo
+
+    report = {}
+    for name, scan_layers in itertools.product(meshes.split(","), (True, False)):
+        data, parts = MESHES[name]
+        model = models.EncoderDecoderModel(
+            tiny_network.config(remat_policy="minimal", scan_layers=scan_layers)
+        )
+        partitioner = partitioning.Partitioner(num_partitions=parts)
+        mesh = partitioner.mesh(jax.devices()[: data * parts])
+        layout = partitioner.layout(mesh)
+        params = models.abstract_params(model)
+        shardings = partitioner.param_shardings(mesh, params, models.logical_axes(model))
+        rows = partitioning.batch_sharding(mesh)
+
+        def loss(params, encoded_BSM, x_BTM, model=model, layout=layout):
+            with layout.active():
+                targets_BT, inputs_BS = (jnp.ones(a.shape[:2], int) for a in (x_BTM, encoded_BSM))
+                decoder = models.bind(model, params).decoder
+                return jnp.sum(jnp.square(decoder(x_BTM, encoded_BSM, targets_BT, inputs_BS)))
+
+        grad = jax.jit(
+            jax.grad(loss, (0, 1)),
+            in_shardings=(shardings, rows, rows),
+            out_shardings=(shardings, rows),
+        )
+        activations = [jax.ShapeDtypeStruct((8, length, 16), jnp.float32) for length in (10, 6)]
+        program = hlo.parse(grad.lower(params, *activations).compile().as_text())
+        shape = f"f32[{8 // data},10,16]"
+        found = {"outside": 0, "inside": 0}
+        for computation, instructions in program.computations.items():
+            where = "outside" if computation == program.entry else "inside"
+            for instruction in instructions.values():
+                if instruction.opcode.startswith("all-reduce"):
+                    # A copy's gradient has a leading axis of one.
+                    shapes = instruction.shape.replace("[1,", "[")
+                    found[where] += shapes.count(shape)
+        report[f"{name} {scan_layers}"] = found
+    write(out, report, {})
+
+
 def write(out: str, report: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write OUT.json and OUT.npz."""
     np.savez(out + ".npz", **arrays)
@@ -241,6 +292,7 @@ if __name__ == "__main__":
     modes = {
         "train": run_on_eight_devices,
         "answer": answer_on_eight_devices,
+        "count": count_all_reduces_of_encoded_inputs,
         "two": run_as_one_of_two,
     }
     modes[sys.argv[1]](*sys.argv[2:])

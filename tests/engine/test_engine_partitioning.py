@@ -170,6 +170,19 @@ def test_engine_partitioning_runs_the_kernel_of_attention(eight, tmp_path, monke
             np.testing.assert_allclose(arrays[f"{mesh}:{name}"], expected, atol=limit, err_msg=name)
 
 
+def test_engine_partitioning_the_gradient_of_encoded_inputs_is_summed_once(tmp_path):
+    """One all-reduce after all three decoder layers, scanned or not. Oracle: by hand.
+
+    The 2 heads are whole on each of 4 devices, their 16 joined columns are not.
+    """
+    out = str(tmp_path / "run")
+    report, _ = results(out, [start(8, "count", out, "4x2,2x4,8x1")])
+    summed, none = {"outside": 1, "inside": 0}, {"outside": 0, "inside": 0}
+    for scan_layers in (True, False):
+        assert report[f"4x2 {scan_layers}"] == report[f"2x4 {scan_layers}"] == summed
+        assert report[f"8x1 {scan_layers}"] == none
+
+
 def test_engine_partitioning_forgoes_the_compilation_cache_on_several_cpus(eight):
     """A program with collectives read back from it hangs. Oracle: JAX's own setting."""
     assert eight[0]["cache"] == [True, False]

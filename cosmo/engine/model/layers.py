@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cosmo.engine.base.errors import UserError
 from cosmo.engine.model import cpu_products, partitioning
@@ -54,6 +55,27 @@ def product(
     """Return x [..., M] times a kernel [M, N], in x's type; factors are rounded to `dtype`."""
     dtype = dtype or x.dtype
     return times(x.astype(dtype), weight(kernel, dtype, called), x.dtype)
+
+
+def product_of_copies(
+    x_PBSM: jax.Array, kernel: nnx.Param, dtype: str | None, called: str
+) -> jax.Array:
+    """Return the `product` [B, S, N] of x and a kernel [M, N], from `partitioning.copies` of x.
+
+    Copy p is multiplied by part p of the kernel's columns, which the same devices hold.
+    """
+    dtype = dtype or x_PBSM.dtype
+    weights_MN = weight(kernel, dtype, called)
+    weights_MPC = weights_MN.reshape(weights_MN.shape[0], x_PBSM.shape[0], -1)
+    out_BSPC = jnp.einsum(
+        "PBSM,MPC->BSPC",
+        x_PBSM.astype(dtype),
+        weights_MPC,
+        preferred_element_type=x_PBSM.dtype,
+    )
+    out_BSN = out_BSPC.reshape(*out_BSPC.shape[:2], -1)
+    # Policies of rematerialization take a batched product for one of activations: hence a name.
+    return checkpoint_name(out_BSN, partitioning.PROJECTED)
 
 
 def times(x: jax.Array, weights_MN: jax.Array, dtype) -> jax.Array:
@@ -306,14 +328,15 @@ class Attention(nnx.Module):
         """Return x [B, T, M] projected by the kernel `name`, split into heads: [B, H, T, K]."""
         # Heads come before positions, so that every later product is over adjacent matrices: XLA's
         # CPU backend runs them up to five times as fast. A TPU's compiler chooses layouts itself.
+        multiply = product if x_BTM.ndim == 3 else product_of_copies
         kernel = getattr(self, name)
-        x_BTJ = product(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
+        x_BTJ = multiply(x_BTM, kernel, self.product_dtype, partitioning.GATHERED_ATTENTION)
         x_BTJ = add_bias(x_BTJ, self, name)
         x_BTHK = x_BTJ.reshape(*x_BTJ.shape[:-1], self.num_heads, self.head_dim)
         return x_BTHK.swapaxes(-3, -2)
 
     def keys_values(self, x_BSM: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values of x, each [B, H, S, K]."""
+        """Return keys and values of x or of its copies [P, B, S, M], each [B, H, S, K]."""
         return self.heads(x_BSM, "key"), self.heads(x_BSM, "value")
 
     def __call__(

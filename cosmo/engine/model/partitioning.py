@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.compilation_cache import compilation_cache
@@ -41,6 +42,7 @@ AXIS_TYPES = (AxisType.Auto, AxisType.Auto)
 
 GATHERED = "gathered"  # names for rematerialization policies
 GATHERED_ATTENTION = "gathered_attention"
+PROJECTED = "projected"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +168,25 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if layout is None or layout.mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, names))
+
+
+def parts(size: int, name: str) -> int:
+    """Return into how many parts the active layout splits an axis along `model`; 1 without one."""
+    layout = _ACTIVE.get()
+    if layout is None:
+        return 1
+    (side,) = layout.sharding((size,), (name,), without="data").spec
+    return 1 if side is None else layout.mesh.shape[side]
+
+
+def copies(x: jax.Array, count: int, name: str) -> jax.Array:
+    """Return `count` copies of x [B, ...], one for each part of an axis `name`: [P, B, ...].
+
+    A device holds the copy for its part alone, so this takes no memory. Their gradients are summed
+    over devices here, and not where a copy is used.
+    """
+    copied = jnp.broadcast_to(x, (count, *x.shape))
+    return constrain(copied, name, "batch", *[None] * (x.ndim - 1))
 
 
 def on_each_device(

@@ -50,15 +50,18 @@ _GATHERED = (partitioning.GATHERED, partitioning.GATHERED_ATTENTION)
 # A kernel's result too: its products would be computed again to get it.
 _DOTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(fused_attention.ATTENDED),
+    jax.checkpoint_policies.save_only_these_names(fused_attention.ATTENDED, partitioning.PROJECTED),
 )
 REMAT_POLICIES: dict[str, Any] = {
     # Keep every activation, but no gathered weight: that would be the whole model on every device.
     "none": jax.checkpoint_policies.save_anything_except_these_names(*_GATHERED),
     "minimal": _DOTS,  # keep matmul results
-    # Keep also attention's weights as gathered: more memory, fewer collectives.
+    # Keep also attention's weights as gathered, or all: more memory, fewer collectives.
     "minimal_gathered": jax.checkpoint_policies.save_from_both_policies(
         _DOTS, jax.checkpoint_policies.save_only_these_names(partitioning.GATHERED_ATTENTION)
+    ),
+    "minimal_gathered_all": jax.checkpoint_policies.save_from_both_policies(
+        _DOTS, jax.checkpoint_policies.save_only_these_names(*_GATHERED)
     ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep only each layer's input
 }
@@ -589,6 +592,11 @@ class Decoder(nnx.Module):
         # Segments keep the examples of a packed row apart, here and across to the encoder.
         self_mask = attention_mask(c, segments_BT, segments_BT, causal=True)
         cross_mask = attention_mask(c, segments_BT, encoder_segments_BS)
+        # Every layer sends a gradient to the encoder's output, of its device's heads alone. Copies
+        # add them up over the layers before devices do: one all-reduce instead of one a layer.
+        count = partitioning.parts(c.num_heads * c.head_dim, "joined_kv")
+        if count > 1:
+            encoded_BSM = partitioning.copies(encoded_BSM, count, "joined_kv")
         x_BTM = outer_dropout(c, x_BTM, k_in)
         x_BTM = scan_stack(
             self.layers,

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Room for memory that XLA needs beside the arrays of the layer at work.
 _WORKING_MEMORY_FACTOR = 1.35
 _MAX_MEMORY_SHARE = 0.92  # of a device's memory: an estimate must leave room
-_EQUAL_COST_RATIO = 1.02  # of layouts whose costs are this close, the fewest partitions are taken
+_EQUAL_COST_RATIO = 1.1  # of layouts whose costs are this close, the fewest partitions are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +214,9 @@ def traffic_estimate(
         target = batch["decoder_input_tokens"].shape[1]
         encoder = _size(network, "num_encoder_layers")
         decoder = _size(network, "num_decoder_layers")
-        # Sums forward and backward: an encoder layer has 2 sublayers, a decoder layer 3, and
-        # cross-attention's keys and values send a gradient to the encoder's output.
-        positions = 4 * encoder * source + 6 * decoder * target + decoder * source
+        # Sums forward and backward: an encoder layer has 2 sublayers, a decoder layer 3. The
+        # gradient of the encoder's output is summed over the layers first, over partitions once.
+        positions = 4 * encoder * source + 6 * decoder * target + source
         reduced += size * rows * positions * _size(network, "emb_dim")
     return {"all-gather": gathered, "all-reduce": reduced}
 
@@ -368,8 +368,8 @@ def _cost(choice: DeviceSettings, gathers: bool) -> float:
     # Full rematerialization computes a third more. A microbatch gathers all weights again; where
     # none are gathered, it only casts them again.
     # Keeping everything ("none") costs more memory traffic than computing attention again.
-    policy = {"minimal": 0.0, "minimal_gathered": 0.0, "none": 0.1, "full": 2.5}
-    return (1.0 if gathers else 0.01) * choice.num_microbatches + policy[choice.remat_policy]
+    policy = {"none": 0.1, "full": 2.5}.get(choice.remat_policy, 0.0)
+    return (1.0 if gathers else 0.01) * choice.num_microbatches + policy
 
 
 def _policy(model: models.EncoderDecoderModel) -> str | None:
