@@ -211,6 +211,9 @@ PROGRAM = Program(
         "agreement": _verb(
             "tools.bench_agreement", "CTranslate2's answers beside ours, token by token"
         ),
+        "device": _verb(
+            "tools.bench_device_cases", "large T5s on accelerators: training, decoding, labels"
+        ),
         "pipeline": _verb(
             "tools.bench_pipeline", "CO3: post-processing on one core, and calls a second"
         ),

@@ -24,17 +24,22 @@ def measure(args: argparse.Namespace) -> dict:
     from cosmo.engine.model.step import compile_step
     from cosmo.engine.scale import chips, sizing
 
+    attention = args.attention
+    if attention == "fast":
+        attention = "cudnn" if jax.default_backend() == "gpu" else "fused"
     network = bench_sides.network(
         args.model,
         dtype=args.dtype,
         dropout_rate=args.dropout_rate,
         remat_policy=args.remat_policy,
-        attention=args.attention,
+        attention=attention,
     )
     model = models.EncoderDecoderModel(network, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
     lengths = {"inputs": args.inputs, "targets": args.targets}
     # No task is read: a step needs the shapes alone.
-    dataset = datasets.DatasetConfig("none", lengths, batch_size=args.batch_size)
+    dataset = datasets.DatasetConfig(
+        "none", lengths, batch_size=args.batch_size, pack=not args.unpacked
+    )
     batch = datasets.abstract_batch(dataset)
     # T5X's optimizer: AdamW's state of an XL would be twice the parameters.
     settings = step.StepConfig(optimizer.Adafactor(), num_microbatches=args.num_microbatches)
@@ -48,9 +53,7 @@ def measure(args: argparse.Namespace) -> dict:
     layout = partitioner.layout(partitioner.mesh())
     abstract, shardings = step.state_shardings(model, settings, partitioner, layout.mesh)
     began = time.monotonic()
-    run = compile_step(
-        model, settings, datasets.abstract_batch(dataset), layout, abstract, shardings, 0
-    )
+    run = compile_step(model, settings, batch, layout, abstract, shardings, 0)
     compiled = time.monotonic() - began
     # In place on the devices: no host need hold the model.
     state = step.init_sharded_state(model, settings, 0, shardings)
@@ -122,7 +125,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--inputs", type=int, default=512, help="tokens (512)")
     one.add_argument("--targets", type=int, default=128, help="tokens (128)")
     one.add_argument("--dtype", default="bfloat16", help="of the computation (bfloat16)")
-    one.add_argument("--attention", default="auto", help="plain, fused, cudnn or auto (auto)")
+    one.add_argument(
+        "--attention", default="auto", help="plain, fused, cudnn, auto, or fast: cudnn or fused"
+    )
+    one.add_argument("--unpacked", action="store_true", help="rows without segment ids")
     one.add_argument("--remat_policy", default="auto", help="a policy of REMAT_POLICY (auto)")
     one.add_argument("--num_microbatches", type=int, help="(chosen)")
     one.add_argument("--num_partitions", type=int, help="(chosen)")
