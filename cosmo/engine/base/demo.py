@@ -81,7 +81,7 @@ def _keep(folder: pathlib.Path, demo: str) -> None:
     _remove(previous)
     with explained(folder, "rename it, or give another folder", "output"):
         folder.rename(previous)
-    print(f"the finished {demo} of {folder} is kept in {previous}")
+    print(f"the finished {demo} of {folder} is kept in {previous}; a new one begins")
 
 
 def _demo_of(folder: pathlib.Path) -> str:
