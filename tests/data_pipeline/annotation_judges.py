@@ -68,7 +68,7 @@ class Judge:
 
     def ask(self, method, path, body=None, headers=None):
         """Send a request on a connection of its own; OSError or HTTPException where it breaks."""
-        connection = http.client.HTTPConnection(self.netloc, timeout=10)
+        connection = http.client.HTTPConnection(self.netloc, timeout=60)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             return Reply(connection.getresponse())
