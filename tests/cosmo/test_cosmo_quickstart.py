@@ -37,7 +37,7 @@ def test_unigram_perplexity_by_hand():
 
 
 def run_folder(tmp_path, perplexity: float, echo: bool):
-    """What a run leaves, with answers that are right (`echo`) or all wrong."""
+    """Write the files of a finished run, with answers that are right (`echo`) or all wrong."""
     rows = [
         {"step": 0, "eval/all/loss": 8.0, "eval/all/perplexity": 3000.0},
         {"step": 5, "train/loss": 4.0},

@@ -71,7 +71,7 @@ def test_each_verb_has_a_page(capsys, name):
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, expected):
-    """What is wrong, and where to read on; exit code 2."""
+    """The error names the fault and the help; exit code 2."""
     code, text, error = output(capsys, *arguments)
     assert (code, text) == (2, "")
     assert expected in error

@@ -1,4 +1,4 @@
-"""What long work logs of how far it is."""
+"""Progress lines of long work."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ def test_counts_have_the_time_that_is_left(caplog, monkeypatch):
 
 
 def test_short_waits_in_a_row_are_no_silence(caplog, monkeypatch):
-    """A wait that begins 9.9 s after the last line is told after 0.1 s. Oracle: by hand."""
+    """A wait that begins 9.9 s after the last line is logged after 0.1 s. Oracle: by hand."""
     caplog.set_level(logging.INFO, "cosmo")
     silence.line_logged()
     with progress.heartbeat("first"):

@@ -195,7 +195,7 @@ def _check_step(found: Any, step: int, folder: epath.PathLike) -> None:
 
 
 def locate(path: epath.PathLike) -> tuple[str, int] | None:
-    """Return (MODEL_DIR, step) of the checkpoint of ours at `path`, None if there is none.
+    """Return (MODEL_DIR, step) of our own checkpoint at `path`, None if there is none.
 
     `path` is a run's MODEL_DIR (the newest sound checkpoint), one checkpoint in it, or
     MODEL_DIR/best. Raises UserError if the named checkpoint, or every one of a run, is damaged.

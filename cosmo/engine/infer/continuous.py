@@ -537,7 +537,7 @@ class Scheduler:
                 self._turn()
             except Exception as error:
                 log.exception("a step failed; its requests end")
-                self._fail(_described_error(error))
+                self._fail(described_error(error))
         for _function, future in self._exclusive:
             future.cancel()
 
@@ -574,7 +574,7 @@ class Scheduler:
         except Exception as error:
             # Samples whose last step this was are in no row any more.
             for _, sample in pending[1]:
-                self._finish(sample, "error", _described_error(error))
+                self._finish(sample, "error", described_error(error))
             raise
 
     def _run_one_exclusive(self) -> None:
@@ -635,7 +635,7 @@ class Scheduler:
             # The pool was given to the program that failed: `_fail` ends what is in its rows.
             for request in taken:
                 for sample in request.samples:
-                    self._finish(sample, "error", _described_error(error))
+                    self._finish(sample, "error", described_error(error))
             raise
 
     def _insert(self, taken: list[_Request], free: list[int]) -> None:
@@ -750,7 +750,8 @@ class Scheduler:
         return self._programs.program((kind, *shape), self.session.params)(*args[len(shape) :])
 
 
-def _described_error(error: Exception) -> str:
+def described_error(error: Exception) -> str:
+    """Return the text of `Finished.error` for an exception."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -24,6 +24,7 @@ from cosmo.engine.infer.continuous import (
     Sampling,
     Token,
     check_request,
+    described_error,
 )
 from cosmo.engine.model.decoding import DecodingConfig
 
@@ -336,7 +337,7 @@ class Scheduler:
             )
         except Exception as caught:
             log.exception("a batch failed; its requests end")
-            error = f"{type(caught).__name__}: {caught}"
+            error = described_error(caught)
         for sample in batch.samples:
             if not sample.finished:
                 self._finish(sample, "error", error or "CTranslate2 ended the answer too soon")
